@@ -1,0 +1,36 @@
+"""The error types of ppsd3.
+
+Every error names the thing (file, tensor, argument, value) and the remedy. Each type also derives from
+the built-in exception that a diffusers user would catch, so ``except ValueError`` keeps working.
+"""
+
+
+class PPSD3Error(Exception):
+    """Base of all errors that ppsd3 raises on purpose."""
+
+
+class InputError(PPSD3Error, ValueError):
+    """An argument of a public call is missing, contradicts another one, or has a value that cannot be used."""
+
+
+class ConfigError(PPSD3Error, ValueError):
+    """A configuration file or a constructor argument holds an unknown key or an impossible value."""
+
+
+class CheckpointError(PPSD3Error):
+    """Base of everything that can be wrong with a checkpoint."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """A path, a hub id, a component or a shard does not exist."""
+
+    def __str__(self):  # FileNotFoundError formats (errno, strerror); ours is one sentence
+        return str(self.args[0]) if self.args else ""
+
+
+class CheckpointFormatError(CheckpointError, ValueError):
+    """A file exists but is truncated, is a pickle, or is not what its name says."""
+
+
+class WeightMismatchError(CheckpointError, ValueError):
+    """Tensors are missing, unexpected, or of another shape than the model's."""
