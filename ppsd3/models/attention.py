@@ -1,0 +1,118 @@
+"""The MM-DiT block: two streams with weights of their own that meet in one attention (paper, figure 2b)."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ..ops import Linear, gated_residual, layer_norm_modulate
+from ..utils.errors import InputError
+from .attention_processor import Attention
+from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
+
+
+class GELU(nn.Layer):
+    """Linear projection followed by tanh-approximated GELU: ``[..., dim_in] -> [..., dim_out]``."""
+
+    def __init__(self, dim_in, dim_out):
+        super().__init__()
+        self.proj = Linear(dim_in, dim_out)
+
+    def forward(self, hidden_states):
+        return F.gelu(self.proj(hidden_states), approximate=True)
+
+
+class FeedForward(nn.Layer):
+    """``net.2(gelu(net.0.proj(x)))``, four times as wide inside: ``[B, S, D] -> [B, S, D]``.
+
+    Args:
+        dim (int): width D. mult (int): inner width over D. Default 4.
+    """
+
+    def __init__(self, dim, mult=4):
+        super().__init__()
+        self.net = nn.LayerList([GELU(dim, dim * mult), nn.Dropout(0.0), Linear(dim * mult, dim)])
+        self.chunk_size, self.chunk_dim = None, 0
+
+    def set_chunk_feed_forward(self, chunk_size, dim=0):
+        """Work on ``chunk_size`` slices of axis ``dim`` (0 batch, 1 sequence) at a time; None for all at once."""
+        self.chunk_size, self.chunk_dim = chunk_size, dim
+
+    def forward(self, hidden_states):
+        size = hidden_states.shape[self.chunk_dim]
+        if self.chunk_size is None or size <= self.chunk_size:
+            return self._run(hidden_states)
+        starts = range(0, size, self.chunk_size)
+        chunks = [hidden_states.slice([self.chunk_dim], [i], [min(i + self.chunk_size, size)]) for i in starts]
+        return paddle.concat([self._run(chunk) for chunk in chunks], axis=self.chunk_dim)
+
+    def _run(self, hidden_states):
+        for layer in self.net:
+            hidden_states = layer(hidden_states)
+        return hidden_states
+
+
+class JointTransformerBlock(nn.Layer):
+    """One MM-DiT block.
+
+    Args:
+        dim (int): width D.
+        num_attention_heads (int), attention_head_dim (int): h and d.
+        context_pre_only (bool): the last block: text serves the attention and is then dropped. Default False.
+        qk_norm (str, optional): None or ``"rms_norm"``.
+        use_dual_attention (bool): a second, image-only attention on the block's input (SD3.5-medium). Default False.
+
+    Shapes: ``hidden_states [B, N, D]``, ``encoder_hidden_states [B, L, D]``, ``temb [B, D]`` ->
+    ``(encoder_hidden_states or None, hidden_states)``, text first as in diffusers.
+    """
+
+    def __init__(
+        self, dim, num_attention_heads, attention_head_dim, context_pre_only=False, qk_norm=None, use_dual_attention=False
+    ):
+        super().__init__()
+        self.context_pre_only, self.use_dual_attention = context_pre_only, use_dual_attention
+        self.norm1 = SD35AdaLayerNormZeroX(dim) if use_dual_attention else AdaLayerNormZero(dim)
+        self.norm1_context = AdaLayerNormContinuous(dim, dim) if context_pre_only else AdaLayerNormZero(dim)
+        heads = dict(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim, qk_norm=qk_norm)
+        self.attn = Attention(added_kv_proj_dim=dim, context_pre_only=context_pre_only, **heads)
+        self.attn2 = Attention(**heads) if use_dual_attention else None
+        self.ff = FeedForward(dim)
+        self.ff_context = None if context_pre_only else FeedForward(dim)
+
+    def forward(self, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
+        kwargs = joint_attention_kwargs or {}
+        image = self.norm1(hidden_states, temb)
+        if self.context_pre_only:
+            text_input = self.norm1_context(encoder_hidden_states, temb)
+        else:
+            text = self.norm1_context(encoder_hidden_states, temb)
+            text_input = text.hidden_states
+
+        image_output, text_output = self.attn(image.hidden_states, text_input, **kwargs)
+
+        hidden_states = gated_residual(hidden_states, image.gate_msa, image_output)
+        if self.use_dual_attention:
+            hidden_states = gated_residual(hidden_states, image.gate_msa2, self.attn2(image.hidden_states2, **kwargs))
+        hidden_states = self._feed_forward(self.ff, hidden_states, image)
+        if self.context_pre_only:
+            return None, hidden_states
+
+        encoder_hidden_states = gated_residual(encoder_hidden_states, text.gate_msa, text_output)
+        return self._feed_forward(self.ff_context, encoder_hidden_states, text), hidden_states
+
+    @staticmethod
+    def _feed_forward(feed_forward, tokens, modulation):
+        normalized = layer_norm_modulate(tokens, modulation.shift_mlp, modulation.scale_mlp)
+        return gated_residual(tokens, modulation.gate_mlp, feed_forward(normalized))
+
+
+def set_chunk_feed_forward(model, chunk_size, dim):
+    """Sets the chunking of every :class:`FeedForward` in ``model``.
+
+    Raises:
+        InputError: ``dim`` is neither 0 (batch) nor 1 (sequence).
+    """
+    if dim not in (0, 1):
+        raise InputError(f"dim is {dim!r}; feed-forward chunks run over 0 (batch) or 1 (sequence).")
+    for layer in model.sublayers():
+        if isinstance(layer, FeedForward):
+            layer.set_chunk_feed_forward(chunk_size, dim)

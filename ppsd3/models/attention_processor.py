@@ -1,0 +1,145 @@
+"""Joint attention: the layers (:class:`Attention`) and the arithmetic over them (the processors).
+
+A processor is one of the three seams of the package: an adapter that must read or change Q, K, V replaces it by
+``model.set_attn_processor``. Counterpart of diffusers' ``Attention`` as SD3 configures it and ``JointAttnProcessor2_0``
+(ppdiffusers: ``JointAttnProcessor2_5``).
+"""
+
+import inspect
+
+import paddle
+from paddle import nn
+
+from ..ops import Linear, attention
+from ..utils.errors import ConfigError, InputError
+from .normalization import RMSNorm
+
+
+class Attention(nn.Layer):
+    """Projections of self-attention over image tokens, or of joint attention over image and text tokens.
+
+    Args:
+        query_dim (int): width D of the tokens.
+        heads (int), dim_head (int): h and d; ``h * d`` is the inner width.
+        added_kv_proj_dim (int, optional): width of the text tokens; None makes plain self-attention.
+        context_pre_only (bool): the text stream ends here, so its output is not projected. Default False.
+        qk_norm (str, optional): None or ``"rms_norm"`` (SD3.5).
+        processor (callable, optional): default :class:`JointAttnProcessor2_5`.
+
+    Shapes: ``hidden_states [B, N, D]``, ``encoder_hidden_states [B, L, D]`` -> the same pair (the second is None
+    when ``context_pre_only``), or ``[B, N, D]`` alone without a text stream.
+    """
+
+    def __init__(
+        self, query_dim, heads, dim_head, added_kv_proj_dim=None, context_pre_only=False, qk_norm=None, processor=None
+    ):
+        super().__init__()
+        if qk_norm not in (None, "rms_norm"):
+            raise ConfigError(f"qk_norm is {qk_norm!r}; SD3 has None and SD3.5 has 'rms_norm'.")
+        self.heads, self.dim_head = heads, dim_head
+        self.context_pre_only = context_pre_only
+        inner_dim = heads * dim_head
+        self.to_q, self.to_k, self.to_v = (Linear(query_dim, inner_dim) for _ in range(3))
+        self.to_out = nn.LayerList([Linear(inner_dim, query_dim), nn.Dropout(0.0)])
+        self.norm_q = RMSNorm(dim_head) if qk_norm else None
+        self.norm_k = RMSNorm(dim_head) if qk_norm else None
+        self.has_context = added_kv_proj_dim is not None
+        if self.has_context:
+            self.add_q_proj, self.add_k_proj, self.add_v_proj = (Linear(added_kv_proj_dim, inner_dim) for _ in range(3))
+            self.norm_added_q = RMSNorm(dim_head) if qk_norm else None
+            self.norm_added_k = RMSNorm(dim_head) if qk_norm else None
+            self.to_add_out = None if context_pre_only else Linear(inner_dim, query_dim)
+        self._fused = None
+        self.processor = processor or JointAttnProcessor2_5()
+
+    def set_processor(self, processor):
+        """Replaces the arithmetic; ``processor(attn, hidden_states, encoder_hidden_states, **kwargs)``."""
+        self.processor = processor
+
+    def qkv(self, hidden_states):
+        """Q, K, V of the image tokens, each [B, N, h, d], Q and K normalised where the model does."""
+        return self._project(hidden_states, ("to_q", "to_k", "to_v"), self.norm_q, self.norm_k)
+
+    def added_qkv(self, encoder_hidden_states):
+        """Q, K, V of the text tokens, each [B, L, h, d]."""
+        names = ("add_q_proj", "add_k_proj", "add_v_proj")
+        return self._project(encoder_hidden_states, names, self.norm_added_q, self.norm_added_k)
+
+    def _project(self, tokens, names, norm_q, norm_k):
+        if self._fused is not None:
+            q, k, v = self._fused[names](tokens).chunk(3, axis=-1)
+        else:
+            q, k, v = (getattr(self, name)(tokens) for name in names)
+        q, k, v = (x.reshape([0, 0, self.heads, self.dim_head]) for x in (q, k, v))
+        return (q if norm_q is None else norm_q(q)), (k if norm_k is None else norm_k(k)), v
+
+    @paddle.no_grad()
+    def fuse_projections(self):
+        """Q, K and V by one matrix product. A copy made for inference: fuse after weights and dtype are final.
+
+        The copies are no parameters: what is saved, trained and counted stays the checkpoint's own tensors.
+        """
+        fused = {}
+        for names in (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")):
+            layers = [getattr(self, name) for name in names if hasattr(self, name)]
+            if layers:
+                weight = paddle.concat([layer.weight for layer in layers], axis=0)
+                bias = paddle.concat([layer.bias for layer in layers], axis=0)
+                fused[names] = _FixedLinear(weight, bias)
+        object.__setattr__(self, "_fused", fused)
+
+    def unfuse_projections(self):
+        """Three matrix products again."""
+        object.__setattr__(self, "_fused", None)
+
+    def forward(self, hidden_states, encoder_hidden_states=None, **kwargs):
+        return self.processor(self, hidden_states, encoder_hidden_states, **kwargs)
+
+
+class _FixedLinear:
+    """A linear map that is no layer, so that no ``state_dict`` lists it."""
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x):
+        return paddle.matmul(x, self.weight, transpose_y=True) + self.bias
+
+
+class JointAttnProcessor2_5:
+    """One softmax over image and text tokens, image first (paper, figure 2b); plain self-attention without text."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None):
+        """``[B, N, D]`` and ``[B, L, D]`` (or None) -> the same pair, or ``[B, N, D]`` alone without text."""
+        query, key, value = attn.qkv(hidden_states)
+        if encoder_hidden_states is None:
+            return self._project_out(attn, attention(query, key, value))
+
+        joint = [paddle.concat(pair, axis=1) for pair in zip((query, key, value), attn.added_qkv(encoder_hidden_states))]
+        image, text = attention(*joint).split([hidden_states.shape[1], encoder_hidden_states.shape[1]], axis=1)
+        text = None if attn.context_pre_only else attn.to_add_out(text.flatten(2))
+        return self._project_out(attn, image), text
+
+    @staticmethod
+    def _project_out(attn, tokens):
+        return attn.to_out[1](attn.to_out[0](tokens.flatten(2)))  # [B, N, h, d] -> [B, N, D]
+
+
+def check_attention_kwargs(processors, kwargs):
+    """Refuses an entry of ``joint_attention_kwargs`` that no processor takes.
+
+    Raises:
+        InputError: names the entry and what the processors in use accept.
+    """
+    accepted = set()
+    for processor in processors:
+        parameters = list(inspect.signature(processor.__call__).parameters.values())[3:]
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return
+        accepted.update(p.name for p in parameters)
+    unknown = sorted(set(kwargs) - accepted)
+    if unknown:
+        raise InputError(
+            f"joint_attention_kwargs has {', '.join(map(repr, unknown))}, which no attention processor of this model takes "
+            f"(accepted: {', '.join(sorted(accepted)) or 'none'}). Remove it, or set a processor that uses it."
+        )

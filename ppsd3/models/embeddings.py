@@ -1,0 +1,156 @@
+"""Where pictures, timesteps and pooled text enter the transformer (paper, section 4).
+
+Counterparts of diffusers' ``PatchEmbed``, ``Timesteps``, ``TimestepEmbedding``, ``PixArtAlphaTextProjection`` and
+``CombinedTimestepTextProjEmbeddings``, cut down to what SD3 uses. Parameter names are the checkpoint's.
+"""
+
+import math
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ..ops import Linear
+from ..utils.errors import InputError
+
+
+def sincos_2d(embed_dim, height, width, base_size):
+    """Fixed 2-D sine-cosine positions, computed in float64.
+
+    Args:
+        embed_dim (int): width D; a multiple of 4.
+        height, width (int): grid in patches.
+        base_size (int): grid size at which a step is 1; a larger grid gets steps of ``base_size / size``.
+
+    Returns:
+        numpy.ndarray [height * width, D], float32: the first half encodes the column, the second half the row.
+    """
+    columns, rows = np.meshgrid(
+        np.arange(width, dtype=np.float32) / (width / base_size), np.arange(height, dtype=np.float32) / (height / base_size)
+    )
+    halves = (_sincos_1d(embed_dim // 2, columns), _sincos_1d(embed_dim // 2, rows))
+    return np.concatenate(halves, axis=1).astype(np.float32)
+
+
+def _sincos_1d(embed_dim, positions):
+    frequencies = 1.0 / 10000 ** (np.arange(embed_dim // 2, dtype=np.float64) / (embed_dim / 2.0))
+    angles = np.outer(positions.reshape(-1), frequencies)
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+
+class PatchEmbed(nn.Layer):
+    """Latents to image tokens: a strided convolution plus cropped positional embeddings.
+
+    Args:
+        height, width (int): native latent grid (``sample_size``).
+        patch_size (int): latent cells a token covers along a side. SD3 uses 2.
+        in_channels (int): latent channels C.
+        embed_dim (int): transformer width D.
+        pos_embed_max_size (int, optional): side M of the stored position table; a smaller picture uses its centre,
+            so that one model serves every aspect ratio. Without it the table is the native grid, and other
+            sizes are computed (SD 2-style).
+
+    Shapes: ``[B, C, H, W] -> [B, (H/p)(W/p), D]``. Buffer ``pos_embed [1, M * M, D]``, part of the checkpoint
+    when ``pos_embed_max_size`` is set.
+    """
+
+    def __init__(self, height, width, patch_size, in_channels, embed_dim, pos_embed_max_size=None):
+        super().__init__()
+        self.patch_size, self.pos_embed_max_size = patch_size, pos_embed_max_size
+        self.height, self.width = height // patch_size, width // patch_size
+        self.base_size = self.height
+        self.proj = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        rows, columns = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
+        table = sincos_2d(embed_dim, rows, columns, self.base_size)[None]
+        self.register_buffer("pos_embed", paddle.to_tensor(table), persistable=bool(pos_embed_max_size))
+
+    def positions(self, height, width):
+        """Positions of a grid of ``height x width`` patches: [1, height * width, D].
+
+        Raises:
+            InputError: the grid is larger than the stored table.
+        """
+        side = self.pos_embed_max_size
+        if not side:
+            if (height, width) == (self.height, self.width):
+                return self.pos_embed
+            table = sincos_2d(self.pos_embed.shape[-1], height, width, self.base_size)
+            return paddle.to_tensor(table[None]).astype(self.pos_embed.dtype)
+        if height > side or width > side:
+            raise InputError(
+                f"A latent of {height * self.patch_size} x {width * self.patch_size} needs {height} x {width} patches, but "
+                f"this model stores positions for {side} x {side} (pos_embed_max_size). Ask for a smaller picture."
+            )
+        top, left = (side - height) // 2, (side - width) // 2
+        grid = self.pos_embed.reshape([1, side, side, -1])[:, top : top + height, left : left + width]
+        return grid.reshape([1, height * width, -1])
+
+    def forward(self, latent):
+        if latent.shape[1] != self.proj.weight.shape[1]:
+            raise InputError(
+                f"The latents have {latent.shape[1]} channels, the transformer takes {self.proj.weight.shape[1]} (in_channels)."
+            )
+        height, width = (size // self.patch_size for size in latent.shape[-2:])
+        tokens = self.proj(latent).flatten(2).transpose([0, 2, 1])  # [B, D, H/p, W/p] -> [B, N, D]
+        return tokens + self.positions(height, width).astype(tokens.dtype)
+
+
+class Timesteps(nn.Layer):
+    """Sinusoidal features of the timestep, in fp32: ``[B] -> [B, num_channels]``.
+
+    Args:
+        num_channels (int): width of the feature. SD3 uses 256.
+        flip_sin_to_cos (bool): cosines first. SD3: True.
+        downscale_freq_shift (float): shift of the frequency scale. SD3: 0.
+    """
+
+    def __init__(self, num_channels, flip_sin_to_cos=True, downscale_freq_shift=0):
+        super().__init__()
+        self.num_channels, self.flip_sin_to_cos = num_channels, flip_sin_to_cos
+        half = num_channels // 2
+        exponent = -math.log(10000) * paddle.arange(half, dtype="float32") / (half - downscale_freq_shift)
+        self.register_buffer("frequencies", paddle.exp(exponent), persistable=False)
+
+    def forward(self, timesteps):
+        # the angle of a timestep near 1000 has no correct digit left in half precision
+        angles = timesteps.astype("float32").unsqueeze(-1) * self.frequencies.astype("float32")
+        parts = [paddle.sin(angles), paddle.cos(angles)]
+        return paddle.concat(parts[::-1] if self.flip_sin_to_cos else parts, axis=-1)
+
+
+class TimestepEmbedding(nn.Layer):
+    """``linear_2(silu(linear_1(x)))``: ``[B, in_channels] -> [B, time_embed_dim]``."""
+
+    def __init__(self, in_channels, time_embed_dim):
+        super().__init__()
+        self.linear_1 = Linear(in_channels, time_embed_dim)
+        self.linear_2 = Linear(time_embed_dim, time_embed_dim)
+
+    def forward(self, sample):
+        return self.linear_2(F.silu(self.linear_1(sample)))
+
+
+class PixArtAlphaTextProjection(TimestepEmbedding):
+    """The same two-layer MLP on the pooled text: ``[B, in_features] -> [B, hidden_size]``."""
+
+
+class CombinedTimestepTextProjEmbeddings(nn.Layer):
+    """The conditioning vector y: embedded timestep plus embedded pooled text (paper, figure 2).
+
+    Args:
+        embedding_dim (int): transformer width D.
+        pooled_projection_dim (int): width P of the pooled text.
+
+    Shapes: ``timestep [B]`` (fp32, 0 to 1000), ``pooled_projection [B, P]`` -> ``[B, D]``.
+    """
+
+    def __init__(self, embedding_dim, pooled_projection_dim):
+        super().__init__()
+        self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=embedding_dim)
+        self.text_embedder = PixArtAlphaTextProjection(pooled_projection_dim, embedding_dim)
+
+    def forward(self, timestep, pooled_projection):
+        features = self.time_proj(timestep).astype(pooled_projection.dtype)
+        return self.timestep_embedder(features) + self.text_embedder(pooled_projection)

@@ -1,0 +1,106 @@
+"""Layer norms whose shift, scale and gate come from the conditioning vector (adaLN), and RMS norm.
+
+Counterparts of diffusers' ``AdaLayerNormZero``, ``SD35AdaLayerNormZeroX``, ``AdaLayerNormContinuous``, ``RMSNorm``.
+"""
+
+from typing import NamedTuple, Optional
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ..ops import Linear, layer_norm, layer_norm_modulate, modulate, rms_norm
+
+
+class Modulated(NamedTuple):
+    """Input of a block's attention, and what steers the rest of the block. Tensors [B, S, D] and [B, D]."""
+
+    hidden_states: paddle.Tensor
+    gate_msa: Optional[paddle.Tensor] = None
+    shift_mlp: Optional[paddle.Tensor] = None
+    scale_mlp: Optional[paddle.Tensor] = None
+    gate_mlp: Optional[paddle.Tensor] = None
+    hidden_states2: Optional[paddle.Tensor] = None  # input of the second attention of SD3.5-medium
+    gate_msa2: Optional[paddle.Tensor] = None
+
+
+class _AdaLayerNorm(nn.Layer):
+    """Projects the conditioning vector to ``chunks`` vectors of the width it modulates."""
+
+    def __init__(self, conditioning_dim, embedding_dim, chunks, epsilon=1e-6):
+        super().__init__()
+        self.chunks, self.epsilon = chunks, epsilon
+        self.linear = Linear(conditioning_dim, chunks * embedding_dim)
+
+    def modulation(self, emb):
+        """``emb [B, D]`` -> ``chunks`` tensors [B, D]."""
+        return self.linear(F.silu(emb)).chunk(self.chunks, axis=-1)
+
+
+class AdaLayerNormZero(_AdaLayerNorm):
+    """Six chunks: shift, scale, gate for attention; shift, scale, gate for the feed-forward (DiT, adaLN-Zero).
+
+    Shapes: ``x [B, S, D]``, ``emb [B, D]`` -> :class:`Modulated`.
+    """
+
+    def __init__(self, embedding_dim):
+        super().__init__(embedding_dim, embedding_dim, chunks=6)
+
+    def forward(self, x, emb):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
+        return Modulated(layer_norm_modulate(x, shift_msa, scale_msa, self.epsilon), gate_msa, shift_mlp, scale_mlp, gate_mlp)
+
+
+class SD35AdaLayerNormZeroX(_AdaLayerNorm):
+    """Nine chunks: the six of :class:`AdaLayerNormZero`, then shift, scale, gate of the second attention.
+
+    Both attentions read the same normalised input, modulated twice (SD3.5-medium, "MMDiT-X").
+    """
+
+    def __init__(self, embedding_dim):
+        super().__init__(embedding_dim, embedding_dim, chunks=9)
+
+    def forward(self, x, emb):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp, shift_msa2, scale_msa2, gate_msa2 = self.modulation(emb)
+        normalized = layer_norm(x, self.epsilon)
+        return Modulated(
+            modulate(normalized, shift_msa, scale_msa),
+            gate_msa,
+            shift_mlp,
+            scale_mlp,
+            gate_mlp,
+            modulate(normalized, shift_msa2, scale_msa2),
+            gate_msa2,
+        )
+
+
+class AdaLayerNormContinuous(_AdaLayerNorm):
+    """Two chunks, in the order **scale, shift**, unlike the others: the final norm and the last text norm.
+
+    Args:
+        embedding_dim (int): width D of what is normalised.
+        conditioning_embedding_dim (int): width of the conditioning vector.
+        eps (float): added to the variance. Default 1e-6.
+    """
+
+    def __init__(self, embedding_dim, conditioning_embedding_dim, eps=1e-6):
+        super().__init__(conditioning_embedding_dim, embedding_dim, chunks=2, epsilon=eps)
+
+    def forward(self, x, conditioning_embedding):
+        scale, shift = self.modulation(conditioning_embedding)
+        return layer_norm_modulate(x, shift, scale, self.epsilon)
+
+
+class RMSNorm(nn.Layer):
+    """RMS norm with a weight over the last axis: ``[..., dim] -> [..., dim]``; variance in fp32 (eps 1e-6).
+
+    On Q and K it keeps attention logits from growing in high-resolution training (paper, section 5.3.2).
+    """
+
+    def __init__(self, dim, eps=1e-6):
+        super().__init__()
+        self.epsilon = eps
+        self.weight = self.create_parameter([dim], default_initializer=nn.initializer.Constant(1.0))
+
+    def forward(self, hidden_states):
+        return rms_norm(hidden_states, self.weight, self.epsilon)

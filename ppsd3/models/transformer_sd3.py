@@ -1,0 +1,222 @@
+"""The SD3 / SD3.5 transformer (MM-DiT): noisy latents, text and time in, velocity out.
+
+Legend: B batch, C latent channels, H W latent grid, p patch side, N = (H/p)(W/p) image tokens, L text tokens,
+D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
+"""
+
+from dataclasses import dataclass
+
+import paddle
+from paddle import nn
+from paddle.distributed.fleet.utils import recompute
+
+from ..configuration_utils import register_to_config
+from ..modeling_utils import ModelMixin
+from ..ops import Linear
+from ..outputs import BaseOutput
+from ..utils.errors import InputError
+from .attention import JointTransformerBlock, set_chunk_feed_forward
+from .attention_processor import Attention, check_attention_kwargs
+from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
+from .normalization import AdaLayerNormContinuous
+
+
+@dataclass
+class Transformer2DModelOutput(BaseOutput):
+    """``sample [B, C, H, W]``: the predicted velocity."""
+
+    sample: paddle.Tensor
+
+
+class SD3Transformer2DModel(ModelMixin):
+    """MM-DiT of SD3 and SD3.5 (paper, section 4; counterpart of diffusers' class of the same name).
+
+    Args:
+        sample_size (int): native latent side, 128 for 1024 pixels.
+        patch_size (int): latent cells per token along a side.
+        in_channels (int): latent channels in: 16, or 33 for inpainting models.
+        num_layers (int): blocks: 24 in SD3-medium and SD3.5-medium, 38 in SD3.5-large.
+        attention_head_dim (int), num_attention_heads (int): d and h; the width is D = h * d.
+        joint_attention_dim (int): width of the text tokens that come in (T5-XXL: 4096).
+        caption_projection_dim (int): width they are projected to; equals D.
+        pooled_projection_dim (int): width of the pooled text (CLIP-L 768 + CLIP-G 1280).
+        out_channels (int): latent channels out.
+        pos_embed_max_size (int): side of the stored position table, in patches: 192; SD3.5-medium 384.
+        dual_attention_layers (tuple of int): blocks with a second, image-only attention: 0..12 in SD3.5-medium.
+        qk_norm (str, optional): ``"rms_norm"`` in SD3.5.
+
+    Raises:
+        ConfigError: ``qk_norm`` is unknown.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        num_layers=18,
+        attention_head_dim=64,
+        num_attention_heads=18,
+        joint_attention_dim=4096,
+        caption_projection_dim=1152,
+        pooled_projection_dim=2048,
+        out_channels=16,
+        pos_embed_max_size=96,
+        dual_attention_layers=(),
+        qk_norm=None,
+    ):
+        super().__init__()
+        self.out_channels = in_channels if out_channels is None else out_channels
+        self.inner_dim = num_attention_heads * attention_head_dim
+        self.pos_embed = PatchEmbed(
+            height=sample_size,
+            width=sample_size,
+            patch_size=patch_size,
+            in_channels=in_channels,
+            embed_dim=self.inner_dim,
+            pos_embed_max_size=pos_embed_max_size,
+        )
+        self.time_text_embed = CombinedTimestepTextProjEmbeddings(self.inner_dim, pooled_projection_dim)
+        self.context_embedder = Linear(joint_attention_dim, caption_projection_dim)
+        self.transformer_blocks = nn.LayerList(
+            [
+                JointTransformerBlock(
+                    dim=self.inner_dim,
+                    num_attention_heads=num_attention_heads,
+                    attention_head_dim=attention_head_dim,
+                    context_pre_only=i == num_layers - 1,
+                    qk_norm=qk_norm,
+                    use_dual_attention=i in dual_attention_layers,
+                )
+                for i in range(num_layers)
+            ]
+        )
+        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim)
+        self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        hidden_states,
+        encoder_hidden_states=None,
+        pooled_projections=None,
+        timestep=None,
+        block_controlnet_hidden_states=None,
+        joint_attention_kwargs=None,
+        return_dict=True,
+        skip_layers=None,
+    ):
+        """Velocity at ``hidden_states``.
+
+        Args:
+            hidden_states (Tensor [B, C, H, W]): noisy latents.
+            encoder_hidden_states (Tensor [B, L, joint_attention_dim]): text tokens.
+            pooled_projections (Tensor [B, pooled_projection_dim]): pooled text.
+            timestep (Tensor [B]): 0 to 1000, kept in fp32.
+            block_controlnet_hidden_states (sequence of Tensor [B, N, D], optional): residuals of a ControlNet,
+                spread evenly over the blocks; the last block gets none.
+            joint_attention_kwargs (dict, optional): handed to every attention processor.
+            return_dict (bool): return :class:`Transformer2DModelOutput` (default) or a tuple of one.
+            skip_layers (sequence of int, optional): blocks to leave out (skip-layer guidance).
+
+        Raises:
+            InputError: a layer index, a size or an attention argument that this model does not have.
+        """
+        grid = [size // self.config.patch_size for size in hidden_states.shape[-2:]]
+        skip_layers = self._check_skip_layers(skip_layers)
+        joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
+
+        hidden_states = self.pos_embed(hidden_states)  # [B, C, H, W] -> [B, N, D]
+        temb = self.time_text_embed(timestep, pooled_projections)  # [B, D]
+        encoder_hidden_states = self.context_embedder(encoder_hidden_states)  # [B, L, D]
+
+        for i, block in enumerate(self.transformer_blocks):
+            if i not in skip_layers:
+                encoder_hidden_states, hidden_states = self._run_block(
+                    block, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs
+                )
+            if block_controlnet_hidden_states is not None and not block.context_pre_only:
+                interval = len(self.transformer_blocks) / len(block_controlnet_hidden_states)
+                hidden_states = hidden_states + block_controlnet_hidden_states[int(i / interval)]
+
+        hidden_states = self.proj_out(self.norm_out(hidden_states, temb))  # [B, N, p * p * C]
+        sample = unpatchify(hidden_states, *grid, self.config.patch_size)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run_block(self, block, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
+        arguments = (hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
+        if self.gradient_checkpointing and self.training and paddle.is_grad_enabled():
+            return recompute(block, *arguments)
+        return block(*arguments)
+
+    def _check_skip_layers(self, skip_layers):
+        skip_layers = tuple(skip_layers or ())
+        depth = len(self.transformer_blocks)
+        wrong = [i for i in skip_layers if not 0 <= i < depth]
+        if wrong:
+            raise InputError(f"skip_layers has {wrong}, but this transformer has blocks 0 to {depth - 1}.")
+        return skip_layers
+
+    def _check_attention_kwargs(self, kwargs):
+        if not kwargs:
+            return None
+        kwargs = dict(kwargs)
+        scale = kwargs.pop("scale", 1.0)
+        if scale != 1.0:
+            raise InputError(f"joint_attention_kwargs['scale'] is {scale}: it scales LoRA layers, and none is loaded.")
+        check_attention_kwargs(self.attn_processors.values(), kwargs)
+        return kwargs
+
+    # Seams and switches, under their diffusers names.
+
+    @property
+    def attn_processors(self):
+        """dict: name of each attention plus ``.processor`` -> its processor."""
+        return {f"{name}.processor": layer.processor for name, layer in self._attentions()}
+
+    def set_attn_processor(self, processor):
+        """Sets one processor for all attentions, or one per name from a dict like :attr:`attn_processors`.
+
+        Raises:
+            InputError: the dict lacks or misnames an attention.
+        """
+        attentions = {f"{name}.processor": layer for name, layer in self._attentions()}
+        if not isinstance(processor, dict):
+            processor = dict.fromkeys(attentions, processor)
+        wrong = sorted(set(attentions) ^ set(processor))
+        if wrong:
+            raise InputError(
+                f"set_attn_processor takes one processor for each of the {len(attentions)} attentions; "
+                f"missing or unknown: {wrong[:5]}. Start from model.attn_processors."
+            )
+        for name, layer in attentions.items():
+            layer.set_processor(processor[name])
+
+    def fuse_qkv_projections(self):
+        """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""
+        for _, layer in self._attentions():
+            layer.fuse_projections()
+
+    def unfuse_qkv_projections(self):
+        """Undoes :meth:`fuse_qkv_projections`."""
+        for _, layer in self._attentions():
+            layer.unfuse_projections()
+
+    def enable_forward_chunking(self, chunk_size=None, dim=0):
+        """Runs feed-forwards on ``chunk_size`` (default 1) slices of axis ``dim``: less memory, more time."""
+        set_chunk_feed_forward(self, chunk_size or 1, dim)
+
+    def disable_forward_chunking(self):
+        """Runs feed-forwards on all tokens at once again."""
+        set_chunk_feed_forward(self, None, 0)
+
+    def _attentions(self):
+        return [(name, layer) for name, layer in self.named_sublayers() if isinstance(layer, Attention)]
+
+
+def unpatchify(tokens, rows, columns, patch_size):
+    """Tokens to a grid: ``[B, rows * columns, p * p * C] -> [B, C, rows * p, columns * p]``, channels fastest."""
+    p = patch_size
+    tokens = tokens.reshape([-1, rows, columns, p, p, tokens.shape[-1] // (p * p)])
+    return tokens.transpose([0, 5, 1, 3, 2, 4]).flatten(4).flatten(2, 3)  # B C (rows p) (columns p)

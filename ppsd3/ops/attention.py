@@ -1,0 +1,75 @@
+"""Softmax attention on ``[B, S, h, d]``: one signature, several ways of computing it.
+
+``reference`` is the definition, ``heads_split`` the fast way on CPU, ``fused`` Paddle's flash kernel for GPU.
+``attention`` chooses by where the tensors are; nothing else in the package chooses a kernel.
+"""
+
+import paddle
+import paddle.nn.functional as F
+
+
+def attention_reference(q, k, v, bias=None, causal=False, scale=None):
+    """The definition: ``softmax(scale q k^T + bias) v`` on heads moved to the batch axis.
+
+    Args and shapes: see :func:`attention`.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))  # [B, h, S, d]
+    scores = _masked(paddle.matmul(q * scale, k, transpose_y=True), bias, causal)
+    return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3])
+
+
+def attention_heads_split(q, k, v, bias=None, causal=False, scale=None):
+    """One head at a time, without a transpose.
+
+    Paddle's CPU transposes of ``[B, S, h, d]`` cost more than the attention itself; a slice of the last axis is a
+    plain strided copy, and one head's scores stay in the cache.
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    heads = []
+    for i in range(q.shape[2]):
+        head_bias = None if bias is None else (bias[:, i] if bias.shape[1] > 1 else bias[:, 0])
+        scores = paddle.matmul(q[:, :, i] * scale, k[:, :, i], transpose_y=True)  # [B, Sq, Sk]
+        heads.append(paddle.matmul(F.softmax(_masked(scores, head_bias, causal), axis=-1), v[:, :, i]))
+    return paddle.stack(heads, axis=2)
+
+
+def attention_fused(q, k, v, bias=None, causal=False, scale=None):
+    """Paddle's ``scaled_dot_product_attention`` (flash attention on GPU)."""
+    default = q.shape[-1] ** -0.5
+    if scale is not None and scale != default:
+        q = q * (scale / default)
+    if bias is not None and causal:
+        bias, causal = bias + causal_bias(q.shape[1], k.shape[1], bias.dtype), False
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
+
+
+def attention(q, k, v, bias=None, causal=False, scale=None):
+    """Softmax attention.
+
+    Args:
+        q (Tensor [B, Sq, h, d]), k, v (Tensor [B, Sk, h, d]): queries, keys and values.
+        bias (Tensor [1 or B, 1 or h, Sq, Sk], optional): added to the scaled scores.
+        causal (bool): a query sees only keys of its own index and before. Default False.
+        scale (float, optional): factor on the scores. Default ``d ** -0.5``; T5 passes 1.
+
+    Returns:
+        Tensor [B, Sq, h, d], dtype of ``q``.
+    """
+    on_gpu = q.place.is_gpu_place()
+    return (attention_fused if on_gpu else attention_heads_split)(q, k, v, bias, causal, scale)
+
+
+def causal_bias(rows, columns, dtype):
+    """``[rows, columns]``: 0 where column <= row, a very negative finite number elsewhere."""
+    # finfo.min of fp16 would become -inf once a bias is added to it, and a row of -inf is NaN after softmax
+    lowest = -1e4 if dtype == paddle.float16 else -1e30
+    return paddle.triu(paddle.full([rows, columns], lowest, dtype="float32"), diagonal=1).astype(dtype)
+
+
+def _masked(scores, bias, causal):
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        scores = scores + causal_bias(scores.shape[-2], scores.shape[-1], scores.dtype)
+    return scores
