@@ -1,0 +1,119 @@
+"""What training never shows, so that prompts can ask for the unseen.
+
+Every part (shape, colour, size, background, count, relation) is shown; some combinations are not. A
+combination is held out by a fixed list or by a hash of its name, so the split is the same everywhere and for
+ever. The rules look at a scene's content, not at its caption's wording. A prompt is used for evaluation only
+if it names a held-out combination itself (`states_held_out`); then every scene that it truly describes is
+held out (`is_held_out`), and since a training caption is true of its scene, training can never produce
+that prompt, in these or in other words.
+"""
+
+import hashlib
+from functools import lru_cache
+from itertools import combinations
+
+from .scene import Scene, Statement, relation_between
+
+HELD_OUT_PAIRS = frozenset({("purple", "ring"), ("cyan", "triangle"), ("orange", "square"), ("green", "cross")})
+HELD_OUT_SHAPE_RELATIONS = frozenset({("cross", "left", "triangle"), ("ring", "above", "square")})
+
+# Shares of each kind of combination that hashing holds out.
+SINGLE_SHARE = 0.15  # (shape, size, background) of a lone object
+TWO_SHAPES_SHARE = 0.12  # {shape, shape} on a background
+COUNT_SHARE = 0.15  # (count, colour, shape), count of 2 to 4
+PAIRS_SHARE = 0.10  # {(colour, shape), (colour, shape)}
+RELATION_SHARE = 0.08  # (colour, shape) left of / above (colour, shape)
+
+
+@lru_cache(maxsize=None)
+def _hashed_below(share: float, *key) -> bool:
+    digest = hashlib.sha256(repr(key).encode("ascii")).digest()
+    return int.from_bytes(digest[:4], "big") < share * 2 ** 32
+
+
+def is_pair_held_out(color, shape) -> bool:
+    """Whether no training scene holds an object of this colour and shape."""
+    return (color, shape) in HELD_OUT_PAIRS
+
+
+def is_single_held_out(shape, size, background) -> bool:
+    """Whether training never shows this shape alone in this size on this background."""
+    return _hashed_below(SINGLE_SHARE, "single", shape, size, background)
+
+
+def are_shapes_held_out(shape_a, shape_b, background) -> bool:
+    """Whether two different shapes never meet on this background in training."""
+    return shape_a != shape_b and _hashed_below(TWO_SHAPES_SHARE, "shapes", *sorted((shape_a, shape_b)), background)
+
+
+def is_count_held_out(count, color, shape) -> bool:
+    """Whether no training scene holds exactly ``count`` (two or more) objects of this colour and shape."""
+    return count > 1 and _hashed_below(COUNT_SHARE, "count", count, color, shape)
+
+
+def are_pairs_held_out(pair_a, pair_b) -> bool:
+    """Whether two different (colour, shape) pairs never meet in a training scene."""
+    return pair_a != pair_b and _hashed_below(PAIRS_SHARE, "pairs", *sorted((pair_a, pair_b)))
+
+
+def is_relation_held_out(pair_a, relation, pair_b) -> bool:
+    """Whether ``pair_a`` never stands so to ``pair_b`` in training; "A right of B" is "B left of A"."""
+    if relation in ("right", "below"):
+        pair_a, relation, pair_b = pair_b, {"right": "left", "below": "above"}[relation], pair_a
+    if pair_a == pair_b:
+        return False
+    if (pair_a[1], relation, pair_b[1]) in HELD_OUT_SHAPE_RELATIONS:
+        return True
+    return _hashed_below(RELATION_SHARE, "relation", pair_a, relation, pair_b)
+
+
+def is_held_out(scene: Scene) -> bool:
+    """Whether the scene shows any held-out combination."""
+    objects = scene.objects
+    pairs = [o.pair for o in objects]
+    if any(is_pair_held_out(*pair) for pair in pairs):
+        return True
+    if len(objects) == 1 and is_single_held_out(objects[0].shape, objects[0].size, scene.background):
+        return True
+    if any(is_count_held_out(pairs.count(pair), *pair) for pair in set(pairs)):
+        return True
+    return any(_do_two_stand_out(a, b, scene.background) for a, b in combinations(objects, 2))
+
+
+def _do_two_stand_out(a, b, background) -> bool:
+    if are_pairs_held_out(a.pair, b.pair) or are_shapes_held_out(a.shape, b.shape, background):
+        return True
+    relation = relation_between(a, b)
+    return relation is not None and is_relation_held_out(a.pair, relation, b.pair)
+
+
+def states_held_out(statement: Statement) -> bool:
+    """Whether the words alone already name a held-out combination, whatever they leave unsaid."""
+    groups, background = statement.groups, statement.background
+    for g in groups:
+        # A count is exact only where no other group may add objects of the same pair.
+        others_differ = all(o is g or (o.color and o.color != g.color) or o.shape != g.shape for o in groups)
+        if g.color and (is_pair_held_out(g.color, g.shape)
+                        or (others_differ and is_count_held_out(g.count, g.color, g.shape))):
+            return True
+    lone = groups[0] if len(groups) == 1 and groups[0].count == 1 else None
+    if lone and lone.size and background and is_single_held_out(lone.shape, lone.size, background):
+        return True
+    for a, b in combinations(groups, 2):
+        if background and are_shapes_held_out(a.shape, b.shape, background):
+            return True
+        if a.color and b.color and are_pairs_held_out((a.color, a.shape), (b.color, b.shape)):
+            return True
+    if statement.relation is None:
+        return False
+    a, b = groups[:2]
+    if a.color and b.color:
+        return is_relation_held_out((a.color, a.shape), statement.relation, (b.color, b.shape))
+    return is_shape_relation_held_out(a.shape, statement.relation, b.shape)
+
+
+def is_shape_relation_held_out(shape_a, relation, shape_b) -> bool:
+    """Whether no two objects of these shapes stand so in training, whatever their colours."""
+    if relation in ("right", "below"):
+        shape_a, relation, shape_b = shape_b, {"right": "left", "below": "above"}[relation], shape_a
+    return (shape_a, relation, shape_b) in HELD_OUT_SHAPE_RELATIONS
