@@ -146,9 +146,11 @@ class SD3Transformer2DModel(ModelMixin):
 
     def _run_block(self, block, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
         arguments = (hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
-        if self.gradient_checkpointing and self.training and paddle.is_grad_enabled():
-            return recompute(block, *arguments)
-        return block(*arguments)
+        if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
+            return block(*arguments)
+        if block.context_pre_only:  # recompute() cannot return the None that stands for the ended text stream
+            return None, recompute(lambda *inputs: block(*inputs)[1], *arguments)
+        return recompute(block, *arguments)
 
     def _check_skip_layers(self, skip_layers):
         skip_layers = tuple(skip_layers or ())
