@@ -1,0 +1,259 @@
+"""Encoder and decoder of the KL autoencoder, and the Gaussian between them.
+
+Module names are those of diffusers' ``models/autoencoders/vae.py``, so its checkpoints load as they are. Every block
+takes and gives [B, channels, height, width].
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import paddle
+from paddle import nn
+
+from ..ops import Linear
+from ..ops.vision import (
+    Conv2D,
+    attention_channels_first,
+    group_norm,
+    group_norm_silu,
+    linear_channels_first,
+    pad_right_bottom,
+    upsample_nearest_2x,
+)
+from ..outputs import BaseOutput
+
+NORM_EPSILON = 1e-6  # the published VAEs were trained with it; group norm's usual default is 1e-5
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """``sample [B, out_channels, 8H, 8W]``: the decoded picture, nominally in [-1, 1] but not clipped."""
+
+    sample: Any
+
+
+class DiagonalGaussianDistribution:
+    """The posterior q(z|x): one independent Gaussian per latent value.
+
+    Args:
+        parameters (Tensor [B, 2C, H, W]): mean and log-variance, concatenated on the channels.
+        deterministic (bool): variance zero, so that ``sample`` gives the mean. Default False.
+
+    Attributes: ``mean``, ``logvar`` (clamped to [-30, 20]), ``std``, ``var``, each [B, C, H, W].
+    """
+
+    def __init__(self, parameters, deterministic=False):
+        self.parameters = parameters
+        self.deterministic = deterministic
+        self.mean, logvar = paddle.chunk(parameters, 2, axis=1)
+        self.logvar = paddle.clip(logvar, -30.0, 20.0)
+        if deterministic:
+            self.std = self.var = paddle.zeros_like(self.mean)
+        else:
+            self.std, self.var = paddle.exp(0.5 * self.logvar), paddle.exp(self.logvar)
+
+    def sample(self, generator=None):
+        """``mean + std * noise`` [B, C, H, W]; ``generator`` is whatever ``ppsd3.utils.random.randn`` takes."""
+        from ..utils.random import randn
+
+        return self.mean + self.std * randn(self.mean.shape, generator, self.mean.dtype)
+
+    def mode(self):
+        """The mean, which is also the most likely value."""
+        return self.mean
+
+    def kl(self, other=None):
+        """KL divergence in nats, summed over each row's values [B]: from ``other``, or from N(0, 1) when None."""
+        if self.deterministic:
+            return paddle.zeros([1])
+        if other is None:
+            terms = self.mean**2 + self.var - 1.0 - self.logvar
+        else:
+            terms = (self.mean - other.mean) ** 2 / other.var + self.var / other.var - 1.0 - self.logvar + other.logvar
+        return 0.5 * terms.sum(axis=[1, 2, 3])
+
+    def nll(self, sample, axis=(1, 2, 3)):
+        """Negative log-likelihood of ``sample`` in nats, summed over ``axis`` (by default one value per row, [B])."""
+        if self.deterministic:
+            return paddle.zeros([1])
+        log_two_pi = 1.8378770664093453
+        return 0.5 * (log_two_pi + self.logvar + (sample - self.mean) ** 2 / self.var).sum(axis=list(axis))
+
+
+class ResnetBlock2D(nn.Layer):
+    """``x + conv2(silu(norm2(conv1(silu(norm1(x))))))``; a 1x1 ``conv_shortcut`` when the channel count changes."""
+
+    def __init__(self, in_channels, out_channels, norm_num_groups):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_num_groups, in_channels, epsilon=NORM_EPSILON)
+        self.conv1 = Conv2D(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(norm_num_groups, out_channels, epsilon=NORM_EPSILON)
+        self.conv2 = Conv2D(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = Conv2D(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x):
+        hidden = self.conv1(group_norm_silu(x, self.norm1))
+        hidden = self.conv2(group_norm_silu(hidden, self.norm2))
+        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample2D(nn.Layer):
+    """Halves height and width with a strided 3x3 convolution, padded on the right and bottom only."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = Conv2D(channels, channels, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(pad_right_bottom(x))
+
+
+class Upsample2D(nn.Layer):
+    """Doubles height and width by nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = Conv2D(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(upsample_nearest_2x(x))
+
+
+class AttentionBlock(nn.Layer):
+    """Single-head self-attention over all positions, with group norm before it and a residual around it.
+
+    The work stays in [B, C, N], N = height * width, so the picture is never transposed. Linear layers keep the names
+    ``to_q, to_k, to_v, to_out.0`` of the checkpoints.
+    """
+
+    def __init__(self, channels, norm_num_groups):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(norm_num_groups, channels, epsilon=NORM_EPSILON)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = nn.LayerList([Linear(channels, channels)])
+
+    def forward(self, x):
+        hidden = group_norm(x, self.group_norm).flatten(2)  # [B, C, N]
+        query, key, value = (linear_channels_first(hidden, layer) for layer in (self.to_q, self.to_k, self.to_v))
+        hidden = linear_channels_first(attention_channels_first(query, key, value), self.to_out[0])
+        return x + hidden.reshape(x.shape)
+
+
+class MidBlock2D(nn.Layer):
+    """Residual block, attention (optional), residual block, at the lowest resolution."""
+
+    def __init__(self, channels, norm_num_groups, add_attention):
+        super().__init__()
+        self.attentions = nn.LayerList([AttentionBlock(channels, norm_num_groups)] if add_attention else [])
+        self.resnets = nn.LayerList([ResnetBlock2D(channels, channels, norm_num_groups) for _ in range(2)])
+
+    def forward(self, x):
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class DownEncoderBlock2D(nn.Layer):
+    """``num_layers`` residual blocks, then (but in the last block) a downsampler."""
+
+    def __init__(self, in_channels, out_channels, num_layers, norm_num_groups, add_downsample):
+        super().__init__()
+        self.resnets = _resnets(in_channels, out_channels, num_layers, norm_num_groups)
+        self.downsamplers = nn.LayerList([Downsample2D(out_channels)] if add_downsample else [])
+
+    def forward(self, x):
+        for layer in (*self.resnets, *self.downsamplers):
+            x = layer(x)
+        return x
+
+
+class UpDecoderBlock2D(nn.Layer):
+    """``num_layers`` residual blocks, then (but in the last block) an upsampler."""
+
+    def __init__(self, in_channels, out_channels, num_layers, norm_num_groups, add_upsample):
+        super().__init__()
+        self.resnets = _resnets(in_channels, out_channels, num_layers, norm_num_groups)
+        self.upsamplers = nn.LayerList([Upsample2D(out_channels)] if add_upsample else [])
+
+    def forward(self, x):
+        for layer in (*self.resnets, *self.upsamplers):
+            x = layer(x)
+        return x
+
+
+class Encoder(nn.Layer):
+    """Picture [B, in_channels, 8H, 8W] -> moments [B, 2 * latent_channels, H, W] (8 for four blocks).
+
+    Args:
+        in_channels, latent_channels (int)
+        block_out_channels (sequence of int): width of each resolution, full size first.
+        layers_per_block (int): residual blocks per resolution (the decoder has one more).
+        norm_num_groups (int): groups of every group norm.
+        mid_block_add_attention (bool)
+    """
+
+    def __init__(
+        self, in_channels, latent_channels, block_out_channels, layers_per_block, norm_num_groups, mid_block_add_attention
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        widths, last = [block_out_channels[0], *block_out_channels], block_out_channels[-1]
+        self.conv_in = Conv2D(in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.LayerList(
+            [
+                DownEncoderBlock2D(before, after, layers_per_block, norm_num_groups, i < len(block_out_channels) - 1)
+                for i, (before, after) in enumerate(zip(widths, block_out_channels))
+            ]
+        )
+        self.mid_block = MidBlock2D(last, norm_num_groups, mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, last, epsilon=NORM_EPSILON)
+        self.conv_out = Conv2D(last, 2 * latent_channels, 3, padding=1)
+
+    def forward(self, x):
+        x = _run(self, (*self.down_blocks, self.mid_block), self.conv_in(x))
+        return self.conv_out(group_norm_silu(x, self.conv_norm_out))
+
+
+class Decoder(nn.Layer):
+    """Latents [B, latent_channels, H, W] -> picture [B, out_channels, 8H, 8W]; arguments as for ``Encoder``."""
+
+    def __init__(
+        self, latent_channels, out_channels, block_out_channels, layers_per_block, norm_num_groups, mid_block_add_attention
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        outputs = list(reversed(block_out_channels))
+        widths, last = [outputs[0], *outputs], outputs[-1]
+        self.conv_in = Conv2D(latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock2D(widths[0], norm_num_groups, mid_block_add_attention)
+        self.up_blocks = nn.LayerList(
+            [
+                UpDecoderBlock2D(before, after, layers_per_block + 1, norm_num_groups, i < len(outputs) - 1)
+                for i, (before, after) in enumerate(zip(widths, outputs))
+            ]
+        )
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, last, epsilon=NORM_EPSILON)
+        self.conv_out = Conv2D(last, out_channels, 3, padding=1)
+
+    def forward(self, z):
+        x = _run(self, (self.mid_block, *self.up_blocks), self.conv_in(z))
+        return self.conv_out(group_norm_silu(x, self.conv_norm_out))
+
+
+def _resnets(in_channels, out_channels, num_layers, norm_num_groups):
+    inputs = [in_channels] + [out_channels] * (num_layers - 1)
+    return nn.LayerList([ResnetBlock2D(width, out_channels, norm_num_groups) for width in inputs])
+
+
+def _run(owner, blocks, x):
+    """``x`` through ``blocks``, each recomputed in the backward pass if ``owner.gradient_checkpointing``."""
+    recompute = owner.gradient_checkpointing and paddle.is_grad_enabled()
+    if recompute:
+        from paddle.distributed.fleet.utils import recompute as checkpoint
+    for block in blocks:
+        # Not reentrant: that form gives no gradients when the block's input has none (a frozen conv_in).
+        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    return x

@@ -1,0 +1,64 @@
+"""Image kernels of the autoencoder: convolution, group norm with SiLU, nearest upsampling. Tensors are [B, C, H, W]."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+
+class Conv2D(nn.Conv2D):
+    """``paddle.nn.Conv2D`` with torch's initialisation: uniform in +-1/sqrt(fan_in), weights and bias alike.
+
+    Paddle's own default is He-normal, whose weights are 2.4 times wider; a VAE trained from it starts far from what
+    the published recipes assume. ``weight`` is [out, in, kh, kw], as in a diffusers file.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
+        bound = (in_channels * kernel_size * kernel_size) ** -0.5
+        uniform = nn.initializer.Uniform(-bound, bound)
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, weight_attr=uniform, bias_attr=uniform
+        )
+
+
+def group_norm(x, norm):
+    """``norm`` (an ``nn.GroupNorm``) of ``x [B, C, ...]``."""
+    return F.group_norm(x, norm._num_groups, norm._epsilon, norm.weight, norm.bias)
+
+
+def group_norm_silu(x, norm):
+    """``silu(norm(x))``: what precedes every 3x3 convolution of the autoencoder."""
+    return F.silu(group_norm(x, norm))
+
+
+def upsample_nearest_2x(x):
+    """Each pixel becomes a 2x2 block: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    b, c, h, w = x.shape
+    return x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w])
+
+
+def pad_right_bottom(x):
+    """One row of zeros below and one column of zeros to the right: [B, C, H, W] -> [B, C, H+1, W+1]."""
+    return F.pad(x, [0, 1, 0, 1])
+
+
+def linear_channels_first(x, layer):
+    """``layer`` (an ``ops.Linear``) along the channels of ``x [B, C, N]`` -> ``[B, out, N]``, without a transpose."""
+    y = paddle.matmul(layer.weight, x)
+    return y if layer.bias is None else y + layer.bias.unsqueeze(-1)
+
+
+def attention_channels_first(query, key, value, max_scores=2**26):
+    """Single-head softmax attention on ``[B, C, N]`` tensors -> ``[B, C, N]``; scale ``C ** -0.5``.
+
+    The GEMMs read the operands transposed, so nothing is moved. Queries are taken in chunks that keep the score
+    matrix within ``max_scores`` numbers (2**26 is 256 MB in float32; all N x N scores of a 1024x1024 picture, N =
+    16384, would be 1 GB).
+    """
+    b, c, n = query.shape
+    query = query * c**-0.5
+    chunk = max(1, min(n, max_scores // (b * n)))
+    outputs = []
+    for start in range(0, n, chunk):
+        scores = paddle.matmul(query[:, :, start : start + chunk], key, transpose_x=True)  # [B, chunk, N]
+        outputs.append(paddle.matmul(value, F.softmax(scores, axis=-1), transpose_y=True))  # [B, C, chunk]
+    return outputs[0] if len(outputs) == 1 else paddle.concat(outputs, axis=-1)
