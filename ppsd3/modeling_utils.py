@@ -1,26 +1,170 @@
 """What every network of ppsd3 can do: load, save, change dtype, recompute activations."""
 
+import json
+import os
+
 import paddle
 from paddle import nn
 
 from .configuration_utils import ConfigMixin
+from .serialization import Checkpoint, load_weights
+from .serialization.loading import target_dtype
+from .serialization.tensors import floating_dtype, is_floating, put
+from .serialization.writers import write_checkpoint
+from .utils.errors import InputError
+from .utils.hub import resolve_checkpoint
 
 
 class ModelMixin(nn.Layer, ConfigMixin):
-    """Base of the networks. Parameter names are the diffusers checkpoint names."""
+    """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
+
+    Attributes a class may set:
+        weights_name (str): stem of its weights files, ``diffusion_pytorch_model`` or ``model``.
+        extra_saved_config (dict): entries that the saved ``config.json`` has beside the arguments, e.g.
+            ``{"architectures": ["T5EncoderModel"], "model_type": "t5"}`` for transformers.
+        _keep_in_fp32_modules (tuple of str): modules that stay float32 in a float16 or bfloat16 model.
+        _keys_to_ignore_on_load (tuple of str): regular expressions of checkpoint names that may be left unused.
+        _tied_keys (dict): alias -> owner, two names of one tensor; a file may hold either or both.
+    """
 
     config_name = "config.json"
     weights_name = "diffusion_pytorch_model"
+    extra_saved_config = {}
     _keep_in_fp32_modules = ()
+    _keys_to_ignore_on_load = ()
+    _tied_keys = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        subfolder=None,
+        variant=None,
+        paddle_dtype=None,
+        cache_dir=None,
+        revision=None,
+        local_files_only=None,
+        token=None,
+    ):
+        """Loads a model, in evaluation mode, from a diffusers-format checkpoint in torch or Paddle layout.
+
+        Every tensor must find its place. On the CPU, tensors that the file holds in the wanted dtype are mapped, not
+        read: keep the file in place while the model lives.
+
+        Args:
+            pretrained_model_name_or_path (str or path): local directory, hub id ("org/name") or "shapes".
+            subfolder (str, optional): component directory in it, e.g. "transformer".
+            variant (str, optional): e.g. "fp16" for ``diffusion_pytorch_model.fp16.safetensors``. No fallback.
+            paddle_dtype (paddle dtype or str, optional): dtype of the floating-point tensors. Default:
+                ``paddle.get_default_dtype()``, float32 unless it was changed.
+            cache_dir, revision, local_files_only, token: passed to the hub, see
+                :func:`ppsd3.utils.hub.resolve_checkpoint`.
+
+        Raises:
+            InputError: ``paddle_dtype`` is not a floating-point dtype.
+            CheckpointNotFoundError: no such directory, model, variant, or shard.
+            CheckpointFormatError: a damaged file or a pickle.
+            ConfigError: ``config.json`` has an unknown key.
+            WeightMismatchError: tensors are missing, unexpected or of another shape.
+        """
+        dtype = floating_dtype(paddle_dtype)
+        directory = resolve_checkpoint(
+            pretrained_model_name_or_path,
+            subfolder=subfolder,
+            variant=variant,
+            cache_dir=cache_dir,
+            revision=revision,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        directory = os.path.join(directory, subfolder) if subfolder else directory
+        config = cls.load_config(directory)
+        checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
+        with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
+            model = cls.from_config(config)
+        model.load_weights(checkpoint, dtype)
+        return model.eval()
+
+    def load_weights(self, source, dtype=None):
+        """Fills this model from ``source`` (see :func:`ppsd3.serialization.load_weights`), strictly.
+
+        Args:
+            source: a :class:`~ppsd3.serialization.Checkpoint` or anything with its methods.
+            dtype (paddle dtype, optional): what floating-point tensors become. Default: as the source has them.
+        """
+        report = load_weights(
+            self, source, dtype, self._keep_in_fp32_modules, self._keys_to_ignore_on_load, self._tied_keys
+        )
+        self._note_dtype()
+        return report
+
+    def save_pretrained(self, save_directory, variant=None, max_shard_size="10GB", safe_serialization=True):
+        """Writes ``config.json`` and the weights, in the present dtype, as diffusers or transformers read them.
+
+        Nothing appears under its final name before everything is written; files of an earlier save are replaced.
+
+        Args:
+            save_directory (str or path): made if missing.
+            variant (str, optional): becomes part of the file names, e.g. "fp16".
+            max_shard_size (int or str): most bytes per file, e.g. "10GB". Default "10GB".
+            safe_serialization (bool): only True: pickles are not written.
+
+        Raises:
+            InputError, CheckpointError: see :func:`ppsd3.serialization.writers.write_checkpoint`.
+        """
+        if not safe_serialization:
+            raise InputError("safe_serialization=False would write a pickle; ppsd3 writes safetensors only.")
+        config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
+        tensors = {name: tensor for name, tensor in self.state_dict().items() if name not in self._tied_keys}
+        write_checkpoint(
+            os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
+        )
+
+    def to_json_dict(self):
+        """The configuration as it is saved, ``extra_saved_config`` included."""
+        return {**super().to_json_dict(), **self.extra_saved_config}
 
     @property
     def dtype(self):
-        """dtype of the first floating-point parameter."""
-        return next(p.dtype for p in self.parameters() if p.dtype.name in ("FP32",) or "float" in str(p.dtype))
+        """dtype of the first floating-point parameter (of those that don't have to stay float32, if there are any)."""
+        kept = set(self._keep_in_fp32_modules)
+        named = [(name, p.dtype) for name, p in self.named_parameters() if is_floating(p.dtype)]
+        return next((dtype for name, dtype in named if not kept & set(name.split("."))), named[0][1] if named else None)
 
-    def num_parameters(self):
-        """Number of scalars in the parameters."""
-        return sum(int(p.size) for p in self.parameters())
+    @property
+    def device(self):
+        """Place of the first parameter."""
+        return next(iter(self.parameters())).place
+
+    def num_parameters(self, only_trainable=False):
+        """Number of scalars in the parameters, or in those with ``stop_gradient=False``."""
+        return sum(int(p.size) for p in self.parameters() if not (only_trainable and p.stop_gradient))
+
+    def to(self, device=None, dtype=None, blocking=None):
+        """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to(paddle.float16)``.
+
+        ``_keep_in_fp32_modules`` stay float32 in a 16-bit model; integers and booleans keep their dtype.
+        """
+        if dtype is None and _is_dtype(device):
+            device, dtype = None, device
+        if dtype is not None:
+            self._cast(floating_dtype(dtype))
+        if device is not None:
+            super().to(device=device, blocking=blocking)
+        return self
+
+    def _cast(self, dtype):
+        with paddle.no_grad():
+            for name, slot in list(self.named_parameters()) + list(self.named_buffers()):
+                target = target_dtype(name, slot.dtype, dtype, self._keep_in_fp32_modules)
+                if slot.dtype != target:
+                    put(slot, slot.cast(target))
+        self._note_dtype()
+
+    def _note_dtype(self):
+        # What Paddle's own layers look at when they make new tensors.
+        for layer in self.sublayers(include_self=True):
+            layer._dtype = self.dtype
 
     def enable_gradient_checkpointing(self):
         """Recompute each block's activations in the backward pass: less memory, about a third more time."""
@@ -30,5 +174,14 @@ class ModelMixin(nn.Layer, ConfigMixin):
         """Keep activations again."""
         self._set_gradient_checkpointing(False)
 
+    @property
+    def is_gradient_checkpointing(self):
+        """Whether any part recomputes its activations."""
+        return any(getattr(layer, "gradient_checkpointing", False) for layer in self.sublayers(include_self=True))
+
     def _set_gradient_checkpointing(self, value):
         self.gradient_checkpointing = value
+
+
+def _is_dtype(value):
+    return isinstance(value, paddle.dtype) or (isinstance(value, str) and is_floating(value))

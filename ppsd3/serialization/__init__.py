@@ -1,0 +1,8 @@
+"""Bytes to named tensors to a Layer, and back. Knows names and layouts, imports no model."""
+
+from .checkpoint import Checkpoint
+from .loading import load_weights
+from .readers import SafetensorsFile
+from .report import LoadReport
+
+__all__ = ["Checkpoint", "LoadReport", "SafetensorsFile", "load_weights"]

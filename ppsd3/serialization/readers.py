@@ -1,0 +1,200 @@
+"""Safetensors files, mapped into memory and read one tensor at a time.
+
+The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header that gives
+every tensor its dtype, shape and byte range, then the raw bytes. It is read here directly because the
+``safetensors`` package has no Paddle reader that works on Paddle 2.6, and because mapped memory can then become a
+parameter's own memory without a copy.
+"""
+
+import json
+import mmap
+import os
+import struct
+from collections import namedtuple
+
+import numpy as np
+import paddle
+
+from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from .tensors import NUMPY_DTYPES, dtype_name, from_numpy, paddle_dtype
+
+# Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+_MAX_HEADER = 100_000_000  # the reference reader's own limit
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
+
+TensorInfo = namedtuple("TensorInfo", "dtype shape start stop")
+TensorInfo.__doc__ = "dtype (name, e.g. 'float16'), shape (tuple), start and stop (byte offsets in the file)."
+
+
+def refuse_pickle(path, head):
+    """Raises CheckpointFormatError if ``head``, the file's first bytes, or its name show a pickle or a torch archive."""
+    is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(_PICKLE_SUFFIXES):
+        raise CheckpointFormatError(
+            f"{path} is a pickle (torch or Paddle archive). Pickles can run code when read, so ppsd3 does not open them. "
+            "Use the repository's safetensors file, or convert this one where you trust it: "
+            "load it with torch.load or paddle.load and save it with safetensors.torch.save_file or "
+            "safetensors.numpy.save_file."
+        )
+
+
+def _fp8_table(dtype):
+    """float32 [256]: the value of every byte of an 8-bit float."""
+    codes = np.arange(256, dtype=np.uint8)
+    if dtype == "float8_e5m2":  # the upper byte of a float16
+        return (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+    sign, exponent, mantissa = np.where(codes & 0x80, -1.0, 1.0), (codes >> 3 & 0xF).astype(int), codes & 7
+    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
+    value = sign * np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
+    value[codes & 0x7F == 0x7F] = np.nan  # E4M3FN has no infinity
+    return value.astype(np.float32)
+
+
+def _decode_fp8(codes, dtype, target):
+    """The bytes ``codes`` as an array of ``target`` (name); exact, since both 8-bit floats fit in every wider one."""
+    table = _fp8_table(dtype)
+    if target == "bfloat16":
+        table = (table.view(np.uint32) >> 16).astype(np.uint16)
+    else:
+        table = table.astype(NUMPY_DTYPES[target])
+    return table[codes]
+
+
+class SafetensorsFile:
+    """One mapped file. Opening reads the header only.
+
+    Attributes:
+        path (str); metadata (dict of str): the header's ``__metadata__``.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointFormatError: a pickle, a truncated file, or a header that contradicts the file.
+    """
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        if not os.path.isfile(self.path):
+            raise CheckpointNotFoundError(f"{self.path} does not exist. Check the path, or download the file again.")
+        with open(self.path, "rb") as file:
+            self._size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
+            refuse_pickle(self.path, head)
+            header, self._data_start = self._read_header(file, head)
+            # Copy-on-write: training may update mapped parameters in place, and the file must never change.
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.metadata = header.pop("__metadata__", None) or {}
+        self._infos = {name: self._check_entry(name, entry) for name, entry in header.items()}
+
+    def _corrupt(self, what):
+        return CheckpointFormatError(
+            f"{self.path} ({self._size} bytes) is no complete safetensors file: {what}. Download or write it again."
+        )
+
+    def _read_header(self, file, head):
+        if len(head) < 8:
+            raise self._corrupt("it ends before its header")
+        (length,) = struct.unpack("<Q", head)
+        if length > _MAX_HEADER or 8 + length > self._size:
+            raise self._corrupt(f"its first 8 bytes announce a header of {length} bytes")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError as error:
+            raise self._corrupt(f"its header is not JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise self._corrupt("its header is not a JSON object")
+        return header, 8 + length
+
+    def _check_entry(self, name, entry):
+        try:
+            dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            sizes_ok = all(isinstance(n, int) and n >= 0 for n in shape + (start, stop))
+        except (TypeError, KeyError, ValueError) as error:
+            raise self._corrupt(f"the header's entry for tensor {name!r} is malformed") from error
+        if dtype not in DTYPES:
+            raise CheckpointFormatError(
+                f"{self.path}: tensor {name!r} has dtype {dtype}, which ppsd3 cannot read; "
+                f"it reads {', '.join(DTYPES)}. Convert the file to one of these."
+            )
+        items = 1
+        for size in shape if sizes_ok else ():
+            items *= size
+        if not sizes_ok or stop - start != items * _itemsize(DTYPES[dtype]):
+            raise self._corrupt(
+                f"tensor {name!r} has shape {list(shape)} and dtype {dtype} but the byte range {[start, stop]}"
+            )
+        if self._data_start + stop > self._size:
+            raise self._corrupt(f"tensor {name!r} ends at byte {self._data_start + stop}")
+        return TensorInfo(DTYPES[dtype], shape, self._data_start + start, self._data_start + stop)
+
+    def keys(self):
+        """Tensor names in the order of the file's bytes."""
+        return sorted(self._infos, key=lambda name: self._infos[name].start)
+
+    def info(self, name):
+        """TensorInfo of ``name``."""
+        return self._infos[name]
+
+    def array(self, name):
+        """The raw bytes of ``name`` as a writable (copy-on-write) numpy array over the mapping.
+
+        bfloat16 comes as uint16 and the 8-bit floats as uint8.
+        """
+        info = self._infos[name]
+        dtype = NUMPY_DTYPES.get(info.dtype, np.dtype(np.uint8))
+        if info.start == info.stop:
+            return np.empty(info.shape, dtype)
+        array = np.frombuffer(self._map, np.uint8, count=info.stop - info.start, offset=info.start)
+        return array.view(dtype).reshape(info.shape)
+
+    def read(self, name, dtype=None):
+        """``name`` as a tensor on the current device.
+
+        Args:
+            dtype (paddle dtype or str, optional): what to cast to; default the file's own dtype (float32 for the
+                8-bit floats). On the CPU nothing is copied if the dtype is the file's own: the tensor is the
+                mapped memory.
+        """
+        info = self._infos[name]
+        is_fp8 = info.dtype not in NUMPY_DTYPES
+        target = dtype_name(dtype) if dtype is not None else "float32" if is_fp8 else info.dtype
+        mapped = self.array(name)
+        array = _decode_fp8(mapped, info.dtype, target) if is_fp8 else np.require(mapped, requirements="A")
+        tensor = from_numpy(array)
+        on_cpu = paddle.get_device() == "cpu"
+        if not on_cpu:
+            tensor = tensor._copy_to(paddle.framework._current_expected_place(), True)
+        if dtype_name(tensor.dtype) != target:
+            tensor = tensor.cast(paddle_dtype(target))
+        if array is not mapped or not on_cpu or target != info.dtype:
+            self.forget(name)
+        return tensor
+
+    def forget(self, name):
+        """Gives the mapped pages of ``name`` back, so that they don't count in this process's memory.
+
+        Only for tensors whose bytes have been copied or cast elsewhere: an in-place change to the mapping is lost.
+        Partial pages at both ends stay, for they belong to the neighbours too.
+        """
+        info = self._infos[name]
+        start = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = info.stop // mmap.PAGESIZE * mmap.PAGESIZE - start
+        if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def _itemsize(dtype):
+    return NUMPY_DTYPES[dtype].itemsize if dtype in NUMPY_DTYPES else 1

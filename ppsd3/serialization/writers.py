@@ -1,0 +1,149 @@
+"""Safetensors files, written so that a failure leaves the directory as it was."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import struct
+
+import numpy as np
+
+from ..utils.errors import CheckpointError, InputError
+from ..utils.files import atomic_write
+from .checkpoint import index_file, shard_file, weights_file
+from .readers import DTYPES
+from .tensors import NUMPY_DTYPES, dtype_name
+
+_FORMAT_NAMES = {name: code for code, name in DTYPES.items()}
+_ALIGNMENT = 64  # of the data section: mapped tensors then start where vector loads like them to
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+def parse_size(size):
+    """Bytes in ``size``: an int, or a string such as ``"10GB"`` (powers of ten) or ``"10GiB"`` (powers of two).
+
+    Raises:
+        InputError: not such a size, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
+    unit = {"": 1, "B": 1, **_UNITS}.get(match.group(2).upper()) if match and not isinstance(size, bool) else None
+    if unit is None or float(match.group(1)) * unit < 1:
+        raise InputError(f"max_shard_size={size!r} is no size; use a number of bytes or a string such as '5GB'.")
+    return int(float(match.group(1)) * unit)
+
+
+def byte_size(tensor):
+    """Bytes of ``tensor``'s data."""
+    return int(np.prod(tensor.shape, dtype=np.int64)) * NUMPY_DTYPES[dtype_name(tensor.dtype)].itemsize
+
+
+def split_into_shards(tensors, max_bytes):
+    """List of dicts: ``tensors`` in order, each dict as full as ``max_bytes`` allows (a larger tensor stands alone)."""
+    shards, used = [{}], 0
+    for name, tensor in tensors.items():
+        size = byte_size(tensor)
+        if shards[-1] and used + size > max_bytes:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += size
+    return shards
+
+
+def write_tensors(file, tensors, metadata):
+    """Writes one safetensors file to the open binary ``file``, holding one tensor at a time in memory.
+
+    Args:
+        tensors (dict): name -> Paddle tensor.
+        metadata (dict of str): stored in the header, e.g. ``{"format": "pt"}``.
+    """
+    # Wide dtypes first, as the reference writer does, so that every tensor is aligned to its own item size.
+    names = sorted(tensors, key=lambda name: (-NUMPY_DTYPES[dtype_name(tensors[name].dtype)].itemsize, name))
+    header, offset = {"__metadata__": metadata}, 0
+    for name in names:
+        tensor, start = tensors[name], offset
+        offset += byte_size(tensor)
+        code = _FORMAT_NAMES[dtype_name(tensor.dtype)]
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, offset]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    file.write(struct.pack("<Q", len(text)) + text)
+    for name in names:
+        file.write(np.ascontiguousarray(tensors[name].numpy()).data)
+
+
+def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10GB", texts=None):
+    """Writes ``tensors`` as ``stem`` into ``directory``: one file, or shards and their index if they are larger.
+
+    Every file is written under a temporary name, and all are renamed at the end; the shards and the index that an
+    earlier save of the same variant left are removed then.
+
+    Args:
+        tensors (dict): name -> Paddle tensor, in torch's layout.
+        variant (str, optional): e.g. "fp16"; becomes part of the names.
+        max_shard_size (int or str): most bytes of tensor data per file.
+        texts (dict, optional): file name -> content of further files that belong to the same save.
+
+    Raises:
+        InputError: ``directory`` is a file, or ``max_shard_size`` is no size.
+        CheckpointError: the disk has too little space.
+    """
+    if os.path.isfile(directory):
+        raise InputError(f"{directory} is a file; a model is saved into a directory.")
+    shards = split_into_shards(tensors, parse_size(max_shard_size))
+    if len(shards) == 1:
+        names = [weights_file(stem, variant)]
+    else:
+        names = [shard_file(stem, number, len(shards), variant) for number in range(1, len(shards) + 1)]
+    total = sum(byte_size(tensor) for tensor in tensors.values())
+    texts = dict(texts or {})
+    if len(shards) > 1:
+        weight_map = {name: file for file, shard in zip(names, shards) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        texts[index_file(stem, variant)] = json.dumps(index, indent=2) + "\n"
+
+    with _made_directory(directory), contextlib.ExitStack() as stack:
+        _require_space(directory, total)
+        # The stack unwinds backwards: the index and the texts come to life after the shards they speak of.
+        for name, text in texts.items():
+            stack.enter_context(atomic_write(os.path.join(directory, name))).write(text.encode())
+        for name, shard in zip(names, shards):
+            write_tensors(stack.enter_context(atomic_write(os.path.join(directory, name))), shard, {"format": "pt"})
+    _remove_stale(directory, stem, variant, keep=set(names) | set(texts))
+
+
+@contextlib.contextmanager
+def _made_directory(directory):
+    """Makes ``directory``, and takes it away again if it was made here and the body fails."""
+    existed = os.path.isdir(directory)
+    os.makedirs(directory, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+        raise
+
+
+def _require_space(directory, needed):
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise CheckpointError(
+            f"Saving needs {needed / 1e9:.2f} GB, but the disk of {directory} has {free / 1e9:.2f} GB free. "
+            "Free some space, choose another directory, or save in a 16-bit dtype."
+        )
+
+
+def _remove_stale(directory, stem, variant, keep):
+    """Removes the weights files of this stem and variant that are not in ``keep``."""
+    dotted = re.escape(f".{variant}") if variant else ""
+    numbers = r"-\d{5}-of-\d{5}"
+    stale = re.compile(
+        rf"{re.escape(stem)}(?:{dotted}(?:{numbers})?\.safetensors|{numbers}{dotted}\.safetensors"
+        rf"|\.safetensors\.index{dotted}\.json)$"
+    )
+    for name in os.listdir(directory):
+        if stale.match(name) and name not in keep:
+            os.unlink(os.path.join(directory, name))
