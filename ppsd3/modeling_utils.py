@@ -83,7 +83,8 @@ class ModelMixin(nn.Layer, ConfigMixin):
         with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
             model = cls.from_config(config)
         model.load_weights(checkpoint, dtype)
-        return model.eval()
+        model.eval()
+        return model
 
     def load_weights(self, source, dtype=None):
         """Fills this model from ``source`` (see :func:`ppsd3.serialization.load_weights`), strictly.
