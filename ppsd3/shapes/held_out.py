@@ -18,7 +18,7 @@ HELD_OUT_PAIRS = frozenset({("purple", "ring"), ("cyan", "triangle"), ("orange",
 HELD_OUT_SHAPE_RELATIONS = frozenset({("cross", "left", "triangle"), ("ring", "above", "square")})
 
 # Shares of each kind of combination that hashing holds out.
-SINGLE_SHARE = 0.15  # (shape, size, background) of a lone object
+SINGLE_SHARE = 0.2  # (shape, size, background) of a lone object
 TWO_SHAPES_SHARE = 0.12  # {shape, shape} on a background
 COUNT_SHARE = 0.15  # (count, colour, shape), count of 2 to 4
 PAIRS_SHARE = 0.10  # {(colour, shape), (colour, shape)}
