@@ -22,7 +22,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         weights_name (str): stem of its weights files, ``diffusion_pytorch_model`` or ``model``.
         extra_saved_config (dict): entries that the saved ``config.json`` has beside the arguments, e.g.
             ``{"architectures": ["T5EncoderModel"], "model_type": "t5"}`` for transformers.
-        _keep_in_fp32_modules (tuple of str): modules that stay float32 in a float16 or bfloat16 model.
+        _keep_in_fp32_modules (tuple of str): modules that stay float32 in a float16 model.
         _keys_to_ignore_on_load (tuple of str): regular expressions of checkpoint names that may be left unused.
         _tied_keys (dict): alias -> owner, two names of one tensor; a file may hold either or both.
     """
@@ -70,7 +70,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         dtype = floating_dtype(paddle_dtype)
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
-            subfolder=subfolder,
+            subfolder=subfolder or "",
             variant=variant,
             cache_dir=cache_dir,
             revision=revision,
@@ -144,7 +144,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
     def to(self, device=None, dtype=None, blocking=None):
         """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to(paddle.float16)``.
 
-        ``_keep_in_fp32_modules`` stay float32 in a 16-bit model; integers and booleans keep their dtype.
+        ``_keep_in_fp32_modules`` stay float32 in a float16 model; integers and booleans keep their dtype.
         """
         if dtype is None and _is_dtype(device):
             device, dtype = None, device

@@ -1,47 +1,11 @@
-"""Which files of a directory hold a model's weights, and all of them as one source of named tensors.
-
-Names are those that diffusers and transformers write, ``stem`` being ``diffusion_pytorch_model`` or ``model``:
-
-    stem.safetensors                      stem.fp16.safetensors
-    stem-00001-of-00002.safetensors       stem.fp16-00001-of-00002.safetensors
-    stem.safetensors.index.json           stem.safetensors.index.fp16.json
-"""
+"""The weights of a directory, in one file or several, as one source of named tensors."""
 
 import os
-import re
 
 from ..configuration_utils import read_json
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
-from .readers import SafetensorsFile, refuse_pickle
-
-# Stems that Paddle-layout checkpoints use (ppdiffusers, PaddleNLP); tried after the model's own.
-PADDLE_STEMS = ("diffusion_paddle_model", "model_state")
-_WEIGHT_FILE = re.compile(r"\.(safetensors|bin|pdparams|pt|pth|ckpt)$")
-
-
-def weights_file(stem, variant=None):
-    """Name of an unsharded weights file: ``weights_file("model", "fp16") == "model.fp16.safetensors"``."""
-    return f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
-
-
-def index_file(stem, variant=None):
-    """Name of a sharded checkpoint's index: ``index_file("model", "fp16") == "model.safetensors.index.fp16.json"``."""
-    return f"{stem}.safetensors.index.{variant}.json" if variant else f"{stem}.safetensors.index.json"
-
-
-def shard_file(stem, number, count, variant=None):
-    """Name of shard ``number`` (from 1) of ``count``: ``model.fp16-00001-of-00002.safetensors``."""
-    return f"{stem}.{variant}-{number:05d}-of-{count:05d}.safetensors" if variant else (
-        f"{stem}-{number:05d}-of-{count:05d}.safetensors"
-    )
-
-
-def variants_present(directory, stem):
-    """The variants of ``stem`` in ``directory``, sorted; ``None``, first, is the one without a name."""
-    single = re.compile(re.escape(stem) + r"(?:\.([^.-]+))?\.safetensors$")
-    index = re.compile(re.escape(stem) + r"\.safetensors\.index(?:\.([^.]+))?\.json$")
-    matches = [single.match(name) or index.match(name) for name in os.listdir(directory)]
-    return sorted({match.group(1) for match in matches if match}, key=lambda variant: variant or "")
+from ..utils.weight_names import PADDLE_STEMS, available_variants, describe_variants, index_file, weights_file
+from .readers import PICKLE_SUFFIXES, SafetensorsFile, refuse_pickle
 
 
 class Checkpoint:
@@ -127,24 +91,23 @@ def _explain_absence(directory, stem, variant):
     wanted = weights_file(stem, variant)
     if not os.path.isdir(directory):
         return CheckpointNotFoundError(f"{directory} does not exist; {wanted} should be in it. Check the path.")
-    present = [v for name in (stem,) + PADDLE_STEMS for v in variants_present(directory, name)]
-    if present:
-        listed = ", ".join("variant=None" if v is None else f"variant={v!r}" for v in present)
-        asked = f"the variant {variant!r}" if variant else "weights without a variant"
+    files = sorted(os.listdir(directory))
+    variants = [variant for name in (stem,) + PADDLE_STEMS for variant in available_variants(files, name)]
+    if variants:
+        asked = f"weights of the variant {variant!r}" if variant else "weights without a variant"
         return CheckpointNotFoundError(
-            f"{directory} has no {asked} of {stem} (neither {wanted} nor its shards). It has {listed}: pass one of these."
+            f"{directory} has no {asked} (no {wanted}, nor its shards). It has {describe_variants(variants)}: "
+            "pass one of these."
         )
-    pickles = [name for name in sorted(os.listdir(directory)) if _WEIGHT_FILE.search(name)]
-    for name in pickles:
-        path = os.path.join(directory, name)
-        if not name.endswith(".safetensors"):
-            with open(path, "rb") as file:
-                try:
-                    refuse_pickle(path, file.read(8))
-                except CheckpointFormatError as error:
-                    return error
+    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
+    if pickles:
+        try:
+            refuse_pickle(os.path.join(directory, pickles[0]))
+        except CheckpointFormatError as error:
+            return error
+    others = [name for name in files if name.endswith(".safetensors")]
     return CheckpointNotFoundError(
-        f"{directory} has no {wanted}"
-        + (f"; it has {', '.join(pickles[:5])}." if pickles else " and no other weights.")
+        f"{directory} has no {wanted}; "
+        + (f"its safetensors files are {', '.join(others[:5])}." if others else "it has no weights at all.")
         + " Pass the directory that holds the weights, or `subfolder=` if they are deeper."
     )

@@ -25,7 +25,8 @@ def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), ti
             ``forget(name)``, as :class:`~ppsd3.serialization.Checkpoint`.
         dtype (paddle dtype): what floating-point tensors become. Default: as the source has them. Tensors of other
             kinds keep the layer's dtype.
-        keep_in_fp32 (iterable of str): module names whose parameters stay float32 if ``dtype`` is a 16-bit one.
+        keep_in_fp32 (iterable of str): module names whose parameters stay float32 if ``dtype`` is float16, because
+            they overflow its range (transformers' rule; bfloat16 has the range).
         ignored_keys (iterable of str): regular expressions of source names that may be left unused.
         tied_keys (dict): alias -> owner; the two are one tensor, and the source may have either or both.
         layout (str): "torch" or "paddle". Default: detected.
@@ -100,7 +101,6 @@ def target_dtype(name, slot_dtype, dtype, keep_in_fp32):
     """dtype that the tensor called ``name`` takes in a model of ``dtype`` (None: the source's own)."""
     if not is_floating(slot_dtype):
         return slot_dtype
-    if dtype is not None and dtype_name(dtype) in ("float16", "bfloat16"):
-        if set(keep_in_fp32) & set(name.split(".")):
-            return paddle.float32
+    if dtype is not None and dtype_name(dtype) == "float16" and set(keep_in_fp32) & set(name.split(".")):
+        return paddle.float32
     return dtype

@@ -34,16 +34,16 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2",
 }
 _MAX_HEADER = 100_000_000  # the reference reader's own limit
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
 
 TensorInfo = namedtuple("TensorInfo", "dtype shape start stop")
 TensorInfo.__doc__ = "dtype (name, e.g. 'float16'), shape (tuple), start and stop (byte offsets in the file)."
 
 
-def refuse_pickle(path, head):
+def refuse_pickle(path, head=b""):
     """Raises CheckpointFormatError if ``head``, the file's first bytes, or its name show a pickle or a torch archive."""
     is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(_PICKLE_SUFFIXES):
+    if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(PICKLE_SUFFIXES):
         raise CheckpointFormatError(
             f"{path} is a pickle (torch or Paddle archive). Pickles can run code when read, so ppsd3 does not open them. "
             "Use the repository's safetensors file, or convert this one where you trust it: "

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..utils.errors import CheckpointError, InputError
 from ..utils.files import atomic_write
-from .checkpoint import index_file, shard_file, weights_file
+from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
 from .readers import DTYPES
 from .tensors import NUMPY_DTYPES, dtype_name
 
@@ -138,12 +138,7 @@ def _require_space(directory, needed):
 
 def _remove_stale(directory, stem, variant, keep):
     """Removes the weights files of this stem and variant that are not in ``keep``."""
-    dotted = re.escape(f".{variant}") if variant else ""
-    numbers = r"-\d{5}-of-\d{5}"
-    stale = re.compile(
-        rf"{re.escape(stem)}(?:{dotted}(?:{numbers})?\.safetensors|{numbers}{dotted}\.safetensors"
-        rf"|\.safetensors\.index{dotted}\.json)$"
-    )
     for name in os.listdir(directory):
-        if stale.match(name) and name not in keep:
+        weight = parse_weight_name(name)
+        if weight and (weight.stem, weight.variant) == (stem, variant) and name not in keep:
             os.unlink(os.path.join(directory, name))

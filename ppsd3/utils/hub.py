@@ -1,12 +1,229 @@
-"""Finds a checkpoint: a local directory, a bundled model's name, or a model on the Hugging Face hub."""
+"""Finds a checkpoint: a local directory, a bundled model's name, or a model on the Hugging Face hub.
 
+From the hub only what is needed is fetched: the configurations, the tokenizers and one variant's safetensors of each
+component; neither pickles nor the single-file checkpoints that lie beside them. ``huggingface_hub`` itself obeys
+``HF_ENDPOINT`` (a mirror), ``HF_HOME`` (the cache), ``HF_TOKEN`` and ``HF_HUB_OFFLINE``.
+"""
+
+import json
 import os
+import re
 
 from .errors import CheckpointNotFoundError
+from .logging import get_logger
+from .weight_names import STEMS, available_variants, describe_variants, parse_weight_name
+
+logger = get_logger(__name__)
+
+PIPELINE_INDEX = "model_index.json"
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+BUNDLED = {"shapes": os.path.join(_PACKAGE, "shapes", "checkpoint")}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_SMALL_SUFFIXES = (".json", ".txt", ".model")
+# Files by which a component's folder is found in the cache when the hub cannot be asked.
+_ANCHORS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "spiece.model")
 
 
-def resolve_checkpoint(name_or_path, **options):
-    """The local directory of a checkpoint."""
-    if os.path.isdir(name_or_path):
-        return os.fspath(name_or_path)
-    raise CheckpointNotFoundError(f"{name_or_path} does not exist.")
+def resolve_checkpoint(
+    name_or_path,
+    subfolder=None,
+    variant=None,
+    cache_dir=None,
+    revision=None,
+    local_files_only=None,
+    token=None,
+    skip_components=(),
+):
+    """The local directory of a checkpoint, downloaded if it has to be.
+
+    Args:
+        name_or_path (str or path): an existing directory; else the bundled ``"shapes"``; else a hub id ``"org/name"``.
+            (For ``"shapes"`` a directory of that name counts only if it holds a checkpoint; ``"./shapes"`` always does.)
+        subfolder (str, optional): from the hub, fetch this component only; ``""`` means a repository that is itself one
+            component. Default None: the whole pipeline.
+        variant (str, optional): which weights to fetch, e.g. "fp16".
+        cache_dir (str, optional): default the hub's, ``~/.cache/huggingface/hub``.
+        revision (str, optional): branch, tag or commit.
+        local_files_only (bool, optional): use the cache and never the network. Default: ``HF_HUB_OFFLINE``.
+        token (str, optional): default the one that ``hf auth login`` stored.
+        skip_components (iterable of str): components of the pipeline that are not fetched.
+
+    Raises:
+        CheckpointNotFoundError: nothing of that name, or not that variant; the message says what was tried.
+    """
+    name = os.path.expanduser(os.fspath(name_or_path))
+    if os.path.isdir(name) and (name not in BUNDLED or _holds_checkpoint(name)):
+        return name
+    if name in BUNDLED:
+        return _bundled(name)
+    if os.path.isfile(name):
+        raise CheckpointNotFoundError(
+            f"{name} is a file, and a directory is needed. Load a single-file checkpoint with from_single_file."
+        )
+    if not _HUB_ID.fullmatch(name):
+        raise CheckpointNotFoundError(
+            f"There is no directory {name} (looked for {os.path.abspath(name)}), and it is neither a bundled model "
+            f"({', '.join(BUNDLED)}) nor a hub id of the form 'org/name'. Check the path."
+        )
+    return _HubRepository(name, cache_dir, revision, token).fetch(
+        subfolder, variant, frozenset(skip_components), local_files_only
+    )
+
+
+def select_files(files, components, variant):
+    """The ones of a repository's ``files`` that ``components`` (folder names, ``""`` the root) need.
+
+    Raises:
+        CheckpointNotFoundError: a component has weights, but not of this variant.
+    """
+    chosen = []
+    for component in components:
+        prefix = f"{component}/" if component else ""
+        names = [f[len(prefix) :] for f in files if f.startswith(prefix) and "/" not in f[len(prefix) :]]
+        weights = {name: parse_weight_name(name) for name in names if parse_weight_name(name)}
+        stems = [stem for stem in STEMS if any(w.stem == stem and w.variant == variant for w in weights.values())]
+        if weights and not stems:
+            raise CheckpointNotFoundError(
+                f"The component {component or 'at the root'} has no weights with variant={variant!r}; "
+                f"it has {describe_variants(available_variants(names))}: pass one of these."
+            )
+        wanted = [name for name, w in weights.items() if w.stem == stems[0] and w.variant == variant]
+        small = [name for name in names if name not in weights and name.endswith(_SMALL_SUFFIXES)]
+        chosen += [prefix + name for name in sorted(small) + sorted(wanted)]
+    return chosen
+
+
+def _holds_checkpoint(directory):
+    return any(name in (PIPELINE_INDEX,) + _ANCHORS or name.endswith(".safetensors") for name in os.listdir(directory))
+
+
+def _bundled(name):
+    directory = BUNDLED[name]
+    if not os.path.isfile(os.path.join(directory, PIPELINE_INDEX)):
+        raise CheckpointNotFoundError(
+            f"The bundled model {name!r} is not in this installation ({directory} is missing or incomplete). "
+            f"Install ppsd3 from a release or a complete clone, or train it with examples/train_{name}.py."
+        )
+    return directory
+
+
+class _HubRepository:
+    """One repository on the hub, and its copy in the cache."""
+
+    def __init__(self, repo_id, cache_dir, revision, token):
+        self.repo_id = repo_id
+        self._options = {"cache_dir": cache_dir, "revision": revision}
+        self._token = token
+
+    def fetch(self, subfolder, variant, skip, local_files_only):
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE if local_files_only is None else local_files_only:
+            return self._cached(subfolder, "the hub was not asked (offline mode)")
+        try:
+            files = self._list_files()
+        except ConnectionError as error:
+            directory = self._cached(subfolder, str(error))
+            logger.warning("%s; using the copy of %s in %s.", error, self.repo_id, directory)
+            return directory
+        if subfolder is None:
+            if PIPELINE_INDEX not in files:
+                raise self._error(
+                    f"has no {PIPELINE_INDEX}, so it is no diffusers pipeline. If it is one component (a ControlNet, a "
+                    "VAE), load it with that class; if it is a single file, download it and use from_single_file"
+                )
+            components = [name for name in self._pipeline_components() if name not in skip]
+            return self._download([PIPELINE_INDEX] + self._select(files, components, variant))
+        wanted = self._select(files, [subfolder.strip("/")], variant)
+        if not wanted:
+            raise self._error(f"has no files in {subfolder or 'its root'!r}. Check `subfolder`")
+        return self._download(wanted)
+
+    def _select(self, files, components, variant):
+        try:
+            return select_files(files, components, variant)
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(f"{self.repo_id}: {error}") from None
+
+    def _error(self, what):
+        return CheckpointNotFoundError(
+            f"The hub repository {self.repo_id} {what}. (There is no local directory of that name either.)"
+        )
+
+    def _list_files(self):
+        """Names of all files in the repository. Raises ConnectionError if the hub does not answer."""
+        from huggingface_hub import HfApi
+
+        with self._explained_errors():
+            info = HfApi(token=self._token).model_info(self.repo_id, revision=self._options["revision"])
+        return [sibling.rfilename for sibling in info.siblings]
+
+    def _pipeline_components(self):
+        """Names of the components that the repository's index lists."""
+        from huggingface_hub import hf_hub_download
+
+        with self._explained_errors():
+            path = hf_hub_download(self.repo_id, PIPELINE_INDEX, token=self._token, **self._options)
+        with open(path, encoding="utf-8") as file:
+            index = json.load(file)
+        return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
+
+    def _download(self, files):
+        from huggingface_hub import snapshot_download
+
+        with self._explained_errors():
+            return snapshot_download(self.repo_id, allow_patterns=files, token=self._token, **self._options)
+
+    def _cached(self, subfolder, reason):
+        """The snapshot in the cache that holds the index, or the component's folder."""
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        anchors = (PIPELINE_INDEX,) if subfolder is None else tuple(prefix + name for name in _ANCHORS)
+        for anchor in anchors:
+            path = try_to_load_from_cache(self.repo_id, anchor, **self._options)
+            if isinstance(path, str):
+                return path[: -len(anchor) - 1]
+        cache = self._options["cache_dir"] or constants.HF_HUB_CACHE
+        raise CheckpointNotFoundError(
+            f"{self.repo_id}: there is no local directory of that name, the cache {cache} has no copy"
+            f"{' of ' + subfolder if subfolder else ''}, and {reason}. Connect, or set HF_ENDPOINT to a mirror that you "
+            "can reach, or copy the checkpoint here and pass its directory."
+        )
+
+    def _explained_errors(self):
+        return _ExplainedErrors(self)
+
+
+class _ExplainedErrors:
+    """Turns what huggingface_hub raises into a CheckpointNotFoundError with a remedy, or a ConnectionError."""
+
+    def __init__(self, repository):
+        self._repository = repository
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if not isinstance(error, Exception):
+            return
+        from huggingface_hub import constants, utils
+
+        page = f"{constants.ENDPOINT}/{self._repository.repo_id}"
+        if isinstance(error, utils.GatedRepoError):
+            raise self._repository._error(
+                f"is gated: accept its licence at {page}, then log in with `hf auth login`, set HF_TOKEN, or pass `token`"
+            ) from error
+        if isinstance(error, utils.RepositoryNotFoundError):
+            raise self._repository._error(
+                f"does not exist at {page}, or is private. Check the spelling, or pass `token` if it is private"
+            ) from error
+        if isinstance(error, utils.RevisionNotFoundError):
+            raise self._repository._error(
+                f"has no revision {self._repository._options['revision']!r}. Check `revision`"
+            ) from error
+        if isinstance(error, utils.EntryNotFoundError):
+            raise self._repository._error(f"lacks a file that it lists ({error}). Try again") from error
+        # Connection failures are of requests' or httpx' types, by the version of huggingface_hub.
+        raise ConnectionError(f"{page} cannot be reached ({type(error).__name__}: {error})") from error
