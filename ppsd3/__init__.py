@@ -1,3 +1,37 @@
-"""Stable Diffusion 3 and 3.5 on PaddlePaddle."""
+"""Stable Diffusion 3 and 3.5 on PaddlePaddle.
+
+The public names are imported when they are first used, so ``import ppsd3`` costs next to nothing.
+"""
 
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "AutoencoderKL": "models",
+    "CLIPTextModelWithProjection": "transformers",
+    "CLIPTokenizer": "transformers",
+    "DiffusionPipeline": "pipelines",
+    "FlowMatchEulerDiscreteScheduler": "schedulers",
+    "SD3Transformer2DModel": "models",
+    "StableDiffusion3Pipeline": "pipelines",
+    "StableDiffusion3PipelineOutput": "pipelines",
+    "T5EncoderModel": "transformers",
+    "T5Tokenizer": "transformers",
+    "TorchGenerator": "utils.random",
+    "VaeImageProcessor": "pipelines",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'ppsd3' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}.")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,151 @@
+"""Pictures as people hold them (PIL, arrays) <-> tensors as the VAE takes them ([B, 3, H, W] in [-1, 1])."""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from ..configuration_utils import ConfigMixin, register_to_config
+from ..utils.errors import ConfigError, InputError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "pd", "latent")
+
+
+class VaeImageProcessor(ConfigMixin):
+    """Counterpart of diffusers' class of the same name, with the same rounding.
+
+    Args:
+        do_resize (bool): bring pictures to the asked size, or down to a multiple of ``vae_scale_factor``.
+        vae_scale_factor (int): pixels per latent.
+        vae_latent_channels (int): a tensor of that many channels is taken for latents and left as it is.
+        resample (str): PIL filter for pictures: ``"lanczos"``, ``"bicubic"``, ``"bilinear"``, ``"nearest"``,
+            ``"box"`` or ``"hamming"``. Arrays and tensors are resized by nearest neighbour.
+        do_normalize (bool): map [0, 1] to [-1, 1] and back.
+        do_binarize (bool): 0 below 0.5, else 1 (masks).
+        do_convert_rgb, do_convert_grayscale (bool): convert PIL pictures; at most one of the two.
+    """
+
+    config_name = "image_processor_config.json"
+
+    @register_to_config
+    def __init__(
+        self,
+        do_resize=True,
+        vae_scale_factor=8,
+        vae_latent_channels=4,
+        resample="lanczos",
+        do_normalize=True,
+        do_binarize=False,
+        do_convert_rgb=False,
+        do_convert_grayscale=False,
+    ):
+        if do_convert_rgb and do_convert_grayscale:
+            raise ConfigError("do_convert_rgb and do_convert_grayscale exclude each other. Set one of them.")
+
+    def preprocess(self, image, height=None, width=None):
+        """Pictures -> tensor [B, c, H, W] fp32, in [-1, 1] with ``do_normalize``, else in [0, 1].
+
+        Args:
+            image: a PIL picture, an array [H, W, c] or [B, H, W, c] in [0, 1], a tensor [c, H, W] or [B, c, H, W] in
+                [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already.
+            height, width (int or None): pixels; None: the picture's own, down to a multiple of the scale factor.
+
+        Raises:
+            InputError: another type, an empty list, or pictures of different sizes.
+        """
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        if not images:
+            raise InputError("`image` is an empty list. Pass at least one picture.")
+        pixels = self._to_tensor(images, height, width)
+        if pixels.shape[1] == self.config.vae_latent_channels and isinstance(images[0], paddle.Tensor):
+            return pixels
+        if self.config.do_resize:
+            pixels = self._resize_tensor(pixels, height, width)
+        if self.config.do_normalize and not float(pixels.min()) < 0:
+            pixels = self.normalize(pixels)
+        if self.config.do_binarize:
+            pixels = (pixels >= 0.5).astype(pixels.dtype)
+        return pixels
+
+    def postprocess(self, image, output_type="pil", do_denormalize=None):
+        """Tensor [B, 3, H, W] in about [-1, 1] -> what ``output_type`` says.
+
+        Args:
+            output_type (str): ``"pil"`` list of pictures, ``"np"`` array [B, H, W, 3] fp32 in [0, 1], ``"pt"`` or
+                ``"pd"`` tensor [B, 3, H, W] in [0, 1], ``"latent"`` the tensor as it is.
+            do_denormalize (list of B bool or None): per picture; None: as ``do_normalize`` says.
+
+        Raises:
+            InputError: another ``output_type``, or no tensor.
+        """
+        check_output_type(output_type)
+        if not isinstance(image, paddle.Tensor):
+            raise InputError(f"`image` is a {type(image).__name__}; postprocess takes a tensor [B, C, H, W].")
+        if output_type == "latent":
+            return image
+        flags = do_denormalize or [self.config.do_normalize] * image.shape[0]
+        image = paddle.stack([self.denormalize(row) if flag else row for row, flag in zip(image, flags)])
+        if output_type in ("pt", "pd"):
+            return image
+        array = image.transpose([0, 2, 3, 1]).astype("float32").numpy()
+        return array if output_type == "np" else self.numpy_to_pil(array)
+
+    def _to_tensor(self, images, height, width):
+        from PIL import Image
+
+        kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
+        if len(kinds) != 1 or not all(isinstance(item, tuple(kinds)) for item in images):
+            found = sorted({type(item).__name__ for item in images})
+            raise InputError(f"`image` holds {found}; pass PIL pictures, numpy arrays or paddle tensors, all of one kind.")
+        if isinstance(images[0], Image.Image):
+            images = [np.asarray(picture, "float32") / 255.0 for picture in self._prepare_pil(images, height, width)]
+            images = [array if array.ndim == 3 else array[..., None] for array in images]
+        shapes = {tuple(item.shape) for item in images}
+        if len(shapes) > 1:
+            raise InputError(f"The pictures differ in size: {sorted(shapes)}. Resize them, or pass height and width.")
+        if isinstance(images[0], paddle.Tensor):
+            return paddle.concat(images) if images[0].ndim == 4 else paddle.stack(images)
+        array = np.concatenate(images) if images[0].ndim == 4 else np.stack(images)
+        array = array if array.ndim == 4 else array[..., None]  # grey arrays [B, H, W]
+        return paddle.to_tensor(np.ascontiguousarray(array.transpose(0, 3, 1, 2)).astype("float32"))
+
+    def _prepare_pil(self, pictures, height, width):
+        from PIL import Image
+
+        if self.config.do_resize:
+            height, width = self._target_size(pictures[0].height, pictures[0].width, height, width)
+            resample = getattr(Image.Resampling, self.config.resample.upper())
+            pictures = [picture.resize((width, height), resample=resample) for picture in pictures]
+        mode = "RGB" if self.config.do_convert_rgb else "L" if self.config.do_convert_grayscale else None
+        return [picture.convert(mode) for picture in pictures] if mode else pictures
+
+    def _resize_tensor(self, pixels, height, width):
+        size = self._target_size(pixels.shape[2], pixels.shape[3], height, width)
+        return pixels if list(size) == pixels.shape[2:] else F.interpolate(pixels, size=size, mode="nearest")
+
+    def _target_size(self, own_height, own_width, height, width):
+        factor = self.config.vae_scale_factor
+        return tuple(n - n % factor for n in (height or own_height, width or own_width))
+
+    @staticmethod
+    def normalize(pixels):
+        """[0, 1] -> [-1, 1]."""
+        return 2.0 * pixels - 1.0
+
+    @staticmethod
+    def denormalize(pixels):
+        """[-1, 1] -> [0, 1], with what lies outside cut off."""
+        return (pixels * 0.5 + 0.5).clip(0, 1)
+
+    @staticmethod
+    def numpy_to_pil(array):
+        """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
+        from PIL import Image
+
+        pixels = (array * 255).round().astype("uint8")
+        return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
+
+
+def check_output_type(output_type):
+    """Raises InputError unless ``output_type`` is one that ``VaeImageProcessor.postprocess`` knows."""
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"`output_type` is {output_type!r}; it has to be one of {', '.join(OUTPUT_TYPES)}.")

@@ -1,0 +1,321 @@
+"""What every pipeline can do: hold components, load and save them as a diffusers checkpoint, show progress.
+
+A checkpoint is a directory with ``model_index.json``, which names each component's library and class, and one
+sub-directory for each component.
+"""
+
+import contextlib
+import importlib
+import inspect
+import json
+import os
+import shutil
+import tempfile
+
+import paddle
+from paddle import nn
+
+from ..configuration_utils import FrozenConfig, read_json
+from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
+from ..utils.files import atomic_write
+from ..utils.hub import resolve_checkpoint
+
+INDEX_NAME = "model_index.json"
+
+# Class name in a saved index -> (library that we write beside it, module of ppsd3, class there). The only place that
+# knows: a name that transformers or ppdiffusers writes for the same thing is one more line.
+COMPONENT_CLASSES = {
+    "SD3Transformer2DModel": ("diffusers", "models", "SD3Transformer2DModel"),
+    "AutoencoderKL": ("diffusers", "models", "AutoencoderKL"),
+    "FlowMatchEulerDiscreteScheduler": ("diffusers", "schedulers", "FlowMatchEulerDiscreteScheduler"),
+    "CLIPTextModelWithProjection": ("transformers", "transformers", "CLIPTextModelWithProjection"),
+    "T5EncoderModel": ("transformers", "transformers", "T5EncoderModel"),
+    "CLIPTokenizer": ("transformers", "transformers", "CLIPTokenizer"),
+    "CLIPTokenizerFast": ("transformers", "transformers", "CLIPTokenizer"),
+    "T5Tokenizer": ("transformers", "transformers", "T5Tokenizer"),
+    "T5TokenizerFast": ("transformers", "transformers", "T5Tokenizer"),
+}
+
+# Class name in a saved index -> (module of ppsd3, class there).
+PIPELINE_CLASSES = {"StableDiffusion3Pipeline": ("pipelines", "StableDiffusion3Pipeline")}
+
+# The index says nothing of weights, so these come first: a mistake in them shows before the large files are read.
+_LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
+
+
+class DiffusionPipeline:
+    """Base of the pipelines. A subclass's ``__init__`` arguments are its components.
+
+    ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
+    ``StableDiffusion3Pipeline.from_pretrained(path)`` that one.
+    """
+
+    config_name = INDEX_NAME
+    _optional_components = ()
+
+    def register_modules(self, **components):
+        """Makes each component an attribute and remembers it as such."""
+        self._component_names = tuple(components)
+        self._progress_bar_config = {}
+        for name, component in components.items():
+            setattr(self, name, component)
+
+    @property
+    def components(self):
+        """dict: name -> component, None for one that is absent; ``Other(**pipe.components)`` shares them."""
+        return {name: getattr(self, name) for name in self._component_names}
+
+    @property
+    def config(self):
+        """FrozenConfig: name -> (library, class name), what ``model_index.json`` holds."""
+        return FrozenConfig({name: _index_entry(name, part) for name, part in self.components.items()})
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        paddle_dtype=None,
+        variant=None,
+        cache_dir=None,
+        local_files_only=False,
+        revision=None,
+        token=None,
+        **components,
+    ):
+        """Loads a pipeline.
+
+        Args:
+            pretrained_model_name_or_path (str): a directory, the bundled ``"shapes"``, or a hub id ``"owner/name"``.
+            paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
+                ``"default"`` for the rest. None: as saved.
+            variant (str or None): e.g. ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``.
+            cache_dir, local_files_only, revision, token: for a hub id, as in ``huggingface_hub``.
+            **components: used in place of the saved ones, e.g. ``text_encoder_3=None`` to do without T5 (which is
+                then neither downloaded nor read) or ``vae=my_vae``.
+
+        Raises:
+            CheckpointNotFoundError: no such checkpoint or component directory.
+            ConfigError: the index names a pipeline or a component class that ppsd3 does not have.
+            InputError: an unknown keyword.
+        """
+        if cls is not DiffusionPipeline:
+            cls._refuse_unknown(components)
+        directory = resolve_checkpoint(
+            pretrained_model_name_or_path,
+            variant=variant,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            revision=revision,
+            token=token,
+            skip_components=tuple(components),
+        )
+        index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
+        pipeline_class = cls._resolve_class(index, directory)
+        pipeline_class._refuse_unknown(components)
+        classes = pipeline_class._saved_classes(index, directory, given=components)
+        loaded = {}
+        for name in sorted(classes, key=lambda name: not name.startswith(_LIGHT_PREFIXES)):
+            dtype = paddle_dtype.get(name, paddle_dtype.get("default")) if isinstance(paddle_dtype, dict) else paddle_dtype
+            loaded[name] = _load_component(classes[name], directory, name, paddle_dtype=dtype, variant=variant)
+        absent = {name: None for name in pipeline_class._component_signature()}
+        return pipeline_class(**{**absent, **loaded, **components})
+
+    @classmethod
+    def _component_signature(cls):
+        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+
+    @classmethod
+    def _refuse_unknown(cls, components):
+        known = cls._component_signature()
+        unknown = [name for name in components if name not in known]
+        if unknown:
+            hint = " The dtype is called `paddle_dtype` here." if "torch_dtype" in unknown else ""
+            raise InputError(
+                f"{cls.__name__}.from_pretrained does not know {unknown}; its components are {known}.{hint}"
+            )
+
+    @classmethod
+    def _resolve_class(cls, index, directory):
+        """The class to make: ``cls``, or the one that the index names if ``cls`` is the base."""
+        name = index.get("_class_name")
+        if name not in PIPELINE_CLASSES:
+            raise ConfigError(
+                f"{os.path.join(directory, INDEX_NAME)} is for a {name!r} pipeline; ppsd3 has "
+                f"{', '.join(PIPELINE_CLASSES)}. Use a Stable Diffusion 3 or 3.5 checkpoint."
+            )
+        return _import(*PIPELINE_CLASSES[name]) if cls is DiffusionPipeline else cls
+
+    @classmethod
+    def _saved_classes(cls, index, directory, given):
+        """Component name -> class, for each that is to be loaded; everything about the directory is checked here."""
+        classes = {}
+        known = cls._component_signature()
+        for name, entry in index.items():
+            if name.startswith("_") or name in given:
+                continue
+            if not isinstance(entry, (list, tuple)) or len(entry) != 2:
+                raise ConfigError(
+                    f"{os.path.join(directory, INDEX_NAME)} has {name!r}: {entry!r}; a component is a pair of library "
+                    "and class name. Remove the entry, or download the file again."
+                )
+            class_name = entry[1]
+            if class_name is None:
+                continue
+            if name not in known:
+                raise ConfigError(
+                    f"{os.path.join(directory, INDEX_NAME)} lists the component {name!r} ({class_name}), which "
+                    f"{cls.__name__} does not have. Remove the entry to do without it."
+                )
+            if class_name not in COMPONENT_CLASSES:
+                raise ConfigError(
+                    f"The component {name!r} of {directory} is a {class_name!r}, which ppsd3 does not have (it has "
+                    f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
+                )
+            if not os.path.isdir(os.path.join(directory, name)):
+                raise CheckpointNotFoundError(
+                    f"{os.path.join(directory, name)} does not exist, though {INDEX_NAME} lists {name!r} as a "
+                    f"{class_name}. Download it, or pass `{name}=None` to do without it."
+                )
+            classes[name] = _import(*COMPONENT_CLASSES[class_name][1:])
+        cls._require_listed(index, given, directory)
+        return classes
+
+    @classmethod
+    def _require_listed(cls, index, given, directory):
+        missing = [n for n in cls._component_signature() if n not in (*index, *given, *cls._optional_components)]
+        if missing:
+            raise CheckpointFormatError(
+                f"{os.path.join(directory, INDEX_NAME)} says nothing of {', '.join(missing)}. Download it again, or "
+                f"pass `{missing[0]}=` a component of your own or None."
+            )
+
+    def save_pretrained(self, save_directory, variant=None, max_shard_size="10GB"):
+        """Writes the pipeline as diffusers 0.42 reads it; absent components are listed as such.
+
+        Everything is first written beside ``save_directory`` and moved there at the end, so a failure leaves what
+        was there before.
+
+        Args:
+            save_directory (str): made if missing. Components of the same name in it are replaced.
+            variant (str or None): put into the names of the weight files.
+            max_shard_size (str or int): weight files are split above it.
+
+        Raises:
+            InputError: ``save_directory`` is a file, or a component cannot be saved.
+        """
+        save_directory = os.path.abspath(save_directory)
+        if os.path.exists(save_directory) and not os.path.isdir(save_directory):
+            raise InputError(f"{save_directory} is a file; a pipeline is saved into a directory. Choose another name.")
+        index = {name: list(entry) for name, entry in self.config.items() if self._is_listed(name)}
+        os.makedirs(os.path.dirname(save_directory), exist_ok=True)
+        with _staging_directory(save_directory) as staging:
+            for name, component in self.components.items():
+                if component is not None:
+                    options = {"variant": variant, "max_shard_size": max_shard_size}
+                    options = options if isinstance(component, nn.Layer) else {}
+                    component.save_pretrained(os.path.join(staging, name), **options)
+            with atomic_write(os.path.join(staging, INDEX_NAME)) as file:
+                from .. import __version__
+
+                # diffusers reads the version that wrote a file to decide on legacy treatment; 0.42.1 needs none.
+                header = {
+                    "_class_name": type(self).__name__,
+                    "_diffusers_version": "0.42.1",
+                    "_ppsd3_version": __version__,
+                }
+                file.write((json.dumps({**header, **index}, indent=2) + "\n").encode())
+            _move_into(staging, save_directory)
+
+    def _is_listed(self, name):
+        return getattr(self, name) is not None or name not in self._optional_components
+
+    def to(self, *args, device=None, dtype=None):
+        """Moves the networks to a device (``"cpu"``, ``"gpu:0"``) and / or a dtype; returns the pipeline."""
+        for value in args:
+            if isinstance(value, paddle.base.core.Place) or (isinstance(value, str) and _is_device(value)):
+                device = value
+            else:
+                dtype = value
+        if device is not None:
+            paddle.device.set_device(device) if isinstance(device, str) else None
+        for network in self._networks():
+            network.to(device=device, dtype=dtype)
+        return self
+
+    def _networks(self):
+        return [part for part in self.components.values() if isinstance(part, nn.Layer)]
+
+    @property
+    def dtype(self):
+        """Of the transformer, or of the first network if there is none."""
+        networks = self._networks()
+        main = getattr(self, "transformer", None) or (networks[0] if networks else None)
+        return main.dtype if main is not None else paddle.get_default_dtype()
+
+    @property
+    def device(self):
+        """Where the networks are, as ``paddle.CPUPlace()`` or ``paddle.CUDAPlace(i)``."""
+        for network in self._networks():
+            for parameter in network.parameters():
+                return parameter.place
+        return paddle.framework._current_expected_place()
+
+    def set_progress_bar_config(self, **options):
+        """Options of ``tqdm`` for the progress bar, e.g. ``disable=True``."""
+        self._progress_bar_config = options
+
+    def progress_bar(self, iterable=None, total=None):
+        """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
+        from tqdm.auto import tqdm
+
+        return tqdm(iterable, total=total, **self._progress_bar_config)
+
+    def __repr__(self):
+        lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]
+        return "\n".join([f"{type(self).__name__} {{", *lines, "}"])
+
+
+def _import(module, name):
+    return getattr(importlib.import_module("..." + module, __name__), name)
+
+
+def _index_entry(name, component):
+    """(library, class name) that the index holds for a component; (None, None) for one that is absent."""
+    if component is None:
+        return None, None
+    for class_ in type(component).__mro__:  # a user's subclass is saved as the class that it extends
+        if class_.__name__ in COMPONENT_CLASSES:
+            return COMPONENT_CLASSES[class_.__name__][0], class_.__name__
+    raise InputError(
+        f"The component {name!r} is a {type(component).__name__}, which has no name in a diffusers checkpoint. Use one "
+        f"of {', '.join(COMPONENT_CLASSES)} or a subclass."
+    )
+
+
+def _load_component(class_, directory, name, paddle_dtype, variant):
+    options = {"paddle_dtype": paddle_dtype, "variant": variant} if issubclass(class_, nn.Layer) else {}
+    return class_.from_pretrained(directory, subfolder=name, **options)
+
+
+@contextlib.contextmanager
+def _staging_directory(target):
+    """A temporary directory beside ``target``, hence on the same disk, so that moving into place copies nothing."""
+    staging = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".", suffix=".tmp")
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _move_into(staging, target):
+    """Replaces in ``target`` what ``staging`` has under the same name; the index moves last."""
+    os.makedirs(target, exist_ok=True)
+    for name in sorted(os.listdir(staging), key=lambda name: name == INDEX_NAME):
+        final = os.path.join(target, name)
+        if os.path.isdir(final):
+            shutil.rmtree(final)
+        os.replace(os.path.join(staging, name), final)
+
+
+def _is_device(value):
+    return value.split(":")[0] in ("cpu", "gpu", "cuda", "xpu", "npu")

@@ -1,0 +1,118 @@
+"""The denoising loop, the only one of the package, and the schedule that it follows.
+
+The loop knows no task and no feature: what differs between text-to-image, image-to-image, inpainting and control
+comes in as the starting latents, the timesteps, the velocity model and ``after_step``. Progress bar, callbacks and
+interruption belong to whoever drives the generator.
+"""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import paddle
+
+from ...utils.errors import InputError
+from .prompt_encoding import TextCondition
+
+
+@dataclasses.dataclass
+class DenoisingState:
+    """What changes from step to step; the driver may replace any field between two steps.
+
+    Attributes:
+        latents (Tensor): [B, C, H, W].
+        condition (TextCondition): as ``guidance.expand`` made it, ``guidance.copies * B`` rows.
+        guidance: one of ``guidance.py``.
+    """
+
+    latents: paddle.Tensor
+    condition: TextCondition
+    guidance: Any
+
+
+class VelocityModel:
+    """The transformer as a function of latents, timestep and one guidance query."""
+
+    def __init__(self, transformer, joint_attention_kwargs=None):
+        self.transformer, self.joint_attention_kwargs = transformer, joint_attention_kwargs
+
+    def __call__(self, latents, timestep, query):
+        """latents [B, C, H, W], timestep scalar fp32 in [0, 1000] -> velocity [copies * B, C, H, W]."""
+        latents = paddle.concat([latents] * query.copies) if query.copies > 1 else latents
+        return self.transformer(
+            hidden_states=latents,
+            # Stays fp32 whatever the model's dtype: 987.38 has no fp16 neighbour near enough for the sinusoid.
+            timestep=timestep.expand([latents.shape[0]]),
+            encoder_hidden_states=query.condition.embeds,
+            pooled_projections=query.condition.pooled,
+            joint_attention_kwargs=self.joint_attention_kwargs,
+            skip_layers=query.skip_layers,
+            return_dict=False,
+        )[0]
+
+
+def keep_latents(latents, step):
+    """The ``after_step`` of a task that leaves the latents as the scheduler made them."""
+    return latents
+
+
+def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents):
+    """Moves ``state.latents`` along the flow from ``timesteps[0]`` to the last, yielding after each step.
+
+    Args:
+        velocity (callable): ``(latents, timestep, query) -> velocity``, e.g. ``VelocityModel``.
+        scheduler: has had ``set_timesteps`` called; gives ``step(velocity, t, latents, return_dict=False)``.
+        timesteps (Tensor): [n] fp32, descending.
+        state (DenoisingState): mutated in place, and read anew at each step.
+        after_step (callable): ``(latents, step) -> latents``, e.g. inpainting's re-noising outside the mask.
+
+    Yields:
+        ``(step, timestep, state)``.
+    """
+    for step, timestep in enumerate(timesteps):
+        queries = state.guidance.queries(state.condition, step, len(timesteps))
+        predictions = [velocity(state.latents, timestep, query) for query in queries]
+        prediction = state.guidance.combine(predictions)
+        latents = scheduler.step(prediction, timestep, state.latents, return_dict=False)[0]
+        state.latents = after_step(latents, step)
+        yield step, timestep, state
+
+
+def resolution_shift(image_seq_len, base_seq_len=256, max_seq_len=4096, base_shift=0.5, max_shift=1.16):
+    """``mu`` of a dynamically shifted schedule: linear in the number of image tokens N, ``base_shift`` at
+    ``base_seq_len`` and ``max_shift`` at ``max_seq_len`` (SD3 paper, section 5.3.2, as diffusers computes it)."""
+    slope = (max_shift - base_shift) / (max_seq_len - base_seq_len)
+    return image_seq_len * slope + (base_shift - slope * base_seq_len)
+
+
+def prepare_timesteps(scheduler, num_inference_steps, sigmas, mu, image_seq_len):
+    """Sets the scheduler's schedule and returns its timesteps [n].
+
+    Args:
+        num_inference_steps (int): n, unless ``sigmas`` (list of n floats, before the shift) is given.
+        mu (float or None): shift of a scheduler with ``use_dynamic_shifting``; None: from ``image_seq_len``, the
+            number of image tokens N.
+
+    Raises:
+        InputError: ``sigmas`` for a scheduler that takes none, or what the scheduler refuses, e.g. ``mu`` without use.
+    """
+    config = scheduler.config
+    if mu is None and config.get("use_dynamic_shifting", False):
+        mu = resolution_shift(
+            image_seq_len,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.16),
+        )
+    arguments = {} if mu is None else {"mu": mu}
+    if sigmas is None:
+        arguments["num_inference_steps"] = num_inference_steps
+    elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
+        arguments["sigmas"] = sigmas
+    else:
+        raise InputError(
+            f"{type(scheduler).__name__} takes no `sigmas`; leave them out, or use FlowMatchEulerDiscreteScheduler."
+        )
+    scheduler.set_timesteps(**arguments)
+    return scheduler.timesteps

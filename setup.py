@@ -1,0 +1,52 @@
+"""Installation of ppsd3: ``pip install ".[cpu]"`` or ``pip install ".[gpu]"``."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).exists() else ""
+
+
+def requirements(name):
+    return [line for line in read(name).splitlines() if line.strip() and not line.startswith("#")]
+
+
+setup(
+    name="ppsd3",
+    version=re.search(r'__version__ = "(.+?)"', read("ppsd3/__init__.py")).group(1),
+    description="Stable Diffusion 3 and 3.5 on PaddlePaddle: diffusers weights in, the same picture out",
+    long_description=read("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["ppsd3", "ppsd3.*"]),
+    # The bundled model `shapes`; what else a package needs at run time beside its modules.
+    package_data={"ppsd3": ["shapes/checkpoint/*", "shapes/checkpoint/*/*", "**/*.json", "**/*.html"]},
+    python_requires=">=3.9,<3.13",
+    install_requires=requirements("requirements.txt"),
+    extras_require={
+        # Never a hard requirement: installing the CPU wheel over a GPU one breaks it.
+        "cpu": ["paddlepaddle>=2.6.2,<3.4"],
+        "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
+        "test": ["pytest>=7", "scipy>=1.9", "sentencepiece>=0.1.99"],
+        # What the parity tests compare with.
+        "parity": [
+            "torch>=2.4",
+            "diffusers==0.42.1",
+            "transformers>=5,<6",
+            "accelerate>=1",
+            "safetensors>=0.4",
+            "sentencepiece>=0.1.99",
+        ],
+    },
+    entry_points={"console_scripts": ["ppsd3=ppsd3.cli.main:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
