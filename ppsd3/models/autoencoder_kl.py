@@ -272,11 +272,12 @@ def _blend(before, after, extent, axis):
         return after
     fade = (paddle.arange(extent, dtype="float32") / extent).astype(after.dtype)
     fade = fade.reshape([-1, 1] if axis == 2 else [1, -1])
-    end = before.shape[axis]
-    old = paddle.slice(before, [axis], [end - extent], [end])
-    new, rest = paddle.slice(after, [axis], [0], [extent]), after.shape[axis] - extent
-    mixed = old * (1 - fade) + new * fade
-    return mixed if rest == 0 else paddle.concat([mixed, after[:, :, extent:] if axis == 2 else after[..., extent:]], axis)
+    start, end = before.shape[axis] - extent, after.shape[axis]
+    old = paddle.slice(before, [axis], [start], [start + extent])
+    mixed = old * (1 - fade) + paddle.slice(after, [axis], [0], [extent]) * fade
+    if extent == end:  # no empty tensors: Paddle 2.6 refuses some of them
+        return mixed
+    return paddle.concat([mixed, paddle.slice(after, [axis], [extent], [end])], axis)
 
 
 def _check_config(config):
@@ -304,5 +305,5 @@ def _check_config(config):
         for name in ("latents_mean", "latents_std"):
             if len(config[name]) != config.latent_channels:
                 raise ConfigError(
-                    f"{name} has {len(config[name])} values; it takes one per latent channel ({config.latent_channels})."
+                    f"{name} has {len(config[name])} values; it takes one per latent channel, {config.latent_channels}."
                 )

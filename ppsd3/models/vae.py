@@ -65,7 +65,7 @@ class DiagonalGaussianDistribution:
     def kl(self, other=None):
         """KL divergence in nats, summed over each row's values [B]: from ``other``, or from N(0, 1) when None."""
         if self.deterministic:
-            return paddle.zeros([1])
+            return paddle.zeros([self.mean.shape[0]], self.mean.dtype)
         if other is None:
             terms = self.mean**2 + self.var - 1.0 - self.logvar
         else:
@@ -75,7 +75,7 @@ class DiagonalGaussianDistribution:
     def nll(self, sample, axis=(1, 2, 3)):
         """Negative log-likelihood of ``sample`` in nats, summed over ``axis`` (by default one value per row, [B])."""
         if self.deterministic:
-            return paddle.zeros([1])
+            return paddle.zeros([self.mean.shape[0]], self.mean.dtype)
         log_two_pi = 1.8378770664093453
         return 0.5 * (log_two_pi + self.logvar + (sample - self.mean) ** 2 / self.var).sum(axis=list(axis))
 
@@ -196,7 +196,13 @@ class Encoder(nn.Layer):
     """
 
     def __init__(
-        self, in_channels, latent_channels, block_out_channels, layers_per_block, norm_num_groups, mid_block_add_attention
+        self,
+        in_channels,
+        latent_channels,
+        block_out_channels,
+        layers_per_block,
+        norm_num_groups,
+        mid_block_add_attention,
     ):
         super().__init__()
         self.gradient_checkpointing = False
@@ -221,7 +227,13 @@ class Decoder(nn.Layer):
     """Latents [B, latent_channels, H, W] -> picture [B, out_channels, 8H, 8W]; arguments as for ``Encoder``."""
 
     def __init__(
-        self, latent_channels, out_channels, block_out_channels, layers_per_block, norm_num_groups, mid_block_add_attention
+        self,
+        latent_channels,
+        out_channels,
+        block_out_channels,
+        layers_per_block,
+        norm_num_groups,
+        mid_block_add_attention,
     ):
         super().__init__()
         self.gradient_checkpointing = False
