@@ -4,8 +4,15 @@ import os
 
 from ..configuration_utils import read_json
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
-from ..utils.weight_names import PADDLE_STEMS, available_variants, describe_variants, index_file, weights_file
-from .readers import PICKLE_SUFFIXES, SafetensorsFile, refuse_pickle
+from ..utils.weight_names import (
+    PADDLE_STEMS,
+    PICKLE_SUFFIXES,
+    available_variants,
+    describe_variants,
+    index_file,
+    weights_file,
+)
+from .readers import SafetensorsFile, refuse_pickle
 
 
 class Checkpoint:

@@ -16,6 +16,7 @@ import numpy as np
 import paddle
 
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.weight_names import PICKLE_SUFFIXES
 from .tensors import NUMPY_DTYPES, dtype_name, from_numpy, paddle_dtype
 
 # Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
@@ -34,7 +35,6 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2",
 }
 _MAX_HEADER = 100_000_000  # the reference reader's own limit
-PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
 
 TensorInfo = namedtuple("TensorInfo", "dtype shape start stop")
 TensorInfo.__doc__ = "dtype (name, e.g. 'float16'), shape (tuple), start and stop (byte offsets in the file)."
@@ -93,6 +93,8 @@ class SafetensorsFile:
             self._size = os.fstat(file.fileno()).st_size
             head = file.read(8)
             refuse_pickle(self.path, head)
+            if head == b"version ":
+                raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull` there.")
             header, self._data_start = self._read_header(file, head)
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -121,7 +123,7 @@ class SafetensorsFile:
     def _check_entry(self, name, entry):
         try:
             dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            sizes_ok = all(isinstance(n, int) and n >= 0 for n in shape + (start, stop))
+            sizes_ok = all(type(n) is int and n >= 0 for n in shape + (start, stop))
         except (TypeError, KeyError, ValueError) as error:
             raise self._corrupt(f"the header's entry for tensor {name!r} is malformed") from error
         if dtype not in DTYPES:

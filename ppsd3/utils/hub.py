@@ -5,13 +5,14 @@ component; neither pickles nor the single-file checkpoints that lie beside them.
 ``HF_ENDPOINT`` (a mirror), ``HF_HOME`` (the cache), ``HF_TOKEN`` and ``HF_HUB_OFFLINE``.
 """
 
+import contextlib
 import json
 import os
 import re
 
 from .errors import CheckpointNotFoundError
 from .logging import get_logger
-from .weight_names import STEMS, available_variants, describe_variants, parse_weight_name
+from .weight_names import PICKLE_SUFFIXES, STEMS, available_variants, describe_variants, parse_weight_name
 
 logger = get_logger(__name__)
 
@@ -75,7 +76,7 @@ def select_files(files, components, variant):
     """The ones of a repository's ``files`` that ``components`` (folder names, ``""`` the root) need.
 
     Raises:
-        CheckpointNotFoundError: a component has weights, but not of this variant.
+        CheckpointNotFoundError: a component has weights, but not of this variant, or as a pickle only.
     """
     chosen = []
     for component in components:
@@ -88,7 +89,13 @@ def select_files(files, components, variant):
                 f"The component {component or 'at the root'} has no weights with variant={variant!r}; "
                 f"it has {describe_variants(available_variants(names))}: pass one of these."
             )
-        wanted = [name for name, w in weights.items() if w.stem == stems[0] and w.variant == variant]
+        pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+        if pickles and not weights:
+            raise CheckpointNotFoundError(
+                f"The component {component or 'at the root'} has its weights as a pickle only ({pickles[0]}), and ppsd3 "
+                "opens safetensors only. Look for a revision (`revision=`) or a copy with safetensors."
+            )
+        wanted = [name for name, w in weights.items() if (w.stem, w.variant) == (stems[0], variant)]
         small = [name for name in names if name not in weights and name.endswith(_SMALL_SUFFIXES)]
         chosen += [prefix + name for name in sorted(small) + sorted(wanted)]
     return chosen
@@ -123,8 +130,8 @@ class _HubRepository:
             return self._cached(subfolder, "the hub was not asked (offline mode)")
         try:
             files = self._list_files()
-        except ConnectionError as error:
-            directory = self._cached(subfolder, str(error))
+        except _HubUnreachable as error:
+            directory = self._cached(subfolder, str(error).rstrip("."))
             logger.warning("%s; using the copy of %s in %s.", error, self.repo_id, directory)
             return directory
         if subfolder is None:
@@ -152,7 +159,7 @@ class _HubRepository:
         )
 
     def _list_files(self):
-        """Names of all files in the repository. Raises ConnectionError if the hub does not answer."""
+        """Names of all files in the repository. Raises _HubUnreachable if the hub does not answer."""
         from huggingface_hub import HfApi
 
         with self._explained_errors():
@@ -188,42 +195,37 @@ class _HubRepository:
         cache = self._options["cache_dir"] or constants.HF_HUB_CACHE
         raise CheckpointNotFoundError(
             f"{self.repo_id}: there is no local directory of that name, the cache {cache} has no copy"
-            f"{' of ' + subfolder if subfolder else ''}, and {reason}. Connect, or set HF_ENDPOINT to a mirror that you "
-            "can reach, or copy the checkpoint here and pass its directory."
+            f"{' of ' + subfolder if subfolder else ''}, and {reason}. "
+            "Download it while connected, or copy the checkpoint here and pass its directory."
         )
 
+    @contextlib.contextmanager
     def _explained_errors(self):
-        return _ExplainedErrors(self)
-
-
-class _ExplainedErrors:
-    """Turns what huggingface_hub raises into a CheckpointNotFoundError with a remedy, or a ConnectionError."""
-
-    def __init__(self, repository):
-        self._repository = repository
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if not isinstance(error, Exception):
-            return
+        """Turns what huggingface_hub raises into a CheckpointNotFoundError with its remedy."""
         from huggingface_hub import constants, utils
 
-        page = f"{constants.ENDPOINT}/{self._repository.repo_id}"
-        if isinstance(error, utils.GatedRepoError):
-            raise self._repository._error(
+        page = f"{constants.ENDPOINT}/{self.repo_id}"
+        try:
+            yield
+        except utils.GatedRepoError as error:
+            raise self._error(
                 f"is gated: accept its licence at {page}, then log in with `hf auth login`, set HF_TOKEN, or pass `token`"
             ) from error
-        if isinstance(error, utils.RepositoryNotFoundError):
-            raise self._repository._error(
+        except utils.RepositoryNotFoundError as error:
+            raise self._error(
                 f"does not exist at {page}, or is private. Check the spelling, or pass `token` if it is private"
             ) from error
-        if isinstance(error, utils.RevisionNotFoundError):
-            raise self._repository._error(
-                f"has no revision {self._repository._options['revision']!r}. Check `revision`"
+        except utils.RevisionNotFoundError as error:
+            raise self._error(f"has no revision {self._options['revision']!r}. Check `revision`") from error
+        except utils.EntryNotFoundError as error:
+            raise self._error(f"does not give a file that it lists ({error}). Try again") from error
+        # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.
+        except Exception as error:
+            raise _HubUnreachable(
+                f"{page} cannot be reached ({type(error).__name__}: {error}). Try again (a download goes on where it "
+                "stopped), set HF_ENDPOINT to a mirror, or copy the checkpoint here and pass its directory."
             ) from error
-        if isinstance(error, utils.EntryNotFoundError):
-            raise self._repository._error(f"lacks a file that it lists ({error}). Try again") from error
-        # Connection failures are of requests' or httpx' types, by the version of huggingface_hub.
-        raise ConnectionError(f"{page} cannot be reached ({type(error).__name__}: {error})") from error
+
+
+class _HubUnreachable(CheckpointNotFoundError):
+    """The hub does not answer: the one failure that the cache can make good."""

@@ -13,6 +13,7 @@ from collections import namedtuple
 # ppdiffusers and PaddleNLP write the last two, in Paddle layout.
 STEMS = ("diffusion_pytorch_model", "model", "diffusion_paddle_model", "model_state")
 PADDLE_STEMS = STEMS[2:]
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
 
 WeightName = namedtuple("WeightName", "stem variant kind")
 WeightName.__doc__ = "Parts of a weights file's name; variant may be None, kind is 'single', 'shard' or 'index'."
