@@ -12,7 +12,7 @@ import hashlib
 from functools import lru_cache
 from itertools import combinations
 
-from .scene import Scene, Statement, relation_between
+from .scene import OPPOSITE, Scene, Statement, relation_between
 
 HELD_OUT_PAIRS = frozenset({("purple", "ring"), ("cyan", "triangle"), ("orange", "square"), ("green", "cross")})
 HELD_OUT_SHAPE_RELATIONS = frozenset({("cross", "left", "triangle"), ("ring", "above", "square")})
@@ -58,13 +58,21 @@ def are_pairs_held_out(pair_a, pair_b) -> bool:
 
 def is_relation_held_out(pair_a, relation, pair_b) -> bool:
     """Whether ``pair_a`` never stands so to ``pair_b`` in training; "A right of B" is "B left of A"."""
-    if relation in ("right", "below"):
-        pair_a, relation, pair_b = pair_b, {"right": "left", "below": "above"}[relation], pair_a
     if pair_a == pair_b:
         return False
-    if (pair_a[1], relation, pair_b[1]) in HELD_OUT_SHAPE_RELATIONS:
+    if are_shapes_in_relation_held_out(pair_a[1], relation, pair_b[1]):
         return True
-    return _hashed_below(RELATION_SHARE, "relation", pair_a, relation, pair_b)
+    return _hashed_below(RELATION_SHARE, "relation", *_canonical(pair_a, relation, pair_b))
+
+
+def are_shapes_in_relation_held_out(shape_a, relation, shape_b) -> bool:
+    """Whether no two objects of these shapes stand so in training, whatever their colours."""
+    return _canonical(shape_a, relation, shape_b) in HELD_OUT_SHAPE_RELATIONS
+
+
+def _canonical(a, relation, b):
+    """One of the two ways to say a relation: "left" rather than "right", "above" rather than "below"."""
+    return (b, OPPOSITE[relation], a) if relation in ("right", "below") else (a, relation, b)
 
 
 def is_held_out(scene: Scene) -> bool:
@@ -77,10 +85,10 @@ def is_held_out(scene: Scene) -> bool:
         return True
     if any(is_count_held_out(pairs.count(pair), *pair) for pair in set(pairs)):
         return True
-    return any(_do_two_stand_out(a, b, scene.background) for a, b in combinations(objects, 2))
+    return any(_are_two_held_out(a, b, scene.background) for a, b in combinations(objects, 2))
 
 
-def _do_two_stand_out(a, b, background) -> bool:
+def _are_two_held_out(a, b, background) -> bool:
     if are_pairs_held_out(a.pair, b.pair) or are_shapes_held_out(a.shape, b.shape, background):
         return True
     relation = relation_between(a, b)
@@ -109,11 +117,4 @@ def states_held_out(statement: Statement) -> bool:
     a, b = groups[:2]
     if a.color and b.color:
         return is_relation_held_out((a.color, a.shape), statement.relation, (b.color, b.shape))
-    return is_shape_relation_held_out(a.shape, statement.relation, b.shape)
-
-
-def is_shape_relation_held_out(shape_a, relation, shape_b) -> bool:
-    """Whether no two objects of these shapes stand so in training, whatever their colours."""
-    if relation in ("right", "below"):
-        shape_a, relation, shape_b = shape_b, {"right": "left", "below": "above"}[relation], shape_a
-    return (shape_a, relation, shape_b) in HELD_OUT_SHAPE_RELATIONS
+    return are_shapes_in_relation_held_out(a.shape, statement.relation, b.shape)

@@ -28,8 +28,9 @@ UNEVEN_TOLERANCE = 55.0  # RGB distance of a pixel to the line between backgroun
 UNEVEN_SHARE = 0.12  # share of such pixels above which a piece has no one colour
 MIN_AREA = 10 / RESOLUTION ** 2  # smaller pieces are dust; the smallest shape has 73 / 64^2
 EDGE_CONTRAST = 2.5  # steepens soft edges before masks are compared, so that blur costs little
-MIN_OVERLAP = 0.80  # soft intersection over union with the best shape
-MIN_LEAD = 0.03  # of the best shape over the next
+MIN_LEAD = 0.05  # of the best shape's overlap over the next
+# Soft intersection over union from which a piece counts as the shape; holes and points wash out first.
+MIN_OVERLAP = {"circle": 0.92, "square": 0.87, "triangle": 0.84, "cross": 0.82, "ring": 0.76}
 RADIUS_RANGE = (4.5 / 64, 14 / 64)
 SIZE_BORDER = sum(SIZES.values()) / 2
 
@@ -175,7 +176,7 @@ def _classify(mask, near, x, y, area):
         exact = _steepen(exact)
         fits.append((float(np.minimum(cut, exact).sum() / (np.maximum(cut, exact).sum() + lost)), radius, shape))
     (overlap, radius, shape), (second, _, _) = sorted(fits, reverse=True)[:2]
-    clear = overlap >= MIN_OVERLAP and overlap - second >= MIN_LEAD
+    clear = overlap >= MIN_OVERLAP[shape] and overlap - second >= MIN_LEAD
     return (shape if clear else None), radius, overlap
 
 

@@ -38,7 +38,8 @@ class Requirement:
 def evaluation_prompts(task: str, n: int, seed: int = 0) -> List[Tuple[str, Requirement]]:
     """Draws ``n`` different prompts of a task, each with what it requires; plain wording, as GenEval's.
 
-    Plain statements come first; backgrounds and sizes are added when the plain ones are used up.
+    Plain statements are taken first; colours, sizes and backgrounds are added when those are used up. The
+    order is random, and the choice depends on ``seed`` alone.
 
     Raises:
         InputError: an unknown task, or more prompts than the task has.
@@ -51,19 +52,21 @@ def evaluation_prompts(task: str, n: int, seed: int = 0) -> List[Tuple[str, Requ
     rng = np.random.default_rng([seed, TASKS.index(task)])
     ordered = sorted(zip(map(_detail, statements), rng.random(len(statements)), statements), key=lambda row: row[:2])
     chosen = _mix([row[2] for row in ordered], n)
-    return [(phrase(statement), Requirement(task, statement)) for statement in chosen]
+    return [(phrase(chosen[i]), Requirement(task, chosen[i])) for i in rng.permutation(n)]
 
 
 def _detail(statement) -> int:
     """How much a statement says beyond its kind's plainest; orders plain before ornate."""
-    sizes = sum(group.size is not None for group in statement.groups)
-    return sizes + (statement.background is not None)
+    said = [value for group in statement.groups for value in (group.color, group.size)] + [statement.background]
+    return sum(value is not None for value in said)
 
 
 def _mix(statements, n):
     """Takes ``n`` in order, about a quarter of them with an unseen pair where there are both kinds."""
-    unseen = [s for s in statements if any(g.color and is_pair_held_out(g.color, g.shape) for g in s.groups)]
-    others = [s for s in statements if s not in set(unseen)]
+    unseen, others = [], []
+    for statement in statements:
+        hard = any(g.color and is_pair_held_out(g.color, g.shape) for g in statement.groups)
+        (unseen if hard else others).append(statement)
     wanted = round(n * UNSEEN_PAIR_SHARE)
     wanted = min(len(unseen), max(wanted, n - len(others)))
     return unseen[:wanted] + others[:n - wanted]
