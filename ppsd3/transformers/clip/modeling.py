@@ -1,0 +1,225 @@
+"""CLIP's text tower with its projection (Radford et al. 2021): causal, pre-norm, pooled at the end-of-text token.
+
+Counterpart of transformers' ``CLIPTextModelWithProjection``. SD3 reads two of them: CLIP-L (quick_gelu) and
+OpenCLIP bigG (gelu).
+"""
+
+import dataclasses
+from typing import Any, Optional
+
+import paddle
+from paddle import nn
+
+from ...configuration_utils import register_to_config
+from ...ops import Linear, attention, causal_bias
+from ...outputs import BaseOutput
+from ...utils.errors import ConfigError, InputError
+from ..text_encoder import TextEncoder, activation, init_normal
+
+_LEGACY_EOS_TOKEN_ID = 2
+
+
+@dataclasses.dataclass
+class CLIPTextModelOutput(BaseOutput):
+    """What the tower gives for ``B`` prompts of ``L`` tokens.
+
+    Attributes:
+        text_embeds (Tensor [B, projection_dim]): the pooled and projected text.
+        last_hidden_state (Tensor [B, L, hidden_size]): after ``final_layer_norm``.
+        hidden_states (tuple of Tensor [B, L, hidden_size], or None): the embeddings, then the output of each layer,
+            none of them after ``final_layer_norm``. SD3 uses ``hidden_states[-(clip_skip + 2)]``.
+    """
+
+    text_embeds: Any
+    last_hidden_state: Any = None
+    hidden_states: Optional[tuple] = None
+
+
+class CLIPTextModelWithProjection(TextEncoder):
+    """Token ids to a pooled vector and hidden states.
+
+    Args:
+        vocab_size (int): rows of the token embedding. Default 49408.
+        hidden_size (int): width D. CLIP-L 768, bigG 1280. Default 512.
+        intermediate_size (int): width of the MLP. Default 2048.
+        projection_dim (int): width of ``text_embeds``. Default 512.
+        num_hidden_layers (int): default 12.
+        num_attention_heads (int): heads h; divides ``hidden_size``. Default 8.
+        max_position_embeddings (int): longest sequence. Default 77.
+        hidden_act (str): ``"quick_gelu"`` (CLIP-L, the default), ``"gelu"`` (bigG), ...
+        layer_norm_eps (float): default 1e-5.
+        attention_dropout (float): must be 0 in training mode. Default 0.
+        initializer_factor (float): scales the initial weights. Default 1.
+        initializer_range (float), pad_token_id (int), bos_token_id (int): kept for transformers; no effect here or
+            there.
+        eos_token_id (int): where the text is pooled: at its first occurrence. 2, which old published configurations
+            hold by mistake, means at the first occurrence of the row's largest id. Default 49407.
+
+    Raises:
+        ConfigError: heads do not divide the width, or ``hidden_act`` is unknown.
+    """
+
+    extra_saved_config = {"architectures": ["CLIPTextModelWithProjection"], "model_type": "clip_text_model"}
+    ignored_config_keys = (*TextEncoder.ignored_config_keys, "dropout", "gradient_checkpointing")
+    # A buffer 0..76 in files written by transformers before 4.31.
+    _keys_to_ignore_on_load = (r"^text_model\.embeddings\.position_ids$",)
+
+    @register_to_config
+    def __init__(
+        self,
+        vocab_size=49408,
+        hidden_size=512,
+        intermediate_size=2048,
+        projection_dim=512,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        max_position_embeddings=77,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+        attention_dropout=0.0,
+        initializer_range=0.02,
+        initializer_factor=1.0,
+        pad_token_id=1,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    ):
+        super().__init__()
+        if hidden_size % num_attention_heads:
+            raise ConfigError(
+                f"num_attention_heads ({num_attention_heads}) does not divide hidden_size ({hidden_size})."
+            )
+        if not isinstance(eos_token_id, int):
+            raise ConfigError(f"eos_token_id is {eos_token_id!r}; pooling needs the id of one token.")
+        self.text_model = _TextTransformer(self.config)
+        self.text_projection = Linear(hidden_size, projection_dim, bias=False)
+        init_normal(self.text_projection.weight, initializer_factor * hidden_size**-0.5)
+
+    def forward(self, input_ids, output_hidden_states=False):
+        """Encodes a batch of prompts.
+
+        Args:
+            input_ids (int Tensor or array [B, L]): with start and end tokens, as ``CLIPTokenizer`` gives them.
+            output_hidden_states (bool): whether to return ``hidden_states``. Default False.
+
+        Returns:
+            CLIPTextModelOutput
+
+        Raises:
+            InputError: ids outside the vocabulary, or more of them than there are positions.
+        """
+        config = self.config
+        ids = self._token_ids(input_ids)
+        if ids.shape[1] > config.max_position_embeddings:
+            raise InputError(
+                f"input_ids has {ids.shape[1]} tokens, but this text encoder has {config.max_position_embeddings} "
+                f"positions; tokenize with max_length={config.max_position_embeddings}, truncation=True."
+            )
+        if self.training and config.attention_dropout > 0:
+            raise InputError(
+                f"attention_dropout={config.attention_dropout} is not supported in training; load the tower with "
+                "attention_dropout=0, or call eval()."
+            )
+        hidden = self.text_model.embeddings(ids)
+        length = ids.shape[1]
+        bias = causal_bias(length, length, hidden.dtype).reshape([1, 1, length, length])
+        states = self._run_blocks(self.text_model.encoder.layers, hidden, bias)
+        last = self.text_model.final_layer_norm(states[-1])
+        pooled = _rows_at(last, _end_of_text(ids, config.eos_token_id))
+        return CLIPTextModelOutput(
+            text_embeds=self.text_projection(pooled),
+            last_hidden_state=last,
+            hidden_states=tuple(states) if output_hidden_states else None,
+        )
+
+
+def _end_of_text(ids, eos_token_id):
+    """Position [B] of each row's end-of-text token; 0 where there is none, as in transformers."""
+    is_end = ids == (ids.max(axis=-1, keepdim=True) if eos_token_id == _LEGACY_EOS_TOKEN_ID else eos_token_id)
+    # CLIP-L pads with the end token, so several positions match; weights that fall from left to right make the first
+    # one the only maximum, whatever a device's argmax does with ties.
+    return (is_end.astype("int64") * paddle.arange(ids.shape[1], 0, -1)).argmax(axis=-1)
+
+
+def _rows_at(x, positions):
+    """``x [B, L, D]``, ``positions [B]`` -> ``[B, D]``."""
+    return paddle.gather_nd(x, paddle.stack([paddle.arange(x.shape[0]), positions], axis=-1))
+
+
+class _TextTransformer(nn.Layer):
+    """Holds the parts under the names of the checkpoint; the model above runs them."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = nn.Layer()
+        self.encoder.layers = nn.LayerList([_EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+
+
+class _Embeddings(nn.Layer):
+    """Token plus learnt position: ``[B, L]`` -> ``[B, L, D]``."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        for table in (self.token_embedding, self.position_embedding):
+            init_normal(table.weight, config.initializer_factor * 0.02)
+
+    def forward(self, ids):
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class _EncoderLayer(nn.Layer):
+    """Pre-norm attention and MLP, each with its residual."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.self_attn = _Attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.mlp = _MLP(config)
+
+    def forward(self, hidden, bias):
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), bias)
+        return hidden + self.mlp(self.layer_norm2(hidden))
+
+
+class _Attention(nn.Layer):
+    """Multi-head self-attention; ``bias [1, 1, L, L]`` hides the future."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, depth = config.hidden_size, config.num_hidden_layers
+        self.heads = config.num_attention_heads
+        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+            setattr(self, name, Linear(width, width))
+            std = width**-0.5 * (1.0 if name == "out_proj" else (2 * depth) ** -0.5)
+            _init_linear(getattr(self, name), config.initializer_factor * std)
+
+    def forward(self, x, bias):
+        batch, length, width = x.shape
+        q, k, v = (
+            projection(x).reshape([batch, length, self.heads, width // self.heads])  # [B, L, h, d]
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return self.out_proj(attention(q, k, v, bias=bias).reshape([batch, length, width]))
+
+
+class _MLP(nn.Layer):
+    def __init__(self, config):
+        super().__init__()
+        width, depth, factor = config.hidden_size, config.num_hidden_layers, config.initializer_factor
+        self.activation = activation(config.hidden_act, "hidden_act")
+        self.fc1 = Linear(width, config.intermediate_size)
+        self.fc2 = Linear(config.intermediate_size, width)
+        _init_linear(self.fc1, factor * (2 * width) ** -0.5)
+        _init_linear(self.fc2, factor * (2 * depth * width) ** -0.5)
+
+    def forward(self, x):
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def _init_linear(linear, std):
+    init_normal(linear.weight, std)
+    nn.initializer.Constant(0.0)(linear.bias)

@@ -1,0 +1,122 @@
+"""CLIP's byte-pair tokenizer: lower case, words end in ``</w>``, 77 ids with start and end."""
+
+import json
+import os
+
+from ...configuration_utils import read_json
+from ...utils.errors import CheckpointFormatError
+from ..tokenization import PretrainedTokenizer, read_tokenizer_json
+
+_END_OF_WORD = "</w>"
+# One word, one contraction, one digit or one run of anything else.
+_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class CLIPTokenizer(PretrainedTokenizer):
+    """Text to CLIP's ids, equal to those of transformers' ``CLIPTokenizer``.
+
+    Reads ``tokenizer.json``, or ``vocab.json`` with ``merges.txt``. SD3's two towers differ in padding: CLIP-L pads
+    with ``<|endoftext|>``, bigG with ``!`` (id 0); the files say which. As in transformers, a ``!`` that pads is a
+    special token, so that one in a text becomes id 0 too.
+
+    Args:
+        vocab (dict): token -> id.
+        merges (list of (str, str)): in order of priority.
+        tokens, added_tokens, model_max_length: see ``PretrainedTokenizer``. ``model_max_length`` is 77 by default.
+    """
+
+    default_tokens = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|endoftext|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+    }
+    default_max_length = 77
+    vocabulary_files = ("tokenizer.json", "vocab.json with merges.txt")
+    starts_with_bos = True
+
+    def __init__(self, vocab, merges, tokens=None, added_tokens=(), model_max_length=None):
+        self._vocab, self._merges = vocab, [tuple(merge) for merge in merges]
+        backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
+        super().__init__(backend, tokens, added_tokens, model_max_length)
+
+    @classmethod
+    def _from_files(cls, path, settings):
+        vocabulary = _read_vocabulary(path)
+        if vocabulary is None:
+            return None
+        return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
+
+    def decode(self, ids, skip_special_tokens=True):
+        return super().decode(ids, skip_special_tokens).replace(_END_OF_WORD, " ").strip()
+
+    def _post_processor(self):
+        from tokenizers.processors import RobertaProcessing
+
+        return RobertaProcessing(
+            (self.eos_token, self.eos_token_id),
+            (self.bos_token, self.bos_token_id),
+            trim_offsets=False,
+            add_prefix_space=False,
+        )
+
+    def _extra_settings(self):
+        return {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
+
+    def _vocabulary_contents(self):
+        merges = "".join(f"{first} {second}\n" for first, second in self._merges)
+        return {
+            "vocab.json": json.dumps(self._vocab, ensure_ascii=False).encode(),
+            "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        }
+
+
+def _build(vocab, merges, unk_token):
+    """The ``tokenizers`` pipeline of transformers 5's CLIPTokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    unk = unk_token["content"] if isinstance(unk_token, dict) else unk_token
+    try:
+        model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk)
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointFormatError(f"vocabulary and merges of a CLIPTokenizer do not fit together: {error}.") from error
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _read_vocabulary(path):
+    """``(vocab, merges)`` from the files in ``path``, or None if they are not there."""
+    content = read_tokenizer_json(path, "BPE")
+    if content is not None:
+        model = content["model"]
+        if model.get("end_of_word_suffix") != _END_OF_WORD:
+            raise CheckpointFormatError(
+                f"{os.path.join(path, 'tokenizer.json')} is a byte-pair vocabulary whose words do not end in "
+                f"{_END_OF_WORD!r}, so it is not CLIP's; train it with end_of_word_suffix={_END_OF_WORD!r}."
+            )
+        # Written as "a b" up to tokenizers 0.19, as ["a", "b"] since.
+        return model["vocab"], [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    vocab_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
+    if not (os.path.isfile(vocab_file) and os.path.isfile(merges_file)):
+        return None
+    return read_json(vocab_file, "the vocabulary of a CLIPTokenizer"), _read_merges(merges_file)
+
+
+def _read_merges(file):
+    with open(file, encoding="utf-8") as lines:
+        merges = [line.rstrip("\r\n").split(" ") for line in lines if not line.startswith("#version") and line.strip()]
+    for merge in merges:
+        if len(merge) != 2:
+            raise CheckpointFormatError(f"{file} has the line {' '.join(merge)!r}; each should be two tokens.")
+    return merges

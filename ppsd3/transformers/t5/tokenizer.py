@@ -1,0 +1,127 @@
+"""T5's unigram tokenizer: SentencePiece's vocabulary and normalization, ``</s>`` at the end, no start token."""
+
+import base64
+import os
+
+from ...utils.errors import CheckpointFormatError
+from ..tokenization import PretrainedTokenizer, read_tokenizer_json
+from .sentencepiece_model import read_sentencepiece_model
+
+_WORD_START = "▁"
+
+
+class T5Tokenizer(PretrainedTokenizer):
+    """Text to T5's ids, equal to those of transformers' ``T5Tokenizer`` / ``T5TokenizerFast``.
+
+    Reads ``tokenizer.json``, or ``spiece.model``. The sentinels ``<extra_id_0>``, ``<extra_id_1>``, ... that T5 was
+    pre-trained with are at the end of the vocabulary, in falling order.
+
+    Args:
+        vocab (list of (str, float)): pieces and their log probabilities, in order of id.
+        charsmap (bytes, optional): SentencePiece's compiled normalization rules. Default None: no normalization.
+        unk_id (int): id of the piece for what is not in the vocabulary. Default 2.
+        extra_ids (int): number of sentinels that the tokenizer has; those that ``vocab`` does not hold are added
+            behind it. Default 100.
+        spiece (bytes, optional): the file that all this was read from, to be saved again.
+        tokens, added_tokens, model_max_length: see ``PretrainedTokenizer``. ``model_max_length`` is 512 by default.
+    """
+
+    default_tokens = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    default_max_length = 512
+    vocabulary_files = ("tokenizer.json", "spiece.model")
+
+    def __init__(
+        self,
+        vocab,
+        charsmap=None,
+        unk_id=2,
+        extra_ids=100,
+        spiece=None,
+        tokens=None,
+        added_tokens=(),
+        model_max_length=None,
+    ):
+        self.extra_ids, self._spiece = extra_ids, spiece
+        backend = _build([(piece, float(score)) for piece, score in vocab], charsmap, unk_id)
+        super().__init__(backend, tokens, added_tokens, model_max_length)
+        self._add_tokens(sentinels(extra_ids))
+
+    @classmethod
+    def _from_files(cls, path, settings):
+        extra_ids = _number_of_sentinels(settings["config"])
+        common = {
+            "extra_ids": extra_ids,
+            "tokens": settings["tokens"],
+            "added_tokens": settings["added_tokens"],
+            "model_max_length": settings["model_max_length"],
+        }
+        spiece_file = os.path.join(path, "spiece.model")
+        spiece = None
+        if os.path.isfile(spiece_file):
+            with open(spiece_file, "rb") as file:
+                spiece = file.read()
+        content = read_tokenizer_json(path, "Unigram")
+        if content is not None:
+            unk_id = content["model"].get("unk_id")
+            unk_id = 2 if unk_id is None else unk_id
+            return cls(content["model"]["vocab"], _charsmap(content), unk_id, spiece=spiece, **common)
+        if spiece is None:
+            return None
+        model = read_sentencepiece_model(spiece, source=spiece_file)
+        common["added_tokens"] = [*common["added_tokens"], *model.added_tokens]
+        vocab = model.pieces + [(sentinel, 0.0) for sentinel in reversed(sentinels(extra_ids))]
+        return cls(vocab, model.charsmap, model.unk_id, spiece=spiece, **common)
+
+    def _post_processor(self):
+        from tokenizers.processors import TemplateProcessing
+
+        end = self.eos_token
+        return TemplateProcessing(
+            single=["$A", end], pair=["$A", end, "$B", end], special_tokens=[(end, self.eos_token_id)]
+        )
+
+    def _extra_settings(self):
+        return {"extra_ids": self.extra_ids}
+
+    def _vocabulary_contents(self):
+        return {} if self._spiece is None else {"spiece.model": self._spiece}
+
+
+def sentinels(count):
+    """``["<extra_id_0>", ..., "<extra_id_{count - 1}>"]``."""
+    return [f"<extra_id_{i}>" for i in range(count)]
+
+
+def _build(vocab, charsmap, unk_id):
+    """The ``tokenizers`` pipeline of transformers 5's T5Tokenizer."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import Unigram
+
+    try:
+        backend = Tokenizer(Unigram(vocab, unk_id=unk_id, byte_fallback=False))
+        if charsmap:
+            backend.normalizer = normalizers.Precompiled(charsmap)
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointFormatError(f"the vocabulary of a T5Tokenizer cannot be used: {error}.") from error
+    metaspace = {"replacement": _WORD_START, "prepend_scheme": "always", "split": True}
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**metaspace)]
+    )
+    backend.decoder = decoders.Metaspace(**metaspace)
+    return backend
+
+
+def _number_of_sentinels(config):
+    listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
+    contents = [token["content"] if isinstance(token, dict) else token for token in listed]
+    named = sum(content.startswith("<extra_id_") for content in contents)
+    return config.get("extra_ids", named or 100)
+
+
+def _charsmap(content):
+    """The compiled normalization rules in a parsed tokenizer.json, or None."""
+    normalizer = content.get("normalizer") or {}
+    for step in normalizer.get("normalizers", [normalizer]):
+        if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
+            return base64.b64decode(step["precompiled_charsmap"])
+    return None

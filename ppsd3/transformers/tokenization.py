@@ -1,0 +1,313 @@
+"""Text to ids: what the CLIP and T5 tokenizers share.
+
+The work is done by the ``tokenizers`` library. transformers 5 does not run a published ``tokenizer.json`` as it is: it
+takes the vocabulary out of it and assembles its class's own pipeline around it. The subclasses here assemble the same
+ones, so that ids are equal whichever files a directory holds.
+"""
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from ..configuration_utils import read_json
+from ..outputs import BaseOutput
+from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
+from ..utils.files import atomic_write
+
+_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclasses.dataclass
+class TokenizerOutput(BaseOutput):
+    """Token ids of ``B`` texts.
+
+    Attributes:
+        input_ids (ndarray of int64 [B, L]; list of lists if the texts were not padded)
+        attention_mask (as ``input_ids``): 1 = token, 0 = padding.
+        truncated (list of str or None): per text, the end of it that did not fit.
+    """
+
+    input_ids: Any
+    attention_mask: Any
+    truncated: list
+
+
+class PretrainedTokenizer:
+    """Base of the tokenizers; a subclass builds the pipeline and reads its own vocabulary files.
+
+    Attributes:
+        model_max_length (int): the length that ``padding="max_length"`` and truncation mean.
+        bos_token, eos_token, unk_token, pad_token (str or None), and ``..._id`` (int or None).
+        vocab_size (int): number of ids, added tokens included.
+    """
+
+    # Set by subclasses
+    default_tokens = {}
+    default_max_length = None
+    vocabulary_files = ()  # what may hold the vocabulary, for the error message
+    starts_with_bos = False
+
+    def __init__(self, backend, tokens=None, added_tokens=(), model_max_length=None):
+        """
+        Args:
+            backend (tokenizers.Tokenizer): the pipeline without special tokens.
+            tokens (dict, optional): special tokens by name ("pad_token", ...); the rest are the class's own.
+            added_tokens (list of dict): further tokens that are looked for in the text before it is split, as
+                ``added_tokens`` of a tokenizer.json has them (``content``, ``lstrip``, ``special``, ...).
+            model_max_length (int, optional): the default is the class's own.
+        """
+        named = {**self.default_tokens, **(tokens or {})}
+        self._tokens = {name: _content(named.get(name)) for name in _TOKEN_NAMES}
+        self.model_max_length = model_max_length or self.default_max_length
+        self._backend = backend
+        self._add_tokens([*added_tokens, *(named.get(name) for name in _TOKEN_NAMES)])
+        backend.post_processor = self._post_processor()
+
+    # -- special tokens --------------------------------------------------------------------------------------------
+
+    def _add_tokens(self, candidates):
+        """Registers tokens as indivisible, each once; the first mention settles how it treats the spaces around it."""
+        from tokenizers import AddedToken
+
+        seen, added = set(), []
+        for token in candidates:
+            if token is None or _content(token) in seen:
+                continue
+            seen.add(_content(token))
+            fields = {"special": True, **token} if isinstance(token, dict) else {"content": token, "special": True}
+            fields["special"] = fields["special"] or fields["content"] in self._tokens.values()
+            fields = {key: value for key, value in fields.items() if key in _ADDED_TOKEN_FIELDS}
+            added.append(AddedToken(**fields))
+        self._backend.add_tokens(added)
+
+    bos_token = property(lambda self: self._tokens["bos_token"])
+    eos_token = property(lambda self: self._tokens["eos_token"])
+    unk_token = property(lambda self: self._tokens["unk_token"])
+    pad_token = property(lambda self: self._tokens["pad_token"])
+    bos_token_id = property(lambda self: self._id(self.bos_token))
+    eos_token_id = property(lambda self: self._id(self.eos_token))
+    unk_token_id = property(lambda self: self._id(self.unk_token))
+    pad_token_id = property(lambda self: self._id(self.pad_token))
+
+    def _id(self, token):
+        return None if token is None else self._backend.token_to_id(token)
+
+    @property
+    def vocab_size(self):
+        return self._backend.get_vocab_size()
+
+    def __len__(self):
+        return self.vocab_size
+
+    # -- text to ids and back --------------------------------------------------------------------------------------
+
+    def __call__(self, text, padding="max_length", max_length=None, truncation=True):
+        """Tokenizes one or several texts.
+
+        Args:
+            text (str or list of str): one str is a batch of one.
+            padding ("max_length", "longest" or False): fill every row on the right with ``pad_token`` up to
+                ``max_length``, up to the longest row, or not at all. Default "max_length".
+            max_length (int, optional): longest row, start and end tokens included. Default ``model_max_length``.
+            truncation (bool): cut longer texts, keeping the end token. Default True.
+
+        Returns:
+            TokenizerOutput
+
+        Raises:
+            InputError: not text, an unknown ``padding``, a ``max_length`` without room for a token, or a text that is
+                too long to be padded and may not be truncated.
+        """
+        if not isinstance(text, (str, list, tuple)):
+            raise InputError(f"text is a {type(text).__name__} ({text!r}); it should be a str or a list of str.")
+        texts = [text] if isinstance(text, str) else list(text)
+        for index, item in enumerate(texts):
+            if not isinstance(item, str):
+                raise InputError(f"text {index} is a {type(item).__name__} ({item!r}); it should be a str.")
+        if padding not in ("max_length", "longest", False):
+            raise InputError(f"padding is {padding!r}; it should be 'max_length', 'longest' or False.")
+        limit = self.model_max_length if max_length is None else max_length
+        room = limit - self.starts_with_bos - 1
+        if room < 1:
+            raise InputError(f"max_length is {limit}; start and end tokens leave no room for text.")
+
+        rows, truncated = [], []
+        for item, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False)):
+            ids, rest = encoding.ids, None
+            if truncation and len(ids) > room:
+                # Offsets point into the text as it was given, so the user reads their own words.
+                ids, rest = ids[:room], item[encoding.offsets[room][0] :]
+            rows.append([self.bos_token_id] * self.starts_with_bos + ids + [self.eos_token_id])
+            truncated.append(rest)
+        return self._padded(rows, truncated, padding, limit)
+
+    def _padded(self, rows, truncated, padding, limit):
+        if padding is False:
+            return TokenizerOutput(rows, [[1] * len(row) for row in rows], truncated)
+        longest = max(map(len, rows), default=0)
+        length = limit if padding == "max_length" else longest
+        if longest > length:
+            raise InputError(f"a text has {longest} tokens, more than max_length ({length}); pass truncation=True.")
+        if self.pad_token_id is None:
+            raise InputError("this tokenizer has no pad_token; pass padding=False, or set pad_token in its files.")
+        input_ids = np.full((len(rows), length), self.pad_token_id, dtype=np.int64)
+        attention_mask = np.zeros((len(rows), length), dtype=np.int64)
+        for index, row in enumerate(rows):
+            input_ids[index, : len(row)] = row
+            attention_mask[index, : len(row)] = 1
+        return TokenizerOutput(input_ids, attention_mask, truncated)
+
+    def decode(self, ids, skip_special_tokens=True):
+        """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def convert_ids_to_tokens(self, ids):
+        """The vocabulary entry (str) of each id; None for an id that does not exist."""
+        return [self._backend.id_to_token(int(i)) for i in ids]
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, directory, subfolder=None):
+        """Reads the tokenizer in ``directory`` (or its ``subfolder``) as published or as saved by transformers.
+
+        ``tokenizer_config.json`` and ``special_tokens_map.json`` are optional; the class docstring says which files
+        can hold the vocabulary.
+
+        Raises:
+            CheckpointNotFoundError: no such directory, or no vocabulary in it.
+            CheckpointFormatError, ConfigError: a file is not what its name says.
+        """
+        path = os.path.join(directory, subfolder) if subfolder else os.fspath(directory)
+        needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
+        if not os.path.isdir(path):
+            raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
+        settings = _read_settings(path, cls.default_tokens)
+        tokenizer = cls._from_files(path, settings)
+        if tokenizer is None:
+            found = ", ".join(sorted(os.listdir(path))) or "nothing"
+            raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+        return tokenizer
+
+    @classmethod
+    def _from_files(cls, path, settings):
+        """The tokenizer of the vocabulary files in ``path``, or None if there are none."""
+        raise NotImplementedError
+
+    def save_pretrained(self, directory):
+        """Writes files that ppsd3, transformers and diffusers load, with the same ids.
+
+        They are tokenizer.json, tokenizer_config.json, special_tokens_map.json and the subclass's classic vocabulary
+        files.
+        """
+        os.makedirs(directory, exist_ok=True)
+        added = {str(id): token for id, token in sorted(_added_tokens(self._backend).items())}
+        config = {
+            **self._tokens,
+            "added_tokens_decoder": added,
+            "model_max_length": self.model_max_length,
+            "clean_up_tokenization_spaces": False,
+            "tokenizer_class": type(self).__name__,
+            **self._extra_settings(),
+        }
+        files = {
+            "tokenizer.json": self._backend.to_str(pretty=True).encode(),
+            "tokenizer_config.json": _json_bytes(config),
+            "special_tokens_map.json": _json_bytes({k: v for k, v in self._tokens.items() if v is not None}),
+            **self._vocabulary_contents(),
+        }
+        for name, content in files.items():
+            with atomic_write(os.path.join(directory, name)) as file:
+                file.write(content)
+
+    def _extra_settings(self):
+        """Further keys of tokenizer_config.json."""
+        return {}
+
+    def _vocabulary_contents(self):
+        """File name -> bytes of the classic vocabulary files."""
+        return {}
+
+    def _post_processor(self):
+        """What other readers of tokenizer.json need in order to add the start and end tokens."""
+        raise NotImplementedError
+
+
+_ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _content(token):
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _added_tokens(backend):
+    """id -> the fields of each added token of a ``tokenizers.Tokenizer``."""
+    return {
+        entry["id"]: {field: entry[field] for field in _ADDED_TOKEN_FIELDS}
+        for entry in json.loads(backend.to_str())["added_tokens"]
+    }
+
+
+def _json_bytes(value):
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _optional_json(path, name, purpose):
+    file = os.path.join(path, name)
+    return read_json(file, purpose) if os.path.isfile(file) else {}
+
+
+def read_tokenizer_json(path, model_type):
+    """The parsed ``tokenizer.json`` in ``path`` whose model is ``model_type`` ("BPE", "Unigram"), or None.
+
+    Raises:
+        CheckpointFormatError: it holds another kind of model.
+    """
+    file = os.path.join(path, "tokenizer.json")
+    if not os.path.isfile(file):
+        return None
+    content = read_json(file, "a tokenizer")
+    model = content.get("model") or {}
+    if "vocab" not in model or model.get("type", model_type) != model_type:
+        raise CheckpointFormatError(
+            f"{file} holds a {model.get('type')} model, but a {model_type} vocabulary is needed; "
+            "is it the tokenizer of another text encoder?"
+        )
+    return content
+
+
+def _read_settings(path, default_tokens):
+    """Named tokens, added tokens and length limit of a tokenizer directory.
+
+    Precedence is that of transformers 5: where ``tokenizer_config.json`` lists ``added_tokens_decoder`` it alone
+    counts; otherwise ``special_tokens_map.json`` overrides its named tokens and the other files list added ones.
+
+    Returns:
+        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``model_max_length`` (int or
+        None), ``config`` (all of tokenizer_config.json).
+    """
+    config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
+    tokens = {name: config[name] for name in _TOKEN_NAMES if name in config}
+    if "added_tokens_decoder" in config:
+        added = {int(id): token for id, token in config["added_tokens_decoder"].items()}
+    else:
+        special = _optional_json(path, "special_tokens_map.json", "the special tokens of a tokenizer")
+        tokens.update({name: special[name] for name in _TOKEN_NAMES if name in special})
+        named = {_content(token) for token in {**default_tokens, **tokens}.values()}
+        added = {
+            id: {"content": token, "normalized": token not in named, "special": token in named}
+            for token, id in _optional_json(path, "added_tokens.json", "the added tokens of a tokenizer").items()
+        }
+        listed = _optional_json(path, "tokenizer.json", "a tokenizer").get("added_tokens") or []
+        added.update({token["id"]: token for token in listed})
+    limit = config.get("model_max_length")
+    return {
+        "tokens": tokens,
+        "added_tokens": [added[id] for id in sorted(added)],
+        # transformers writes 10^30 for "not known"
+        "model_max_length": int(limit) if limit and limit < 10**9 else None,
+        "config": config,
+    }
