@@ -9,7 +9,7 @@ from paddle import nn
 from .configuration_utils import ConfigMixin
 from .serialization import Checkpoint, load_weights
 from .serialization.loading import target_dtype
-from .serialization.tensors import floating_dtype, is_floating, put
+from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint
@@ -159,7 +159,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
             for name, slot in list(self.named_parameters()) + list(self.named_buffers()):
                 target = target_dtype(name, slot.dtype, dtype, self._keep_in_fp32_modules)
                 if slot.dtype != target:
-                    put(slot, slot.cast(target))
+                    put(slot, cast(slot, target))
         self._note_dtype()
 
     def _note_dtype(self):

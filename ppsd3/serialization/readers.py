@@ -17,7 +17,7 @@ import paddle
 
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.weight_names import PICKLE_SUFFIXES
-from .tensors import NUMPY_DTYPES, dtype_name, from_numpy, paddle_dtype
+from .tensors import NUMPY_DTYPES, cast, dtype_name, from_numpy
 
 # Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
 DTYPES = {
@@ -179,8 +179,7 @@ class SafetensorsFile:
         on_cpu = paddle.get_device() == "cpu"
         if not on_cpu:
             tensor = tensor._copy_to(paddle.framework._current_expected_place(), True)
-        if dtype_name(tensor.dtype) != target:
-            tensor = tensor.cast(paddle_dtype(target))
+        tensor = cast(tensor, target)
         if array is not mapped or not on_cpu or target != info.dtype:
             self.forget(name)
         return tensor

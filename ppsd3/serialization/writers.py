@@ -38,6 +38,11 @@ def byte_size(tensor):
     return int(np.prod(tensor.shape, dtype=np.int64)) * NUMPY_DTYPES[dtype_name(tensor.dtype)].itemsize
 
 
+def tensor_bytes(tensor):
+    """``tensor``'s data as a buffer of bytes, copied to the CPU if it is elsewhere."""
+    return np.ascontiguousarray(tensor.numpy()).view(np.uint8).data
+
+
 def split_into_shards(tensors, max_bytes):
     """List of dicts: ``tensors`` in order, each dict as full as ``max_bytes`` allows (a larger tensor stands alone)."""
     shards, used = [{}], 0
@@ -51,16 +56,16 @@ def split_into_shards(tensors, max_bytes):
     return shards
 
 
-def write_tensors(file, tensors, metadata):
+def write_tensors(file, tensors, metadata=None):
     """Writes one safetensors file to the open binary ``file``, holding one tensor at a time in memory.
 
     Args:
         tensors (dict): name -> Paddle tensor.
-        metadata (dict of str): stored in the header, e.g. ``{"format": "pt"}``.
+        metadata (dict of str, optional): stored in the header, e.g. ``{"format": "pt"}``.
     """
     # Wide dtypes first, as the reference writer does, so that every tensor is aligned to its own item size.
     names = sorted(tensors, key=lambda name: (-NUMPY_DTYPES[dtype_name(tensors[name].dtype)].itemsize, name))
-    header, offset = {"__metadata__": metadata}, 0
+    header, offset = {"__metadata__": metadata} if metadata else {}, 0
     for name in names:
         tensor, start = tensors[name], offset
         offset += byte_size(tensor)
@@ -70,7 +75,7 @@ def write_tensors(file, tensors, metadata):
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     file.write(struct.pack("<Q", len(text)) + text)
     for name in names:
-        file.write(np.ascontiguousarray(tensors[name].numpy()).data)
+        file.write(tensor_bytes(tensors[name]))
 
 
 def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10GB", texts=None):
