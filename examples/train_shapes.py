@@ -1,0 +1,28 @@
+"""Train the bundled model `shapes` from nothing: autoencoder, text towers, transformer; then pack it.
+
+    python examples/train_shapes.py --output runs/shapes            # all stages, resumable: run it again to go on
+    python examples/train_shapes.py --output runs/shapes --stage transformer
+
+Every stage writes its state to OUTPUT/<stage>/state.npz every few minutes and its curve to log.jsonl. The packed
+model is a diffusers-format directory, OUTPUT/checkpoint.
+"""
+
+import argparse
+
+from ppsd3.shapes import recipe
+
+STAGES = ("vae", "text", "latents", "transformer", "pack")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", default="runs/shapes", help="directory of states, logs and the packed model")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
+    parser.add_argument("--steps", type=int, help="stop the stage early, after this many steps in all (for a trial)")
+    arguments = parser.parse_args()
+    for stage in arguments.stage or STAGES:
+        getattr(recipe, f"run_{stage}")(arguments.output, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

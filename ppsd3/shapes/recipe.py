@@ -1,0 +1,158 @@
+"""How the bundled model is made: its sizes, and the stages that `examples/train_shapes.py` runs in order.
+
+Each `run_*` takes the run's directory, resumes what it finds there and returns when its stage is complete.
+"""
+
+import os
+
+import paddle
+
+from ..models import AutoencoderKL, SD3Transformer2DModel
+from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
+from ..schedulers import FlowMatchEulerDiscreteScheduler
+from ..training.autoencoder import AutoencoderTask, latent_statistics
+from ..training.trainer import Trainer
+from ..training.text_to_image import TextDropout, TextToImageTask
+from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from .dataset import LatentScenes, encode_scenes
+from .reading import CaptionReadingTask
+from .vocabulary import MAX_LENGTH, captions, train_clip_tokenizers, train_t5_tokenizer
+from .world import RESOLUTION, render_batch, sample_scene
+
+VAE = dict(
+    block_out_channels=(16, 32, 64, 64),
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    layers_per_block=1,
+    latent_channels=16,
+    norm_num_groups=8,
+    sample_size=RESOLUTION,
+    use_quant_conv=False,
+    use_post_quant_conv=False,
+)
+
+CLIP_L = dict(
+    hidden_size=64, intermediate_size=256, projection_dim=64, num_hidden_layers=3, num_attention_heads=2, hidden_act="quick_gelu"
+)
+CLIP_G = dict(
+    hidden_size=96, intermediate_size=384, projection_dim=96, num_hidden_layers=3, num_attention_heads=3, hidden_act="gelu"
+)
+T5 = dict(
+    d_model=192, d_kv=32, d_ff=384, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0
+)
+TRANSFORMER = dict(
+    sample_size=RESOLUTION // 8,
+    patch_size=2,
+    in_channels=16,
+    out_channels=16,
+    num_layers=6,
+    attention_head_dim=32,
+    num_attention_heads=6,
+    joint_attention_dim=T5["d_model"],
+    caption_projection_dim=192,
+    pooled_projection_dim=CLIP_L["projection_dim"] + CLIP_G["projection_dim"],
+    pos_embed_max_size=8,
+)
+SCENES = 81920  # encoded pictures the transformer learns from
+
+
+def pictures(rng, batch):
+    """``batch`` rendered training scenes, uint8 [B, H, W, 3]."""
+    return render_batch([sample_scene(rng) for _ in range(batch)])
+
+
+def run_vae(output, steps=None):
+    """Stage 1: the autoencoder, and the mean and spread of its latents."""
+    vae = AutoencoderKL(**VAE)
+    task = AutoencoderTask(vae, pictures, batch=8, kl_weight=0.03)
+    trainer = Trainer(
+        task,
+        os.path.join(output, "vae"),
+        max_steps=3000,
+        learning_rate=1.5e-3,
+        warmup_steps=100,
+        betas=(0.9, 0.98),
+        weight_decay=1e-4,
+        ema_decay=0.995,
+        save_every=250,
+    )
+    trainer.run(steps)
+    with trainer.ema.applied():
+        mean, std = latent_statistics(vae, pictures)
+        vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / std, 4))
+        vae.save_pretrained(os.path.join(output, "checkpoint", "vae"))
+
+
+def run_text(output, steps=None):
+    """Stage 2: tokenizers, the two CLIP towers and T5."""
+    texts = captions(20000)
+    tokenizers = dict(zip(("tokenizer", "tokenizer_2"), train_clip_tokenizers(texts)), tokenizer_3=train_t5_tokenizer(texts))
+    ids = dict(
+        vocab_size=len(tokenizers["tokenizer"]),
+        bos_token_id=tokenizers["tokenizer"].bos_token_id,
+        eos_token_id=tokenizers["tokenizer"].eos_token_id,
+        max_position_embeddings=MAX_LENGTH,
+    )
+    towers = {
+        "text_encoder": CLIPTextModelWithProjection(**CLIP_L, **ids, pad_token_id=ids["eos_token_id"]),
+        "text_encoder_2": CLIPTextModelWithProjection(**CLIP_G, **ids, pad_token_id=0),
+        "text_encoder_3": T5EncoderModel(**T5, vocab_size=len(tokenizers["tokenizer_3"])),
+    }
+    clips = [(towers["text_encoder"], tokenizers["tokenizer"]), (towers["text_encoder_2"], tokenizers["tokenizer_2"])]
+    task = CaptionReadingTask(clips, towers["text_encoder_3"], tokenizers["tokenizer_3"])
+    trainer = Trainer(task, os.path.join(output, "text"), max_steps=4000, learning_rate=1.5e-3, ema_decay=0.998)
+    trainer.run(steps)
+    with trainer.ema.applied():
+        for name, part in {**towers, **tokenizers}.items():
+            part.save_pretrained(os.path.join(output, "checkpoint", name))
+
+
+def run_latents(output, steps=None):
+    """Between the stages: the pictures of the transformer's training, encoded once."""
+    vae = AutoencoderKL.from_pretrained(os.path.join(output, "checkpoint"), subfolder="vae")
+    encode_scenes(vae, os.path.join(output, "latents"), SCENES)
+
+
+def run_transformer(output, steps=None):
+    """Stage 3: the MM-DiT, with rectified flow and logit-normal timesteps."""
+    encoders = load_encoders(os.path.join(output, "checkpoint"))
+    transformer = SD3Transformer2DModel(**TRANSFORMER)
+    zero_modulation(transformer)
+    task = TextToImageTask(
+        transformer,
+        encoders,
+        LatentScenes(os.path.join(output, "latents"), encoders, batch=64),
+        dropout=TextDropout(encoder=0.15, caption=0.1),
+    )
+    trainer = Trainer(
+        task, os.path.join(output, "transformer"), max_steps=15000, learning_rate=1e-3, warmup_steps=300, ema_decay=0.9995
+    )
+    trainer.run(steps)
+    with trainer.ema.applied():
+        transformer.save_pretrained(os.path.join(output, "checkpoint", "transformer"))
+
+
+def load_encoders(checkpoint):
+    """The trained towers and tokenizers as the pipeline's stages take them."""
+    towers = {}
+    for name, kind in (("text_encoder", CLIPTextModelWithProjection), ("text_encoder_2", CLIPTextModelWithProjection)):
+        towers[name] = kind.from_pretrained(checkpoint, subfolder=name)
+        towers[name.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
+            checkpoint, subfolder=name.replace("text_encoder", "tokenizer")
+        )
+    return TextEncoders(
+        **towers,
+        text_encoder_3=T5EncoderModel.from_pretrained(checkpoint, subfolder="text_encoder_3"),
+        tokenizer_3=T5Tokenizer.from_pretrained(checkpoint, subfolder="tokenizer_3"),
+        joint_attention_dim=TRANSFORMER["joint_attention_dim"],
+        pooled_projection_dim=TRANSFORMER["pooled_projection_dim"],
+        dtype="float32",
+        clip_max_length=MAX_LENGTH,
+    )
+
+
+def zero_modulation(transformer):
+    """adaLN-Zero: every block starts as the identity and the output as zero (Peebles and Xie, 2023)."""
+    for name, parameter in transformer.named_parameters():
+        if ".norm1" in name or "norm_out" in name or "proj_out" in name:
+            parameter.set_value(paddle.zeros_like(parameter))
