@@ -1,10 +1,9 @@
 """The MM-DiT block: two streams with weights of their own that meet in one attention (paper, figure 2b)."""
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
-from ..ops import Linear, gated_residual, layer_norm_modulate
+from ..ops import Linear, gated_residual, layer_norm_modulate, linear_gelu
 from ..utils.errors import InputError
 from .attention_processor import Attention
 from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
@@ -18,7 +17,7 @@ class GELU(nn.Layer):
         self.proj = Linear(dim_in, dim_out)
 
     def forward(self, hidden_states):
-        return F.gelu(self.proj(hidden_states), approximate=True)
+        return linear_gelu(hidden_states, self.proj)
 
 
 class FeedForward(nn.Layer):

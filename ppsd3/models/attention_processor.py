@@ -10,7 +10,7 @@ import inspect
 import paddle
 from paddle import nn
 
-from ..ops import Linear, attention
+from ..ops import Linear, attention, joint_attention, linear
 from ..utils.errors import ConfigError, InputError
 from .normalization import RMSNorm
 
@@ -103,7 +103,7 @@ class _FixedLinear:
         self.weight, self.bias = weight, bias
 
     def __call__(self, x):
-        return paddle.matmul(x, self.weight, transpose_y=True) + self.bias
+        return linear(x, self.weight, self.bias)
 
 
 class JointAttnProcessor2_5:
@@ -111,12 +111,10 @@ class JointAttnProcessor2_5:
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None):
         """``[B, N, D]`` and ``[B, L, D]`` (or None) -> the same pair, or ``[B, N, D]`` alone without text."""
-        query, key, value = attn.qkv(hidden_states)
         if encoder_hidden_states is None:
-            return self._project_out(attn, attention(query, key, value))
+            return self._project_out(attn, attention(*attn.qkv(hidden_states)))
 
-        joint = [paddle.concat(pair, axis=1) for pair in zip((query, key, value), attn.added_qkv(encoder_hidden_states))]
-        image, text = attention(*joint).split([hidden_states.shape[1], encoder_hidden_states.shape[1]], axis=1)
+        image, text = joint_attention(attn.qkv(hidden_states), attn.added_qkv(encoder_hidden_states))
         text = None if attn.context_pre_only else attn.to_add_out(text.flatten(2))
         return self._project_out(attn, image), text
 

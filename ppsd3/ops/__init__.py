@@ -1,16 +1,22 @@
 """The only place that knows kernels; everything else calls these names."""
 
-from .attention import attention, causal_bias
-from .linear import Linear
+from .attention import attention, causal_bias, joint_attention
+from .linear import Linear, gelu, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
+from .native import use_native
 
 __all__ = [
     "Linear",
     "attention",
     "causal_bias",
     "gated_residual",
+    "gelu",
+    "joint_attention",
     "layer_norm",
     "layer_norm_modulate",
+    "linear",
+    "linear_gelu",
     "modulate",
     "rms_norm",
+    "use_native",
 ]

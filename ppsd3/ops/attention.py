@@ -1,11 +1,15 @@
 """Softmax attention on ``[B, S, h, d]``: one signature, several ways of computing it.
 
-``reference`` is the definition, ``heads_split`` the fast way on CPU, ``fused`` Paddle's flash kernel for GPU.
-``attention`` chooses by where the tensors are; nothing else in the package chooses a kernel.
+``reference`` is the definition, ``heads_split`` the fast way on CPU within Paddle, ``fused`` Paddle's flash kernel for
+GPU, and :mod:`.native` has a flash kernel for CPU. ``attention`` chooses by where the tensors are; nothing else in the
+package chooses a kernel.
 """
 
 import paddle
 import paddle.nn.functional as F
+
+from . import native
+from .native import interface as kernels
 
 
 def attention_reference(q, k, v, bias=None, causal=False, scale=None):
@@ -27,10 +31,11 @@ def attention_heads_split(q, k, v, bias=None, causal=False, scale=None):
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     heads = []
-    for i in range(q.shape[2]):
+    # unbind, not indexing: the gradient of h indexings is h tensors as large as q, mostly zeros
+    for i, (q_i, k_i, v_i) in enumerate(zip(*(x.unbind(2) for x in (q * scale, k, v)))):
         head_bias = None if bias is None else (bias[:, i] if bias.shape[1] > 1 else bias[:, 0])
-        scores = paddle.matmul(q[:, :, i] * scale, k[:, :, i], transpose_y=True)  # [B, Sq, Sk]
-        heads.append(paddle.matmul(F.softmax(_masked(scores, head_bias, causal), axis=-1), v[:, :, i]))
+        scores = paddle.matmul(q_i, k_i, transpose_y=True)  # [B, Sq, Sk]
+        heads.append(paddle.matmul(F.softmax(_masked(scores, head_bias, causal), axis=-1), v_i))
     return paddle.stack(heads, axis=2)
 
 
@@ -56,8 +61,25 @@ def attention(q, k, v, bias=None, causal=False, scale=None):
     Returns:
         Tensor [B, Sq, h, d], dtype of ``q``.
     """
+    if bias is None and not causal and native.usable(q, k, v):
+        return kernels.attention([q], [k], [v], q.shape[-1] ** -0.5 if scale is None else scale)[0]
     on_gpu = q.place.is_gpu_place()
     return (attention_fused if on_gpu else attention_heads_split)(q, k, v, bias, causal, scale)
+
+
+def joint_attention(image, text):
+    """One softmax over the tokens of two streams, image first, without concatenating them where kernels allow.
+
+    Args:
+        image, text (tuple of three Tensors): q, k, v, each [B, N, h, d] and [B, L, h, d].
+
+    Returns:
+        (Tensor [B, N, h, d], Tensor [B, L, h, d]).
+    """
+    if native.usable(*image, *text):
+        return kernels.attention(*zip(image, text), image[0].shape[-1] ** -0.5)
+    joint = (paddle.concat(pair, axis=1) for pair in zip(image, text))
+    return tuple(attention(*joint).split([image[0].shape[1], text[0].shape[1]], axis=1))
 
 
 def causal_bias(rows, columns, dtype):

@@ -5,7 +5,11 @@ saved from it without a transpose. ``paddle.nn.Linear`` keeps ``[in, out]``.
 """
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
+
+from . import native
+from .native import interface as kernels
 
 
 class Linear(nn.Layer):
@@ -28,8 +32,42 @@ class Linear(nn.Layer):
         self.bias = self.create_parameter([out_features], default_initializer=uniform) if bias else None
 
     def forward(self, x):
-        y = paddle.matmul(x, self.weight, transpose_y=True)
-        return y if self.bias is None else y + self.bias
+        return linear(x, self.weight, self.bias)
 
     def extra_repr(self):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def linear(x, weight, bias=None):
+    """``x W^T + b``.
+
+    Shapes: ``x [..., in]``, ``weight [out, in]``, ``bias [out]`` or None -> ``[..., out]``.
+    """
+    if bias is not None and native.usable(x, weight, bias):
+        return kernels.linear(x, weight, bias)
+    return linear_reference(x, weight, bias)
+
+
+def linear_reference(x, weight, bias=None):
+    """See :func:`linear`."""
+    y = paddle.matmul(x, weight, transpose_y=True)
+    return y if bias is None else y + bias
+
+
+def gelu(x):
+    """GELU with the tanh approximation: ``x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``."""
+    return kernels.gelu(x) if native.usable(x) else F.gelu(x, approximate=True)
+
+
+def linear_gelu(x, layer):
+    """``gelu(layer(x))``; one pass fewer over the wide activations where ``layer`` is a plain :class:`Linear`."""
+    if _is_plain(layer) and native.usable(x, layer.weight, layer.bias):
+        return kernels.linear_gelu(x, layer.weight, layer.bias)
+    return gelu(layer(x))
+
+
+def _is_plain(layer):
+    """Whether calling ``layer`` does what its weight and bias say: no subclass, no hook that must see the output."""
+    if type(layer) is not Linear or layer.bias is None:
+        return False
+    return not (layer._forward_pre_hooks or layer._forward_post_hooks)

@@ -1,10 +1,22 @@
-"""Adaptive layer norm: the arithmetic by which timestep and pooled text steer a block (paper, section 4)."""
+"""Adaptive layer norm: the arithmetic by which timestep and pooled text steer a block (paper, section 4).
+
+Each ``*_reference`` is the definition in Paddle's own operations; the function of the same name without the suffix
+takes the native kernel where there is one for the tensors at hand.
+"""
 
 import paddle.nn.functional as F
+
+from . import native
+from .native import interface as kernels
 
 
 def layer_norm(x, epsilon=1e-6):
     """Layer norm over the last axis without weight or bias; statistics in fp32. Shape and dtype of ``x``."""
+    return kernels.layer_norm(x, epsilon) if native.usable(x) else layer_norm_reference(x, epsilon)
+
+
+def layer_norm_reference(x, epsilon=1e-6):
+    """See :func:`layer_norm`."""
     return F.layer_norm(x, x.shape[-1:], epsilon=epsilon)
 
 
@@ -13,7 +25,14 @@ def layer_norm_modulate(x, shift, scale, epsilon=1e-6):
 
     Shapes: ``x [B, S, D]``, ``shift, scale [B, D]`` -> ``[B, S, D]``.
     """
-    return modulate(layer_norm(x, epsilon), shift, scale)
+    if _modulates(x, shift, scale) and native.usable(x, shift, scale):
+        return kernels.layer_norm_modulate(x, shift, scale, epsilon)
+    return layer_norm_modulate_reference(x, shift, scale, epsilon)
+
+
+def layer_norm_modulate_reference(x, shift, scale, epsilon=1e-6):
+    """See :func:`layer_norm_modulate`."""
+    return modulate(layer_norm_reference(x, epsilon), shift, scale)
 
 
 def modulate(x, shift, scale):
@@ -23,11 +42,30 @@ def modulate(x, shift, scale):
 
 def gated_residual(residual, gate, x):
     """``residual + gate * x`` with ``residual, x [B, S, D]`` and ``gate [B, D]``."""
+    if residual.shape == x.shape and _modulates(x, gate) and native.usable(residual, gate, x):
+        return kernels.gated_residual(residual, gate, x)
+    return gated_residual_reference(residual, gate, x)
+
+
+def gated_residual_reference(residual, gate, x):
+    """See :func:`gated_residual`."""
     return residual + gate.unsqueeze(1) * x
 
 
 def rms_norm(x, weight, epsilon=1e-6):
     """RMS norm over the last axis: variance in fp32, cast to the weight's dtype, then times ``weight [d]``."""
+    if native.usable(x, weight):
+        return kernels.rms_norm(x, weight, epsilon)
+    return rms_norm_reference(x, weight, epsilon)
+
+
+def rms_norm_reference(x, weight, epsilon=1e-6):
+    """See :func:`rms_norm`."""
     variance = x.astype("float32").square().mean(axis=-1, keepdim=True)
     normalized = x * (variance + epsilon).rsqrt().astype(x.dtype)
     return normalized.astype(weight.dtype) * weight
+
+
+def _modulates(x, *vectors):
+    """Whether the vectors have one row per batch item of ``x``, that is, nothing but S is broadcast."""
+    return x.ndim == 3 and all(v.shape == [x.shape[0], x.shape[2]] for v in vectors)

@@ -4,12 +4,19 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from . import onednn
+
 
 class Conv2D(nn.Conv2D):
-    """``paddle.nn.Conv2D`` with torch's initialisation: uniform in +-1/sqrt(fan_in), weights and bias alike.
+    """``paddle.nn.Conv2D`` with torch's initialisation, computed by ``conv2d`` below.
 
-    Paddle's own default is He-normal, whose weights are 2.4 times wider; a VAE trained from it starts far from what
-    the published recipes assume. ``weight`` is [out, in, kh, kw], as in a diffusers file.
+    The initialisation is uniform in +-1/sqrt(fan_in), weights and bias alike. Paddle's own is He-normal, whose weights
+    are 2.4 times wider; a VAE trained from it starts far from what the published recipes assume. ``weight`` is
+    [out, in, kh, kw], as in a diffusers file.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride (int)
+        padding (int or 4 ints): zeros on every side, or at the top, bottom, left and right.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
@@ -18,6 +25,20 @@ class Conv2D(nn.Conv2D):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, weight_attr=uniform, bias_attr=uniform
         )
+        self.window = stride, ((padding,) * 4 if isinstance(padding, int) else tuple(padding))
+
+    def forward(self, x):
+        return conv2d(x, self.weight, self.bias, *self.window)
+
+
+def conv2d(x, weight, bias, stride, padding):
+    """Convolution: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]`` -> [B, out, H', W'].
+
+    ``padding`` is four ints: zeros at the top, bottom, left and right.
+    """
+    if onednn.usable(x, weight, bias):
+        return onednn.conv2d(x, weight, bias, stride, padding)
+    return F.conv2d(x, weight, bias, stride, list(padding))
 
 
 def group_norm(x, norm):
@@ -44,11 +65,6 @@ def upsample_nearest_2x(x):
     else:
         doubled = x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2])
     return doubled.reshape([b, c, 2 * h, 2 * w])
-
-
-def pad_right_bottom(x):
-    """One row of zeros below and one column of zeros to the right: [B, C, H, W] -> [B, C, H+1, W+1]."""
-    return F.pad(x, [0, 1, 0, 1])
 
 
 def linear_channels_first(x, layer):

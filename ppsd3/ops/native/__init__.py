@@ -1,0 +1,72 @@
+"""Native CPU kernels: what Paddle's own elementwise, reduction and slicing kernels take most of a step for.
+
+Used without being asked for when tensors are float32 on CPU, in dynamic mode without AMP, and the library can be
+built (:mod:`.library`); otherwise every function of :mod:`ppsd3.ops` computes the same with Paddle alone. Gradients are
+of first order: wrap code that differentiates a gradient in ``use_native(False)``.
+"""
+
+import paddle
+from paddle.base.framework import _dygraph_tracer, core
+
+from . import library as _library
+
+_enabled = True
+_loaded = None  # (ctypes.CDLL or None, path or reason) once tried
+
+
+class use_native:
+    """Chooses whether native kernels may be used, from the call on; as a context manager, until its end.
+
+    Args:
+        enabled (bool): False computes everything with Paddle; True (the initial state) uses what is available.
+    """
+
+    def __init__(self, enabled):
+        global _enabled
+        self._before, _enabled = _enabled, bool(enabled)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        global _enabled
+        _enabled = self._before
+
+
+def status():
+    """Whether native kernels are in use, and the library's path, or why they are not.
+
+    Returns:
+        (bool, str).
+    """
+    lib, detail = _load()
+    if not _enabled:
+        return False, "turned off by use_native(False)"
+    return lib is not None, detail
+
+
+def lib():
+    """The loaded library; call only where :func:`usable` was true."""
+    return _loaded[0]
+
+
+def usable(*tensors):
+    """Whether the kernels can compute on ``tensors`` (entries may be None)."""
+    if not _enabled or not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:
+        return False
+    for x in tensors:
+        if x is not None and not (x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape):
+            return False
+    return _load()[0] is not None
+
+
+def _load():
+    global _loaded
+    if _loaded is None:
+        from . import interface
+
+        lib, detail = _library.load()
+        if lib is not None:
+            interface.declare(lib)
+        _loaded = lib, detail
+    return _loaded

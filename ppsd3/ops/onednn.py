@@ -1,0 +1,258 @@
+"""Float32 convolution on the CPU through the oneDNN library that the paddlepaddle wheel carries.
+
+Paddle's own CPU convolution builds the im2col matrix; oneDNN's compiled kernels skip it and are 2 to 4 times faster,
+forward and backward (more on a busy machine, where Paddle's barrier per picture waits for the slower thread). The
+library is called through its C interface (stable over oneDNN 3.x) with ctypes, on the addresses of Paddle tensors.
+``usable`` says where this can be done; call the rest only there.
+
+Numbers below (kinds, arguments, queries) are those of oneDNN's ``dnnl_types.h``, version 3.
+"""
+
+import ctypes
+import functools
+import os
+import threading
+
+import paddle
+from paddle.autograd import PyLayer
+from paddle.base.framework import _dygraph_tracer, core
+
+_CPU, _F32 = 1, 3
+_FORWARD_TRAINING, _DIRECT = 64, 1
+_SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41
+_DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 129, 145, 161, 169
+# Argument -> the query that tells in which layout a primitive wants it.
+_LAYOUT_QUERY = {
+    _SRC: 129, _DIFF_SRC: 130, _WEIGHTS: 131, _DIFF_WEIGHTS: 132, _BIAS: 131, _DIFF_BIAS: 132, _DST: 133, _DIFF_DST: 134,
+}  # fmt: skip
+_TAG_ANY = 1  # the primitive chooses
+
+_Handle = ctypes.c_void_p
+_Dims = ctypes.c_int64 * 12
+_Pair = ctypes.c_int64 * 2
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("index", ctypes.c_int), ("memory", _Handle)]
+
+
+def usable(*tensors):
+    """Whether ``tensors`` are all non-empty float32 on the CPU, outside AMP and static graphs, and oneDNN is there."""
+    if not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:
+        return False
+    plain = all(x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
+    return plain and is_available()
+
+
+@functools.lru_cache(maxsize=None)
+def is_available():
+    """Whether the wheel carries a oneDNN 3 that makes a CPU engine (GPU, macOS and Windows wheels may not)."""
+    try:
+        _engine()
+        return True
+    except (OSError, AttributeError, RuntimeError):
+        return False
+
+
+def conv2d(x, weight, bias, stride, padding):
+    """Convolution of contiguous or strided float32 CPU tensors; differentiable once.
+
+    Args:
+        x (Tensor [B, in, H, W]), weight (Tensor [out, in, kh, kw]), bias (Tensor [out])
+        stride (int)
+        padding (4 ints): zeros at the top, bottom, left and right.
+    """
+    if paddle.is_grad_enabled() and not (x.stop_gradient and weight.stop_gradient and bias.stop_gradient):
+        return _Conv2D.apply(x, weight, bias, stride, padding)
+    return _forward(x, weight, bias, stride, padding)
+
+
+class _Conv2D(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, padding):
+        ctx.save_for_backward(x, weight)
+        ctx.geometry, ctx.needs = (stride, padding), [not t.stop_gradient for t in (x, weight, bias)]
+        return _forward(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensor()
+        plan = _plan(tuple(x.shape), tuple(weight.shape), *ctx.geometry)
+        gradient = gradient.contiguous()
+        wants_x, wants_weight, wants_bias = ctx.needs
+        x_gradient = weight_gradient = bias_gradient = None
+        if wants_x:
+            x_gradient = paddle.empty(x.shape, x.dtype)
+            plan.backward_data({_DIFF_DST: gradient, _WEIGHTS: weight.contiguous(), _DIFF_SRC: x_gradient})
+        if wants_weight or wants_bias:
+            weight_gradient = paddle.empty(weight.shape, x.dtype)
+            bias_gradient = paddle.empty(weight.shape[:1], x.dtype)
+            plan.backward_weights(
+                {_DIFF_DST: gradient, _SRC: x.contiguous(), _DIFF_WEIGHTS: weight_gradient, _DIFF_BIAS: bias_gradient}
+            )
+        return tuple(
+            g if wanted else None for g, wanted in zip((x_gradient, weight_gradient, bias_gradient), ctx.needs)
+        )
+
+
+def _forward(x, weight, bias, stride, padding):
+    plan = _plan(tuple(x.shape), tuple(weight.shape), stride, padding)
+    y = paddle.empty(plan.output_shape, x.dtype)
+    plan.forward({_SRC: x.contiguous(), _WEIGHTS: weight.contiguous(), _BIAS: bias.contiguous(), _DST: y})
+    return y
+
+
+@functools.lru_cache(maxsize=512)
+def _plan(x_shape, weight_shape, stride, padding):
+    return _Plan(x_shape, weight_shape, stride, padding)
+
+
+class _Plan:
+    """The compiled primitives of one convolution geometry. oneDNN's handles are kept for the life of the process."""
+
+    def __init__(self, x_shape, weight_shape, stride, padding):
+        top, bottom, left, right = padding
+        height = (x_shape[2] + top + bottom - weight_shape[2]) // stride + 1
+        width = (x_shape[3] + left + right - weight_shape[3]) // stride + 1
+        self.output_shape = [x_shape[0], weight_shape[0], height, width]
+        self._shapes = tuple(x_shape), tuple(weight_shape), tuple(weight_shape[:1]), tuple(self.output_shape)
+        self._window = _Pair(stride, stride), _Pair(0, 0), _Pair(top, left), _Pair(bottom, right)
+        # Backward primitives are made from the forward one, which is their "hint".
+        src, weights, bias, dst = self._descriptors()
+        self._hint = _made(
+            "dnnl_convolution_forward_primitive_desc_create",
+            _engine(), _FORWARD_TRAINING, _DIRECT, src, weights, bias, dst, *self._window, None,
+        )  # fmt: skip
+        self.forward = _Primitive(self._hint)
+
+    def _descriptors(self):
+        x, weight, bias, y = self._shapes
+        return _any_layout(x), _any_layout(weight), _plain(bias), _any_layout(y)
+
+    @functools.cached_property
+    def backward_data(self):
+        src, weights, _, dst = self._descriptors()
+        name = "dnnl_convolution_backward_data_primitive_desc_create"
+        return _Primitive(_made(name, _engine(), _DIRECT, src, weights, dst, *self._window, self._hint, None))
+
+    @functools.cached_property
+    def backward_weights(self):
+        src, weights, bias, dst = self._descriptors()
+        name = "dnnl_convolution_backward_weights_primitive_desc_create"
+        return _Primitive(_made(name, _engine(), _DIRECT, src, weights, bias, dst, *self._window, self._hint, None))
+
+
+class _Primitive:
+    """A primitive with the reorders between Paddle's plain layout and the layouts it wants."""
+
+    def __init__(self, descriptor):
+        self._descriptor, self._primitive = descriptor, _made("dnnl_primitive_create", descriptor)
+
+    def __call__(self, tensors):
+        """Runs on ``tensors`` (argument -> contiguous Tensor), which it reads or fills."""
+        arguments, outputs, alive = {}, [], []
+        for index, tensor in tensors.items():
+            plain, wanted = _plain(tuple(tensor.shape)), self._wanted(index, tensor)
+            memory = _Memory(plain, tensor)
+            if wanted is not None and not _library().dnnl_memory_desc_equal(plain, wanted):
+                inner = _Memory(wanted, _buffer(wanted))
+                if index in (_DST, _DIFF_SRC, _DIFF_WEIGHTS):
+                    outputs.append((inner, memory))
+                else:
+                    _reorder(memory, inner)
+                alive.append(memory)
+                memory = inner
+            arguments[index] = memory
+        _execute(self._primitive, arguments)
+        for inner, memory in outputs:
+            _reorder(inner, memory)
+
+    def _wanted(self, index, tensor):
+        if index in (_BIAS, _DIFF_BIAS):  # one axis has one layout
+            return None
+        return _Handle(_library().dnnl_primitive_desc_query_md(self._descriptor, _LAYOUT_QUERY[index], 0))
+
+
+class _Memory:
+    """oneDNN's view of a tensor's bytes; keeps the tensor alive as long as itself."""
+
+    def __init__(self, descriptor, tensor):
+        self.descriptor, self._tensor = descriptor, tensor
+        self.handle = _made("dnnl_memory_create", descriptor, _engine(), _Handle(tensor.data_ptr()))
+
+    def __del__(self):
+        _library().dnnl_memory_destroy(self.handle)
+
+
+def _buffer(descriptor):
+    size = _library().dnnl_memory_desc_get_size(descriptor)
+    return paddle.empty([size // 4], "float32")
+
+
+def _reorder(source, target):
+    key = ctypes.cast(source.descriptor, _Handle).value, ctypes.cast(target.descriptor, _Handle).value
+    _execute(_reorder_primitive(*key), {_SRC: source, _DST: target})
+
+
+@functools.lru_cache(maxsize=None)  # descriptors live as long as the process, so their addresses are keys
+def _reorder_primitive(source, target):
+    engine = _engine()
+    create = "dnnl_reorder_primitive_desc_create"
+    return _made("dnnl_primitive_create", _made(create, _Handle(source), engine, _Handle(target), engine, None))
+
+
+def _execute(primitive, memories):
+    array = (_Argument * len(memories))(*[_Argument(index, memory.handle) for index, memory in memories.items()])
+    _check(_library().dnnl_primitive_execute(primitive, _stream(), len(memories), array), "dnnl_primitive_execute")
+    _check(_library().dnnl_stream_wait(_stream()), "dnnl_stream_wait")
+
+
+@functools.lru_cache(maxsize=None)
+def _plain(shape):
+    """Descriptor of a contiguous float32 tensor."""
+    strides = [1]
+    for size in reversed(shape[1:]):
+        strides.insert(0, strides[0] * size)
+    dims = _Dims(*shape), _F32, _Dims(*strides)
+    return _made("dnnl_memory_desc_create_with_strides", len(shape), *dims)
+
+
+@functools.lru_cache(maxsize=None)
+def _any_layout(shape):
+    return _made("dnnl_memory_desc_create_with_tag", len(shape), _Dims(*shape), _F32, _TAG_ANY)
+
+
+def _made(function, *arguments):
+    """The handle that ``function`` writes through its first parameter."""
+    handle = _Handle()
+    _check(getattr(_library(), function)(ctypes.byref(handle), *arguments), function)
+    return handle
+
+
+def _check(status, function):
+    if status:
+        raise RuntimeError(f"oneDNN's {function} failed with status {status}.")
+
+
+@functools.lru_cache(maxsize=None)
+def _library():
+    path = os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3")
+    library = ctypes.CDLL(path)
+    library.dnnl_primitive_desc_query_md.restype = _Handle
+    library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+    return library
+
+
+@functools.lru_cache(maxsize=None)
+def _engine():
+    return _made("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
+
+
+_local = threading.local()
+
+
+def _stream():
+    """One stream per thread: they are not to be shared."""
+    if not hasattr(_local, "stream"):
+        _local.stream = _made("dnnl_stream_create", _engine(), 1)  # 1: in order
+    return _local.stream
