@@ -1,5 +1,6 @@
 """CPU threads and instruction sets: what has to be told to Paddle so that it uses the machine."""
 
+import functools
 import os
 import sys
 
@@ -49,6 +50,7 @@ def choose_mkl_path():
         os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if _AVX512_FLAGS <= flags else _MKL_AVX2
 
 
+@functools.lru_cache(maxsize=None)  # Paddle's import changes what can be known: the first answer counts
 def _threads_chosen_by_user():
     """The user's ``OMP_NUM_THREADS`` as an int, or None if there is none.
 
