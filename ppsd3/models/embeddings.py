@@ -109,12 +109,14 @@ class Timesteps(nn.Layer):
         super().__init__()
         self.num_channels, self.flip_sin_to_cos = num_channels, flip_sin_to_cos
         half = num_channels // 2
-        exponent = -math.log(10000) * paddle.arange(half, dtype="float32") / (half - downscale_freq_shift)
-        self.register_buffer("frequencies", paddle.exp(exponent), persistable=False)
+        exponent = np.float32(-math.log(10000)) * np.arange(half, dtype="float32") / np.float32(half - downscale_freq_shift)
+        # Rounded from float64: times 1000, the last bit of a float32 exp is 6e-5 of an angle, and torch's exp is right
+        # in nearly all of them. No buffer, because a cast of the model must not reach it.
+        self._frequencies = np.exp(exponent.astype("float64")).astype("float32")
 
     def forward(self, timesteps):
         # the angle of a timestep near 1000 has no correct digit left in half precision
-        angles = timesteps.astype("float32").unsqueeze(-1) * self.frequencies.astype("float32")
+        angles = timesteps.astype("float32").unsqueeze(-1) * paddle.to_tensor(self._frequencies)
         parts = [paddle.sin(angles), paddle.cos(angles)]
         return paddle.concat(parts[::-1] if self.flip_sin_to_cos else parts, axis=-1)
 
