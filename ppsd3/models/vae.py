@@ -14,10 +14,8 @@ from ..ops import Linear
 from ..ops.vision import (
     Conv2D,
     attention_channels_first,
-    group_norm,
     group_norm_silu,
     linear_channels_first,
-    pad_right_bottom,
     upsample_nearest_2x,
 )
 from ..outputs import BaseOutput
@@ -102,10 +100,10 @@ class Downsample2D(nn.Layer):
 
     def __init__(self, channels):
         super().__init__()
-        self.conv = Conv2D(channels, channels, 3, stride=2)
+        self.conv = Conv2D(channels, channels, 3, stride=2, padding=(0, 1, 0, 1))
 
     def forward(self, x):
-        return self.conv(pad_right_bottom(x))
+        return self.conv(x)
 
 
 class Upsample2D(nn.Layer):
@@ -135,7 +133,7 @@ class AttentionBlock(nn.Layer):
         self.to_out = nn.LayerList([Linear(channels, channels)])
 
     def forward(self, x):
-        hidden = group_norm(x, self.group_norm).flatten(2)  # [B, C, N]
+        hidden = self.group_norm(x).flatten(2)  # [B, C, N]
         query, key, value = (linear_channels_first(hidden, layer) for layer in (self.to_q, self.to_k, self.to_v))
         hidden = linear_channels_first(attention_channels_first(query, key, value), self.to_out[0])
         return x + hidden.reshape(x.shape)

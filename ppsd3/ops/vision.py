@@ -41,14 +41,9 @@ def conv2d(x, weight, bias, stride, padding):
     return F.conv2d(x, weight, bias, stride, list(padding))
 
 
-def group_norm(x, norm):
-    """``norm`` (an ``nn.GroupNorm``) of ``x [B, C, ...]``."""
-    return F.group_norm(x, norm._num_groups, norm._epsilon, norm.weight, norm.bias)
-
-
 def group_norm_silu(x, norm):
-    """``silu(norm(x))``: what precedes every 3x3 convolution of the autoencoder."""
-    return F.silu(group_norm(x, norm))
+    """``silu(norm(x))`` for an ``nn.GroupNorm``: what precedes every 3x3 convolution of the autoencoder."""
+    return F.silu(norm(x))
 
 
 def upsample_nearest_2x(x):

@@ -6,7 +6,7 @@ import pytest
 
 from ppsd3.models import AutoencoderKL
 from ppsd3.models.vae import DiagonalGaussianDistribution
-from ppsd3.ops.vision import attention_channels_first, upsample_nearest_2x
+from ppsd3.ops.vision import upsample_nearest_2x
 from ppsd3.utils.errors import ConfigError, InputError
 
 TINY = dict(
@@ -182,22 +182,6 @@ def test_distribution():
     fixed = DiagonalGaussianDistribution(posterior.parameters, deterministic=True)
     np.testing.assert_array_equal(fixed.sample(), mean)
     np.testing.assert_array_equal(fixed.kl(), np.zeros(2))
-
-
-@pytest.mark.parametrize("width", [3, 128, 130])
-def test_upsample_repeats_pixels_exactly(width):
-    x = pictures(2, 3, 5, width)
-    x.stop_gradient = False
-    y = upsample_nearest_2x(x)
-    np.testing.assert_array_equal(y, x.numpy().repeat(2, axis=2).repeat(2, axis=3))
-    y.sum().backward()
-    np.testing.assert_array_equal(x.grad, np.full(x.shape, 4.0))
-
-
-def test_attention_chunks_give_the_same():
-    query, key, value = (pictures(2, 8, 30) for _ in range(3))
-    whole = attention_channels_first(query, key, value)
-    np.testing.assert_allclose(attention_channels_first(query, key, value, max_scores=2 * 30 * 7), whole, atol=1e-6)
 
 
 @pytest.mark.parametrize(
