@@ -77,7 +77,7 @@ class DiffusionPipeline:
         paddle_dtype=None,
         variant=None,
         cache_dir=None,
-        local_files_only=False,
+        local_files_only=None,
         revision=None,
         token=None,
         **components,
@@ -87,7 +87,7 @@ class DiffusionPipeline:
         Args:
             pretrained_model_name_or_path (str): a directory, the bundled ``"shapes"``, or a hub id ``"owner/name"``.
             paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
-                ``"default"`` for the rest. None: as saved.
+                ``"default"`` for the rest. None: ``paddle.get_default_dtype()``.
             variant (str or None): e.g. ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``.
             cache_dir, local_files_only, revision, token: for a hub id, as in ``huggingface_hub``.
             **components: used in place of the saved ones, e.g. ``text_encoder_3=None`` to do without T5 (which is
