@@ -17,7 +17,7 @@ import paddle
 
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.weight_names import PICKLE_SUFFIXES
-from .tensors import NUMPY_DTYPES, cast, dtype_name, from_numpy
+from .tensors import NUMPY_DTYPES, convert, dtype_name, from_numpy, pieces
 
 # Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
 DTYPES = {
@@ -50,28 +50,6 @@ def refuse_pickle(path, head=b""):
             "load it with torch.load or paddle.load and save it with safetensors.torch.save_file or "
             "safetensors.numpy.save_file."
         )
-
-
-def _fp8_table(dtype):
-    """float32 [256]: the value of every byte of an 8-bit float."""
-    codes = np.arange(256, dtype=np.uint8)
-    if dtype == "float8_e5m2":  # the upper byte of a float16
-        return (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
-    sign, exponent, mantissa = np.where(codes & 0x80, -1.0, 1.0), (codes >> 3 & 0xF).astype(int), codes & 7
-    normal = np.ldexp(1 + mantissa / 8, exponent - 7)
-    value = sign * np.where(exponent == 0, np.ldexp(mantissa / 8, -6), normal)
-    value[codes & 0x7F == 0x7F] = np.nan  # E4M3FN has no infinity
-    return value.astype(np.float32)
-
-
-def _decode_fp8(codes, dtype, target):
-    """The bytes ``codes`` as an array of ``target`` (name); exact, since both 8-bit floats fit in every wider one."""
-    table = _fp8_table(dtype)
-    if target == "bfloat16":
-        table = (table.view(np.uint32) >> 16).astype(np.uint16)
-    else:
-        table = table.astype(NUMPY_DTYPES[target])
-    return table[codes]
 
 
 class SafetensorsFile:
@@ -170,29 +148,38 @@ class SafetensorsFile:
                 8-bit floats). On the CPU nothing is copied if the dtype is the file's own: the tensor is the
                 mapped memory.
         """
-        info = self._infos[name]
-        is_fp8 = info.dtype not in NUMPY_DTYPES
-        target = dtype_name(dtype) if dtype is not None else "float32" if is_fp8 else info.dtype
-        mapped = self.array(name)
-        array = _decode_fp8(mapped, info.dtype, target) if is_fp8 else np.require(mapped, requirements="A")
+        info, array = self._infos[name], self.array(name)
+        own = info.dtype if info.dtype in NUMPY_DTYPES else "float32"
+        target = own if dtype is None else dtype_name(dtype)
+        if target != info.dtype or not array.flags.aligned:
+            array = self._converted(array, info, target)
         tensor = from_numpy(array)
-        on_cpu = paddle.get_device() == "cpu"
-        if not on_cpu:
-            tensor = tensor._copy_to(paddle.framework._current_expected_place(), True)
-        tensor = cast(tensor, target)
-        if array is not mapped or not on_cpu or target != info.dtype:
-            self.forget(name)
+        if paddle.get_device() == "cpu":
+            return tensor
+        tensor = tensor._copy_to(paddle.framework._current_expected_place(), True)
+        self.forget(name)
         return tensor
+
+    def _converted(self, array, info, target):
+        """A copy of ``array`` in the dtype ``target``, the mapped pages given back as it goes."""
+        result = np.empty(info.shape, NUMPY_DTYPES[target])
+        source, out = array.reshape(-1), result.reshape(-1)
+        for piece in pieces(source.size):
+            convert(source[piece], info.dtype, target, out[piece])
+            self._drop_pages(info.start + piece.start * array.itemsize, info.start + piece.stop * array.itemsize)
+        return result
 
     def forget(self, name):
         """Gives the mapped pages of ``name`` back, so that they don't count in this process's memory.
 
-        Only for tensors whose bytes have been copied or cast elsewhere: an in-place change to the mapping is lost.
-        Partial pages at both ends stay, for they belong to the neighbours too.
+        Only for tensors whose bytes have been copied elsewhere: an in-place change to the mapping is lost.
         """
-        info = self._infos[name]
-        start = -(-info.start // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = info.stop // mmap.PAGESIZE * mmap.PAGESIZE - start
+        self._drop_pages(self._infos[name].start, self._infos[name].stop)
+
+    def _drop_pages(self, start, stop):
+        # Partial pages at both ends stay, for they belong to the neighbours too.
+        start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = stop // mmap.PAGESIZE * mmap.PAGESIZE - start
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
 

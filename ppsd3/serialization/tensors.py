@@ -1,6 +1,5 @@
 """dtypes by name, and numpy memory as Paddle tensors without a copy."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -23,6 +22,7 @@ NUMPY_DTYPES = {
 }
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
+_PIECE = 1 << 18  # elements
 _counter = itertools.count()
 
 
@@ -81,36 +81,64 @@ def cast(tensor, dtype):
     source, target = dtype_name(tensor.dtype), dtype_name(dtype)
     if source == target:
         return tensor
-    by_numpy = target == "float16" or (target == "bfloat16" and not _paddle_rounds())
-    if by_numpy and is_floating(source) and tensor.place.is_cpu_place():
-        return from_numpy(_round_to_16_bits(tensor.cast("float32").numpy(), target))
-    return tensor.cast(paddle_dtype(target))
-
-
-@functools.lru_cache(maxsize=None)
-def _paddle_rounds():
-    """Whether Paddle's own cast to bfloat16 on the CPU rounds; that of 2.6 cuts off, which biases every weight to zero.
-
-    (Its float16 cast is not asked for at all: 2.6 cuts off there too, and 3.3 makes 6e-8 of values like 1e-27.)
-    """
-    value = 1 + 0.75 * 2**-7
-    return float(paddle.to_tensor(value, place=paddle.CPUPlace()).cast("bfloat16").cast("float32")) > value
-
-
-def _round_to_16_bits(array, target):
-    """float32 -> float16, or -> bfloat16 as uint16, in pieces that keep the temporaries small."""
+    if not tensor.place.is_cpu_place():
+        return tensor.cast(paddle_dtype(target))
+    array = tensor.numpy()
     result = np.empty(array.shape, NUMPY_DTYPES[target])
-    flat, out = array.reshape(-1), result.reshape(-1)
-    for start in range(0, flat.size, 1 << 20):
-        piece = flat[start : start + (1 << 20)]
-        if target == "float16":
-            with np.errstate(over="ignore"):
-                out[start : start + piece.size] = piece
-        else:
-            bits = piece.view(np.uint32)
-            rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-            out[start : start + piece.size] = np.where(np.isnan(piece), bits >> 16 | 0x40, rounded)
-    return result
+    for piece in pieces(array.size):
+        convert(array.reshape(-1)[piece], source, target, out=result.reshape(-1)[piece])
+    return from_numpy(result)
+
+
+def pieces(size):
+    """Slices that cover ``range(size)``, each small enough for its temporaries to stay in the cache."""
+    return [slice(start, min(start + _PIECE, size)) for start in range(0, size, _PIECE)]
+
+
+def convert(array, source, target, out):
+    """Writes ``array``, whose dtype is called ``source``, into ``out`` as ``target``, rounded to nearest even.
+
+    In numpy, because Paddle's casts on the CPU are no faster and do not all round: 2.6 cuts float32 off to the 16-bit
+    dtypes, which biases every weight towards zero, and 3.3 makes a float16 of 6e-8 from 1e-27.
+    """
+    if source == "bfloat16":
+        array = (array.astype(np.uint32) << 16).view(np.float32)
+    elif source in _FP8_TABLES:
+        array = _FP8_TABLES[source][array]
+    if target == "bfloat16":
+        _round_to_bfloat16(array.astype(np.float32, copy=False), out)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[...] = array
+
+
+def _round_to_bfloat16(array, out):
+    bits = array.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    out[...] = rounded
+    is_nan = np.isnan(array)
+    if is_nan.any():  # adding to the mantissa could have made an infinity or a zero of it
+        out[is_nan] = 0x7FC0
+
+
+def _e4m3_values():
+    """float32 [256]: every byte's value as a float8_e4m3fn, which has no infinity."""
+    codes = np.arange(256)
+    sign, exponent, mantissa = np.where(codes & 0x80, -1.0, 1.0), codes >> 3 & 0xF, codes & 7
+    values = sign * np.ldexp(np.where(exponent == 0, mantissa / 8, 1 + mantissa / 8), np.maximum(exponent, 1) - 7)
+    values[codes & 0x7F == 0x7F] = np.nan
+    return values.astype(np.float32)
+
+
+# A float8_e5m2 is the upper byte of a float16.
+_FP8_TABLES = {
+    "float8_e4m3fn": _e4m3_values(),
+    "float8_e5m2": (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float32),
+}
 
 
 def put(slot, tensor):
