@@ -1,139 +1,14 @@
-// Native CPU kernels of ppsd3: float32, row-major, forward and backward.
+// Native CPU kernels of the transformer: float32, row-major, forward and backward.
 //
 // Plain C functions on raw pointers, so that no header of Paddle's is needed and any C++14 compiler with GCC vector
-// extensions (GCC, clang) builds them in seconds. Vectors are as wide as the target's registers; there are no
-// intrinsics. Work is spread by the OpenMP runtime that Paddle itself has loaded (its address arrives through
-// ppsd3_set_runtime): a second thread pool would compete with the first one's spinning workers.
+// extensions (GCC, clang) builds them in seconds.
 //
 // Legend: B batch, S tokens, D width, h heads, d head width, T = product of the leading axes.
 
-#include <algorithm>
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "common.h"
 
-#if defined(__AVX512F__)
-#define LANES 16
-#define TILE_VECTORS 4  // 6 x 4 accumulators of the 32 registers
-#elif defined(__AVX__)
-#define LANES 8
-#define TILE_VECTORS 2  // 6 x 2 of 16
-#else
-#define LANES 4
-#define TILE_VECTORS 2
-#endif
-#define TILE_ROWS 6
-
-typedef int64_t i64;
-typedef float vec __attribute__((vector_size(LANES * 4)));
-typedef float vec_unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
-
-// ---------------------------------------------------------------------------------------------------- vectors
-
-static inline vec load(const float* p) { return *reinterpret_cast<const vec_unaligned*>(p); }
-static inline void store(float* p, vec v) { *reinterpret_cast<vec_unaligned*>(p) = v; }
-static inline vec splat(float x) { return x - vec{}; }
-static inline vec vmax(vec a, vec b) { return a > b ? a : b; }
-
-// The last n < LANES numbers of a row; the missing lanes are zero.
-static inline vec load_part(const float* p, i64 n) {
-    vec v{};
-    std::memcpy(&v, p, n * sizeof(float));
-    return v;
-}
-static inline void store_part(float* p, vec v, i64 n) { std::memcpy(p, &v, n * sizeof(float)); }
-
-static inline float sum(vec v) {
-    float s = 0;
-    for (int i = 0; i < LANES; i++) s += v[i];
-    return s;
-}
-
-// exp to 1e-7 relative: 2^n times a degree-6 polynomial on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
-static inline vec vexp(vec x) {
-    x = x < -87.33f ? splat(-87.33f) : x;  // written so that NaN passes
-    x = x > 88.37f ? splat(88.37f) : x;
-    const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-    vec t = x * 1.44269504088896341f + shifter;
-    vec n = t - shifter;
-    vec r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (vec)(((ivec)t + 127) << 23);  // these casts keep the bits
-}
-
-// Calls f(index, count) for each vector of a row of n numbers.
-template <class F>
-static inline void for_row(i64 n, F f) {
-    i64 j = 0;
-    for (; j + LANES <= n; j += LANES) f(j, i64(LANES));
-    if (j < n) f(j, n - j);
-}
-static inline vec load_n(const float* p, i64 n) { return n == LANES ? load(p) : load_part(p, n); }
-static inline void store_n(float* p, vec v, i64 n) { n == LANES ? store(p, v) : store_part(p, v, n); }
-
-// ---------------------------------------------------------------------------------------------------- threads
-
-typedef void (*fork_type)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
-static fork_type runtime_fork = nullptr;
-static int (*runtime_max_threads)() = nullptr;
-
-static int max_threads() { return runtime_fork && runtime_max_threads ? std::max(1, runtime_max_threads()) : 1; }
-
-template <class F>
-struct Team {
-    const F* body;
-    std::atomic<int> next_member;
-    static void run(void* self) {
-        Team* team = static_cast<Team*>(self);
-        (*team->body)(team->next_member.fetch_add(1));
-    }
-};
-
-// body(member) on `threads` threads at once, members 0 .. threads-1. Members come from a counter and not from
-// omp_get_thread_num, so that the kernels need nothing of the runtime but its fork.
-template <class F>
-static void run_team(int threads, const F& body) {
-    if (threads <= 1) return body(0);
-    Team<F> team{&body, {0}};
-    runtime_fork(&Team<F>::run, &team, unsigned(threads), 0);
-    // a runtime may grant fewer threads than asked for (nested regions, a limit)
-    for (int member = team.next_member.load(); member < threads; member++) body(member);
-}
-
-// The threads worth waking for `numbers` float operations on memory: a fork costs some microseconds.
-static int threads_for(i64 numbers) { return int(std::max<i64>(1, std::min<i64>(max_threads(), numbers / 8192))); }
-
-// body(first, last, member): equal contiguous shares of `count`, so that sums are reproducible.
-template <class F>
-static void share_rows(i64 count, int threads, const F& body) {
-    threads = int(std::max<i64>(1, std::min<i64>(threads, count)));
-    run_team(threads, [&](int member) { body(count * member / threads, count * (member + 1) / threads, member); });
-}
-
-// body(task) for each task, whoever is free: for tasks whose results do not meet.
-template <class F>
-static void share_tasks(i64 count, int threads, const F& body) {
-    std::atomic<i64> next{0};
-    run_team(int(std::max<i64>(1, std::min<i64>(threads, count))), [&](int) {
-        for (i64 task; (task = next.fetch_add(1)) < count;) body(task);
-    });
-}
-
-// Sums `parts` rows of n numbers into out.
-static void add_parts(const float* partial, i64 parts, i64 n, float* out) {
-    std::memcpy(out, partial, n * sizeof(float));
-    for (i64 p = 1; p < parts; p++)
-        for (i64 j = 0; j < n; j++) out[j] += partial[p * n + j];
-}
+fork_type runtime_fork = nullptr;
+int (*runtime_max_threads)() = nullptr;
 
 // -------------------------------------------------------------------------------------------------------- gelu
 
@@ -211,12 +86,6 @@ static inline i64 padded(i64 n) { return (n + LANES - 1) / LANES * LANES; }
 struct Tokens {
     float* base[2];
     i64 rows[2], stride[2];
-
-    float* row(i64 b, i64 s, i64 head_offset) const {
-        int piece = s >= rows[0];
-        i64 within = piece ? s - rows[0] : s;
-        return base[piece] + (b * rows[piece] + within) * stride[piece] + head_offset;
-    }
 };
 
 struct Shape {
@@ -224,21 +93,34 @@ struct Shape {
     i64 width() const { return padded(dim); }
 };
 
-// Rows first .. first+count of one head, contiguous, zero-padded to whole vectors, times `scale`.
+// f(row, s) for the rows first .. first+count of one head, s from 0.
+template <class F>
+static inline void for_tokens(const Tokens& x, const Shape& n, i64 b, i64 head, i64 first, i64 count, F f) {
+    i64 s = 0;
+    for (int piece = 0; piece < 2; piece++) {
+        i64 skipped = piece ? x.rows[0] : 0, end = std::min(count, skipped + x.rows[piece] - first);
+        if (s >= end) continue;
+        float* row = x.base[piece] + (b * x.rows[piece] + first + s - skipped) * x.stride[piece] + head * n.dim;
+        for (; s < end; s++, row += x.stride[piece]) f(row, s);
+    }
+}
+
+// Rows of one head, contiguous, zero-padded to whole vectors, times `scale`.
 static void pack(const Tokens& x, const Shape& n, i64 b, i64 head, i64 first, i64 count, float scale, float* out) {
     i64 width = n.width();
-    for (i64 s = 0; s < count; s++, out += width) {
-        const float* row = x.row(b, first + s, head * n.dim);
-        for_row(n.dim, [&](i64 j, i64 m) { store(out + j, load_n(row + j, m) * scale); });
-    }
+    for_tokens(x, n, b, head, first, count, [&](const float* row, i64 s) {
+        for_row(n.dim, [&](i64 j, i64 m) {
+            __builtin_prefetch(row + n.dim + j);  // the next head's
+            store(out + s * width + j, load_n(row + j, m) * scale);
+        });
+    });
 }
 
 static void unpack(const float* packed, const Shape& n, i64 b, i64 head, i64 count, float scale, const Tokens& x) {
     i64 width = n.width();
-    for (i64 s = 0; s < count; s++, packed += width) {
-        float* row = x.row(b, s, head * n.dim);
-        for_row(n.dim, [&](i64 j, i64 m) { store_n(row + j, load(packed + j) * scale, m); });
-    }
+    for_tokens(x, n, b, head, 0, count, [&](float* row, i64 s) {
+        for_row(n.dim, [&](i64 j, i64 m) { store_n(row + j, load(packed + s * width + j) * scale, m); });
+    });
 }
 
 // Packed rows -> one [width, KEY_BLOCK] matrix per block of keys, zero beyond the last key.
@@ -256,22 +138,6 @@ static void transpose_blocks(const float* packed, i64 rows, i64 width, float* ou
 
 static i64 block_count(i64 rows) { return (rows + KEY_BLOCK - 1) / KEY_BLOCK; }
 
-// Memory of one thread, kept between calls, handed out in pieces.
-struct Scratch {
-    std::vector<float> memory;
-    i64 used = 0;
-    void reset(i64 numbers) {
-        used = 0;
-        if (i64(memory.size()) < numbers + LANES) memory.resize(numbers + LANES);
-    }
-    float* take(i64 numbers) {
-        float* p = memory.data() + used;
-        used += numbers;
-        return p;
-    }
-};
-static thread_local Scratch scratch;
-
 // One row of scores s[0..count) -> exp(s - maximum), with the running maximum and sum of online softmax
 // (Milakov and Gimelshein 2018). Returns the factor that what was accumulated before must be multiplied with.
 static inline float softmax_row(float* s, i64 count, float& maximum, float& total) {
@@ -279,15 +145,14 @@ static inline float softmax_row(float* s, i64 count, float& maximum, float& tota
     for (i64 j = count; j < full; j++) s[j] = -1e30f;
     vec top = load(s);
     for (i64 j = LANES; j < full; j += LANES) top = vmax(top, load(s + j));
-    float highest = maximum;
-    for (int i = 0; i < LANES; i++) highest = std::max(highest, top[i]);
+    float highest = std::max(maximum, maximum_of(top));
     vec added{};
     for (i64 j = 0; j < full; j += LANES) {
         vec p = vexp(load(s + j) - highest);
         store(s + j, p);
         added += p;
     }
-    float rescale = std::exp(maximum - highest);
+    float rescale = maximum == highest ? 1.0f : total == 0 ? 0.0f : std::exp(maximum - highest);
     total = total * rescale + sum(added);
     maximum = highest;
     return rescale;
@@ -315,12 +180,11 @@ static void attend(const Shape& n, const Tokens& q, const Tokens& out, float* ls
             }
             multiply(rows, width, count, scores, KEY_BLOCK, 1, values + j0 * width, width, sums, width, j0 > 0);
         }
-        for (i64 i = 0; i < rows; i++) {
-            float* row = out.row(b, i0 + i, head * n.dim);
+        for_tokens(out, n, b, head, i0, rows, [&](float* row, i64 i) {
             float factor = 1.0f / total[i];
             for_row(n.dim, [&](i64 j, i64 m) { store_n(row + j, load(sums + i * width + j) * factor, m); });
             if (lse) lse[(b * n.heads + head) * n.queries + i0 + i] = maximum[i] + std::log(total[i]);
-        }
+        });
     }
 }
 
@@ -346,12 +210,11 @@ static void attend_backward(const Shape& n, const Tokens& q, const Tokens& k, co
     transpose_blocks(keys, n.keys, width, keys_t);
     transpose_blocks(values, n.keys, width, values_t);
     lse += (b * n.heads + head) * n.queries;
-    for (i64 i = 0; i < n.queries; i++) {
-        const float* row = out.row(b, i, head * n.dim);
+    for_tokens(out, n, b, head, 0, n.queries, [&](const float* row, i64 i) {
         vec s{};
         for_row(n.dim, [&](i64 j, i64 m) { s += load_n(row + j, m) * load(gradients + i * width + j); });
         delta[i] = sum(s);
-    }
+    });
 
     for (i64 j0 = 0; j0 < n.keys; j0 += KEY_BLOCK) {
         i64 count = std::min(KEY_BLOCK, n.keys - j0), full = padded(count);

@@ -1,0 +1,167 @@
+// What the kernels share: vectors, threads, scratch memory.
+//
+// Vectors are as wide as the target's registers, by GCC's vector extensions; there are no intrinsics. Work is spread by
+// the OpenMP runtime that Paddle itself has loaded (its address arrives through ppsd3_set_runtime): a second thread
+// pool would compete with the first one's spinning workers.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE_VECTORS 4  // 6 x 4 accumulators of the 32 registers
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE_VECTORS 2  // 6 x 2 of 16
+#else
+#define LANES 4
+#define TILE_VECTORS 2
+#endif
+#define TILE_ROWS 6
+
+typedef int64_t i64;
+typedef float vec __attribute__((vector_size(LANES * 4)));
+typedef float vec_unaligned __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef float vec4 __attribute__((vector_size(16)));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4)));
+
+// ---------------------------------------------------------------------------------------------------- vectors
+
+static inline vec load(const float* p) { return *reinterpret_cast<const vec_unaligned*>(p); }
+static inline void store(float* p, vec v) { *reinterpret_cast<vec_unaligned*>(p) = v; }
+static inline vec splat(float x) { return x - vec{}; }
+static inline vec vmax(vec a, vec b) { return a > b ? a : b; }
+
+// The last n < LANES numbers of a row; the missing lanes are zero.
+static inline vec load_part(const float* p, i64 n) {
+    vec v{};
+    std::memcpy(&v, p, n * sizeof(float));
+    return v;
+}
+static inline void store_part(float* p, vec v, i64 n) { std::memcpy(p, &v, n * sizeof(float)); }
+
+// Sum and maximum of the lanes, by quarters: lane after lane would be a chain of LANES dependent operations.
+static inline float sum(vec v) {
+    vec4 parts[LANES / 4];
+    std::memcpy(parts, &v, sizeof v);
+    vec4 s = parts[0];
+    for (int i = 1; i < LANES / 4; i++) s += parts[i];
+    return (s[0] + s[1]) + (s[2] + s[3]);
+}
+static inline float maximum_of(vec v) {
+    vec4 parts[LANES / 4];
+    std::memcpy(parts, &v, sizeof v);
+    vec4 s = parts[0];
+    for (int i = 1; i < LANES / 4; i++) s = s > parts[i] ? s : parts[i];
+    return std::max(std::max(s[0], s[1]), std::max(s[2], s[3]));
+}
+
+// exp to 1e-7 relative: 2^n times a degree-6 polynomial on [-ln2/2, ln2/2] (coefficients of Cephes' expf).
+static inline vec vexp(vec x) {
+    x = x < -87.33f ? splat(-87.33f) : x;  // written so that NaN passes
+    x = x > 88.37f ? splat(88.37f) : x;
+    const float shifter = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+    vec t = x * 1.44269504088896341f + shifter;
+    vec n = t - shifter;
+    vec r = x - n * 0.693359375f;
+    r = r + n * 2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (vec)(((ivec)t + 127) << 23);  // these casts keep the bits
+}
+
+// Calls f(index, count) for each vector of a row of n numbers.
+template <class F>
+static inline void for_row(i64 n, F f) {
+    i64 j = 0;
+    for (; j + LANES <= n; j += LANES) f(j, i64(LANES));
+    if (j < n) f(j, n - j);
+}
+static inline vec load_n(const float* p, i64 n) { return n == LANES ? load(p) : load_part(p, n); }
+static inline void store_n(float* p, vec v, i64 n) { n == LANES ? store(p, v) : store_part(p, v, n); }
+
+// ---------------------------------------------------------------------------------------------------- threads
+
+typedef void (*fork_type)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+extern fork_type runtime_fork;  // both null until ppsd3_set_runtime
+extern int (*runtime_max_threads)();
+
+static int max_threads() { return runtime_fork && runtime_max_threads ? std::max(1, runtime_max_threads()) : 1; }
+
+template <class F>
+struct Team {
+    const F* body;
+    std::atomic<int> next_member;
+    static void run(void* self) {
+        Team* team = static_cast<Team*>(self);
+        (*team->body)(team->next_member.fetch_add(1));
+    }
+};
+
+// body(member) on `threads` threads at once, members 0 .. threads-1. Members come from a counter and not from
+// omp_get_thread_num, so that the kernels need nothing of the runtime but its fork.
+template <class F>
+static void run_team(int threads, const F& body) {
+    if (threads <= 1) return body(0);
+    Team<F> team{&body, {0}};
+    runtime_fork(&Team<F>::run, &team, unsigned(threads), 0);
+    // a runtime may grant fewer threads than asked for (nested regions, a limit)
+    for (int member = team.next_member.load(); member < threads; member++) body(member);
+}
+
+// The threads worth waking for `numbers` float operations on memory: a fork costs some microseconds.
+static int threads_for(i64 numbers) { return int(std::max<i64>(1, std::min<i64>(max_threads(), numbers / 8192))); }
+
+// body(first, last, member): equal contiguous shares of `count`, so that sums are reproducible.
+template <class F>
+static void share_rows(i64 count, int threads, const F& body) {
+    threads = int(std::max<i64>(1, std::min<i64>(threads, count)));
+    run_team(threads, [&](int member) { body(count * member / threads, count * (member + 1) / threads, member); });
+}
+
+// body(task) for each task, whoever is free: for tasks whose results do not meet. Where tasks are many they are taken
+// in runs, since neighbours read neighbouring memory.
+template <class F>
+static void share_tasks(i64 count, int threads, const F& body) {
+    std::atomic<i64> next{0};
+    i64 run = std::max<i64>(1, count / (16 * threads));
+    run_team(int(std::max<i64>(1, std::min<i64>(threads, count))), [&](int) {
+        for (i64 task; (task = next.fetch_add(run)) < count;)
+            for (i64 end = std::min(task + run, count); task < end; task++) body(task);
+    });
+}
+
+// Sums `parts` rows of n numbers into out.
+static void add_parts(const float* partial, i64 parts, i64 n, float* out) {
+    std::memcpy(out, partial, n * sizeof(float));
+    for (i64 p = 1; p < parts; p++)
+        for (i64 j = 0; j < n; j++) out[j] += partial[p * n + j];
+}
+
+// ---------------------------------------------------------------------------------------------------- memory
+
+// Memory of one thread, kept between calls, handed out in pieces.
+struct Scratch {
+    std::vector<float> memory;
+    i64 used = 0;
+    void reset(i64 numbers) {
+        used = 0;
+        if (i64(memory.size()) < numbers + LANES) memory.resize(numbers + LANES);
+    }
+    float* take(i64 numbers) {
+        float* p = memory.data() + used;
+        used += numbers;
+        return p;
+    }
+};
+static thread_local Scratch scratch;
