@@ -59,6 +59,14 @@ def randomize(module, seed, gain=1.0):
     return module.eval()
 
 
+def fill(module, gain=1.0):
+    """As ``tiny.fill``, for a torch module."""
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            parameter.copy_(torch.from_numpy(tiny.named_weight(name, tuple(parameter.shape), gain)))
+    return module.eval()
+
+
 def write_checkpoint(directory, seed=0, scheduler=None, **transformer):
     """Makes a pipeline in diffusers and saves it to ``directory`` with diffusers."""
     write_published_tokenizers(directory / "made_from")

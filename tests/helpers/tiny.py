@@ -5,6 +5,7 @@ shapes can be made there (``helpers.reference``).
 """
 
 import json
+import zlib
 
 import numpy as np
 import paddle
@@ -108,6 +109,19 @@ def random_weight(name, shape, rng, gain=1.0):
         return 0.1 * values + np.float32(1.0 if "norm" in name and name.endswith("weight") else 0.0)
     fan_in = int(np.prod(shape[1:])) if "embed" not in name or "proj" in name else 1.0
     return (gain * values / fan_in**0.5).astype("float32")
+
+
+def named_weight(name, shape, gain=1.0):
+    """The weight that the parameter called ``name`` has in every golden: the same in any framework and on any day."""
+    return random_weight(name, shape, np.random.RandomState(zlib.crc32(name.encode())), gain)
+
+
+def fill(layer, gain=1.0):
+    """Sets every parameter to its ``named_weight``, and evaluation mode."""
+    for name, parameter in layer.named_parameters():
+        parameter.set_value(paddle.to_tensor(named_weight(name, parameter.shape, gain)))
+    layer.eval()
+    return layer
 
 
 def make_components(seed=0, **transformer):
