@@ -100,7 +100,7 @@ def run_text(output, steps=None):
     }
     clips = [(towers["text_encoder"], tokenizers["tokenizer"]), (towers["text_encoder_2"], tokenizers["tokenizer_2"])]
     task = CaptionReadingTask(clips, towers["text_encoder_3"], tokenizers["tokenizer_3"])
-    trainer = Trainer(task, os.path.join(output, "text"), max_steps=4000, learning_rate=1.5e-3, ema_decay=0.998)
+    trainer = Trainer(task, os.path.join(output, "text"), max_steps=2000, learning_rate=1.5e-3, ema_decay=0.998)
     trainer.run(steps)
     with trainer.ema.applied():
         for name, part in {**towers, **tokenizers}.items():

@@ -1,0 +1,70 @@
+"""Score how well a model follows prompts: it draws unseen prompts of GenEval's six tasks, and a judge reads the pictures.
+
+`shapes` is the world that the bundled model draws; another model scores by drawing the same flat shapes.
+"""
+
+import os
+
+from ..utils.errors import InputError
+from ..utils.files import atomic_write
+from .generate import DEFAULT_MODEL, load_pipeline
+
+CALL_DEFAULTS_FROM_API = ("num_inference_steps", "guidance_scale", "max_sequence_length")
+
+
+def add_arguments(parser):
+    from .generate import CALL_OPTIONS, _call_defaults
+
+    parser.add_argument("world", choices=("shapes",), metavar="WORLD", help="shapes")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)")
+    parser.add_argument("--per-task", type=int, default=50, help="prompts of each task, up to 75 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=25, help="pictures drawn at once (default: %(default)s)")
+    parser.add_argument("--variant", help="which weight files, e.g. fp16")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks")
+    parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
+    parser.add_argument("--without-t5", action="store_true", help="do not load T5")
+    parser.add_argument("--sheet", metavar="FILE", help="save a contact sheet of the first pictures of each task (.png)")
+    defaults = _call_defaults()
+    for option, (name, kind, text) in CALL_OPTIONS.items():
+        if name in CALL_DEFAULTS_FROM_API:
+            parser.add_argument(option, dest=name, type=kind, default=defaults[name], help=f"{text} (default: {defaults[name]})")
+
+
+def run(arguments):
+    from ..shapes.evaluation import evaluate
+    from ..shapes.sheet import contact_sheet
+
+    _check(arguments)
+    arguments.quiet = True
+    pipe = load_pipeline(arguments)
+    shown = {}
+
+    def keep(task, prompt, picture, right):
+        if len(shown.setdefault(task, [])) < 8:
+            shown[task].append((picture, ("" if right else "WRONG: ") + prompt))
+
+    settings = {name: getattr(arguments, name) for name in CALL_DEFAULTS_FROM_API}
+    result = evaluate(pipe, arguments.per_task, arguments.seed, arguments.batch, on_picture=keep, **settings)
+    print(result.table())
+    if arguments.sheet:
+        cells = [cell for task in shown.values() for cell in task]
+        sheet = contact_sheet([picture for picture, _ in cells], [text for _, text in cells], columns=8)
+        with atomic_write(arguments.sheet) as file:
+            sheet.save(file, format="PNG")
+
+
+def _check(arguments):
+    """Refuses before the model is loaded what would fail after it."""
+    from ..shapes.prompts import evaluation_prompts
+    from ..shapes.scene import TASKS
+
+    for option, value in (("--per-task", arguments.per_task), ("--batch", arguments.batch)):
+        if value < 1:
+            raise InputError(f"{option} is {value}; it has to be 1 or more.")
+    for task in TASKS:
+        evaluation_prompts(task, arguments.per_task, arguments.seed)
+    if arguments.sheet:
+        directory = os.path.dirname(os.path.abspath(arguments.sheet))
+        if not os.path.isdir(directory):
+            raise InputError(f"--sheet: the directory {directory} does not exist; make it first.")
