@@ -185,16 +185,19 @@ class PretrainedTokenizer:
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
             raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
-        settings = _read_settings(path, cls.default_tokens)
-        tokenizer = cls._from_files(path, settings)
+        content = _optional_json(path, "tokenizer.json", "a tokenizer")
+        tokenizer = cls._from_files(path, content, _read_settings(path, content, cls.default_tokens))
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
             raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
         return tokenizer
 
     @classmethod
-    def _from_files(cls, path, settings):
-        """The tokenizer of the vocabulary files in ``path``, or None if there are none."""
+    def _from_files(cls, path, content, settings):
+        """The tokenizer in ``path``, or None if there is no vocabulary.
+
+        ``content`` is the parsed tokenizer.json, ``{}`` if there is none; ``settings`` as :func:`_read_settings` says.
+        """
         raise NotImplementedError
 
     def save_pretrained(self, directory):
@@ -204,10 +207,10 @@ class PretrainedTokenizer:
         files.
         """
         os.makedirs(directory, exist_ok=True)
-        added = {str(id): token for id, token in sorted(_added_tokens(self._backend).items())}
+        added = self._backend.get_added_tokens_decoder()
         config = {
             **self._tokens,
-            "added_tokens_decoder": added,
+            "added_tokens_decoder": {str(id): _fields(token) for id, token in sorted(added.items())},
             "model_max_length": self.model_max_length,
             "clean_up_tokenization_spaces": False,
             "tokenizer_class": type(self).__name__,
@@ -243,12 +246,9 @@ def _content(token):
     return token["content"] if isinstance(token, dict) else token
 
 
-def _added_tokens(backend):
-    """id -> the fields of each added token of a ``tokenizers.Tokenizer``."""
-    return {
-        entry["id"]: {field: entry[field] for field in _ADDED_TOKEN_FIELDS}
-        for entry in json.loads(backend.to_str())["added_tokens"]
-    }
+def _fields(token):
+    """An ``AddedToken`` as a dict."""
+    return {field: getattr(token, field) for field in _ADDED_TOKEN_FIELDS}
 
 
 def _json_bytes(value):
@@ -260,27 +260,18 @@ def _optional_json(path, name, purpose):
     return read_json(file, purpose) if os.path.isfile(file) else {}
 
 
-def read_tokenizer_json(path, model_type):
-    """The parsed ``tokenizer.json`` in ``path`` whose model is ``model_type`` ("BPE", "Unigram"), or None.
-
-    Raises:
-        CheckpointFormatError: it holds another kind of model.
-    """
-    file = os.path.join(path, "tokenizer.json")
-    if not os.path.isfile(file):
-        return None
-    content = read_json(file, "a tokenizer")
+def check_model_type(content, model_type, path):
+    """Raises CheckpointFormatError unless the parsed tokenizer.json of ``path`` is a "BPE" or "Unigram" one."""
     model = content.get("model") or {}
     if "vocab" not in model or model.get("type", model_type) != model_type:
         raise CheckpointFormatError(
-            f"{file} holds a {model.get('type')} model, but a {model_type} vocabulary is needed; "
-            "is it the tokenizer of another text encoder?"
+            f"{os.path.join(path, 'tokenizer.json')} holds a {model.get('type')} model, but a {model_type} vocabulary "
+            "is needed; is it the tokenizer of another text encoder?"
         )
-    return content
 
 
-def _read_settings(path, default_tokens):
-    """Named tokens, added tokens and length limit of a tokenizer directory.
+def _read_settings(path, content, default_tokens):
+    """Named tokens, added tokens and length limit of a tokenizer directory; ``content`` is its tokenizer.json.
 
     Precedence is that of transformers 5: where ``tokenizer_config.json`` lists ``added_tokens_decoder`` it alone
     counts; otherwise ``special_tokens_map.json`` overrides its named tokens and the other files list added ones.
@@ -301,8 +292,7 @@ def _read_settings(path, default_tokens):
             id: {"content": token, "normalized": token not in named, "special": token in named}
             for token, id in _optional_json(path, "added_tokens.json", "the added tokens of a tokenizer").items()
         }
-        listed = _optional_json(path, "tokenizer.json", "a tokenizer").get("added_tokens") or []
-        added.update({token["id"]: token for token in listed})
+        added.update({token["id"]: token for token in content.get("added_tokens") or []})
     limit = config.get("model_max_length")
     return {
         "tokens": tokens,

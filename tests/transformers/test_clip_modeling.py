@@ -101,7 +101,11 @@ def test_bad_ids(ids, words):
 
 @pytest.mark.parametrize(
     "config, words",
-    [({"num_attention_heads": 5}, "does not divide"), ({"hidden_act": "swish2"}, "quick_gelu"), ({"eos_token_id": None}, "eos")],
+    [
+        ({"num_attention_heads": 5}, "does not divide"),
+        ({"hidden_act": "swish2"}, "quick_gelu"),
+        ({"eos_token_id": None}, "eos"),
+    ],
 )
 def test_bad_configuration(config, words):
     with pytest.raises(ConfigError, match=words):

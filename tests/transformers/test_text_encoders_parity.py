@@ -10,7 +10,8 @@ from ppsd3.transformers import CLIPTextModelWithProjection, T5EncoderModel
 pytestmark = pytest.mark.parity
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+# With a version: without the library, this directory itself would be found as a namespace package of that name.
+transformers = pytest.importorskip("transformers", minversion="4.40")
 
 BAR = 1e-5  # largest difference over largest reference value, fp32
 

@@ -58,7 +58,7 @@ def test_truncation_keeps_the_end_and_reports_the_rest_in_the_users_words(clip, 
     text = "A  Red CIRCLE, then a Blue Square"
     out = clip([text, "a cat"], max_length=6)
     assert out.input_ids.shape == (2, 6) and out.input_ids[0, 0] == 49406 and out.input_ids[0, -1] == 49407
-    assert out.truncated == [" then a Blue Square", None] or out.truncated == ["then a Blue Square", None]
+    assert out.truncated[0].strip() == "then a Blue Square" and out.truncated[1] is None
     assert clip(text, padding=False, truncation=False).truncated == [None]
     out = t5([text], max_length=4)
     assert out.input_ids[0, -1] == 1 and text.endswith(out.truncated[0]) and len(out.truncated[0]) < len(text)
@@ -134,7 +134,8 @@ def test_the_sentencepiece_reader_agrees_with_the_library(spiece):
     ids = range(library.get_piece_size())
     assert model.pieces == [(library.id_to_piece(i), library.get_score(i)) for i in ids]
     assert model.unk_id == library.unk_id() == 2
-    assert [token["content"] for token in model.added_tokens] == [library.id_to_piece(i) for i in ids if library.is_control(i)]
+    controls = [library.id_to_piece(i) for i in ids if library.is_control(i)]
+    assert [token["content"] for token in model.added_tokens] == controls
     assert model.charsmap
 
 

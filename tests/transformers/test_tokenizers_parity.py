@@ -10,7 +10,8 @@ from ppsd3.transformers import CLIPTokenizer, T5Tokenizer
 
 pytestmark = pytest.mark.parity
 
-transformers = pytest.importorskip("transformers")
+# With a version: without the library, this directory itself would be found as a namespace package of that name.
+transformers = pytest.importorskip("transformers", minversion="4.40")
 
 
 def assert_same_ids(ours, theirs, texts, max_length):
@@ -92,7 +93,8 @@ def test_t5_with_the_settings_published_for_v1_1(spiece, varied_prompts, tmp_pat
         str(size - 1 - i): {"content": f"<extra_id_{i}>", "lstrip": True, "rstrip": True, "normalized": False}
         for i in range(100)
     }
-    added.update({str(i): {"content": token, "normalized": False} for i, token in enumerate(["<pad>", "</s>", "<unk>"])})
+    named = enumerate(["<pad>", "</s>", "<unk>"])
+    added.update({str(i): {"content": token, "normalized": False} for i, token in named})
     config = {
         "added_tokens_decoder": {id: {**token, "single_word": False, "special": True} for id, token in added.items()},
         "additional_special_tokens": [f"<extra_id_{i}>" for i in range(100)],

@@ -5,7 +5,7 @@ import os
 
 from ...configuration_utils import read_json
 from ...utils.errors import CheckpointFormatError
-from ..tokenization import PretrainedTokenizer, read_tokenizer_json
+from ..tokenization import PretrainedTokenizer, check_model_type
 
 _END_OF_WORD = "</w>"
 # One word, one contraction, one digit or one run of anything else.
@@ -41,8 +41,8 @@ class CLIPTokenizer(PretrainedTokenizer):
         super().__init__(backend, tokens, added_tokens, model_max_length)
 
     @classmethod
-    def _from_files(cls, path, settings):
-        vocabulary = _read_vocabulary(path)
+    def _from_files(cls, path, content, settings):
+        vocabulary = _read_vocabulary(path, content)
         if vocabulary is None:
             return None
         return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
@@ -80,7 +80,7 @@ def _build(vocab, merges, unk_token):
     try:
         model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk)
     except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointFormatError(f"vocabulary and merges of a CLIPTokenizer do not fit together: {error}.") from error
+        raise CheckpointFormatError(f"CLIP's vocabulary and merges do not fit together: {error}.") from error
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -95,10 +95,10 @@ def _build(vocab, merges, unk_token):
     return backend
 
 
-def _read_vocabulary(path):
-    """``(vocab, merges)`` from the files in ``path``, or None if they are not there."""
-    content = read_tokenizer_json(path, "BPE")
-    if content is not None:
+def _read_vocabulary(path, content):
+    """``(vocab, merges)`` from the parsed tokenizer.json or the classic files in ``path``; None if neither is there."""
+    if content:
+        check_model_type(content, "BPE", path)
         model = content["model"]
         if model.get("end_of_word_suffix") != _END_OF_WORD:
             raise CheckpointFormatError(

@@ -4,7 +4,7 @@ import base64
 import os
 
 from ...utils.errors import CheckpointFormatError
-from ..tokenization import PretrainedTokenizer, read_tokenizer_json
+from ..tokenization import PretrainedTokenizer, check_model_type
 from .sentencepiece_model import read_sentencepiece_model
 
 _WORD_START = "▁"
@@ -47,30 +47,23 @@ class T5Tokenizer(PretrainedTokenizer):
         self._add_tokens(sentinels(extra_ids))
 
     @classmethod
-    def _from_files(cls, path, settings):
-        extra_ids = _number_of_sentinels(settings["config"])
-        common = {
-            "extra_ids": extra_ids,
-            "tokens": settings["tokens"],
-            "added_tokens": settings["added_tokens"],
-            "model_max_length": settings["model_max_length"],
-        }
+    def _from_files(cls, path, content, settings):
+        config = settings.pop("config")
+        settings["extra_ids"] = _number_of_sentinels(config)
         spiece_file = os.path.join(path, "spiece.model")
-        spiece = None
         if os.path.isfile(spiece_file):
             with open(spiece_file, "rb") as file:
-                spiece = file.read()
-        content = read_tokenizer_json(path, "Unigram")
-        if content is not None:
+                settings["spiece"] = file.read()
+        if content:
+            check_model_type(content, "Unigram", path)
             unk_id = content["model"].get("unk_id")
-            unk_id = 2 if unk_id is None else unk_id
-            return cls(content["model"]["vocab"], _charsmap(content), unk_id, spiece=spiece, **common)
-        if spiece is None:
+            return cls(content["model"]["vocab"], _charsmap(content), 2 if unk_id is None else unk_id, **settings)
+        if "spiece" not in settings:
             return None
-        model = read_sentencepiece_model(spiece, source=spiece_file)
-        common["added_tokens"] = [*common["added_tokens"], *model.added_tokens]
-        vocab = model.pieces + [(sentinel, 0.0) for sentinel in reversed(sentinels(extra_ids))]
-        return cls(vocab, model.charsmap, model.unk_id, spiece=spiece, **common)
+        model = read_sentencepiece_model(settings["spiece"], source=spiece_file)
+        vocab = model.pieces + [(sentinel, 0.0) for sentinel in reversed(sentinels(settings["extra_ids"]))]
+        settings["added_tokens"] = [*settings["added_tokens"], *model.added_tokens]
+        return cls(vocab, model.charsmap, model.unk_id, **settings)
 
     def _post_processor(self):
         from tokenizers.processors import TemplateProcessing
