@@ -264,6 +264,7 @@ def _run(owner, blocks, x):
     if recompute:
         from paddle.distributed.fleet.utils import recompute as checkpoint
     for block in blocks:
-        # Not reentrant: that form gives no gradients when the block's input has none (a frozen conv_in).
-        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        # Not reentrant: that form gives no gradients when the block's input has none (a frozen conv_in). The random
+        # state is left alone: no block draws numbers, and Paddle 2.6 cannot keep it on the CPU.
+        x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if recompute else block(x)
     return x
