@@ -24,8 +24,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ppsd3", "ppsd3.*"]),
-    # The bundled model `shapes`; what else a package needs at run time beside its modules.
-    package_data={"ppsd3": ["shapes/checkpoint/*", "shapes/checkpoint/*/*", "**/*.json", "**/*.html"]},
+    # The bundled model `shapes`, and the sources of the kernels, which are compiled where they are used.
+    package_data={
+        "ppsd3": ["shapes/checkpoint/*", "shapes/checkpoint/*/*", "**/*.json", "**/*.html", "ops/native/*.cpp", "ops/native/*.h"],
+        "ppsd3.ops.native": ["*.cpp", "*.h"],
+    },
     python_requires=">=3.9,<3.13",
     install_requires=requirements("requirements.txt"),
     extras_require={
