@@ -81,7 +81,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         config = cls.load_config(directory)
         checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
         with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
-            model = cls.from_config(config)
+            model = cls(**cls.extract_init_arguments(config, source=os.path.join(directory, cls.config_name)))
         model.load_weights(checkpoint, dtype)
         model.eval()
         return model
@@ -164,8 +164,9 @@ class ModelMixin(nn.Layer, ConfigMixin):
 
     def _note_dtype(self):
         # What Paddle's own layers look at when they make new tensors.
+        dtype = self.dtype
         for layer in self.sublayers(include_self=True):
-            layer._dtype = self.dtype
+            layer._dtype = dtype
 
     def enable_gradient_checkpointing(self):
         """Recompute each block's activations in the backward pass: less memory, about a third more time."""

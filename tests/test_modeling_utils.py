@@ -336,7 +336,7 @@ class TestBadCheckpoints:
     def test_unknown_config_key(self, saved):
         config = json.loads((saved / "config.json").read_text())
         (saved / "config.json").write_text(json.dumps({**config, "widht": 8}))
-        with pytest.raises(ConfigError, match="widht.*'width'"):
+        with pytest.raises(ConfigError, match="widht.*config.json.*'width'"):
             Tiny.from_pretrained(saved)
 
     def test_no_config_and_no_directory(self, saved, tmp_path):

@@ -46,7 +46,7 @@ def resolve_checkpoint(
         variant (str, optional): which weights to fetch, e.g. "fp16".
         cache_dir (str, optional): default the hub's, ``~/.cache/huggingface/hub``.
         revision (str, optional): branch, tag or commit.
-        local_files_only (bool, optional): use the cache and never the network. Default: ``HF_HUB_OFFLINE``.
+        local_files_only (bool, optional): use the cache and never the network, as ``HF_HUB_OFFLINE=1`` does.
         token (str, optional): default the one that ``hf auth login`` stored.
         skip_components (iterable of str): components of the pipeline that are not fetched.
 
@@ -126,13 +126,13 @@ class _HubRepository:
     def fetch(self, subfolder, variant, skip, local_files_only):
         from huggingface_hub import constants
 
-        if constants.HF_HUB_OFFLINE if local_files_only is None else local_files_only:
+        if local_files_only or constants.HF_HUB_OFFLINE:
             return self._cached(subfolder, "the hub was not asked (offline mode)")
         try:
             files = self._list_files()
         except _HubUnreachable as error:
-            directory = self._cached(subfolder, str(error).rstrip("."))
-            logger.warning("%s; using the copy of %s in %s.", error, self.repo_id, directory)
+            directory = self._cached(subfolder, error.reason)
+            logger.warning("%s; using the copy in %s.", error.reason, directory)
             return directory
         if subfolder is None:
             if PIPELINE_INDEX not in files:
@@ -196,7 +196,7 @@ class _HubRepository:
         raise CheckpointNotFoundError(
             f"{self.repo_id}: there is no local directory of that name, the cache {cache} has no copy"
             f"{' of ' + subfolder if subfolder else ''}, and {reason}. "
-            "Download it while connected, or copy the checkpoint here and pass its directory."
+            "Connect (HF_ENDPOINT may name a mirror that you can reach), or copy the checkpoint here and pass its directory."
         )
 
     @contextlib.contextmanager
@@ -221,11 +221,15 @@ class _HubRepository:
             raise self._error(f"does not give a file that it lists ({error}). Try again") from error
         # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.
         except Exception as error:
-            raise _HubUnreachable(
-                f"{page} cannot be reached ({type(error).__name__}: {error}). Try again (a download goes on where it "
-                "stopped), set HF_ENDPOINT to a mirror, or copy the checkpoint here and pass its directory."
-            ) from error
+            raise _HubUnreachable(f"{page} cannot be reached ({type(error).__name__}: {error})") from error
 
 
 class _HubUnreachable(CheckpointNotFoundError):
-    """The hub does not answer: the one failure that the cache can make good."""
+    """The hub does not answer: the one failure that the cache can make good. ``reason`` is the message's first part."""
+
+    def __init__(self, reason):
+        super().__init__(
+            f"{reason}. Try again (a download goes on where it stopped), set HF_ENDPOINT to a mirror that you can reach, "
+            "or copy the checkpoint here and pass its directory."
+        )
+        self.reason = reason

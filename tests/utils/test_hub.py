@@ -170,7 +170,9 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
             tree = [{"type": "file", "path": f, "size": len(self.content(f)), "oid": "0" * 40} for f in SD3]
             return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
         if path.startswith("/api/models/"):
-            info = {"id": "org/sd3", "modelId": "org/sd3", "sha": COMMIT, "siblings": [{"rfilename": f} for f in SD3]}
+            files = {"sha": COMMIT, "siblings": [{"rfilename": f} for f in SD3]}
+            about = {"private": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "library_name": None}
+            info = {"id": "org/sd3", "modelId": "org/sd3", **files, **about}
             return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
         if path.startswith("/org/gated/resolve/"):
             return self.answer(403, X_Error_Code="GatedRepo")
