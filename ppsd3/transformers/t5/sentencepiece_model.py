@@ -44,7 +44,7 @@ def read_sentencepiece_model(data, source):
         trainer = dict(pair for number, value in fields if number == 2 for pair in _fields(value))
         normalizer = dict(pair for number, value in fields if number == 3 for pair in _fields(value))
     except (IndexError, TypeError, ValueError, struct.error) as error:
-        raise CheckpointFormatError(f"{source} is no SentencePiece model, or is cut short; download it again.") from error
+        raise CheckpointFormatError(f"{source} is no SentencePiece model or is cut short; get it again.") from error
     if not pieces:
         raise CheckpointFormatError(f"{source} holds no pieces, so it is no SentencePiece model; download it again.")
     if trainer.get(3, _UNIGRAM) != _UNIGRAM:
