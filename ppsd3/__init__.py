@@ -1,7 +1,10 @@
 """Stable Diffusion 3 and 3.5 on PaddlePaddle.
 
-The public names are imported when they are first used, so ``import ppsd3`` costs next to nothing.
+The public names are imported when they are first used, so ``import ppsd3`` costs little more than ``import paddle``.
+It gives Paddle all CPU cores, unless the environment variable ``OMP_NUM_THREADS`` says otherwise.
 """
+
+from .utils.device import use_all_cores
 
 __version__ = "0.1.0"
 
@@ -34,4 +37,7 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted([*globals(), *_PUBLIC])
+    return sorted({*globals(), *_PUBLIC})
+
+
+use_all_cores()

@@ -16,6 +16,7 @@ import paddle
 from paddle import nn
 
 from ..configuration_utils import FrozenConfig, read_json
+from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write
 from ..utils.hub import resolve_checkpoint
@@ -39,7 +40,7 @@ COMPONENT_CLASSES = {
 # Class name in a saved index -> (module of ppsd3, class there).
 PIPELINE_CLASSES = {"StableDiffusion3Pipeline": ("pipelines", "StableDiffusion3Pipeline")}
 
-# The index says nothing of weights, so these come first: a mistake in them shows before the large files are read.
+# These are loaded first: a mistake in them shows before the large files are read.
 _LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
 
 
@@ -113,6 +114,9 @@ class DiffusionPipeline:
         pipeline_class = cls._resolve_class(index, directory)
         pipeline_class._refuse_unknown(components)
         classes = pipeline_class._saved_classes(index, directory, given=components)
+        for name, class_ in classes.items():
+            if issubclass(class_, nn.Layer):  # headers only: a missing or damaged file shows before anything is loaded
+                Checkpoint.open(os.path.join(directory, name), class_.weights_name, variant)
         loaded = {}
         for name in sorted(classes, key=lambda name: not name.startswith(_LIGHT_PREFIXES)):
             dtype = paddle_dtype.get(name, paddle_dtype.get("default")) if isinstance(paddle_dtype, dict) else paddle_dtype
@@ -166,17 +170,12 @@ class DiffusionPipeline:
                     f"{os.path.join(directory, INDEX_NAME)} lists the component {name!r} ({class_name}), which "
                     f"{cls.__name__} does not have. Remove the entry to do without it."
                 )
-            if class_name not in COMPONENT_CLASSES:
-                raise ConfigError(
-                    f"The component {name!r} of {directory} is a {class_name!r}, which ppsd3 does not have (it has "
-                    f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
-                )
+            classes[name] = component_class(name, class_name, directory)
             if not os.path.isdir(os.path.join(directory, name)):
                 raise CheckpointNotFoundError(
                     f"{os.path.join(directory, name)} does not exist, though {INDEX_NAME} lists {name!r} as a "
                     f"{class_name}. Download it, or pass `{name}=None` to do without it."
                 )
-            classes[name] = _import(*COMPONENT_CLASSES[class_name][1:])
         cls._require_listed(index, given, directory)
         return classes
 
@@ -273,6 +272,20 @@ class DiffusionPipeline:
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]
         return "\n".join([f"{type(self).__name__} {{", *lines, "}"])
+
+
+def component_class(name, class_name, directory):
+    """The class of ppsd3 for the component ``name`` that the index in ``directory`` calls a ``class_name``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if class_name not in COMPONENT_CLASSES:
+        raise ConfigError(
+            f"The component {name!r} of {directory} is a {class_name!r}, which ppsd3 does not have (it has "
+            f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
+        )
+    return _import(*COMPONENT_CLASSES[class_name][1:])
 
 
 def _import(module, name):

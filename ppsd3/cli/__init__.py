@@ -1,0 +1,1 @@
+"""The program ``ppsd3``: one module per command, each thin."""

@@ -1,0 +1,56 @@
+"""Entry point of the program ``ppsd3``: finds the command, runs it, and turns errors into one line."""
+
+import argparse
+import importlib
+import sys
+
+from .. import __version__
+from ..utils.errors import PPSD3Error
+
+# Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
+# `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description.
+COMMANDS = {
+    "generate": "draw pictures from a prompt",
+    "evaluate": "score how well a model follows prompts",
+    "info": "what a checkpoint holds, and whether it fits this machine",
+}
+
+USAGE_ERROR = 2  # what argparse exits with, too
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv=None):
+    """Runs ``ppsd3 COMMAND ...`` and returns its exit code: 0, 2 for what the user can mend, 1 for a defect of ours."""
+    arguments = _parse(argv)
+    try:
+        return arguments.run(arguments) or 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if arguments.debug:
+            raise
+        known = isinstance(error, (PPSD3Error, OSError))
+        what = str(error) if known else f"{type(error).__name__}: {error} (run again with --debug to see where)"
+        print(f"ppsd3: error: {' '.join(what.split())}", file=sys.stderr)
+        return USAGE_ERROR if known else 1
+
+
+def _parse(argv):
+    listed = "\n".join(f"  {name:10} {summary}" for name, summary in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="ppsd3",
+        description="Stable Diffusion 3 and 3.5 on PaddlePaddle.",
+        epilog=f"commands:\n{listed}\n\n`ppsd3 COMMAND --help` explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ppsd3 {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
+    parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="the command's own arguments")
+    outer = parser.parse_args(argv)
+
+    module = importlib.import_module(f".{outer.command}", __package__)
+    command = argparse.ArgumentParser(prog=f"ppsd3 {outer.command}", description=module.__doc__)
+    module.add_arguments(command)
+    command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
+    command.set_defaults(run=module.run)
+    return command.parse_args(outer.rest)
