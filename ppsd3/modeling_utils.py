@@ -142,7 +142,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         return sum(int(p.size) for p in self.parameters() if not (only_trainable and p.stop_gradient))
 
     def to(self, device=None, dtype=None, blocking=None):
-        """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to(paddle.float16)``.
+        """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``.
 
         ``_keep_in_fp32_modules`` stay float32 in a float16 model; integers and booleans keep their dtype.
         """

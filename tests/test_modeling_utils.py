@@ -220,7 +220,9 @@ class TestPaddleLayout:
         rewrite(saved / WEIGHTS, lambda tensors: None, {"format": "np"})
         assert_same(model, Tiny.from_pretrained(saved))
 
-    @pytest.mark.parametrize("metadata, transposed", [({"format": "pd"}, True), ({"format": "pt"}, False), (None, False)])
+    @pytest.mark.parametrize(
+        "metadata, transposed", [({"format": "pd"}, True), ({"format": "pt"}, False), (None, False)]
+    )
     def test_metadata_decides_when_all_are_square(self, tmp_path, metadata, transposed):
         model = Tiny(width=6, hidden=6)
         model.save_pretrained(tmp_path)

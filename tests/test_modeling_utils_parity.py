@@ -49,7 +49,12 @@ def make_vae():
 
 def make_clip():
     config = transformers.CLIPTextConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=24, projection_dim=12, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=24,
+        projection_dim=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
     return transformers.CLIPTextModelWithProjection(config)
 

@@ -41,11 +41,11 @@ TensorInfo.__doc__ = "dtype (name, e.g. 'float16'), shape (tuple), start and sto
 
 
 def refuse_pickle(path, head=b""):
-    """Raises CheckpointFormatError if ``head``, the file's first bytes, or its name show a pickle or a torch archive."""
+    """Raises CheckpointFormatError if ``head``, the first bytes, or the name show a pickle or a torch archive."""
     is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(PICKLE_SUFFIXES):
         raise CheckpointFormatError(
-            f"{path} is a pickle (torch or Paddle archive). Pickles can run code when read, so ppsd3 does not open them. "
+            f"{path} is a pickle (torch or Paddle archive). Reading one can run code, so ppsd3 does not open it. "
             "Use the repository's safetensors file, or convert this one where you trust it: "
             "load it with torch.load or paddle.load and save it with safetensors.torch.save_file or "
             "safetensors.numpy.save_file."
@@ -72,7 +72,7 @@ class SafetensorsFile:
             head = file.read(8)
             refuse_pickle(self.path, head)
             if head == b"version ":
-                raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull` there.")
+                raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull`.")
             header, self._data_start = self._read_header(file, head)
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

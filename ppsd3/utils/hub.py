@@ -23,7 +23,10 @@ BUNDLED = {"shapes": os.path.join(_PACKAGE, "shapes", "checkpoint")}
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 # Files by which a component's folder is found in the cache when the hub cannot be asked.
-_ANCHORS = ("config.json", "scheduler_config.json", "tokenizer_config.json", "tokenizer.json", "vocab.json", "spiece.model")
+_ANCHORS = (
+    *("config.json", "scheduler_config.json"),
+    *("tokenizer_config.json", "tokenizer.json", "vocab.json", "spiece.model"),
+)
 
 
 def resolve_checkpoint(
@@ -40,7 +43,7 @@ def resolve_checkpoint(
 
     Args:
         name_or_path (str or path): an existing directory; else the bundled ``"shapes"``; else a hub id ``"org/name"``.
-            (For ``"shapes"`` a directory of that name counts only if it holds a checkpoint; ``"./shapes"`` always does.)
+            (A directory called ``shapes`` counts only if it holds a checkpoint; ``"./shapes"`` always does.)
         subfolder (str, optional): from the hub, fetch this component only; ``""`` means a repository that is itself one
             component. Default None: the whole pipeline.
         variant (str, optional): which weights to fetch, e.g. "fp16".
@@ -92,7 +95,7 @@ def select_files(files, components, variant):
         pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
         if pickles and not weights:
             raise CheckpointNotFoundError(
-                f"The component {component or 'at the root'} has its weights as a pickle only ({pickles[0]}), and ppsd3 "
+                f"The component {component or 'at the root'} has only a pickle for weights ({pickles[0]}), and ppsd3 "
                 "opens safetensors only. Look for a revision (`revision=`) or a copy with safetensors."
             )
         wanted = [name for name, w in weights.items() if (w.stem, w.variant) == (stems[0], variant)]
@@ -196,7 +199,7 @@ class _HubRepository:
         raise CheckpointNotFoundError(
             f"{self.repo_id}: there is no local directory of that name, the cache {cache} has no copy"
             f"{' of ' + subfolder if subfolder else ''}, and {reason}. "
-            "Connect (HF_ENDPOINT may name a mirror that you can reach), or copy the checkpoint here and pass its directory."
+            "Connect (HF_ENDPOINT may name a mirror), or copy the checkpoint here and pass its directory."
         )
 
     @contextlib.contextmanager
@@ -209,7 +212,7 @@ class _HubRepository:
             yield
         except utils.GatedRepoError as error:
             raise self._error(
-                f"is gated: accept its licence at {page}, then log in with `hf auth login`, set HF_TOKEN, or pass `token`"
+                f"is gated: accept its licence at {page}, then run `hf auth login`, set HF_TOKEN, or pass `token`"
             ) from error
         except utils.RepositoryNotFoundError as error:
             raise self._error(
@@ -229,7 +232,7 @@ class _HubUnreachable(CheckpointNotFoundError):
 
     def __init__(self, reason):
         super().__init__(
-            f"{reason}. Try again (a download goes on where it stopped), set HF_ENDPOINT to a mirror that you can reach, "
+            f"{reason}. Try again (a download goes on where it stopped), set HF_ENDPOINT to a mirror, "
             "or copy the checkpoint here and pass its directory."
         )
         self.reason = reason
