@@ -1,0 +1,213 @@
+"""``ppsd3 generate``: pictures with their settings in them, and no work before the arguments are known to be good."""
+
+import inspect
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ppsd3
+from ppsd3.cli import generate
+from ppsd3.cli.main import main
+from ppsd3.cli.png import describe, output_files, read_settings, save_png
+from ppsd3.utils.errors import InputError
+from ppsd3.utils.hub import BUNDLED
+
+PROMPT = "a red circle"
+
+
+@pytest.fixture
+def run(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    """Runs ``ppsd3 generate PROMPT ...`` in an empty directory -> (exit code, stdout lines, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments, prompt=PROMPT):
+        capsys.readouterr()
+        code = main(["generate", prompt, "--model", str(tiny_checkpoint), "--steps", "1", *arguments])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return call
+
+
+@pytest.fixture
+def nothing_is_loaded(monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError("the model was loaded before the arguments were checked")
+
+    monkeypatch.setattr(ppsd3.StableDiffusion3Pipeline, "from_pretrained", classmethod(refuse))
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+# ------------------------------------------------------------------------------------------------------------ pictures
+
+
+def test_draws_what_the_pipeline_draws(run, tiny_checkpoint):
+    code, out, err = run("--seed", "5", "--output", "x.png", "--negative-prompt", "blue", "--guidance-scale", "3")
+    assert (code, out) == (0, ["x.png"]) and "1/1" in err
+    pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained(tiny_checkpoint)
+    arguments = {"negative_prompt": "blue", "guidance_scale": 3.0, "num_inference_steps": 1}
+    image = pipe(PROMPT, generator=ppsd3.TorchGenerator(5), **arguments).images[0]
+    assert np.array_equal(pixels("x.png"), np.asarray(image))
+
+
+def test_settings_are_in_the_file(run, tiny_checkpoint):
+    run("--seed", "5", "--output", "x.png", "--negative-prompt", "blue é 日本", "--without-t5", "--height", "32")
+    settings = read_settings("x.png")
+    expected = {
+        "prompt": PROMPT,
+        "negative_prompt": "blue é 日本",
+        "num_inference_steps": 1,
+        "guidance_scale": 7.0,
+        "max_sequence_length": 256,
+        "seed": 5,
+        "width": 64,
+        "height": 32,
+        "model": str(tiny_checkpoint),
+        "dtype": "float32",
+        "without_t5": True,
+        "ppsd3_version": ppsd3.__version__,
+    }
+    assert {name: settings[name] for name in expected} == expected
+    with Image.open("x.png") as image:
+        prose = image.text["parameters"]
+    assert prose.startswith(f"{PROMPT}\nNegative prompt: blue é 日本\n") and "seed: 5" in prose
+
+
+def test_a_picture_can_be_drawn_again_from_its_settings(run):
+    run("--num-images", "2", "--output", "first.png")
+    seed = read_settings("first-2.png")["seed"]
+    run("--seed", str(seed), "--output", "again.png")
+    assert np.abs(pixels("again.png").astype(int) - pixels("first-2.png")).max() <= 1
+    assert seed == read_settings("first-1.png")["seed"] + 1
+
+
+def test_names(run):
+    assert run("--seed", "7")[1] == [os.path.join(".", "a-red-circle-7.png")]
+    os.mkdir("album")
+    assert run("--seed", "7", "--output", "album", "--num-images", "2")[1] == [
+        os.path.join("album", f"a-red-circle-{seed}.png") for seed in (7, 8)
+    ]
+    assert run("--output", "x.png", "--num-images", "2")[1] == ["x-1.png", "x-2.png"]
+    assert all(os.path.isfile(name) for name in ("a-red-circle-7.png", "album/a-red-circle-8.png", "x-2.png"))
+
+
+def test_quiet(run):
+    assert run("--quiet") == (0, [], "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--prompt-2", "blue"),
+        ("--prompt-3", "blue"),
+        ("--negative-prompt-2", "blue"),
+        ("--negative-prompt-3", "blue"),
+        ("--guidance-scale", "1"),
+        ("--max-sequence-length", "77"),
+        ("--clip-skip", "1"),
+        ("--without-t5",),
+        ("--dtype", "bfloat16"),
+        ("--skip-guidance-layers", "0", "1", "--skip-layer-guidance-start", "-1"),
+        ("--seed", "1"),
+    ],
+    ids=str,
+)
+def test_option_changes_the_picture(run, arguments):
+    options = ("--quiet", "--output")
+    assert run("--seed", "0", *options, "plain.png")[0] == 0
+    assert run("--seed", "0", *arguments, *options, "other.png")[0] == 0
+    assert np.abs(pixels("plain.png").astype(int) - pixels("other.png")).max() > 2
+
+
+def test_defaults_are_the_pipelines():
+    parameters = inspect.signature(ppsd3.StableDiffusion3Pipeline.__call__).parameters
+    assert {name for name, _, _ in generate.CALL_OPTIONS.values()} <= set(parameters)
+    assert parameters["num_inference_steps"].default == 28
+    assert generate._call_defaults()["num_inference_steps"] == 28
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--output", "missing/x.png"), "missing does not exist"),
+        (("--output", "x.jpg"), ".png"),
+        (("--output", "x"), ".png"),
+        (("--num-images", "0"), "--num-images is 0"),
+        (("--device", "abacus"), "--device abacus"),
+        (("--dtype", "float16", "--device", "cpu"), "bfloat16"),
+    ],
+    ids=str,
+)
+def test_refuses_before_loading(run, nothing_is_loaded, arguments, message):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == [] and message in err and err.count("\n") == 1
+    assert os.listdir() == []
+
+
+def test_refuses_a_directory_without_permission(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    with pytest.raises(InputError, match="no permission"):
+        output_files(str(tmp_path / "x.png"), PROMPT, [0])
+
+
+@pytest.mark.parametrize("arguments", [("--height", "60"), ("--steps", "0"), ("--max-sequence-length", "600")], ids=str)
+def test_refuses_before_drawing(run, arguments):
+    code, out, err = run("--output", "x.png", *arguments)
+    assert code == 2 and out == [] and err.splitlines()[-1].startswith("ppsd3: error: ") and not os.path.exists("x.png")
+
+
+def test_missing_model(run):
+    code, _, err = run("--model", "nowhere")
+    assert code == 2 and "nowhere" in err
+
+
+# ------------------------------------------------------------------------------------------------------------ the file
+
+
+def test_failed_save_leaves_nothing(tmp_path, monkeypatch):
+    image = Image.new("RGB", (8, 8))
+
+    def fail(*arguments, **options):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(image, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_png(image, tmp_path / "x.png", {"prompt": PROMPT})
+    assert os.listdir(tmp_path) == []
+
+
+def test_read_settings_of_something_else(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name, message in (("plain.png", "how it was drawn"), ("text.png", "no picture")):
+        with pytest.raises(InputError, match=message):
+            read_settings(tmp_path / name)
+
+
+def test_describe():
+    assert describe({"prompt": "x", "seed": 1, "num_inference_steps": 2}) == "x\nseed: 1, num inference steps: 2"
+    assert json.dumps("x") not in describe({"prompt": "x"})
+
+
+def test_slug():
+    files = output_files(None, "Ein  Bild: «日本» / " + "x" * 100, [3])
+    assert os.path.basename(files[0]).startswith("ein-bild-日本-xxx") and files[0].endswith("-3.png")
+    assert output_files(None, "!?", [3]) == [os.path.join(".", "picture-3.png")]
+
+
+@pytest.mark.skipif(not os.path.isdir(BUNDLED["shapes"]), reason="the bundled model is not there")
+def test_bundled_model_is_the_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "a red circle to the left of a blue square", "--steps", "2"]) == 0
+    (name,) = os.listdir(tmp_path)
+    assert pixels(name).std() > 10
