@@ -118,7 +118,7 @@ class TestLocal:
         (tmp_path / "sd3").mkdir()
         assert resolve_checkpoint("~/sd3") == str(tmp_path / "sd3")
 
-    @pytest.mark.parametrize("path", ["./no", "/none/at/all", "~/no", "a/b/c", "none", "../a", "a\\b", "a/", "", "a b/c"])
+    @pytest.mark.parametrize("path", ["./no", "/none/at/all", "a/b/c", "none", "../a", "a\\b", "a/", "", "~/no"])
     def test_paths_never_reach_the_hub(self, path, monkeypatch):
         monkeypatch.setattr(hub._HubRepository, "fetch", lambda *args: pytest.fail("the hub was asked"))
         with pytest.raises(CheckpointNotFoundError, match="Check the path") as caught:
