@@ -63,10 +63,11 @@ def usable(*tensors):
 def _load():
     global _loaded
     if _loaded is None:
-        from . import interface
+        from . import interface, vision
 
         lib, detail = _library.load()
         if lib is not None:
-            interface.declare(lib)
+            for module in (interface, vision):
+                interface.declare(lib, module.SIGNATURES)
         _loaded = lib, detail
     return _loaded

@@ -12,7 +12,7 @@ from paddle.autograd import PyLayer
 from . import lib
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_SIGNATURES = {  # p pointer, n size, f float
+SIGNATURES = {  # p pointer, n size, f float
     "add_bias": "ppnn",
     "column_sum": "ppnn",
     "gelu": "pppnn",
@@ -29,10 +29,10 @@ _SIGNATURES = {  # p pointer, n size, f float
 }
 
 
-def declare(library):
-    """Sets the argument types of every function of ``library``."""
+def declare(library, signatures):
+    """Sets the argument types of those functions of ``library`` that ``signatures`` names."""
     types = {"p": _POINTER, "n": _SIZE, "f": _FLOAT}
-    for name, signature in _SIGNATURES.items():
+    for name, signature in signatures.items():
         function = getattr(library, "ppsd3_" + name)
         function.argtypes, function.restype = [types[c] for c in signature], None
 

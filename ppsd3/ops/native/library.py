@@ -1,4 +1,4 @@
-"""Builds ``kernels.cpp`` with the system's C++ compiler, once per machine, and loads it with ctypes.
+"""Builds the C++ sources with the system's C++ compiler, once per machine, and loads it with ctypes.
 
 The library lives in the user's cache (``$XDG_CACHE_HOME/ppsd3``, by default ``~/.cache/ppsd3``) in a directory named
 by a hash of source, flags, compiler and CPU, so an update or another machine on a shared home builds its own. Nothing
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ...utils.logging import get_logger
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "vision.cpp")]
+HEADERS = [Path(__file__).with_name("common.h")]
 FLAGS = ("-std=c++14", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 NAME = "libppsd3_kernels.so"
 BUILD_SECONDS = 300
@@ -72,15 +73,14 @@ def _built():
         os.replace(digest, path.with_suffix(".sha256"))
         return path, ctypes.CDLL(str(path))
     finally:
-        if work != directory:
-            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(work, ignore_errors=True)  # a library that lies there stays mapped
 
 
 def _compile(target):
     logger.info("compiling the native kernels into %s", target.parent)
     message = ""
     for flags in (_target_flags(), ()):  # a compiler that does not know this CPU still builds for the baseline
-        command = [*_compiler(), *FLAGS, *flags, str(SOURCE), "-o", str(target)]
+        command = [*_compiler(), *FLAGS, *flags, *map(str, SOURCES), "-o", str(target)]
         try:
             result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
         except subprocess.SubprocessError as error:
@@ -88,7 +88,7 @@ def _compile(target):
         if result.returncode == 0:
             return
         message = result.stderr.strip()[-500:]
-    raise Unavailable(f"{command[0]} cannot compile {SOURCE.name}: {message}")
+    raise Unavailable(f"{command[0]} cannot compile the kernels: {message}")
 
 
 def _compiler():
@@ -109,7 +109,7 @@ def _target_flags():
 def _directory():
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     identity = [*FLAGS, *_target_flags(), os.environ.get("CXX", ""), platform.system(), platform.machine(), _cpu_flags()]
-    key = hashlib.sha256(SOURCE.read_bytes() + "\n".join(identity).encode())
+    key = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES + HEADERS) + "\n".join(identity).encode())
     return Path(base) / "ppsd3" / key.hexdigest()[:16]
 
 

@@ -1,0 +1,471 @@
+// Native CPU kernels of the autoencoder: float32, [B, C, H, W], forward and backward.
+//
+// Convolutions (3x3 with one pixel of padding, 3x3 with stride 2 padded at the right and bottom, 1x1) are direct. A
+// task copies some rows of one image, padded, into scratch memory. With a row pitch that includes the padding, every
+// tap (ky, kx) is a constant offset from the output's flat position, so vectors run over positions without regard to
+// where rows end; what is computed in the padding columns is not copied out. Stride 2 is the same after sorting pixels
+// by parity.
+
+#include "common.h"
+
+namespace {
+
+// --------------------------------------------------------------------------------------------- windows of an image
+
+// out[r][c] = image[y0 + r step][x0 + c step], zero outside of the image.
+void copy_window(const float* image, i64 height, i64 width, i64 y0, i64 x0, i64 step, i64 rows, i64 columns, float* out) {
+    i64 first = x0 < 0 ? (-x0 + step - 1) / step : 0;
+    i64 last = std::min(columns, x0 >= width ? 0 : (width - x0 + step - 1) / step);
+    for (i64 r = 0; r < rows; r++, out += columns) {
+        i64 y = y0 + r * step;
+        if (y < 0 || y >= height || last <= first) {
+            std::memset(out, 0, columns * sizeof(float));
+            continue;
+        }
+        const float* row = image + y * width + x0;
+        for (i64 c = 0; c < first; c++) out[c] = 0;
+        if (step == 1) std::memcpy(out + first, row + first, (last - first) * sizeof(float));
+        else for (i64 c = first; c < last; c++) out[c] = row[c * step];
+        for (i64 c = last; c < columns; c++) out[c] = 0;
+    }
+}
+
+// image[y0 + r step][x0 + c step] = rows of `in`, which are `pitch` apart; what lies outside of the image is left out.
+void paste_window(const float* in, i64 pitch, i64 rows, float* image, i64 height, i64 width, i64 y0, i64 x0, i64 step) {
+    i64 columns = (width - x0 + step - 1) / step;
+    rows = std::min(rows, (height - y0 + step - 1) / step);
+    for (i64 r = 0; r < rows; r++, in += pitch) {
+        float* row = image + (y0 + r * step) * width + x0;
+        if (step == 1) std::memcpy(row, in, columns * sizeof(float));
+        else for (i64 c = 0; c < columns; c++) row[c * step] = in[c];
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ convolution
+
+const int BLOCK = 8;  // output channels whose weights lie together
+#if LANES == 16 || defined(__aarch64__)
+const int ROWS = 8;  // output channels of a register tile: 8 x 3 of 32 registers accumulate
+#else
+const int ROWS = 4;  // 4 x 3 of 16
+#endif
+const int VECTORS = 3;
+const i64 CHUNK = 98304;  // floats of input that a task holds: a good part of a core's second-level cache
+
+struct Taps {
+    int count = 0;
+    i64 offset[9];  // from an output's flat position to the input's
+    int weight[9];  // ky * 3 + kx
+    void add(i64 at, int index) { offset[count] = at, weight[count++] = index; }
+};
+
+// [out, in, kernel] (or, transposed, [in, out, kernel]) -> [block of out][in][tap][BLOCK], zero beyond `out`.
+std::vector<float> pack_weights(const float* weight, i64 out, i64 in, i64 kernel, const Taps& taps, bool transposed) {
+    std::vector<float> packed((out + BLOCK - 1) / BLOCK * in * taps.count * BLOCK, 0.0f);
+    for (i64 o = 0; o < out; o++)
+        for (i64 i = 0; i < in; i++) {
+            const float* from = weight + (transposed ? i * out + o : o * in + i) * kernel;
+            float* to = packed.data() + ((o / BLOCK * in + i) * taps.count) * BLOCK + o % BLOCK;
+            for (int t = 0; t < taps.count; t++) to[t * BLOCK] = from[taps.weight[t]];
+        }
+    return packed;
+}
+
+// out[o][q] = bias[o] + sum over channels i and taps t of weight[i][t][o] in[i][q + offset[t]].
+template <int R, int V>
+void correlate_tile(i64 channels, const Taps& taps, const float* in, i64 plane, const float* weight, const float* bias,
+                    float* out, i64 out_plane) {
+    vec acc[R][V];
+    for (int o = 0; o < R; o++)
+        for (int v = 0; v < V; v++) acc[o][v] = splat(bias[o]);
+    for (i64 i = 0; i < channels; i++, in += plane)
+        for (int t = 0; t < taps.count; t++, weight += BLOCK) {
+            vec x[V];
+            for (int v = 0; v < V; v++) x[v] = load(in + taps.offset[t] + v * LANES);
+            for (int o = 0; o < R; o++) {
+                vec w = splat(weight[o]);
+                for (int v = 0; v < V; v++) acc[o][v] += w * x[v];
+            }
+        }
+    for (int o = 0; o < R; o++)
+        for (int v = 0; v < V; v++) store(out + o * out_plane + v * LANES, acc[o][v]);
+}
+
+template <int R>
+void correlate_rows(i64 positions, i64 channels, const Taps& taps, const float* in, i64 plane, const float* weight,
+                    const float* bias, float* out, i64 out_plane) {
+    i64 q = 0, vectors = (positions + LANES - 1) / LANES;
+    for (; vectors >= VECTORS; vectors -= VECTORS, q += VECTORS * LANES)
+        correlate_tile<R, VECTORS>(channels, taps, in + q, plane, weight, bias, out + q, out_plane);
+    if (vectors == 2) correlate_tile<R, 2>(channels, taps, in + q, plane, weight, bias, out + q, out_plane);
+    if (vectors == 1) correlate_tile<R, 1>(channels, taps, in + q, plane, weight, bias, out + q, out_plane);
+}
+
+// One block of output channels (`count` of them matter) at `positions` flat positions.
+void correlate(i64 count, i64 positions, i64 channels, const Taps& taps, const float* in, i64 plane, const float* weight,
+               const float* bias, float* out, i64 out_plane) {
+    for (i64 o = 0; o < count; o += ROWS) {
+        if (ROWS > 4 && count - o <= 4)
+            correlate_rows<4>(positions, channels, taps, in, plane, weight + o, bias + o, out + o * out_plane, out_plane);
+        else
+            correlate_rows<ROWS>(positions, channels, taps, in, plane, weight + o, bias + o, out + o * out_plane, out_plane);
+    }
+}
+
+struct Geometry {
+    i64 batch, in, height, width, out, kernel, stride;
+    i64 out_height() const { return stride == 1 ? height : height / 2; }
+    i64 out_width() const { return stride == 1 ? width : width / 2; }
+    i64 work() const { return batch * in * out * out_height() * out_width() * kernel * kernel; }
+};
+
+// Rows per task: an input that fits the cache, and tasks for all threads.
+i64 rows_per_task(i64 rows, i64 batch, i64 floats_per_row, int threads) {
+    i64 fitting = std::max<i64>(1, CHUNK / floats_per_row);
+    if (batch < 4 * threads) fitting = std::min(fitting, std::max<i64>(4, rows * batch / (4 * threads)));
+    i64 tasks = (rows + fitting - 1) / fitting;
+    return (rows + tasks - 1) / tasks;
+}
+
+// The passes that make up one convolution or one gradient by its input: each computes the pixels of `image` whose
+// coordinates are (y, x) modulo `step`, from the same packed input.
+struct Pass {
+    Taps taps;
+    i64 y = 0, x = 0;
+    std::vector<float> weight;
+};
+
+// `rows` of `pitch` positions, `chunk` rows per task; pack(image index, first row, rows, buffer) fills the `channels`
+// planes of a task's input.
+template <class Pack>
+void convolve(i64 batch, i64 channels, i64 plane, i64 rows, i64 chunk, i64 pitch, int threads,
+              const std::vector<Pass>& passes, i64 step, const float* bias, float* result, i64 out, i64 height, i64 width,
+              const Pack& pack) {
+    i64 chunks = (rows + chunk - 1) / chunk, blocks = (out + BLOCK - 1) / BLOCK;
+    std::vector<float> padded_bias(blocks * BLOCK, 0.0f);
+    if (bias) std::memcpy(padded_bias.data(), bias, out * sizeof(float));
+    share_tasks(batch * chunks, threads, [&](i64 task) {
+        i64 n = task / chunks, first = task % chunks * chunk, count = std::min(chunk, rows - first);
+        i64 slack = VECTORS * LANES, out_plane = count * pitch + slack;
+        scratch.reset(channels * plane + slack + BLOCK * out_plane);
+        float *in = scratch.take(channels * plane + slack), *sums = scratch.take(BLOCK * out_plane);
+        pack(n, first, count, in);
+        std::memset(in + channels * plane, 0, slack * sizeof(float));
+        for (const Pass& pass : passes)
+            for (i64 block = 0; block < blocks; block++) {
+                i64 o = block * BLOCK, some = std::min<i64>(BLOCK, out - o);
+                correlate(some, count * pitch, channels, pass.taps, in, plane,
+                          pass.weight.data() + o * channels * pass.taps.count, padded_bias.data() + o, sums, out_plane);
+                for (i64 i = 0; i < some; i++)
+                    paste_window(sums + i * out_plane, pitch, count, result + (n * out + o + i) * height * width, height,
+                                 width, first * step + pass.y, pass.x, step);
+            }
+    });
+}
+
+// ---------------------------------------------------------------------------------- gradient of a convolution's weight
+
+#if LANES == 16 || defined(__aarch64__)
+const int WIDE = 2, GROUP_WIDE = 4, GROUP = 8;  // vectors of output channels, input channels: 24 accumulators
+#else
+const int WIDE = 1, GROUP_WIDE = 4, GROUP = 4;
+#endif
+
+// total[i][kx][o] += sum over rows and x of in[i][row stride][x stride + kx] dout[row][x][o].
+template <int V, int N, int K, int STRIDE>
+void weight_tile(i64 some, i64 rows, i64 columns, const float* in, i64 plane, i64 pitch, const float* dout, float* total) {
+    vec acc[N][K][V];
+    i64 at[N];
+    for (int i = 0; i < N; i++) at[i] = std::min<i64>(i, some - 1) * plane;
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < K; k++)
+            for (int v = 0; v < V; v++) acc[i][k][v] = vec{};
+    for (i64 r = 0; r < rows; r++) {
+        const float* row = in + r * STRIDE * pitch;
+        for (i64 x = 0; x < columns; x++, row += STRIDE, dout += V * LANES) {
+            vec d[V];
+            for (int v = 0; v < V; v++) d[v] = load(dout + v * LANES);
+            for (int i = 0; i < N; i++)
+                for (int k = 0; k < K; k++) {
+                    vec s = splat(row[at[i] + k]);
+                    for (int v = 0; v < V; v++) acc[i][k][v] += s * d[v];
+                }
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        if (i >= some) break;
+        for (int k = 0; k < K; k++)
+            for (int v = 0; v < V; v++) {
+                float* to = total + ((i * K + k) * V + v) * LANES;
+                store(to, load(to) + acc[i][k][v]);
+            }
+    }
+}
+
+// [out channels, positions] -> [block of V vectors of channels][position][V LANES], zero beyond the last channel.
+void channels_last(const float* in, i64 plane, i64 channels, i64 positions, i64 block, float* out) {
+    for (i64 o = 0; o < channels; o += block, out += positions * block) {
+        i64 some = std::min(block, channels - o);
+        if (some < block) std::memset(out, 0, positions * block * sizeof(float));
+        const i64 STEP = 16;  // positions at a time: what is read stays in the first-level cache
+        for (i64 q0 = 0; q0 < positions; q0 += STEP)
+            for (i64 i = 0; i < some; i++) {
+                const float* from = in + (o + i) * plane;
+                for (i64 q = q0; q < std::min(q0 + STEP, positions); q++) out[q * block + i] = from[q];
+            }
+    }
+}
+
+// The gradient's sums lie as [block of out][ky][in][kx][V LANES].
+template <int V, int N, int K, int STRIDE>
+void weight_gradient(const Geometry& g, const float* x, const float* dout, float* dweight, float* dbias) {
+    const i64 block = V * LANES, blocks = (g.out + block - 1) / block, rows = g.out_height(), columns = g.out_width();
+    const i64 size = blocks * K * g.in * K * block, pad = K == 3 && STRIDE == 1 ? 1 : 0;
+    const i64 pitch = STRIDE == 1 ? columns + 2 * pad : 2 * columns + 1;
+    int threads = int(std::max<i64>(1, std::min<i64>(threads_for(g.work() / 16), g.batch * rows)));
+    i64 chunk = rows_per_task(rows, g.batch, g.in * pitch * STRIDE + blocks * block * columns, threads);
+    i64 chunks = (rows + chunk - 1) / chunk;
+    std::vector<float> partial(threads * (size + blocks * block), 0.0f);
+    share_rows(g.batch * chunks, threads, [&](i64 first_task, i64 last_task, int member) {
+        float *total = partial.data() + member * (size + blocks * block), *bias = total + size;
+        for (i64 task = first_task; task < last_task; task++) {
+            i64 n = task / chunks, first = task % chunks * chunk, count = std::min(chunk, rows - first);
+            i64 in_rows = (count - 1) * STRIDE + K, plane = in_rows * pitch, pixels = count * columns;
+            scratch.reset(g.in * plane + blocks * block * pixels);
+            float *in = scratch.take(g.in * plane), *d = scratch.take(blocks * block * pixels);
+            for (i64 i = 0; i < g.in; i++)
+                copy_window(x + (n * g.in + i) * g.height * g.width, g.height, g.width, first * STRIDE - pad, -pad, 1,
+                            in_rows, pitch, in + i * plane);
+            channels_last(dout + n * g.out * rows * columns + first * columns, rows * columns, g.out, pixels, block, d);
+            for (i64 b = 0; b < blocks; b++) {
+                const float* db = d + b * pixels * block;
+                for (i64 ky = 0; ky < K; ky++)
+                    for (i64 i = 0; i < g.in; i += N)
+                        weight_tile<V, N, K, STRIDE>(g.in - i, count, columns, in + i * plane + ky * pitch, plane, pitch,
+                                                     db, total + ((b * K + ky) * g.in + i) * K * block);
+                for (i64 q = 0; q < pixels; q++)
+                    for (int v = 0; v < V; v++) {
+                        float* to = bias + b * block + v * LANES;
+                        store(to, load(to) + load(db + q * block + v * LANES));
+                    }
+            }
+        }
+    });
+    std::vector<float> total(size + blocks * block);
+    add_parts(partial.data(), threads, size + blocks * block, total.data());
+    for (i64 o = 0; o < g.out; o++) {
+        if (dbias) dbias[o] = total[size + o];
+        for (i64 i = 0; i < g.in; i++)
+            for (i64 ky = 0; ky < K; ky++)
+                for (i64 kx = 0; kx < K; kx++)
+                    dweight[((o * g.in + i) * K + ky) * K + kx] =
+                        total[(((o / block * K + ky) * g.in + i) * K + kx) * block + o % block];
+    }
+}
+
+template <int K, int STRIDE>
+void weight_gradient(const Geometry& g, const float* x, const float* dout, float* dweight, float* dbias) {
+    if (g.out > LANES) weight_gradient<WIDE, GROUP_WIDE, K, STRIDE>(g, x, dout, dweight, dbias);
+    else weight_gradient<1, GROUP, K, STRIDE>(g, x, dout, dweight, dbias);
+}
+
+// ------------------------------------------------------------------------------------------------------- group norm
+
+// Mean and sum of squared deviations, block by block (Chan, Golub and LeVeque 1983): exact as two passes, read once.
+void moments(const float* x, i64 count, float& mean, float& variance) {
+    double total = 0, deviation = 0, done = 0;
+    for (i64 start = 0; start < count; start += 4096) {
+        i64 n = std::min<i64>(4096, count - start);
+        const float* block = x + start;
+        vec s{};
+        for_row(n, [&](i64 j, i64 m) { s += load_n(block + j, m); });
+        float centre = sum(s) / n;
+        vec squares{}, rest{};
+        for_row(n, [&](i64 j, i64 m) {
+            if (m == LANES) {
+                vec v = load(block + j) - centre;
+                squares += v * v;
+            } else {
+                for (i64 i = 0; i < m; i++) rest[0] += (block[j + i] - centre) * (block[j + i] - centre);
+            }
+        });
+        double delta = centre - total, all = done + n;
+        deviation += sum(squares) + rest[0] + delta * delta * done * n / all;
+        total += delta * n / all;
+        done = all;
+    }
+    mean = float(total), variance = float(deviation / count);
+}
+
+inline vec sigmoid(vec z) { return 1.0f / (1.0f + vexp(-z)); }
+
+}  // namespace
+
+extern "C" {
+
+// Convolution of x [B, in, H, W] with weight [out, in, k, k] and bias [out] (or null). k = 3, stride = 1: padded by 1;
+// k = 3, stride = 2: padded by 1 at the right and bottom; k = 1, stride = 1.
+void ppsd3_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in, i64 height,
+                  i64 width, i64 out, i64 kernel, i64 stride) {
+    Geometry g{batch, in, height, width, out, kernel, stride};
+    const i64 rows = g.out_height(), columns = g.out_width(), image = height * width, pad = stride == 1 ? kernel / 2 : 0;
+    const i64 pitch = stride == 1 ? columns + 2 * pad : columns + 1, per_row = stride * stride * in * pitch;
+    const int threads = threads_for(g.work() / 16);
+    const i64 chunk = rows_per_task(rows, batch, per_row, threads);
+    std::vector<Pass> passes(1);
+    Taps& taps = passes[0].taps;
+    i64 plane;
+    if (stride == 1) {
+        plane = (chunk + 2 * pad) * pitch;
+        for (int t = 0; t < kernel * kernel; t++) taps.add(t / kernel * pitch + t % kernel, t);
+    } else {  // four smaller planes per channel, by parity of row and column
+        plane = 4 * (chunk + 1) * pitch;
+        for (int t = 0; t < 9; t++) {
+            i64 ky = t / 3, kx = t % 3;
+            taps.add((ky % 2 * 2 + kx % 2) * (chunk + 1) * pitch + ky / 2 * pitch + kx / 2, t);
+        }
+    }
+    passes[0].weight = pack_weights(weight, out, in, kernel * kernel, taps, false);
+    convolve(batch, in, plane, rows, chunk, pitch, threads, passes, 1, bias, y, out, rows, columns,
+             [=](i64 n, i64 first, i64 count, float* buffer) {
+                 for (i64 i = 0; i < in; i++, buffer += plane) {
+                     const float* from = x + (n * in + i) * image;
+                     if (stride == 1) {
+                         copy_window(from, height, width, first - pad, -pad, 1, count + 2 * pad, pitch, buffer);
+                     } else {
+                         for (i64 p = 0; p < 4; p++)
+                             copy_window(from, height, width, 2 * first + p / 2, p % 2, 2, count + 1, pitch,
+                                         buffer + p * (chunk + 1) * pitch);
+                     }
+                 }
+             });
+}
+
+// Gradient of ppsd3_conv2d by x.
+void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height, i64 width,
+                                i64 out, i64 kernel, i64 stride) {
+    Geometry g{batch, in, height, width, out, kernel, stride};
+    i64 rows = g.out_height(), columns = g.out_width(), area = kernel * kernel;
+    std::vector<Pass> passes(stride * stride);
+    // dx[y][x] takes dy[(y + pad - ky) / stride][(x + pad - kx) / stride], where that divides
+    const i64 before = stride == 1 ? kernel / 2 : 1, after = stride == 1 ? kernel / 2 : 0;
+    i64 grid_rows = (height + stride - 1) / stride, grid_columns = (width + stride - 1) / stride;
+    i64 pitch = grid_columns + before + after;
+    for (i64 p = 0; p < stride * stride; p++) {
+        Pass& pass = passes[p];
+        pass.y = p / stride, pass.x = p % stride;
+        for (int t = 0; t < area; t++) {
+            i64 ky = t / kernel, kx = t % kernel;
+            if (stride == 1) pass.taps.add((kernel - 1 - ky) * pitch + kernel - 1 - kx, t);
+            else if (ky % 2 == pass.y && kx % 2 == pass.x) pass.taps.add((1 - ky / 2) * pitch + 1 - kx / 2, t);
+        }
+        pass.weight = pack_weights(weight, in, out, area, pass.taps, true);
+    }
+    const int threads = threads_for(g.work() / 16);
+    const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads), plane = (chunk + before + after) * pitch;
+    convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, dx, in, height, width,
+             [=](i64 n, i64 first, i64 count, float* buffer) {
+                 for (i64 o = 0; o < out; o++, buffer += plane)
+                     copy_window(dy + (n * out + o) * rows * columns, rows, columns, first - before, -before, 1,
+                                 count + before + after, pitch, buffer);
+             });
+}
+
+// Gradients of ppsd3_conv2d by weight and (unless null) bias.
+void ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, i64 batch, i64 in,
+                                  i64 height, i64 width, i64 out, i64 kernel, i64 stride) {
+    Geometry g{batch, in, height, width, out, kernel, stride};
+    if (kernel == 1) weight_gradient<1, 1>(g, x, dy, dweight, dbias);
+    else if (stride == 1) weight_gradient<3, 1>(g, x, dy, dweight, dbias);
+    else weight_gradient<3, 2>(g, x, dy, dweight, dbias);
+}
+
+// Group norm of x [B, C, N], then SiLU if asked for. mean, rstd [B, groups] are written.
+void ppsd3_group_norm(const float* x, const float* weight, const float* bias, float* y, float* mean, float* rstd,
+                      i64 batch, i64 channels, i64 positions, i64 groups, i64 silu, float epsilon) {
+    i64 size = channels / groups;
+    share_tasks(batch * groups, threads_for(batch * channels * positions * 4), [&](i64 task) {
+        float variance;
+        moments(x + task * size * positions, size * positions, mean[task], variance);
+        rstd[task] = 1.0f / std::sqrt(variance + epsilon);
+        for (i64 i = 0; i < size; i++) {
+            i64 channel = task % groups * size + i, at = (task * size + i) * positions;
+            float factor = rstd[task] * weight[channel], offset = bias[channel] - mean[task] * factor;
+            for_row(positions, [&](i64 j, i64 n) {
+                vec z = load_n(x + at + j, n) * factor + offset;
+                store_n(y + at + j, silu ? z * sigmoid(z) : z, n);
+            });
+        }
+    });
+}
+
+// Gradients of ppsd3_group_norm.
+void ppsd3_group_norm_backward(const float* x, const float* weight, const float* bias, const float* mean,
+                               const float* rstd, const float* dy, float* dx, float* dweight, float* dbias, i64 batch,
+                               i64 channels, i64 positions, i64 groups, i64 silu) {
+    i64 size = channels / groups;
+    std::vector<float> sums(2 * batch * channels);  // per image and channel: of dz * normal, of dz
+    share_tasks(batch * groups, threads_for(batch * channels * positions * 8), [&](i64 task) {
+        float m = mean[task], r = rstd[task], c1 = 0, c2 = 0;
+        for (i64 i = 0; i < size; i++) {
+            i64 channel = task % groups * size + i, at = (task * size + i) * positions;
+            float factor = r * weight[channel], offset = bias[channel] - m * factor;
+            vec plain{}, weighted{};
+            for_row(positions, [&](i64 j, i64 n) {
+                vec v = load_n(x + at + j, n), dz = load_n(dy + at + j, n);
+                if (silu) {
+                    vec z = v * factor + offset, s = sigmoid(z);
+                    dz *= s + z * s * (1.0f - s);
+                    store_n(dx + at + j, dz, n);
+                }
+                plain += dz;  // lanes beyond the row are zero: dy is
+                weighted += dz * ((v - m) * r);
+            });
+            float total = sum(plain), total_weighted = sum(weighted);
+            sums[2 * (task * size + i)] = total_weighted, sums[2 * (task * size + i) + 1] = total;
+            c1 += weight[channel] * total, c2 += weight[channel] * total_weighted;
+        }
+        c1 /= size * positions, c2 /= size * positions;
+        const float* dz = silu ? dx : dy;
+        for (i64 i = 0; i < size; i++) {
+            i64 channel = task % groups * size + i, at = (task * size + i) * positions;
+            // dx = r (weight dz - c1 - normal c2)
+            float a = r * weight[channel], b = -r * r * c2, c = -r * c1 + r * r * c2 * m;
+            for_row(positions, [&](i64 j, i64 n) {
+                store_n(dx + at + j, load_n(dz + at + j, n) * a + (load_n(x + at + j, n) * b + c), n);
+            });
+        }
+    });
+    for (i64 c = 0; c < channels; c++) {
+        dweight[c] = dbias[c] = 0;
+        for (i64 n = 0; n < batch; n++) {
+            dweight[c] += sums[2 * (n * channels + c)];
+            dbias[c] += sums[2 * (n * channels + c) + 1];
+        }
+    }
+}
+
+// Each pixel of x [planes, H, W] becomes a 2x2 block.
+void ppsd3_upsample_2x(const float* x, float* y, i64 planes, i64 height, i64 width) {
+    share_rows(planes * height, threads_for(planes * height * width * 4), [&](i64 first, i64 last, int) {
+        for (i64 r = first; r < last; r++) {
+            const float* from = x + r * width;
+            float* to = y + r * 4 * width;
+            for (i64 c = 0; c < width; c++) to[2 * c] = to[2 * c + 1] = from[c];
+            std::memcpy(to + 2 * width, to, 2 * width * sizeof(float));
+        }
+    });
+}
+
+// Gradient of ppsd3_upsample_2x: sums of 2x2 blocks.
+void ppsd3_upsample_2x_backward(const float* dy, float* dx, i64 planes, i64 height, i64 width) {
+    share_rows(planes * height, threads_for(planes * height * width * 4), [&](i64 first, i64 last, int) {
+        for (i64 r = first; r < last; r++) {
+            const float *upper = dy + r * 4 * width, *lower = upper + 2 * width;
+            float* to = dx + r * width;
+            for (i64 c = 0; c < width; c++) to[c] = upper[2 * c] + upper[2 * c + 1] + (lower[2 * c] + lower[2 * c + 1]);
+        }
+    });
+}
+
+}  // extern "C"
