@@ -8,6 +8,7 @@ import os
 import paddle
 
 from ..models import AutoencoderKL, SD3Transformer2DModel
+from ..pipelines import StableDiffusion3Pipeline
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
 from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..training.autoencoder import AutoencoderTask, latent_statistics
@@ -53,7 +54,16 @@ TRANSFORMER = dict(
     pooled_projection_dim=CLIP_L["projection_dim"] + CLIP_G["projection_dim"],
     pos_embed_max_size=8,
 )
-SCENES = 81920  # encoded pictures the transformer learns from
+TOWERS = {
+    "text_encoder": CLIPTextModelWithProjection,
+    "tokenizer": CLIPTokenizer,
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "tokenizer_2": CLIPTokenizer,
+    "text_encoder_3": T5EncoderModel,
+    "tokenizer_3": T5Tokenizer,
+}
+SHIFT = 1.0  # of the sampling schedule: 64 latent cells need no more time at high noise
+SCENES = 65536  # encoded pictures the transformer learns from
 
 
 def pictures(rng, batch):
@@ -62,22 +72,15 @@ def pictures(rng, batch):
 
 
 def run_vae(output, steps=None):
-    """Stage 1: the autoencoder, and the mean and spread of its latents."""
+    """Stage 1: the autoencoder, first for all pixels alike, then with the weight on edges; then its latents' statistics."""
     vae = AutoencoderKL(**VAE)
     pass_through(vae)
+    common = dict(warmup_steps=100, betas=(0.9, 0.98), weight_decay=1e-4, ema_decay=0.995, save_every=250)
     task = AutoencoderTask(vae, pictures, batch=8, kl_weight=0.01)
-    trainer = Trainer(
-        task,
-        os.path.join(output, "vae"),
-        max_steps=3200,
-        learning_rate=7e-4,
-        warmup_steps=100,
-        betas=(0.9, 0.98),
-        weight_decay=1e-4,
-        ema_decay=0.995,
-        save_every=250,
-    )
-    trainer.run(steps)
+    trainer = Trainer(task, os.path.join(output, "vae"), max_steps=3200, learning_rate=7e-4, **common).run(steps)
+    trainer.ema.copy_to_parameters()
+    task = AutoencoderTask(vae, pictures, batch=8, kl_weight=0.01, edge_weight=5.0, latent_noise=0.05)
+    trainer = Trainer(task, os.path.join(output, "vae_edges"), max_steps=3000, learning_rate=7e-4, seed=1, **common).run(steps)
     with trainer.ema.applied():
         mean, std = latent_statistics(vae, pictures)
         vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / std, 4))
@@ -160,16 +163,8 @@ def run_transformer(output, steps=None):
 
 def load_encoders(checkpoint):
     """The trained towers and tokenizers as the pipeline's stages take them."""
-    towers = {}
-    for name, kind in (("text_encoder", CLIPTextModelWithProjection), ("text_encoder_2", CLIPTextModelWithProjection)):
-        towers[name] = kind.from_pretrained(checkpoint, subfolder=name)
-        towers[name.replace("text_encoder", "tokenizer")] = CLIPTokenizer.from_pretrained(
-            checkpoint, subfolder=name.replace("text_encoder", "tokenizer")
-        )
     return TextEncoders(
-        **towers,
-        text_encoder_3=T5EncoderModel.from_pretrained(checkpoint, subfolder="text_encoder_3"),
-        tokenizer_3=T5Tokenizer.from_pretrained(checkpoint, subfolder="tokenizer_3"),
+        **{name: kind.from_pretrained(checkpoint, subfolder=name) for name, kind in TOWERS.items()},
         joint_attention_dim=TRANSFORMER["joint_attention_dim"],
         pooled_projection_dim=TRANSFORMER["pooled_projection_dim"],
         dtype="float32",
@@ -182,3 +177,18 @@ def zero_modulation(transformer):
     for name, parameter in transformer.named_parameters():
         if ".norm1" in name or "norm_out" in name or "proj_out" in name:
             parameter.set_value(paddle.zeros_like(parameter))
+
+
+def run_pack(output, steps=None):
+    """The whole pipeline in half precision, as it is shipped: OUTPUT/shapes."""
+    checkpoint = os.path.join(output, "checkpoint")
+    encoders = load_encoders(checkpoint)
+    parts = {name: getattr(encoders, name) for name in TOWERS}
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel.from_pretrained(checkpoint, subfolder="transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+        vae=AutoencoderKL.from_pretrained(checkpoint, subfolder="vae"),
+        **parts,
+    )
+    pipe.to(dtype="float16")
+    pipe.save_pretrained(os.path.join(output, "shapes"))

@@ -30,6 +30,10 @@ class EMA:
             shadow.scale_(keep)
             shadow.add_(parameter.detach() * (1 - keep))
 
+    def copy_to_parameters(self):
+        """The parameters take the averages over for good."""
+        _assign(self.parameters, self.shadow)
+
     @contextlib.contextmanager
     def applied(self):
         """The parameters hold the averages inside the block, and their own values again after it."""
