@@ -94,8 +94,8 @@ def _choose_device(device, dtype):
             paddle.set_device(device)
         except (ValueError, RuntimeError, OSError) as error:
             raise InputError(f"--device {device}: {error} Use cpu, or install paddlepaddle-gpu for gpu.") from error
-    if dtype == "float16" and paddle.get_device() == "cpu":
-        raise InputError("--dtype float16 needs a GPU: Paddle has no such kernels for the CPU. Use bfloat16 or float32.")
+    if dtype != "float32" and paddle.get_device() == "cpu":
+        raise InputError(f"--dtype {dtype} needs a GPU: Paddle computes in float32 only on the CPU. Leave it out.")
 
 
 def _seeds(seed, count):

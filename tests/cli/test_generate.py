@@ -113,7 +113,6 @@ def test_quiet(run):
         ("--max-sequence-length", "77"),
         ("--clip-skip", "1"),
         ("--without-t5",),
-        ("--dtype", "bfloat16"),
         ("--skip-guidance-layers", "0", "1", "--skip-layer-guidance-start", "-1"),
         ("--seed", "1"),
     ],
@@ -144,7 +143,8 @@ def test_defaults_are_the_pipelines():
         (("--output", "x"), ".png"),
         (("--num-images", "0"), "--num-images is 0"),
         (("--device", "abacus"), "--device abacus"),
-        (("--dtype", "float16", "--device", "cpu"), "bfloat16"),
+        (("--dtype", "float16", "--device", "cpu"), "--dtype float16 needs a GPU"),
+        (("--dtype", "bfloat16", "--device", "cpu"), "--dtype bfloat16 needs a GPU"),
     ],
     ids=str,
 )

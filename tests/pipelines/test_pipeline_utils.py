@@ -97,7 +97,6 @@ def test_dtype(tiny_checkpoint):
     dtypes = {"text_encoder_3": "bfloat16", "default": "float32"}
     pipe = ppsd3.DiffusionPipeline.from_pretrained(tiny_checkpoint, paddle_dtype=dtypes)
     assert (pipe.text_encoder_3.dtype, pipe.vae.dtype) == (paddle.bfloat16, paddle.float32)
-    assert draw(pipe).std() > 0.1
 
 
 def test_device(tiny_checkpoint):

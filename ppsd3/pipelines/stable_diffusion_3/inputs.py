@@ -173,6 +173,17 @@ def check_ip_adapter(**arguments):
             raise InputError(f"`{name}` needs an IP-adapter, which this version does not support. Leave it out.")
 
 
+def check_dtypes(components):
+    """No network is in a 16-bit dtype on the CPU, where Paddle has no matrix product for it."""
+    for name, part in components.items():
+        dtype = str(getattr(part, "dtype", "")).split(".")[-1]
+        if dtype in ("float16", "bfloat16") and part.device.is_cpu_place():
+            raise InputError(
+                f"The `{name}` is {dtype} on the CPU, where Paddle computes in float32 only. Load with "
+                "paddle_dtype='float32', call pipe.to('float32'), or move the pipeline to a GPU."
+            )
+
+
 def check_device(device, own):
     """``device`` is None or the one that the pipeline is on."""
     kind = "cpu" if own.is_cpu_place() else "gpu"

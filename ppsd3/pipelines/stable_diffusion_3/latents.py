@@ -20,12 +20,14 @@ def prepare_latents(shape, dtype, generator=None, latents=None):
     """
     shape = [int(n) for n in shape]
     if latents is not None:
+        if not isinstance(latents, paddle.Tensor):
+            raise InputError(f"`latents` is a {type(latents).__name__}; pass a paddle.Tensor, e.g. paddle.to_tensor(it).")
         if list(latents.shape) != shape:
             raise InputError(
                 f"`latents` has the shape {list(latents.shape)}, but this call draws {shape} (pictures, channels, "
                 "height and width in latent units). Pass latents of that shape, or change height, width or the batch."
             )
-        return paddle.to_tensor(latents).astype(dtype)
+        return latents.astype(dtype)
     if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
         raise InputError(
             f"`generator` is a list of {len(generator)} generators, but this call draws {shape[0]} pictures (prompts x "

@@ -280,6 +280,7 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
         for name in ("transformer", "scheduler", "vae"):
             if getattr(self, name) is None:
                 raise InputError(f"The pipeline has no `{name}`, so it cannot draw. Load one and set `pipe.{name}`.")
+        inputs.check_dtypes(self.components)
 
     def _largest_size(self):
         return self.transformer.config.pos_embed_max_size * self.patch_size * self.vae_scale_factor
