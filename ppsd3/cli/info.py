@@ -88,15 +88,20 @@ def _memory_table(components):
     for dtype, width in BYTES_PER_VALUE.items():
         for label, values in (("", everything), (" without T5", everything - t5)):
             need = values * width
-            fits = " ".join(f"{'fits' if need < free else 'does not fit':>22}" for _, free in places)
-            yield f"{dtype + label:19} {_size(need):>10} {fits}"
+            yield f"{dtype + label:19} {_size(need):>10} " + " ".join(f"{_verdict(need, dtype, *p):>22}" for p in places)
+
+
+def _verdict(need, dtype, place, free):
+    if not place.startswith("gpu") and dtype != "float32":
+        return "needs a GPU"  # Paddle has no 16-bit matrix product for the CPU
+    return "fits" if need < free else "does not fit"
 
 
 def _memory_places():
-    """[(name, free bytes)] of the main memory and of each GPU."""
+    """[(name, bytes)]: what the main memory has free, and all that each GPU has."""
     import paddle
 
-    places = [("free memory", _free_memory())]
+    places = [("CPU", _free_memory())]
     if paddle.is_compiled_with_cuda():
         for i in range(paddle.device.cuda.device_count()):
             places.append((f"gpu:{i}", paddle.device.cuda.get_device_properties(i).total_memory))
