@@ -16,7 +16,6 @@ from ..ops.vision import (
     attention_channels_first,
     group_norm_silu,
     linear_channels_first,
-    upsample_nearest_2x,
 )
 from ..outputs import BaseOutput
 
@@ -114,7 +113,7 @@ class Upsample2D(nn.Layer):
         self.conv = Conv2D(channels, channels, 3, padding=1)
 
     def forward(self, x):
-        return self.conv(upsample_nearest_2x(x))
+        return self.conv(x, upsample=True)
 
 
 class AttentionBlock(nn.Layer):

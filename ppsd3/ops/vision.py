@@ -28,8 +28,14 @@ class Conv2D(nn.Conv2D):
         )
         self.window = stride, ((padding,) * 4 if isinstance(padding, int) else tuple(padding))
 
-    def forward(self, x):
-        return conv2d(x, self.weight, self.bias, *self.window)
+    def forward(self, x, upsample=False):
+        """The convolution of ``x``, or, if ``upsample``, of ``upsample_nearest_2x(x)``."""
+        if not upsample:
+            return conv2d(x, self.weight, self.bias, *self.window)
+        same_3x3 = self.weight.shape[2:] == [3, 3] and self.window == (1, (1, 1, 1, 1))
+        if same_3x3 and native.usable(x, self.weight, self.bias):
+            return kernels.upsample_conv2d(x, self.weight, self.bias)
+        return conv2d(upsample_nearest_2x(x), self.weight, self.bias, *self.window)
 
 
 def conv2d(x, weight, bias, stride, padding):
@@ -58,8 +64,6 @@ def upsample_nearest_2x(x):
     row at once: 2 to 10 times faster than a broadcast copy, which in turn is 2 to 4 times faster than
     ``F.interpolate``. The GEMM's work grows with the square of the width, so wider rows are copied.
     """
-    if native.usable(x):
-        return kernels.upsample_nearest_2x(x)
     b, c, h, w = x.shape
     if x.place.is_cpu_place() and x.dtype in (paddle.float32, paddle.float64) and w <= 128:
         columns = paddle.repeat_interleave(paddle.eye(w, dtype=x.dtype), 2, axis=1)  # [W, 2W]
@@ -71,6 +75,9 @@ def upsample_nearest_2x(x):
 
 def linear_channels_first(x, layer):
     """``layer`` (an ``ops.Linear``) along the channels of ``x [B, C, N]`` -> ``[B, out, N]``, without a transpose."""
+    if layer.bias is not None and native.usable(x, layer.weight, layer.bias):  # a 1x1 convolution
+        weight = layer.weight.unsqueeze([2, 3])
+        return kernels.conv2d(x.unsqueeze(2), weight, layer.bias, 1).squeeze(2)
     y = paddle.matmul(layer.weight, x)
     return y if layer.bias is None else y + layer.bias.unsqueeze(-1)
 

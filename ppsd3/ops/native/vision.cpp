@@ -4,7 +4,8 @@
 // task copies some rows of one image, padded, into scratch memory. With a row pitch that includes the padding, every
 // tap (ky, kx) is a constant offset from the output's flat position, so vectors run over positions without regard to
 // where rows end; what is computed in the padding columns is not copied out. Stride 2 is the same after sorting pixels
-// by parity.
+// by parity. A 3x3 convolution after nearest upsampling by 2 is four 2x2 convolutions of the small image, one for each
+// parity of row and column, with sums of the weights: 4/9 of the work.
 
 #include "common.h"
 
@@ -13,7 +14,8 @@ namespace {
 // --------------------------------------------------------------------------------------------- windows of an image
 
 // out[r][c] = image[y0 + r step][x0 + c step], zero outside of the image.
-void copy_window(const float* image, i64 height, i64 width, i64 y0, i64 x0, i64 step, i64 rows, i64 columns, float* out) {
+void copy_window(const float* image, i64 height, i64 width, i64 y0, i64 x0, i64 step, i64 rows, i64 columns,
+                 float* out) {
     i64 first = x0 < 0 ? (-x0 + step - 1) / step : 0;
     i64 last = std::min(columns, x0 >= width ? 0 : (width - x0 + step - 1) / step);
     for (i64 r = 0; r < rows; r++, out += columns) {
@@ -54,8 +56,8 @@ const i64 CHUNK = 98304;  // floats of input that a task holds: a good part of a
 
 struct Taps {
     int count = 0;
-    i64 offset[9];  // from an output's flat position to the input's
-    int weight[9];  // ky * 3 + kx
+    i64 offset[16];  // from an output's flat position to the input's
+    int weight[16];  // index in the kernel
     void add(i64 at, int index) { offset[count] = at, weight[count++] = index; }
 };
 
@@ -69,6 +71,35 @@ std::vector<float> pack_weights(const float* weight, i64 out, i64 in, i64 kernel
             for (int t = 0; t < taps.count; t++) to[t * BLOCK] = from[taps.weight[t]];
         }
     return packed;
+}
+
+// A 3x3 kernel after nearest upsampling by 2, as four 2x2 kernels on the small image, for even and odd rows and columns
+// of the result. On one axis the taps are, in this order: of even rows the pixel before (w0) and the pixel (w1 + w2),
+// of odd rows the pixel (w0 + w1) and the one after (w2). Both axes: 4 x 4.
+void fold(const float* kernel, float* folded) {
+    auto axis = [](const float* w, int step, float* out, int out_step) {
+        out[0] = w[0], out[out_step] = w[step] + w[2 * step];
+        out[2 * out_step] = w[0] + w[step], out[3 * out_step] = w[2 * step];
+    };
+    float rows[12];
+    for (int x = 0; x < 3; x++) axis(kernel + x, 3, rows + x, 3);
+    for (int y = 0; y < 4; y++) axis(rows + 3 * y, 1, folded + 4 * y, 1);
+}
+
+// The transposed map, for gradients.
+void unfold(const float* folded, float* kernel) {
+    auto axis = [](const float* in, int step, float* w, int w_step) {
+        w[0] = in[0] + in[2 * step], w[w_step] = in[step] + in[2 * step], w[2 * w_step] = in[step] + in[3 * step];
+    };
+    float rows[12];
+    for (int y = 0; y < 4; y++) axis(folded + 4 * y, 1, rows + 3 * y, 1);
+    for (int x = 0; x < 3; x++) axis(rows + x, 3, kernel + x, 3);
+}
+
+std::vector<float> fold_all(const float* weight, i64 kernels) {
+    std::vector<float> folded(kernels * 16);
+    for (i64 k = 0; k < kernels; k++) fold(weight + k * 9, folded.data() + k * 16);
+    return folded;
 }
 
 // out[o][q] = bias[o] + sum over channels i and taps t of weight[i][t][o] in[i][q + offset[t]].
@@ -102,13 +133,13 @@ void correlate_rows(i64 positions, i64 channels, const Taps& taps, const float* 
 }
 
 // One block of output channels (`count` of them matter) at `positions` flat positions.
-void correlate(i64 count, i64 positions, i64 channels, const Taps& taps, const float* in, i64 plane, const float* weight,
-               const float* bias, float* out, i64 out_plane) {
-    for (i64 o = 0; o < count; o += ROWS) {
+void correlate(i64 count, i64 positions, i64 channels, const Taps& taps, const float* in, i64 plane,
+               const float* weight, const float* bias, float* out, i64 out_plane) {
+    for (i64 o = 0; o < count; o += ROWS, weight += ROWS, bias += ROWS, out += ROWS * out_plane) {
         if (ROWS > 4 && count - o <= 4)
-            correlate_rows<4>(positions, channels, taps, in, plane, weight + o, bias + o, out + o * out_plane, out_plane);
+            correlate_rows<4>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
         else
-            correlate_rows<ROWS>(positions, channels, taps, in, plane, weight + o, bias + o, out + o * out_plane, out_plane);
+            correlate_rows<ROWS>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
     }
 }
 
@@ -139,8 +170,8 @@ struct Pass {
 // planes of a task's input.
 template <class Pack>
 void convolve(i64 batch, i64 channels, i64 plane, i64 rows, i64 chunk, i64 pitch, int threads,
-              const std::vector<Pass>& passes, i64 step, const float* bias, float* result, i64 out, i64 height, i64 width,
-              const Pack& pack) {
+              const std::vector<Pass>& passes, i64 step, const float* bias, float* result, i64 out, i64 height,
+              i64 width, const Pack& pack) {
     i64 chunks = (rows + chunk - 1) / chunk, blocks = (out + BLOCK - 1) / BLOCK;
     std::vector<float> padded_bias(blocks * BLOCK, 0.0f);
     if (bias) std::memcpy(padded_bias.data(), bias, out * sizeof(float));
@@ -157,8 +188,8 @@ void convolve(i64 batch, i64 channels, i64 plane, i64 rows, i64 chunk, i64 pitch
                 correlate(some, count * pitch, channels, pass.taps, in, plane,
                           pass.weight.data() + o * channels * pass.taps.count, padded_bias.data() + o, sums, out_plane);
                 for (i64 i = 0; i < some; i++)
-                    paste_window(sums + i * out_plane, pitch, count, result + (n * out + o + i) * height * width, height,
-                                 width, first * step + pass.y, pass.x, step);
+                    paste_window(sums + i * out_plane, pitch, count, result + (n * out + o + i) * height * width,
+                                 height, width, first * step + pass.y, pass.x, step);
             }
     });
 }
@@ -173,7 +204,8 @@ const int WIDE = 1, GROUP_WIDE = 4, GROUP = 4;
 
 // total[i][kx][o] += sum over rows and x of in[i][row stride][x stride + kx] dout[row][x][o].
 template <int V, int N, int K, int STRIDE>
-void weight_tile(i64 some, i64 rows, i64 columns, const float* in, i64 plane, i64 pitch, const float* dout, float* total) {
+void weight_tile(i64 some, i64 rows, i64 columns, const float* in, i64 plane, i64 pitch, const float* dout,
+                 float* total) {
     vec acc[N][K][V];
     i64 at[N];
     for (int i = 0; i < N; i++) at[i] = std::min<i64>(i, some - 1) * plane;
@@ -202,71 +234,86 @@ void weight_tile(i64 some, i64 rows, i64 columns, const float* in, i64 plane, i6
     }
 }
 
-// [out channels, positions] -> [block of V vectors of channels][position][V LANES], zero beyond the last channel.
-void channels_last(const float* in, i64 plane, i64 channels, i64 positions, i64 block, float* out) {
-    for (i64 o = 0; o < channels; o += block, out += positions * block) {
-        i64 some = std::min(block, channels - o);
-        if (some < block) std::memset(out, 0, positions * block * sizeof(float));
-        const i64 STEP = 16;  // positions at a time: what is read stays in the first-level cache
-        for (i64 q0 = 0; q0 < positions; q0 += STEP)
-            for (i64 i = 0; i < some; i++) {
-                const float* from = in + (o + i) * plane;
-                for (i64 q = q0; q < std::min(q0 + STEP, positions); q++) out[q * block + i] = from[q];
-            }
+// out[block of channels][row][x][channel] = in[channel][row * pitch + x * step], zero beyond the last channel.
+void channels_last(const float* in, i64 plane, i64 channels, i64 rows, i64 columns, i64 pitch, i64 step, i64 block,
+                   float* out) {
+    const i64 SOME = 16;  // pixels at a time: what is written stays in the first-level cache
+    for (i64 o = 0; o < channels; o += block) {
+        i64 count = std::min(block, channels - o);
+        if (count < block) std::memset(out, 0, rows * columns * block * sizeof(float));
+        for (i64 r = 0; r < rows; r++, out += columns * block)
+            for (i64 first = 0; first < columns; first += SOME)
+                for (i64 i = 0; i < count; i++) {
+                    const float* from = in + (o + i) * plane + r * pitch;
+                    for (i64 x = first; x < std::min(first + SOME, columns); x++) out[x * block + i] = from[x * step];
+                }
     }
 }
 
-// The gradient's sums lie as [block of out][ky][in][kx][V LANES].
-template <int V, int N, int K, int STRIDE>
+// With UP = 2 the convolution is of the upsampled x, its geometry that of x itself, and K = 2: a separate gradient for
+// each parity of dout's rows and columns. The sums lie as [block of out][parity][ky][in][kx][V LANES].
+template <int V, int N, int K, int STRIDE, int UP>
 void weight_gradient(const Geometry& g, const float* x, const float* dout, float* dweight, float* dbias) {
     const i64 block = V * LANES, blocks = (g.out + block - 1) / block, rows = g.out_height(), columns = g.out_width();
-    const i64 size = blocks * K * g.in * K * block, pad = K == 3 && STRIDE == 1 ? 1 : 0;
-    const i64 pitch = STRIDE == 1 ? columns + 2 * pad : 2 * columns + 1;
+    const i64 pad = STRIDE == 1 && K > 1, pitch = STRIDE == 1 ? columns + 2 * pad : 2 * columns + 1;
+    const i64 size = blocks * UP * UP * K * g.in * K * block, all = size + blocks * block;
     int threads = int(std::max<i64>(1, std::min<i64>(threads_for(g.work() / 16), g.batch * rows)));
     i64 chunk = rows_per_task(rows, g.batch, g.in * pitch * STRIDE + blocks * block * columns, threads);
     i64 chunks = (rows + chunk - 1) / chunk;
-    std::vector<float> partial(threads * (size + blocks * block), 0.0f);
+    std::vector<float> partial(threads * all, 0.0f);
     share_rows(g.batch * chunks, threads, [&](i64 first_task, i64 last_task, int member) {
-        float *total = partial.data() + member * (size + blocks * block), *bias = total + size;
+        float *total = partial.data() + member * all, *bias = total + size;
         for (i64 task = first_task; task < last_task; task++) {
             i64 n = task / chunks, first = task % chunks * chunk, count = std::min(chunk, rows - first);
-            i64 in_rows = (count - 1) * STRIDE + K, plane = in_rows * pitch, pixels = count * columns;
+            i64 in_rows = (count - 1) * STRIDE + K + UP - 1, plane = in_rows * pitch, pixels = count * columns;
             scratch.reset(g.in * plane + blocks * block * pixels);
             float *in = scratch.take(g.in * plane), *d = scratch.take(blocks * block * pixels);
             for (i64 i = 0; i < g.in; i++)
                 copy_window(x + (n * g.in + i) * g.height * g.width, g.height, g.width, first * STRIDE - pad, -pad, 1,
                             in_rows, pitch, in + i * plane);
-            channels_last(dout + n * g.out * rows * columns + first * columns, rows * columns, g.out, pixels, block, d);
-            for (i64 b = 0; b < blocks; b++) {
-                const float* db = d + b * pixels * block;
-                for (i64 ky = 0; ky < K; ky++)
-                    for (i64 i = 0; i < g.in; i += N)
-                        weight_tile<V, N, K, STRIDE>(g.in - i, count, columns, in + i * plane + ky * pitch, plane, pitch,
-                                                     db, total + ((b * K + ky) * g.in + i) * K * block);
-                for (i64 q = 0; q < pixels; q++)
-                    for (int v = 0; v < V; v++) {
-                        float* to = bias + b * block + v * LANES;
-                        store(to, load(to) + load(db + q * block + v * LANES));
-                    }
+            for (i64 parity = 0; parity < UP * UP; parity++) {
+                i64 py = parity / UP, px = parity % UP;
+                const float* from = dout + (n * g.out * rows * UP + first * UP + py) * columns * UP + px;
+                channels_last(from, rows * columns * UP * UP, g.out, count, columns, columns * UP * UP, UP, block, d);
+                for (i64 b = 0; b < blocks; b++) {
+                    const float* db = d + b * pixels * block;
+                    for (i64 ky = 0; ky < K; ky++)
+                        for (i64 i = 0; i < g.in; i += N)
+                            weight_tile<V, N, K, STRIDE>(
+                                g.in - i, count, columns, in + i * plane + (py + ky) * pitch + px, plane, pitch, db,
+                                total + (((b * UP * UP + parity) * K + ky) * g.in + i) * K * block);
+                    for (i64 q = 0; q < pixels; q++)
+                        for (int v = 0; v < V; v++) {
+                            float* to = bias + b * block + v * LANES;
+                            store(to, load(to) + load(db + q * block + v * LANES));
+                        }
+                }
             }
         }
     });
-    std::vector<float> total(size + blocks * block);
-    add_parts(partial.data(), threads, size + blocks * block, total.data());
-    for (i64 o = 0; o < g.out; o++) {
-        if (dbias) dbias[o] = total[size + o];
-        for (i64 i = 0; i < g.in; i++)
-            for (i64 ky = 0; ky < K; ky++)
-                for (i64 kx = 0; kx < K; kx++)
-                    dweight[((o * g.in + i) * K + ky) * K + kx] =
-                        total[(((o / block * K + ky) * g.in + i) * K + kx) * block + o % block];
-    }
+    std::vector<float> total(all);
+    add_parts(partial.data(), threads, all, total.data());
+    std::copy(total.data() + size, total.data() + size + g.out, dbias);
+    for (i64 o = 0; o < g.out; o++)
+        for (i64 i = 0; i < g.in; i++) {
+            auto at = [&](i64 parity, i64 ky, i64 kx) {
+                return total[((((o / block * UP * UP + parity) * K + ky) * g.in + i) * K + kx) * block + o % block];
+            };
+            float* to = dweight + (o * g.in + i) * (UP == 1 ? K * K : 9);
+            if (UP == 1) {
+                for (i64 t = 0; t < K * K; t++) to[t] = at(0, t / K, t % K);
+                continue;
+            }
+            float folded[16];
+            for (i64 t = 0; t < 16; t++) folded[t] = at(t / 8 * 2 + t % 4 / 2, t / 4 % 2, t % 2);
+            unfold(folded, to);
+        }
 }
 
-template <int K, int STRIDE>
+template <int K, int STRIDE, int UP = 1>
 void weight_gradient(const Geometry& g, const float* x, const float* dout, float* dweight, float* dbias) {
-    if (g.out > LANES) weight_gradient<WIDE, GROUP_WIDE, K, STRIDE>(g, x, dout, dweight, dbias);
-    else weight_gradient<1, GROUP, K, STRIDE>(g, x, dout, dweight, dbias);
+    if (g.out > LANES) weight_gradient<WIDE, GROUP_WIDE, K, STRIDE, UP>(g, x, dout, dweight, dbias);
+    else weight_gradient<1, GROUP, K, STRIDE, UP>(g, x, dout, dweight, dbias);
 }
 
 // ------------------------------------------------------------------------------------------------------- group norm
@@ -308,7 +355,8 @@ extern "C" {
 void ppsd3_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in, i64 height,
                   i64 width, i64 out, i64 kernel, i64 stride) {
     Geometry g{batch, in, height, width, out, kernel, stride};
-    const i64 rows = g.out_height(), columns = g.out_width(), image = height * width, pad = stride == 1 ? kernel / 2 : 0;
+    const i64 rows = g.out_height(), columns = g.out_width(), image = height * width;
+    const i64 pad = stride == 1 ? kernel / 2 : 0;
     const i64 pitch = stride == 1 ? columns + 2 * pad : columns + 1, per_row = stride * stride * in * pitch;
     const int threads = threads_for(g.work() / 16);
     const i64 chunk = rows_per_task(rows, batch, per_row, threads);
@@ -342,8 +390,8 @@ void ppsd3_conv2d(const float* x, const float* weight, const float* bias, float*
 }
 
 // Gradient of ppsd3_conv2d by x.
-void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height, i64 width,
-                                i64 out, i64 kernel, i64 stride) {
+void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height,
+                                i64 width, i64 out, i64 kernel, i64 stride) {
     Geometry g{batch, in, height, width, out, kernel, stride};
     i64 rows = g.out_height(), columns = g.out_width(), area = kernel * kernel;
     std::vector<Pass> passes(stride * stride);
@@ -371,7 +419,7 @@ void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx,
              });
 }
 
-// Gradients of ppsd3_conv2d by weight and (unless null) bias.
+// Gradients of ppsd3_conv2d by weight and bias.
 void ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, i64 batch, i64 in,
                                   i64 height, i64 width, i64 out, i64 kernel, i64 stride) {
     Geometry g{batch, in, height, width, out, kernel, stride};
@@ -380,9 +428,62 @@ void ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweigh
     else weight_gradient<3, 2>(g, x, dy, dweight, dbias);
 }
 
-// Group norm of x [B, C, N], then SiLU if asked for. mean, rstd [B, groups] are written.
-void ppsd3_group_norm(const float* x, const float* weight, const float* bias, float* y, float* mean, float* rstd,
-                      i64 batch, i64 channels, i64 positions, i64 groups, i64 silu, float epsilon) {
+// Convolution, 3x3 padded by 1, of x [B, in, H, W] upsampled to [B, in, 2H, 2W] by nearest neighbour.
+void ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in,
+                           i64 height, i64 width, i64 out) {
+    const Geometry g{batch, in, height, width, out, 4, 1};
+    const i64 pitch = width + 2;
+    const int threads = threads_for(g.work() / 16);
+    const i64 chunk = rows_per_task(height, batch, in * pitch, threads), plane = (chunk + 2) * pitch;
+    std::vector<float> folded = fold_all(weight, out * in);
+    std::vector<Pass> passes(4);
+    for (int p = 0; p < 4; p++) {
+        Pass& pass = passes[p];
+        pass.y = p / 2, pass.x = p % 2;
+        for (int t = 0; t < 4; t++)
+            pass.taps.add((pass.y + t / 2) * pitch + pass.x + t % 2, (pass.y * 2 + t / 2) * 4 + pass.x * 2 + t % 2);
+        pass.weight = pack_weights(folded.data(), out, in, 16, pass.taps, false);
+    }
+    convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, y, out, 2 * height, 2 * width,
+             [=](i64 n, i64 first, i64 count, float* buffer) {
+                 for (i64 i = 0; i < in; i++, buffer += plane)
+                     copy_window(x + (n * in + i) * height * width, height, width, first - 1, -1, 1, count + 2, pitch,
+                                 buffer);
+             });
+}
+
+// Gradient of ppsd3_upsample_conv2d by x.
+void ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height,
+                                         i64 width, i64 out) {
+    const Geometry g{batch, in, height, width, out, 4, 1};
+    const i64 pitch = width + 2;
+    const int threads = threads_for(g.work() / 16);
+    const i64 chunk = rows_per_task(height, batch, 4 * out * pitch, threads), part = (chunk + 2) * pitch;
+    std::vector<float> folded = fold_all(weight, out * in);
+    std::vector<Pass> passes(1);
+    const i64 row[4] = {2, 1, 1, 0};  // among dy's pixels of the tap's parity: the one after, the same, the one before
+    for (int t = 0; t < 16; t++)
+        passes[0].taps.add((t / 8 * 2 + t % 4 / 2) * part + row[t / 4] * pitch + row[t % 4], t);
+    passes[0].weight = pack_weights(folded.data(), in, out, 16, passes[0].taps, true);
+    convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, dx, in, height, width,
+             [=](i64 n, i64 first, i64 count, float* buffer) {
+                 for (i64 o = 0; o < out; o++)
+                     for (i64 p = 0; p < 4; p++, buffer += part)
+                         copy_window(dy + (n * out + o) * 4 * height * width, 2 * height, 2 * width,
+                                     2 * (first - 1) + p / 2, p % 2 - 2, 2, count + 2, pitch, buffer);
+             });
+}
+
+// Gradients of ppsd3_upsample_conv2d by weight and bias.
+void ppsd3_upsample_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, i64 batch,
+                                           i64 in, i64 height, i64 width, i64 out) {
+    weight_gradient<2, 1, 2>({batch, in, height, width, out, 4, 1}, x, dy, dweight, dbias);
+}
+
+// Group norm of x [B, C, N], then SiLU if asked for. saved [2, B, groups] receives mean and 1 / standard deviation.
+void ppsd3_group_norm(const float* x, const float* weight, const float* bias, float* y, float* saved, i64 batch,
+                      i64 channels, i64 positions, i64 groups, i64 silu, float epsilon) {
+    float *mean = saved, *rstd = saved + batch * groups;
     i64 size = channels / groups;
     share_tasks(batch * groups, threads_for(batch * channels * positions * 4), [&](i64 task) {
         float variance;
@@ -400,9 +501,10 @@ void ppsd3_group_norm(const float* x, const float* weight, const float* bias, fl
 }
 
 // Gradients of ppsd3_group_norm.
-void ppsd3_group_norm_backward(const float* x, const float* weight, const float* bias, const float* mean,
-                               const float* rstd, const float* dy, float* dx, float* dweight, float* dbias, i64 batch,
-                               i64 channels, i64 positions, i64 groups, i64 silu) {
+void ppsd3_group_norm_backward(const float* x, const float* weight, const float* bias, const float* saved,
+                               const float* dy, float* dx, float* dweight, float* dbias, i64 batch, i64 channels,
+                               i64 positions, i64 groups, i64 silu) {
+    const float *mean = saved, *rstd = saved + batch * groups;
     i64 size = channels / groups;
     std::vector<float> sums(2 * batch * channels);  // per image and channel: of dz * normal, of dz
     share_tasks(batch * groups, threads_for(batch * channels * positions * 8), [&](i64 task) {
@@ -443,29 +545,6 @@ void ppsd3_group_norm_backward(const float* x, const float* weight, const float*
             dbias[c] += sums[2 * (n * channels + c) + 1];
         }
     }
-}
-
-// Each pixel of x [planes, H, W] becomes a 2x2 block.
-void ppsd3_upsample_2x(const float* x, float* y, i64 planes, i64 height, i64 width) {
-    share_rows(planes * height, threads_for(planes * height * width * 4), [&](i64 first, i64 last, int) {
-        for (i64 r = first; r < last; r++) {
-            const float* from = x + r * width;
-            float* to = y + r * 4 * width;
-            for (i64 c = 0; c < width; c++) to[2 * c] = to[2 * c + 1] = from[c];
-            std::memcpy(to + 2 * width, to, 2 * width * sizeof(float));
-        }
-    });
-}
-
-// Gradient of ppsd3_upsample_2x: sums of 2x2 blocks.
-void ppsd3_upsample_2x_backward(const float* dy, float* dx, i64 planes, i64 height, i64 width) {
-    share_rows(planes * height, threads_for(planes * height * width * 4), [&](i64 first, i64 last, int) {
-        for (i64 r = first; r < last; r++) {
-            const float *upper = dy + r * 4 * width, *lower = upper + 2 * width;
-            float* to = dx + r * width;
-            for (i64 c = 0; c < width; c++) to[c] = upper[2 * c] + upper[2 * c + 1] + (lower[2 * c] + lower[2 * c + 1]);
-        }
-    });
 }
 
 }  // extern "C"

@@ -13,10 +13,11 @@ SIGNATURES = {  # p pointer, n size, f float
     "conv2d": "ppppnnnnnnn",
     "conv2d_backward_data": "pppnnnnnnn",
     "conv2d_backward_weight": "ppppnnnnnnn",
-    "group_norm": "ppppppnnnnnf",
-    "group_norm_backward": "pppppppppnnnnn",
-    "upsample_2x": "ppnnn",
-    "upsample_2x_backward": "ppnnn",
+    "upsample_conv2d": "ppppnnnnn",
+    "upsample_conv2d_backward_data": "pppnnnnn",
+    "upsample_conv2d_backward_weight": "ppppnnnnn",
+    "group_norm": "pppppnnnnnf",
+    "group_norm_backward": "ppppppppnnnnn",
 }
 
 _SAME, _NONE, _RIGHT_BOTTOM = (1, 1, 1, 1), (0, 0, 0, 0), (0, 1, 0, 1)
@@ -32,46 +33,67 @@ def supports_conv2d(x, weight, stride, padding):
 
 def conv2d(x, weight, bias, stride):
     """Convolution of a geometry that :func:`supports_conv2d` accepts; ``bias`` may be None."""
-    if _tracked(x, weight, bias):
-        return _Conv2D.apply(x, weight, bias, stride)
-    return _conv2d(_dense(x), _dense(weight), None if bias is None else _dense(bias), stride)
+    return _Plain(x, weight, stride)(x, weight, bias)
 
 
-def _geometry(x_shape, weight, stride):
-    batch, channels, height, width = x_shape
-    return batch, channels, height, width, weight.shape[0], weight.shape[2], stride
+def upsample_conv2d(x, weight, bias):
+    """3x3 convolution, padded by 1, of ``x`` upsampled by 2 by nearest neighbour, without upsampling it."""
+    return _Upsampled(x, weight)(x, weight, bias)
 
 
-def _conv2d(x, weight, bias, stride):
-    batch, _, height, width = x.shape
-    y = paddle.empty([batch, weight.shape[0], height // stride, width // stride], dtype="float32")
-    lib().ppsd3_conv2d(*map(_pointer, (x, weight, bias, y)), *_geometry(x.shape, weight, stride))
-    return y
+class _Plain:
+    """A convolution: the kernels' names, the sizes they take, the shape of the result."""
+
+    name = "ppsd3_conv2d"
+
+    def __init__(self, x, weight, stride):
+        batch, channels, height, width = x.shape
+        out, _, kernel, _ = weight.shape
+        self.sizes = batch, channels, height, width, out, kernel, stride
+        self.output_shape = [batch, out, height // stride, width // stride]
+
+    def __call__(self, x, weight, bias):
+        if _tracked(x, weight, bias):
+            return _Convolution.apply(self, x, weight, bias)
+        return self.run("", *(None if t is None else _dense(t) for t in (x, weight, bias)), self.output())
+
+    def output(self):
+        return paddle.empty(self.output_shape, dtype="float32")
+
+    def run(self, suffix, *tensors):
+        """Calls a kernel on ``tensors``; returns the last one."""
+        getattr(lib(), self.name + suffix)(*map(_pointer, tensors), *self.sizes)
+        return tensors[-1]
 
 
-class _Conv2D(PyLayer):
+class _Upsampled(_Plain):
+    name = "ppsd3_upsample_conv2d"
+
+    def __init__(self, x, weight):
+        batch, channels, height, width = x.shape
+        out = weight.shape[0]
+        self.sizes = batch, channels, height, width, out
+        self.output_shape = [batch, out, 2 * height, 2 * width]
+
+
+class _Convolution(PyLayer):
     @staticmethod
-    def forward(ctx, x, weight, bias, stride):
-        ctx.wanted = [t is not None and not t.stop_gradient for t in (x, weight, bias)]
-        x, weight, bias = _dense(x), _dense(weight), None if bias is None else _dense(bias)
+    def forward(ctx, kernels, x, weight, bias):
+        ctx.kernels, ctx.wanted = kernels, [not t.stop_gradient for t in (x, weight, bias) if t is not None]
+        x, weight, bias = (None if t is None else _dense(t) for t in (x, weight, bias))
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.inputs = stride, 2 if bias is None else 3
-        return _conv2d(x, weight, bias, stride)
+        return kernels.run("", x, weight, bias, kernels.output())
 
     @staticmethod
     def backward(ctx, dy):
         x, weight = ctx.saved_tensor()
-        wants_x, wants_weight, wants_bias = ctx.wanted
-        geometry = _geometry(x.shape, weight, ctx.stride)
         dy, dx, dweight, dbias = _dense(dy), None, None, None
-        if wants_x:
-            dx = paddle.empty_like(x)
-            lib().ppsd3_conv2d_backward_data(*map(_pointer, (dy, weight, dx)), *geometry)
-        if wants_weight or wants_bias:
+        if ctx.wanted[0]:
+            dx = ctx.kernels.run("_backward_data", dy, weight, paddle.empty_like(x))
+        if any(ctx.wanted[1:]):
             dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
-            lib().ppsd3_conv2d_backward_weight(*map(_pointer, (x, dy, dweight, dbias)), *geometry)
-        gradients = dx, dweight if wants_weight else None, dbias if wants_bias else None
-        return gradients[: ctx.inputs]
+            ctx.kernels.run("_backward_weight", x, dy, dweight, dbias)
+        return tuple(g if wanted else None for g, wanted in zip((dx, dweight, dbias), ctx.wanted))
 
 
 def group_norm(x, weight, bias, groups, epsilon, silu):
@@ -83,9 +105,9 @@ def group_norm(x, weight, bias, groups, epsilon, silu):
 
 def _group_norm(x, weight, bias, groups, epsilon, silu):
     y = paddle.empty_like(x)
-    mean, rstd = (paddle.empty([x.shape[0], groups], dtype="float32") for _ in range(2))
-    lib().ppsd3_group_norm(*map(_pointer, (x, weight, bias, y, mean, rstd)), *_planes(x), groups, silu, epsilon)
-    return y, mean, rstd
+    moments = paddle.empty([2, x.shape[0], groups], dtype="float32")  # mean and 1 / standard deviation
+    lib().ppsd3_group_norm(*map(_pointer, (x, weight, bias, y, moments)), *_planes(x), groups, silu, epsilon)
+    return y, moments
 
 
 def _planes(x):
@@ -98,39 +120,14 @@ class _GroupNorm(PyLayer):
     def forward(ctx, x, weight, bias, groups, epsilon, silu):
         ctx.wanted, ctx.groups, ctx.silu = [not t.stop_gradient for t in (x, weight, bias)], groups, silu
         x, weight, bias = _dense(x), _dense(weight), _dense(bias)
-        y, mean, rstd = _group_norm(x, weight, bias, groups, epsilon, silu)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        y, moments = _group_norm(x, weight, bias, groups, epsilon, silu)
+        ctx.save_for_backward(x, weight, bias, moments)
         return y
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, bias, mean, rstd = ctx.saved_tensor()
+        x, weight, bias, moments = ctx.saved_tensor()
         gradients = [paddle.empty_like(t) for t in (x, weight, bias)]
-        pointers = map(_pointer, (x, weight, bias, mean, rstd, _dense(dy), *gradients))
+        pointers = map(_pointer, (x, weight, bias, moments, _dense(dy), *gradients))
         lib().ppsd3_group_norm_backward(*pointers, *_planes(x), ctx.groups, ctx.silu)
         return tuple(g if wanted else None for g, wanted in zip(gradients, ctx.wanted))
-
-
-def upsample_nearest_2x(x):
-    """Each pixel becomes a 2x2 block: [B, C, H, W] -> [B, C, 2H, 2W]."""
-    return _Upsample.apply(x) if _tracked(x) else _upsample(_dense(x))
-
-
-def _upsample(x):
-    batch, channels, height, width = x.shape
-    y = paddle.empty([batch, channels, 2 * height, 2 * width], dtype="float32")
-    lib().ppsd3_upsample_2x(x.data_ptr(), y.data_ptr(), batch * channels, height, width)
-    return y
-
-
-class _Upsample(PyLayer):
-    @staticmethod
-    def forward(ctx, x):
-        return _upsample(_dense(x))
-
-    @staticmethod
-    def backward(ctx, dy):
-        batch, channels, height, width = dy.shape
-        dy, dx = _dense(dy), paddle.empty([batch, channels, height // 2, width // 2], dtype="float32")
-        lib().ppsd3_upsample_2x_backward(dy.data_ptr(), dx.data_ptr(), batch * channels, height // 2, width // 2)
-        return dx
