@@ -16,7 +16,7 @@ from ..utils.errors import InputError
 
 
 def sincos_2d(embed_dim, height, width, base_size):
-    """Fixed 2-D sine-cosine positions, computed in float64.
+    """Fixed 2-D sine-cosine positions, computed in float64 along each axis.
 
     Args:
         embed_dim (int): width D; a multiple of 4.
@@ -26,16 +26,17 @@ def sincos_2d(embed_dim, height, width, base_size):
     Returns:
         numpy.ndarray [height * width, D], float32: the first half encodes the column, the second half the row.
     """
-    columns, rows = np.meshgrid(
-        np.arange(width, dtype=np.float32) / (width / base_size), np.arange(height, dtype=np.float32) / (height / base_size)
-    )
-    halves = (_sincos_1d(embed_dim // 2, columns), _sincos_1d(embed_dim // 2, rows))
-    return np.concatenate(halves, axis=1).astype(np.float32)
+    grid = np.empty((height, width, embed_dim), np.float32)
+    grid[..., : embed_dim // 2] = _sincos_1d(embed_dim // 2, width, base_size)
+    grid[..., embed_dim // 2 :] = _sincos_1d(embed_dim // 2, height, base_size)[:, None]
+    return grid.reshape([-1, embed_dim])
 
 
-def _sincos_1d(embed_dim, positions):
+def _sincos_1d(embed_dim, size, base_size):
+    """``size`` positions, [size, embed_dim] float64."""
+    positions = np.arange(size, dtype=np.float32) / (size / base_size)
     frequencies = 1.0 / 10000 ** (np.arange(embed_dim // 2, dtype=np.float64) / (embed_dim / 2.0))
-    angles = np.outer(positions.reshape(-1), frequencies)
+    angles = np.outer(positions, frequencies)
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 

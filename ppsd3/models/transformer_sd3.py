@@ -14,7 +14,7 @@ from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops import Linear
 from ..outputs import BaseOutput
-from ..utils.errors import InputError
+from ..utils.errors import ConfigError, InputError
 from .attention import JointTransformerBlock, set_chunk_feed_forward
 from .attention_processor import Attention, check_attention_kwargs
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
@@ -46,7 +46,7 @@ class SD3Transformer2DModel(ModelMixin):
         qk_norm (str, optional): ``"rms_norm"`` in SD3.5.
 
     Raises:
-        ConfigError: ``qk_norm`` is unknown.
+        ConfigError: ``qk_norm`` is unknown, or the text is not projected to the model's width.
     """
 
     @register_to_config
@@ -69,6 +69,11 @@ class SD3Transformer2DModel(ModelMixin):
         super().__init__()
         self.out_channels = in_channels if out_channels is None else out_channels
         self.inner_dim = num_attention_heads * attention_head_dim
+        if caption_projection_dim != self.inner_dim:
+            raise ConfigError(
+                f"caption_projection_dim is {caption_projection_dim}, but text and image tokens meet at the model's width "
+                f"of {self.inner_dim} (num_attention_heads * attention_head_dim). Make them equal."
+            )
         self.pos_embed = PatchEmbed(
             height=sample_size,
             width=sample_size,
