@@ -19,7 +19,7 @@ from helpers import golden, reference, tiny  # noqa: E402
 def transformer():
     for name, (changes, grid, call) in golden.TRANSFORMER.items():
         config = {**tiny.TRANSFORMER, **changes}
-        model = reference.fill(diffusers.SD3Transformer2DModel(**config), tiny.GAINS["transformer"])
+        model = reference.fill(diffusers.SD3Transformer2DModel(**config))
         inputs = {key: torch.from_numpy(array) for key, array in golden.transformer_inputs(config, grid).items()}
         yield name, model(**inputs, **call).sample
 
