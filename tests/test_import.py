@@ -1,0 +1,79 @@
+"""``import ppsd3`` costs next to nothing beyond ``import paddle``."""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+import ppsd3
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+IMPORT = """
+import json, sys, time
+import paddle
+before, start = set(sys.modules), time.process_time()
+import ppsd3
+seconds = time.process_time() - start
+cheap = sorted(set(sys.modules) - before)
+from ppsd3 import *
+print(json.dumps({"seconds": seconds, "cheap": cheap, "all": sorted(set(sys.modules) - before)}))
+"""
+HEAVY = {
+    "diffusers", "huggingface_hub", "matplotlib", "paddlenlp", "pandas", "safetensors", "scipy", "sentencepiece",
+    "tokenizers", "torch", "transformers",
+}  # fmt: skip
+
+
+def run(code):
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def imports():
+    return [run(IMPORT) for _ in range(3)]
+
+
+def test_takes_less_than_a_second(imports):
+    """Of processor time, which another program on the machine does not lengthen."""
+    assert statistics.median(found["seconds"] for found in imports) < 1.0
+
+
+def test_loads_hardly_anything(imports):
+    ours = {name for name in imports[0]["cheap"] if name.partition(".")[0] == "ppsd3"}
+    assert all(name == "ppsd3" or name.startswith("ppsd3.utils") for name in ours), ours
+    assert not {name.partition(".")[0] for name in imports[0]["cheap"]} & (HEAVY | {"PIL"})
+
+
+def test_public_names_load_nothing_heavy(imports):
+    assert not {name.partition(".")[0] for name in imports[0]["all"]} & HEAVY
+
+
+def test_every_public_name_is_there():
+    assert set(ppsd3.__all__) <= set(dir(ppsd3))
+    for name in ppsd3.__all__:
+        assert getattr(ppsd3, name) is not None
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(AttributeError, match="'StableDiffusion4Pipeline'.*StableDiffusion3Pipeline"):
+        ppsd3.StableDiffusion4Pipeline
+
+
+def test_paddle_is_not_patched():
+    """Nothing of Paddle's is another object after the import than before."""
+    code = """
+import json, types
+import paddle
+places = [paddle, paddle.Tensor, paddle.nn, paddle.nn.Layer, paddle.nn.functional, paddle.nn.initializer, paddle.optimizer]
+snapshot = lambda: [{name: id(value) for name, value in vars(place).items()} for place in places]
+before = snapshot()
+from ppsd3 import *
+print(json.dumps([sorted(n for n in b if n in a and a[n] != b[n]) for b, a in zip(before, snapshot())]))
+"""
+    assert run(code) == [[]] * 7
