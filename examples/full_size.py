@@ -39,7 +39,7 @@ MEMORY_BAR, STEP_BAR = 1.15, 1e-4
 
 
 def make(directory):
-    """Writes the checkpoint with diffusers: torch's own random weights, fp16, in shards."""
+    """Writes the checkpoint with diffusers: random weights, fp16, in shards; and the inputs of the step."""
     import diffusers
     import torch
 
@@ -47,6 +47,10 @@ def make(directory):
     torch.set_default_dtype(torch.float16)  # so that no fp32 model is made on the way
     model = diffusers.SD3Transformer2DModel(**CONFIG)
     model.pos_embed.half()  # its table is made in fp32
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:  # torch's own are so small that the blocks hardly change what passes through them
+                weight.normal_(0, weight[0].numel() ** -0.5)
     model.save_pretrained(directory, max_shard_size="1GB")
     rng = np.random.default_rng(0)
     shapes = {
