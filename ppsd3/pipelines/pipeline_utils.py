@@ -20,6 +20,7 @@ from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write
 from ..utils.hub import resolve_checkpoint
+from ..utils.weight_names import choose_variants
 
 INDEX_NAME = "model_index.json"
 
@@ -89,7 +90,8 @@ class DiffusionPipeline:
             pretrained_model_name_or_path (str): a directory, the bundled ``"shapes"``, or a hub id ``"owner/name"``.
             paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
                 ``"default"`` for the rest. None: ``paddle.get_default_dtype()``.
-            variant (str or None): e.g. ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``.
+            variant (str or None): e.g. ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``. A component without
+                that variant is loaded from its plain weights, if another component has it.
             cache_dir, local_files_only, revision, token: for a hub id, as in ``huggingface_hub``.
             **components: used in place of the saved ones, e.g. ``text_encoder_3=None`` to do without T5 (which is
                 then neither downloaded nor read) or ``vae=my_vae``.
@@ -114,13 +116,14 @@ class DiffusionPipeline:
         pipeline_class = cls._resolve_class(index, directory)
         pipeline_class._refuse_unknown(components)
         classes = pipeline_class._saved_classes(index, directory, given=components)
-        for name, class_ in classes.items():
-            if issubclass(class_, nn.Layer):  # headers only: a missing or damaged file shows before anything is loaded
-                Checkpoint.open(os.path.join(directory, name), class_.weights_name, variant)
+        networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
+        variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
+        for name in networks:  # headers only: a missing or damaged file shows before anything is loaded
+            Checkpoint.open(os.path.join(directory, name), classes[name].weights_name, variants[name])
         loaded = {}
         for name in sorted(classes, key=lambda name: not name.startswith(_LIGHT_PREFIXES)):
             dtype = paddle_dtype.get(name, paddle_dtype.get("default")) if isinstance(paddle_dtype, dict) else paddle_dtype
-            loaded[name] = _load_component(classes[name], directory, name, paddle_dtype=dtype, variant=variant)
+            loaded[name] = _load_component(classes[name], directory, name, dtype, variants.get(name))
         absent = {name: None for name in pipeline_class._component_signature()}
         return pipeline_class(**{**absent, **loaded, **components})
 

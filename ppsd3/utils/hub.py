@@ -12,7 +12,7 @@ import re
 
 from .errors import CheckpointNotFoundError
 from .logging import get_logger
-from .weight_names import PICKLE_SUFFIXES, STEMS, available_variants, describe_variants, parse_weight_name
+from .weight_names import PICKLE_SUFFIXES, STEMS, available_variants, choose_variants, describe_variants, parse_weight_name
 
 logger = get_logger(__name__)
 
@@ -82,9 +82,10 @@ def select_files(files, components, variant):
         CheckpointNotFoundError: a component has weights, but not of this variant, or as a pickle only.
     """
     chosen = []
-    for component in components:
-        prefix = f"{component}/" if component else ""
-        names = [f[len(prefix) :] for f in files if f.startswith(prefix) and "/" not in f[len(prefix) :]]
+    names_of = {component: _names_in(files, component) for component in components}
+    variants = choose_variants(names_of, variant)
+    for component, names in names_of.items():
+        prefix, variant = f"{component}/" if component else "", variants[component]
         weights = {name: parse_weight_name(name) for name in names if parse_weight_name(name)}
         stems = [stem for stem in STEMS if any(w.stem == stem and w.variant == variant for w in weights.values())]
         if weights and not stems:
@@ -102,6 +103,12 @@ def select_files(files, components, variant):
         small = [name for name in names if name not in weights and name.endswith(_SMALL_SUFFIXES)]
         chosen += [prefix + name for name in sorted(small) + sorted(wanted)]
     return chosen
+
+
+def _names_in(files, folder):
+    """Names of the files directly in ``folder``, ``""`` for the root."""
+    prefix = f"{folder}/" if folder else ""
+    return [f[len(prefix) :] for f in files if f.startswith(prefix) and "/" not in f[len(prefix) :]]
 
 
 def _holds_checkpoint(directory):

@@ -58,6 +58,24 @@ def available_variants(names, stem=None):
     return sorted({weight.variant for weight in parsed}, key=lambda variant: variant or "")
 
 
+def choose_variants(files, variant):
+    """The variant to load of each component of a pipeline: the one asked for where there is one, else the plain weights.
+
+    Published pipelines have copies in half precision of some components alone (SD3-medium: the text encoders). If no
+    component has the variant, each keeps it, and whoever opens the weights says what there is.
+
+    Args:
+        files (dict of str to list of str): component -> names of its files.
+        variant (str or None): as asked for.
+    """
+    found = {component: available_variants(names) for component, names in files.items()}
+    known = any(variant in variants for variants in found.values())
+    return {
+        component: None if known and variant not in variants and None in variants else variant
+        for component, variants in found.items()
+    }
+
+
 def describe_variants(variants):
     """``"variant=None, variant='fp16'"`` for an error message."""
     return ", ".join(f"variant={variant!r}" for variant in variants)

@@ -117,6 +117,20 @@ def test_variant(tiny_checkpoint, tmp_path):
     assert np.array_equal(*weights)
 
 
+def test_variant_of_some_components(tiny_checkpoint, tmp_path):
+    """As published: half precision of the text encoders alone; the others come from their plain weights."""
+    pipe = ppsd3.DiffusionPipeline.from_pretrained(tiny_checkpoint)
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / "text_encoder" / "model.safetensors").unlink()
+    pipe.text_encoder.save_pretrained(tmp_path / "text_encoder", variant="fp16")
+    loaded = ppsd3.DiffusionPipeline.from_pretrained(tmp_path, variant="fp16")
+    for name in ("text_encoder", "transformer"):
+        before, after = (getattr(p, name).state_dict() for p in (pipe, loaded))
+        assert all(np.array_equal(before[key].numpy(), after[key].numpy()) for key in before)
+    with pytest.raises(CheckpointNotFoundError, match="bf16"):
+        ppsd3.DiffusionPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
 # -------------------------------------------------------------------------------------------------- damaged checkpoints
 
 

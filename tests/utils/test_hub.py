@@ -100,6 +100,10 @@ class TestSelect:
         with pytest.raises(CheckpointNotFoundError, match="text_encoder .*bf16.*variant=None, variant='fp16'"):
             select_files(SD3, self.components, "bf16")
 
+    def test_plain_weights_where_a_component_lacks_the_variant(self):
+        files = ["vae/model.safetensors", "text_encoder/model.fp16.safetensors", "text_encoder/model.safetensors"]
+        assert select_files(files, ["vae", "text_encoder"], "fp16") == files[:2]
+
     def test_pickle_only(self):
         with pytest.raises(CheckpointNotFoundError, match="vae.*pickle.*x.bin"):
             select_files(["vae/config.json", "vae/x.bin"], ["vae"], None)
