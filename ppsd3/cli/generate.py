@@ -17,7 +17,7 @@ CALL_OPTIONS = {
     "--negative-prompt-2": ("negative_prompt_2", str, "another negative prompt for CLIP-G"),
     "--negative-prompt-3": ("negative_prompt_3", str, "another negative prompt for T5"),
     "--steps": ("num_inference_steps", int, "denoising steps"),
-    "--guidance-scale": ("guidance_scale", float, "how closely to follow the prompt; 1 is no guidance, and twice as fast"),
+    "--guidance-scale": ("guidance_scale", float, "how closely to follow the prompt; 1 is no guidance, twice as fast"),
     "--height": ("height", int, "pixels; the model's own size if left out"),
     "--width": ("width", int, "pixels; the model's own size if left out"),
     "--num-images": ("num_images_per_prompt", int, "how many pictures"),
@@ -36,12 +36,15 @@ def add_arguments(parser):
         "--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)"
     )
     parser.add_argument("--variant", help="which weight files, e.g. fp16")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
     parser.add_argument(
-        "--seed", type=int, help="the same seed gives the same picture, here and in diffusers; picture i of several has "
-        "seed + i (default: a random one)"
+        "--seed",
+        type=int,
+        help="the same seed gives the same picture, here and in diffusers; picture i of several has seed + i "
+        "(default: a random one)",
     )
     parser.add_argument("--output", metavar="FILE", help="a .png file or a directory (default: named after the prompt)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no file names")
@@ -49,9 +52,10 @@ def add_arguments(parser):
     for option, (name, kind, text) in CALL_OPTIONS.items():
         default = defaults[name]
         shown = "" if default is None else f" (default: {default})"
-        several = {"nargs": "+"} if name == "skip_guidance_layers" else {}
-        metavar = option.split("-")[-1].upper()
-        parser.add_argument(option, dest=name, type=kind, default=default, metavar=metavar, help=text + shown, **several)
+        settings = {"dest": name, "type": kind, "default": default, "help": text + shown}
+        if name == "skip_guidance_layers":
+            settings["nargs"] = "+"
+        parser.add_argument(option, metavar=option.split("-")[-1].upper(), **settings)
 
 
 def _call_defaults():
@@ -128,4 +132,6 @@ def settings_of(arguments, call, seed, image):
         "without_t5": arguments.without_t5 or None,
         "ppsd3_version": __version__,
     }
+    if not arguments.skip_guidance_layers:  # then its weight and its steps say nothing
+        settings = {name: value for name, value in settings.items() if not name.startswith("skip_layer_guidance")}
     return {name: value for name, value in settings.items() if value is not None}

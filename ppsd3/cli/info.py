@@ -88,7 +88,8 @@ def _memory_table(components):
     for dtype, width in BYTES_PER_VALUE.items():
         for label, values in (("", everything), (" without T5", everything - t5)):
             need = values * width
-            yield f"{dtype + label:19} {_size(need):>10} " + " ".join(f"{_verdict(need, dtype, *p):>22}" for p in places)
+            verdicts = " ".join(f"{_verdict(need, dtype, *place):>22}" for place in places)
+            yield f"{dtype + label:19} {_size(need):>10} {verdicts}"
 
 
 def _verdict(need, dtype, place, free):

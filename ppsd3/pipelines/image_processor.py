@@ -95,7 +95,7 @@ class VaeImageProcessor(ConfigMixin):
         kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
         if len(kinds) != 1 or not all(isinstance(item, tuple(kinds)) for item in images):
             found = sorted({type(item).__name__ for item in images})
-            raise InputError(f"`image` holds {found}; pass PIL pictures, numpy arrays or paddle tensors, all of one kind.")
+            raise InputError(f"`image` holds {found}; pass PIL pictures, arrays or paddle tensors, all of one kind.")
         if isinstance(images[0], Image.Image):
             images = [np.asarray(picture, "float32") / 255.0 for picture in self._prepare_pil(images, height, width)]
             images = [array if array.ndim == 3 else array[..., None] for array in images]

@@ -120,9 +120,10 @@ class DiffusionPipeline:
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
         for name in networks:  # headers only: a missing or damaged file shows before anything is loaded
             Checkpoint.open(os.path.join(directory, name), classes[name].weights_name, variants[name])
+        dtypes = paddle_dtype if isinstance(paddle_dtype, dict) else {"default": paddle_dtype}
         loaded = {}
         for name in sorted(classes, key=lambda name: not name.startswith(_LIGHT_PREFIXES)):
-            dtype = paddle_dtype.get(name, paddle_dtype.get("default")) if isinstance(paddle_dtype, dict) else paddle_dtype
+            dtype = dtypes.get(name, dtypes.get("default"))
             loaded[name] = _load_component(classes[name], directory, name, dtype, variants.get(name))
         absent = {name: None for name in pipeline_class._component_signature()}
         return pipeline_class(**{**absent, **loaded, **components})

@@ -93,7 +93,7 @@ def write_checkpoint(directory, seed=0, scheduler=None, **transformer):
 
 def load(directory, **components):
     """``directory`` as a diffusers pipeline in fp32 that shows no progress bar."""
-    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(directory, **components)
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(directory, dtype=torch.float32, **components)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

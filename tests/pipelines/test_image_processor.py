@@ -94,7 +94,9 @@ def test_refuses_output():
 
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [(16, 16), (24, 40), (64, 8)])
-@pytest.mark.parametrize("options", [{}, {"resample": "bicubic"}, {"do_normalize": False, "do_binarize": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"resample": "bicubic"}, {"do_normalize": False, "do_binarize": True}], ids=str
+)
 def test_as_diffusers(size, options):
     image_processor = pytest.importorskip("diffusers.image_processor")
     for image in (picture(37, 29), np.asarray(picture(37, 29), "float32") / 255):

@@ -206,7 +206,8 @@ def test_other_output_types(checkpoints, output_type):
 
 @pytest.mark.skipif(not os.path.isdir(BUNDLED["shapes"]), reason="the bundled model is not there")
 @pytest.mark.parametrize(
-    "name", ["defaults", "no guidance", "negative prompt", "batch", "without T5", "wide", "skip-layer guidance", "28 steps"]
+    "name",
+    ["defaults", "no guidance", "negative prompt", "batch", "without T5", "wide", "skip-layer guidance", "28 steps"],
 )
 def test_same_picture_shapes(name):
     settings = SETTINGS[name]

@@ -57,8 +57,8 @@ class ClassifierFreeGuidance:
         rows = condition.embeds.shape[0]
         if rows != self.copies * batch:
             raise InputError(
-                f"A callback left a condition of {rows} rows for guidance {self.scale} over {batch} pictures, which needs "
-                f"{self.copies * batch}: [negative, positive]. Keep both halves, or set the scale to 1."
+                f"A callback left a condition of {rows} rows for guidance {self.scale} over {batch} pictures, which "
+                f"needs {self.copies * batch}: [negative, positive]. Keep both halves, or set the scale to 1."
             )
         return condition
 

@@ -115,7 +115,9 @@ def _check_embeds(sign, embeds, pooled):
         return
     if embeds is None or pooled is None:
         given, missing = ("prompt_embeds", "pooled_prompt_embeds")[:: 1 if pooled is None else -1]
-        raise InputError(f"`{sign}{given}` comes without `{sign}{missing}`. Pass both, as `encode_prompt` returns them.")
+        raise InputError(
+            f"`{sign}{given}` comes without `{sign}{missing}`. Pass both, as `encode_prompt` returns them."
+        )
     if len(embeds.shape) != 3 or len(pooled.shape) != 2 or embeds.shape[0] != pooled.shape[0] or embeds.shape[0] < 1:
         raise InputError(
             f"`{sign}prompt_embeds` has the shape {list(embeds.shape)} and `{sign}pooled_prompt_embeds` "
@@ -162,7 +164,7 @@ def check_skip_layers(layers, num_layers, guided):
         )
     if not guided:
         raise InputError(
-            "`skip_guidance_layers` only acts together with guidance. Set guidance_scale above 1, or leave the layers out."
+            "`skip_guidance_layers` only acts together with guidance. Set guidance_scale above 1, or leave them out."
         )
 
 

@@ -21,7 +21,7 @@ def prepare_latents(shape, dtype, generator=None, latents=None):
     shape = [int(n) for n in shape]
     if latents is not None:
         if not isinstance(latents, paddle.Tensor):
-            raise InputError(f"`latents` is a {type(latents).__name__}; pass a paddle.Tensor, e.g. paddle.to_tensor(it).")
+            raise InputError(f"`latents` is a {type(latents).__name__}; pass a paddle.Tensor (paddle.to_tensor).")
         if list(latents.shape) != shape:
             raise InputError(
                 f"`latents` has the shape {list(latents.shape)}, but this call draws {shape} (pictures, channels, "

@@ -192,8 +192,8 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
 
         # 3. Prompts -> condition.
         guidance = self._guidance()
-        positive, negative = encode_conditions(
-            self._text_encoders(), texts, self.do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
+        positive, negative = self._encode(
+            texts, self.do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
         )
 
         # 4. Noise -> latents of the picture.
@@ -262,8 +262,8 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
         inputs.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
         inputs.check_device(device, self.device)
         inputs.check_lora_scale(lora_scale)
-        positive, negative = encode_conditions(
-            self._text_encoders(), texts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
+        positive, negative = self._encode(
+            texts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
         )
         negative = negative or TextCondition(None, None)
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
@@ -284,6 +284,11 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
 
     def _largest_size(self):
         return self.transformer.config.pos_embed_max_size * self.patch_size * self.vae_scale_factor
+
+    def _encode(self, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip):
+        return encode_conditions(
+            self._text_encoders(), texts, guided, num_images_per_prompt, max_sequence_length, clip_skip
+        )
 
     def _text_encoders(self):
         """The towers, with the widths and the dtype of what the transformer reads."""
