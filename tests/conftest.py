@@ -1,7 +1,16 @@
 """Fixtures that several directories of tests share."""
 
+import numpy as np
+import paddle
 import pytest
 from helpers import tiny
+
+
+@pytest.fixture(autouse=True)
+def fixed_randomness():
+    """A test sees the same random numbers each time, alone and in any order."""
+    paddle.seed(0)
+    np.random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -154,7 +154,7 @@ def run_transformer(output, steps=None):
         dropout=TextDropout(encoder=0.15, caption=0.1),
     )
     trainer = Trainer(
-        task, os.path.join(output, "transformer"), max_steps=15000, learning_rate=1e-3, warmup_steps=300, ema_decay=0.9995
+        task, os.path.join(output, "transformer"), max_steps=8200, learning_rate=1e-3, warmup_steps=300, ema_decay=0.9995
     )
     trainer.run(steps)
     with trainer.ema.applied():

@@ -81,7 +81,7 @@ def test_other_dtypes_go_to_paddle():
 
 
 def test_conv2d_layer_is_initialised_as_torch_does():
-    layer = Conv2D(8, 16, 3, padding=1)
+    layer = Conv2D(8, 64, 3, padding=1)
     bound = (8 * 9) ** -0.5
     for values in (layer.weight.numpy(), layer.bias.numpy()):
         assert 0.8 * bound < np.abs(values).max() <= bound
