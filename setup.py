@@ -26,7 +26,14 @@ setup(
     packages=find_packages(include=["ppsd3", "ppsd3.*"]),
     # The bundled model `shapes`, and the sources of the kernels, which are compiled where they are used.
     package_data={
-        "ppsd3": ["shapes/checkpoint/*", "shapes/checkpoint/*/*", "ops/native/*.cpp", "ops/native/*.h", "**/*.json", "**/*.html"]
+        "ppsd3": [
+            "shapes/checkpoint/*",
+            "shapes/checkpoint/*/*",
+            "ops/native/*.cpp",
+            "ops/native/*.h",
+            "**/*.json",
+            "**/*.html",
+        ]
     },
     python_requires=">=3.9,<3.13",
     install_requires=requirements("requirements.txt"),

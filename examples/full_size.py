@@ -101,9 +101,7 @@ def theirs(directory):
 
     model = diffusers.SD3Transformer2DModel.from_pretrained(directory, torch_dtype=torch.float32).eval()
     with torch.no_grad():
-        return step(
-            directory, "theirs", model, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), torch.from_numpy
-        )
+        return step(directory, "theirs", model, diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), torch.from_numpy)
 
 
 def step(directory, name, model, scheduler, tensor):
@@ -182,7 +180,9 @@ def missed(figures):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", help="where a directory for the 4.2 GB checkpoint is made, and deleted afterwards")
+    parser.add_argument(
+        "--directory", help="where a directory for the 4.2 GB checkpoint is made, and deleted afterwards"
+    )
     directory = tempfile.mkdtemp(prefix="full-size-", dir=parser.parse_args().directory)
     try:
         failures = missed(measure(directory))

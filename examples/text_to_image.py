@@ -1,6 +1,6 @@
 """A prompt becomes a picture, with the bundled model or any Stable Diffusion 3 / 3.5 checkpoint in diffusers format.
 
-    python examples/text_to_image.py
+python examples/text_to_image.py
 """
 
 import ppsd3

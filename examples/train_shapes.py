@@ -4,7 +4,7 @@
     python examples/train_shapes.py --output runs/shapes --stage transformer
 
 Every stage writes its state to OUTPUT/<stage>/state.npz every few minutes and its curve to log.jsonl. The packed
-model is a diffusers-format directory, OUTPUT/checkpoint.
+model, in half precision and in diffusers format, is OUTPUT/shapes; the package ships it as ppsd3/shapes/checkpoint.
 """
 
 import argparse

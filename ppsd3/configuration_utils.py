@@ -134,7 +134,7 @@ def read_json(path, purpose):
     """
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(
-            f"{path} does not exist; it should hold {purpose}. Check the path, or pass `subfolder=` if the file is deeper."
+            f"{path} does not exist; it should hold {purpose}. Check the path, or pass `subfolder=` if it is deeper."
         )
     try:
         with open(path, encoding="utf-8") as file:

@@ -70,7 +70,8 @@ def test_paddle_is_not_patched():
     code = """
 import json, types
 import paddle
-places = [paddle, paddle.Tensor, paddle.nn, paddle.nn.Layer, paddle.nn.functional, paddle.nn.initializer, paddle.optimizer]
+nn = paddle.nn
+places = [paddle, paddle.Tensor, nn, nn.Layer, nn.functional, nn.initializer, paddle.optimizer]
 snapshot = lambda: [{name: id(value) for name, value in vars(place).items()} for place in places]
 before = snapshot()
 from ppsd3 import *

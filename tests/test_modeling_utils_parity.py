@@ -1,7 +1,6 @@
 """Files cross over both ways: what diffusers and transformers save loads here bit for bit, and the reverse."""
 
 import numpy as np
-import paddle
 import pytest
 
 torch = pytest.importorskip("torch")

@@ -1,4 +1,4 @@
-"""Score how well a model follows prompts: it draws unseen prompts of GenEval's six tasks, and a judge reads the pictures.
+"""Score how well a model follows prompts: it draws unseen ones of GenEval's six tasks, and a judge reads the pictures.
 
 `shapes` is the world that the bundled model draws; another model scores by drawing the same flat shapes.
 """
@@ -16,19 +16,29 @@ def add_arguments(parser):
     from .generate import CALL_OPTIONS, _call_defaults
 
     parser.add_argument("world", choices=("shapes",), metavar="WORLD", help="shapes")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)")
-    parser.add_argument("--per-task", type=int, default=50, help="prompts of each task, up to 75 (default: %(default)s)")
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--per-task", type=int, default=50, help="prompts of each task, up to 75 (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=25, help="pictures drawn at once (default: %(default)s)")
     parser.add_argument("--variant", help="which weight files, e.g. fp16")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks")
+    parser.add_argument(
+        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks"
+    )
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5")
-    parser.add_argument("--sheet", metavar="FILE", help="save a contact sheet of the first pictures of each task (.png)")
+    parser.add_argument(
+        "--sheet", metavar="FILE", help="save a contact sheet of the first pictures of each task (.png)"
+    )
     defaults = _call_defaults()
     for option, (name, kind, text) in CALL_OPTIONS.items():
         if name in CALL_DEFAULTS_FROM_API:
-            parser.add_argument(option, dest=name, type=kind, default=defaults[name], help=f"{text} (default: {defaults[name]})")
+            parser.add_argument(
+                option, dest=name, type=kind, default=defaults[name], help=f"{text} (default: {defaults[name]})"
+            )
 
 
 def run(arguments):

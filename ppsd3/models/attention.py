@@ -65,7 +65,13 @@ class JointTransformerBlock(nn.Layer):
     """
 
     def __init__(
-        self, dim, num_attention_heads, attention_head_dim, context_pre_only=False, qk_norm=None, use_dual_attention=False
+        self,
+        dim,
+        num_attention_heads,
+        attention_head_dim,
+        context_pre_only=False,
+        qk_norm=None,
+        use_dual_attention=False,
     ):
         super().__init__()
         self.context_pre_only, self.use_dual_attention = context_pre_only, use_dual_attention

@@ -138,6 +138,6 @@ def check_attention_kwargs(processors, kwargs):
     unknown = sorted(set(kwargs) - accepted)
     if unknown:
         raise InputError(
-            f"joint_attention_kwargs has {', '.join(map(repr, unknown))}, which no attention processor of this model takes "
+            f"joint_attention_kwargs has {', '.join(map(repr, unknown))}, which no attention processor here takes "
             f"(accepted: {', '.join(sorted(accepted)) or 'none'}). Remove it, or set a processor that uses it."
         )

@@ -80,7 +80,7 @@ class PatchEmbed(nn.Layer):
             return paddle.to_tensor(table[None]).astype(self.pos_embed.dtype)
         if height > side or width > side:
             raise InputError(
-                f"A latent of {height * self.patch_size} x {width * self.patch_size} needs {height} x {width} patches, but "
+                f"A latent of {height * self.patch_size} x {width * self.patch_size} needs {height} x {width} patches; "
                 f"this model stores positions for {side} x {side} (pos_embed_max_size). Ask for a smaller picture."
             )
         top, left = (side - height) // 2, (side - width) // 2
@@ -90,7 +90,7 @@ class PatchEmbed(nn.Layer):
     def forward(self, latent):
         if latent.shape[1] != self.proj.weight.shape[1]:
             raise InputError(
-                f"The latents have {latent.shape[1]} channels, the transformer takes {self.proj.weight.shape[1]} (in_channels)."
+                f"The latents have {latent.shape[1]} channels; this transformer takes {self.proj.weight.shape[1]}."
             )
         height, width = (size // self.patch_size for size in latent.shape[-2:])
         tokens = self.proj(latent).flatten(2).transpose([0, 2, 1])  # [B, D, H/p, W/p] -> [B, N, D]
@@ -110,7 +110,9 @@ class Timesteps(nn.Layer):
         super().__init__()
         self.num_channels, self.flip_sin_to_cos = num_channels, flip_sin_to_cos
         half = num_channels // 2
-        exponent = np.float32(-math.log(10000)) * np.arange(half, dtype="float32") / np.float32(half - downscale_freq_shift)
+        exponent = (
+            np.float32(-math.log(10000)) * np.arange(half, dtype="float32") / np.float32(half - downscale_freq_shift)
+        )
         # Rounded from float64: times 1000, the last bit of a float32 exp is 6e-5 of an angle, and torch's exp is right
         # in nearly all of them. No buffer, because a cast of the model must not reach it.
         self._frequencies = np.exp(exponent.astype("float64")).astype("float32")

@@ -48,7 +48,9 @@ class AdaLayerNormZero(_AdaLayerNorm):
 
     def forward(self, x, emb):
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
-        return Modulated(layer_norm_modulate(x, shift_msa, scale_msa, self.epsilon), gate_msa, shift_mlp, scale_mlp, gate_mlp)
+        return Modulated(
+            layer_norm_modulate(x, shift_msa, scale_msa, self.epsilon), gate_msa, shift_mlp, scale_mlp, gate_mlp
+        )
 
 
 class SD35AdaLayerNormZeroX(_AdaLayerNorm):
@@ -61,7 +63,9 @@ class SD35AdaLayerNormZeroX(_AdaLayerNorm):
         super().__init__(embedding_dim, embedding_dim, chunks=9)
 
     def forward(self, x, emb):
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp, shift_msa2, scale_msa2, gate_msa2 = self.modulation(emb)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp, shift_msa2, scale_msa2, gate_msa2 = (
+            self.modulation(emb)
+        )
         normalized = layer_norm(x, self.epsilon)
         return Modulated(
             modulate(normalized, shift_msa, scale_msa),

@@ -71,7 +71,7 @@ class SD3Transformer2DModel(ModelMixin):
         self.inner_dim = num_attention_heads * attention_head_dim
         if caption_projection_dim != self.inner_dim:
             raise ConfigError(
-                f"caption_projection_dim is {caption_projection_dim}, but text and image tokens meet at the model's width "
+                f"caption_projection_dim is {caption_projection_dim}, but text and image meet at the model's width "
                 f"of {self.inner_dim} (num_attention_heads * attention_head_dim). Make them equal."
             )
         self.pos_embed = PatchEmbed(

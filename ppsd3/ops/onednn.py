@@ -23,7 +23,8 @@ _SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 129, 145, 161, 169
 # Argument -> the query that tells in which layout a primitive wants it.
 _LAYOUT_QUERY = {
-    _SRC: 129, _DIFF_SRC: 130, _WEIGHTS: 131, _DIFF_WEIGHTS: 132, _BIAS: 131, _DIFF_BIAS: 132, _DST: 133, _DIFF_DST: 134,
+    _SRC: 129, _DIFF_SRC: 130, _WEIGHTS: 131, _DIFF_WEIGHTS: 132,
+    _BIAS: 131, _DIFF_BIAS: 132, _DST: 133, _DIFF_DST: 134,
 }  # fmt: skip
 _TAG_ANY = 1  # the primitive chooses
 

@@ -71,5 +71,3 @@ class SchedulerMixin:
     def save_pretrained(self, save_directory):
         """Writes ``save_directory/scheduler_config.json``, which diffusers reads too."""
         self.save_config(save_directory)
-
-

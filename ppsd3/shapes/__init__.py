@@ -11,6 +11,18 @@ from .sheet import contact_sheet
 from .world import Object, Scene, caption, is_held_out, render, render_batch, sample_scene
 
 __all__ = [
-    "TASKS", "Object", "Requirement", "Scene", "caption", "contact_sheet", "evaluation_prompts", "is_held_out",
-    "meets", "read_picture", "render", "render_batch", "sample_scene", "score",
+    "TASKS",
+    "Object",
+    "Requirement",
+    "Scene",
+    "caption",
+    "contact_sheet",
+    "evaluation_prompts",
+    "is_held_out",
+    "meets",
+    "read_picture",
+    "render",
+    "render_batch",
+    "sample_scene",
+    "score",
 ]

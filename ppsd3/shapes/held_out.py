@@ -28,7 +28,7 @@ RELATION_SHARE = 0.08  # (colour, shape) left of / above (colour, shape)
 @lru_cache(maxsize=None)
 def _hashed_below(share: float, *key) -> bool:
     digest = hashlib.sha256(repr(key).encode("ascii")).digest()
-    return int.from_bytes(digest[:4], "big") < share * 2 ** 32
+    return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
 def is_pair_held_out(color, shape) -> bool:
@@ -101,8 +101,9 @@ def states_held_out(statement: Statement) -> bool:
     for g in groups:
         # A count is exact only where no other group may add objects of the same pair.
         others_differ = all(o is g or (o.color and o.color != g.color) or o.shape != g.shape for o in groups)
-        if g.color and (is_pair_held_out(g.color, g.shape)
-                        or (others_differ and is_count_held_out(g.count, g.color, g.shape))):
+        if g.color and (
+            is_pair_held_out(g.color, g.shape) or (others_differ and is_count_held_out(g.count, g.color, g.shape))
+        ):
             return True
     lone = groups[0] if len(groups) == 1 and groups[0].count == 1 else None
     if lone and lone.size and background and is_single_held_out(lone.shape, lone.size, background):

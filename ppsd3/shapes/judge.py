@@ -18,7 +18,7 @@ import numpy as np
 
 from ..utils.errors import InputError
 from .prompts import Requirement
-from .rendering import (CROSS_HALF_ARM, RESOLUTION, RING_HOLE, SQUARE_HALF_SIDE, TRIANGLE_HALF_HEIGHT, coverage)
+from .rendering import CROSS_HALF_ARM, RESOLUTION, RING_HOLE, SQUARE_HALF_SIDE, TRIANGLE_HALF_HEIGHT, coverage
 from .scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Group
 
 STANDS_OUT = 45.0  # RGB distance from the background at which a pixel belongs to something
@@ -26,7 +26,7 @@ COLOR_TOLERANCE = 60.0  # RGB distance of a piece's colour to the palette's
 BACKGROUND_TOLERANCE = 32.0  # the two nearest backgrounds are 66 apart
 UNEVEN_TOLERANCE = 55.0  # RGB distance of a pixel to the line between background and the piece's colour
 UNEVEN_SHARE = 0.12  # share of such pixels above which a piece has no one colour
-MIN_AREA = 10 / RESOLUTION ** 2  # smaller pieces are dust; the smallest shape has 73 / 64^2
+MIN_AREA = 10 / RESOLUTION**2  # smaller pieces are dust; the smallest shape has 73 / 64^2
 EDGE_CONTRAST = 2.5  # steepens soft edges before masks are compared, so that blur costs little
 MIN_LEAD = 0.05  # of the best shape's overlap over the next
 # Soft intersection over union from which a piece counts as the shape; holes and points wash out first.
@@ -39,10 +39,10 @@ MIN_DISTANCE = 0.15  # along the axis of a relation, in sides of the picture
 # Area / radius^2, and how far the centroid lies below the bounding box's middle / radius.
 _AREAS = {
     "circle": np.pi,
-    "square": 4 * SQUARE_HALF_SIDE ** 2,
+    "square": 4 * SQUARE_HALF_SIDE**2,
     "triangle": 2 * TRIANGLE_HALF_HEIGHT,
-    "cross": 8 * CROSS_HALF_ARM - 4 * CROSS_HALF_ARM ** 2,
-    "ring": np.pi * (1 - RING_HOLE ** 2),
+    "cross": 8 * CROSS_HALF_ARM - 4 * CROSS_HALF_ARM**2,
+    "ring": np.pi * (1 - RING_HOLE**2),
 }
 _CENTROIDS = {"triangle": TRIANGLE_HALF_HEIGHT / 3}
 
@@ -80,8 +80,14 @@ def read_picture(image) -> Reading:
         InputError: another shape or dtype.
     """
     pixels = _as_pixels(image)
-    edge = np.concatenate([pixels[:2].reshape(-1, 3), pixels[-2:].reshape(-1, 3),
-                           pixels[:, :2].reshape(-1, 3), pixels[:, -2:].reshape(-1, 3)])
+    edge = np.concatenate(
+        [
+            pixels[:2].reshape(-1, 3),
+            pixels[-2:].reshape(-1, 3),
+            pixels[:, :2].reshape(-1, 3),
+            pixels[:, -2:].reshape(-1, 3),
+        ]
+    )
     ground = np.median(edge, axis=0)
     distance = np.linalg.norm(pixels - ground, axis=-1)
     labels = _connected_pieces(distance > STANDS_OUT)
@@ -94,8 +100,10 @@ def read_picture(image) -> Reading:
 def _as_pixels(image) -> np.ndarray:
     pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
     if pixels.ndim != 3 or pixels.shape[0] != pixels.shape[1] or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise InputError(f"image has shape {pixels.shape} and dtype {pixels.dtype}: the judge reads square RGB "
-                         "pictures, uint8 [H, W, 3] with H = W.")
+        raise InputError(
+            f"image has shape {pixels.shape} and dtype {pixels.dtype}: the judge reads square RGB "
+            "pictures, uint8 [H, W, 3] with H = W."
+        )
     return pixels.astype(np.float32)
 
 
@@ -138,7 +146,7 @@ def _read_piece(piece, pixels, ground, distance) -> Optional[FoundObject]:
     near = _grow(piece)
     mask = np.where(near, np.clip((pixels - ground) @ towards / (towards @ towards), 0, 1), 0)
     area = float(mask.sum())
-    if area < MIN_AREA * side ** 2:
+    if area < MIN_AREA * side**2:
         return None
 
     middle = np.arange(side) + 0.5
@@ -206,8 +214,13 @@ def meets(requirement: Requirement, reading: Reading) -> bool:
 
 
 def _fits(group: Group, found: FoundObject) -> bool:
-    return (found.shape == group.shape and found.color is not None and found.size is not None
-            and group.color in (None, found.color) and group.size in (None, found.size))
+    return (
+        found.shape == group.shape
+        and found.color is not None
+        and found.size is not None
+        and group.color in (None, found.color)
+        and group.size in (None, found.size)
+    )
 
 
 def stands(a, relation: str, b) -> bool:

@@ -69,7 +69,7 @@ def _mix(statements, n):
         (unseen if hard else others).append(statement)
     wanted = round(n * UNSEEN_PAIR_SHARE)
     wanted = min(len(unseen), max(wanted, n - len(others)))
-    return unseen[:wanted] + others[:n - wanted]
+    return unseen[:wanted] + others[: n - wanted]
 
 
 _ANY_BACKGROUND = (None,) + tuple(BACKGROUNDS)
@@ -84,8 +84,9 @@ def _single_object():
 
 
 def _two_object():
-    for a, b, background, (size_a, size_b) in product(SHAPES, SHAPES, BACKGROUNDS,
-                                                      [(None, None), *product(SIZES, SIZES)]):
+    for a, b, background, (size_a, size_b) in product(
+        SHAPES, SHAPES, BACKGROUNDS, [(None, None), *product(SIZES, SIZES)]
+    ):
         if a != b:
             yield Statement((Group(a, size=size_a), Group(b, size=size_b)), background=background)
 

@@ -12,8 +12,8 @@ from ..pipelines import StableDiffusion3Pipeline
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
 from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..training.autoencoder import AutoencoderTask, latent_statistics
-from ..training.trainer import Trainer
 from ..training.text_to_image import TextDropout, TextToImageTask
+from ..training.trainer import Trainer
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from .dataset import LatentScenes, encode_scenes
 from .reading import CaptionReadingTask
@@ -33,14 +33,22 @@ VAE = dict(
 )
 
 CLIP_L = dict(
-    hidden_size=64, intermediate_size=256, projection_dim=64, num_hidden_layers=3, num_attention_heads=2, hidden_act="quick_gelu"
+    hidden_size=64,
+    intermediate_size=256,
+    projection_dim=64,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    hidden_act="quick_gelu",
 )
 CLIP_G = dict(
-    hidden_size=96, intermediate_size=384, projection_dim=96, num_hidden_layers=3, num_attention_heads=3, hidden_act="gelu"
+    hidden_size=96,
+    intermediate_size=384,
+    projection_dim=96,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    hidden_act="gelu",
 )
-T5 = dict(
-    d_model=192, d_kv=32, d_ff=384, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0
-)
+T5 = dict(d_model=192, d_kv=32, d_ff=384, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0)
 TRANSFORMER = dict(
     sample_size=RESOLUTION // 8,
     patch_size=2,
@@ -72,7 +80,7 @@ def pictures(rng, batch):
 
 
 def run_vae(output, steps=None):
-    """Stage 1: the autoencoder, first for all pixels alike, then with the weight on edges; then its latents' statistics."""
+    """Stage 1: the autoencoder, for all pixels alike and then with weight on edges; last its latents' statistics."""
     vae = AutoencoderKL(**VAE)
     pass_through(vae)
     common = dict(warmup_steps=100, betas=(0.9, 0.98), weight_decay=1e-4, ema_decay=0.995, save_every=250)
@@ -80,7 +88,9 @@ def run_vae(output, steps=None):
     trainer = Trainer(task, os.path.join(output, "vae"), max_steps=3200, learning_rate=7e-4, **common).run(steps)
     trainer.ema.copy_to_parameters()
     task = AutoencoderTask(vae, pictures, batch=8, kl_weight=0.01, edge_weight=5.0, latent_noise=0.05)
-    trainer = Trainer(task, os.path.join(output, "vae_edges"), max_steps=3000, learning_rate=7e-4, seed=1, **common).run(steps)
+    trainer = Trainer(
+        task, os.path.join(output, "vae_edges"), max_steps=3000, learning_rate=7e-4, seed=1, **common
+    ).run(steps)
     with trainer.ema.applied():
         mean, std = latent_statistics(vae, pictures)
         vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / std, 4))
@@ -115,7 +125,9 @@ def pass_through(vae, log_variance=-6.0):
 def run_text(output, steps=None):
     """Stage 2: tokenizers, the two CLIP towers and T5."""
     texts = captions(20000)
-    tokenizers = dict(zip(("tokenizer", "tokenizer_2"), train_clip_tokenizers(texts)), tokenizer_3=train_t5_tokenizer(texts))
+    tokenizers = dict(
+        zip(("tokenizer", "tokenizer_2"), train_clip_tokenizers(texts)), tokenizer_3=train_t5_tokenizer(texts)
+    )
     ids = dict(
         vocab_size=len(tokenizers["tokenizer"]),
         bos_token_id=tokenizers["tokenizer"].bos_token_id,
@@ -154,7 +166,12 @@ def run_transformer(output, steps=None):
         dropout=TextDropout(encoder=0.15, caption=0.1),
     )
     trainer = Trainer(
-        task, os.path.join(output, "transformer"), max_steps=8200, learning_rate=1e-3, warmup_steps=300, ema_decay=0.9995
+        task,
+        os.path.join(output, "transformer"),
+        max_steps=8200,
+        learning_rate=1e-3,
+        warmup_steps=300,
+        ema_decay=0.9995,
     )
     trainer.run(steps)
     with trainer.ema.applied():

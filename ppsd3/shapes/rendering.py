@@ -72,7 +72,7 @@ def render_batch(scenes: Sequence[Scene], resolution: int = RESOLUTION) -> np.nd
         pixel += margin
         for k in range(len(chosen)):
             columns, rows = pixel[k]
-            region = canvas[batch[k], rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+            region = canvas[batch[k], rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             region += mask[k, :, :, None] * (color[k] - region)
     inner = canvas[:, margin:-margin, margin:-margin]
     return np.rint(inner).astype(np.uint8)

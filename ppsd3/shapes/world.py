@@ -16,8 +16,18 @@ from .scene import BACKGROUNDS, COLORS, SHAPES, SIZES, TASKS, Object, Scene
 from .wording import caption, phrase, state
 
 __all__ = [
-    "RESOLUTION", "SPLITS", "TASK_WEIGHTS", "Object", "Scene", "caption", "is_held_out", "phrase", "render",
-    "render_batch", "sample_scene", "state",
+    "RESOLUTION",
+    "SPLITS",
+    "TASK_WEIGHTS",
+    "Object",
+    "Scene",
+    "caption",
+    "is_held_out",
+    "phrase",
+    "render",
+    "render_batch",
+    "sample_scene",
+    "state",
 ]
 
 SPLITS = ("train", "unseen")
@@ -143,8 +153,9 @@ def _layout(rng, sizes):
     else:
         quarters = [_QUARTERS[i] for i in rng.permutation(4)]
     shifts = rng.uniform(-1, 1, (len(sizes), 2)).tolist()
-    return [(qx + dx * _JITTER[size], qy + dy * _JITTER[size])
-            for (qx, qy), (dx, dy), size in zip(quarters, shifts, sizes)]
+    return [
+        (qx + dx * _JITTER[size], qy + dy * _JITTER[size]) for (qx, qy), (dx, dy), size in zip(quarters, shifts, sizes)
+    ]
 
 
 def _two_in_line(rng, sizes):

@@ -41,7 +41,7 @@ class AutoencoderTask:
 
 @paddle.no_grad()
 def local_contrast(x):
-    """Range of values in the 3 x 3 neighbourhood, mean over channels: [B, C, H, W] in [-1, 1] -> [B, 1, H, W] in [0, 1]."""
+    """Range of values in each 3 x 3 window, mean over channels: [B, C, H, W] in [-1, 1] -> [B, 1, H, W] in [0, 1]."""
     highest = F.max_pool2d(x, 3, stride=1, padding=1)
     lowest = -F.max_pool2d(-x, 3, stride=1, padding=1)
     return (highest - lowest).mean(axis=1, keepdim=True) / 2

@@ -59,7 +59,10 @@ class Trainer:
         self.learning_rate, self.warmup_steps, self.final_lr_ratio = learning_rate, warmup_steps, final_lr_ratio
         self.step = 0
         self.parameters = {
-            f"{name}.{key}": p for name, layer in task.layers.items() for key, p in layer.named_parameters() if p.trainable
+            f"{name}.{key}": p
+            for name, layer in task.layers.items()
+            for key, p in layer.named_parameters()
+            if p.trainable
         }
         decayed = {p.name for p in self.parameters.values() if p.ndim > 1}
         self.optimizer = paddle.optimizer.AdamW(
@@ -152,8 +155,8 @@ class Trainer:
             if value is None or list(value.shape) != list(tensor.shape):
                 found = "nothing" if value is None else f"shape {list(value.shape)}"
                 raise ConfigError(
-                    f"{self.state_file} has {found} for {name}, where the model has {list(tensor.shape)}: it is the state of "
-                    f"another model. Use another output directory, or delete the file."
+                    f"{self.state_file} has {found} for {name}, where the model has {list(tensor.shape)}: "
+                    "it is of another model. Use another output directory, or delete the file."
                 )
             tensor.set_value(value)
 

@@ -12,7 +12,14 @@ import re
 
 from .errors import CheckpointNotFoundError
 from .logging import get_logger
-from .weight_names import PICKLE_SUFFIXES, STEMS, available_variants, choose_variants, describe_variants, parse_weight_name
+from .weight_names import (
+    PICKLE_SUFFIXES,
+    STEMS,
+    available_variants,
+    choose_variants,
+    describe_variants,
+    parse_weight_name,
+)
 
 logger = get_logger(__name__)
 

@@ -59,7 +59,7 @@ def available_variants(names, stem=None):
 
 
 def choose_variants(files, variant):
-    """The variant to load of each component of a pipeline: the one asked for where there is one, else the plain weights.
+    """The variant to load of each component of a pipeline: the one asked for where it is, else the plain weights.
 
     Published pipelines have copies in half precision of some components alone (SD3-medium: the text encoders). If no
     component has the variant, each keeps it, and whoever opens the weights says what there is.

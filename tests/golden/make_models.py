@@ -1,6 +1,6 @@
 """Writes the golden outputs of tiny networks that the default tests compare with: needs torch, diffusers, transformers.
 
-    python tests/golden/make_models.py
+python tests/golden/make_models.py
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Writes the golden schedules and noise that the default tests compare with: needs torch, diffusers and scipy.
 
-    python tests/golden/make_scheduler.py
+python tests/golden/make_scheduler.py
 """
 
 import json
@@ -18,19 +18,38 @@ CUSTOM = [{"sigmas": SIGMAS}, {"timesteps": TIMESTEPS}, {"sigmas": SIGMAS, "time
 DYNAMIC = {"use_dynamic_shifting": True}
 CASES = [
     *(({"shift": s}, {"num_inference_steps": n}) for s in (1.0, 3.0) for n in (1, 4, 28, 50)),
-    *(({"shift": 3.0, f"use_{kind}_sigmas": True}, {"num_inference_steps": n})
-      for kind in ("karras", "exponential", "beta") for n in (1, 4, 28)),
-    *(({**DYNAMIC, "time_shift_type": kind}, {"num_inference_steps": n, "mu": mu})
-      for kind in ("exponential", "linear") for n in (1, 28) for mu in (0.5, 1.15)),
-    *(({"shift": 3.0, **end}, {"num_inference_steps": 10})
-      for end in ({"shift_terminal": 0.1}, {"invert_sigmas": True}, {"shift_terminal": 0.02, "invert_sigmas": True})),
+    *(
+        ({"shift": 3.0, f"use_{kind}_sigmas": True}, {"num_inference_steps": n})
+        for kind in ("karras", "exponential", "beta")
+        for n in (1, 4, 28)
+    ),
+    *(
+        ({**DYNAMIC, "time_shift_type": kind}, {"num_inference_steps": n, "mu": mu})
+        for kind in ("exponential", "linear")
+        for n in (1, 28)
+        for mu in (0.5, 1.15)
+    ),
+    *(
+        ({"shift": 3.0, **end}, {"num_inference_steps": 10})
+        for end in ({"shift_terminal": 0.1}, {"invert_sigmas": True}, {"shift_terminal": 0.02, "invert_sigmas": True})
+    ),
     *(({"shift": 3.0}, custom) for custom in CUSTOM),
     *(({**DYNAMIC, "shift_terminal": 0.1}, {"mu": 0.8, **custom}) for custom in CUSTOM),
 ]
 
 # One generator draws all of these, in this order, so that what each draw consumes is tested too.
-DRAWS = [([5], "float32"), ([1, 4, 4, 4], "float32"), ([2], "float16"), ([33], "float32"), ([20], "bfloat16"),
-         ([3, 7], "float64"), ([31], "float16"), ([640], "float32"), ([1], "float64"), ([16], "float32")]
+DRAWS = [
+    ([5], "float32"),
+    ([1, 4, 4, 4], "float32"),
+    ([2], "float16"),
+    ([33], "float32"),
+    ([20], "bfloat16"),
+    ([3, 7], "float64"),
+    ([31], "float16"),
+    ([640], "float32"),
+    ([1], "float64"),
+    ([16], "float32"),
+]
 SEEDS = [0, 42, -1, 2**40 + 5]
 
 
@@ -44,8 +63,11 @@ def schedules():
 
 
 def noise():
-    arrays = {"draws": np.array(json.dumps(DRAWS)), "seeds": np.array(json.dumps(SEEDS)),
-              "torch": np.array(torch.__version__)}
+    arrays = {
+        "draws": np.array(json.dumps(DRAWS)),
+        "seeds": np.array(json.dumps(SEEDS)),
+        "torch": np.array(torch.__version__),
+    }
     for seed in SEEDS:
         generator = torch.Generator("cpu").manual_seed(seed)
         for i, (shape, dtype) in enumerate(DRAWS):

@@ -24,7 +24,9 @@ def chunks(norm, emb, count):
 
 def normalized(x):
     x = x.numpy().astype("float64")
-    return paddle.to_tensor(((x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)).astype("float32"))
+    return paddle.to_tensor(
+        ((x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)).astype("float32")
+    )
 
 
 def close(a, b):

@@ -88,7 +88,9 @@ def test_sample_size_scales_the_positions():
 
 def test_only_what_a_model_has_is_stored(medium):
     names = set(shapes(medium))
-    assert not any("attn2" in name for name in names if name.startswith(("transformer_blocks.2", "transformer_blocks.3")))
+    assert not any(
+        "attn2" in name for name in names if name.startswith(("transformer_blocks.2", "transformer_blocks.3"))
+    )
     assert not any("norm_q" in name for name in shapes(make()))
     last = {name.split(".", 2)[2] for name in names if name.startswith("transformer_blocks.3.")}
     assert not any(name.startswith(("ff_context", "attn.to_add_out")) for name in last)
@@ -218,7 +220,9 @@ def test_skip_layers_out_of_range(medium, wrong):
         run(medium, skip_layers=wrong)
 
 
-@pytest.mark.parametrize("count, added", [(1, [0, 0, 0]), (2, [0, 0, 1]), (3, [0, 0, 1]), (4, [0, 1, 2]), (8, [0, 2, 4])])
+@pytest.mark.parametrize(
+    "count, added", [(1, [0, 0, 0]), (2, [0, 0, 1]), (3, [0, 0, 1]), (4, [0, 1, 2]), (8, [0, 2, 4])]
+)
 def test_residuals_are_spread_over_all_blocks_but_the_last(medium, count, added):
     arguments, every_block = inputs(medium), range(4)
     residuals = [paddle.to_tensor(golden.normal(2, 4 * 6, D, seed=10 + i)) for i in range(count)]

@@ -1,6 +1,5 @@
 """The transformer against diffusers: weights that diffusers saved, read by the public loader."""
 
-import numpy as np
 import paddle
 import pytest
 from helpers import golden

@@ -72,8 +72,9 @@ def test_terminal_and_spacing_keep_their_ends():
     assert scheduler_of(10, shift=3.0, shift_terminal=0.1).sigmas[-2].item() == pytest.approx(0.1, abs=1e-7)
     plain = scheduler_of(10, shift=3.0).sigmas.numpy()
     for spacing in ("use_karras_sigmas", "use_exponential_sigmas"):
-        np.testing.assert_allclose(scheduler_of(10, shift=3.0, **{spacing: True}).sigmas.numpy()[[0, -2, -1]],
-                                   plain[[0, -2, -1]], rtol=1e-6)
+        np.testing.assert_allclose(
+            scheduler_of(10, shift=3.0, **{spacing: True}).sigmas.numpy()[[0, -2, -1]], plain[[0, -2, -1]], rtol=1e-6
+        )
 
 
 def test_straight_flow_reaches_the_picture_in_any_number_of_steps():
@@ -218,9 +219,15 @@ def test_timesteps_alone_warn(caplog):
 
 def test_published_config_round_trip(tmp_path):
     published = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler", "_diffusers_version": "0.29.0.dev0",
-        "base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15,
-        "num_train_timesteps": 1000, "shift": 3.0, "use_dynamic_shifting": False,
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_diffusers_version": "0.29.0.dev0",
+        "base_image_seq_len": 256,
+        "base_shift": 0.5,
+        "max_image_seq_len": 4096,
+        "max_shift": 1.15,
+        "num_train_timesteps": 1000,
+        "shift": 3.0,
+        "use_dynamic_shifting": False,
     }
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(published))

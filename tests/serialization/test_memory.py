@@ -26,11 +26,16 @@ class Wide(ModelMixin):
 def status(key):
     return int(re.search(rf"{key}:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1)) * 1024
 """
-SAVE = MODEL + """
+SAVE = (
+    MODEL
+    + """
 model = Wide().to(dtype=sys.argv[3])
 model.save_pretrained(sys.argv[2], max_shard_size="60MB")
 """
-LOAD = MODEL + """
+)
+LOAD = (
+    MODEL
+    + """
 Wide(width=8, depth=1).to(dtype="float16").to(dtype="float32")  # Paddle loads its kernels
 before = status("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts anew
@@ -40,6 +45,7 @@ total = float(sum(p.cast("float32").abs().sum() for p in model.blocks[0].paramet
 needed = sum(int(p.size) * {"float32": 4}.get(str(p.dtype)[7:], 2) for p in model.parameters())
 print(json.dumps({"needed": needed, "peak": peak, "total": total}))
 """
+)
 
 
 def run(code, directory, dtype):

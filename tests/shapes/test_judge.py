@@ -25,8 +25,11 @@ def is_right(scene, reading):
     if scene.background != reading.background or len(scene.objects) != len(reading.objects):
         return False
     return all(
-        sum((f.shape, f.color, f.size) == (o.shape, o.color, o.size)
-            and max(abs(f.x - o.x), abs(f.y - o.y)) < 2 / 64 for f in reading.objects) == 1
+        sum(
+            (f.shape, f.color, f.size) == (o.shape, o.color, o.size) and max(abs(f.x - o.x), abs(f.y - o.y)) < 2 / 64
+            for f in reading.objects
+        )
+        == 1
         for o in scene.objects
     )
 
@@ -59,8 +62,11 @@ def test_reads_true_pictures(truth):
     assert share_right(truth, lambda picture: picture, 2000) >= 0.995
 
 
-@pytest.mark.parametrize("spoil", [add_noise, blur, compress, shift_colors, lambda p: add_noise(blur(p))],
-                         ids=["noise", "blur", "jpeg", "shift", "blur+noise"])
+@pytest.mark.parametrize(
+    "spoil",
+    [add_noise, blur, compress, shift_colors, lambda p: add_noise(blur(p))],
+    ids=["noise", "blur", "jpeg", "shift", "blur+noise"],
+)
 def test_reads_spoilt_pictures(truth, spoil):
     assert share_right(truth, spoil, 400) >= 0.99
 
@@ -85,7 +91,7 @@ def test_judges_prompts_as_if_it_knew_the_scene(truth, task):
         reading = judge.read_picture(picture)
         assert judge.meets(Requirement(task, statements[i]), reading)
         exact = judge.Reading(tuple(found(o) for o in scene.objects), scene.background)
-        for other in statements[i + 1:i + 11]:
+        for other in statements[i + 1 : i + 11]:
             verdict = judge.meets(Requirement(task, other), reading)
             assert verdict == judge.meets(Requirement(task, other), exact)
             rejected += not verdict
@@ -103,24 +109,27 @@ RED_SQUARE = Object("square", "red", "large", 0.75, 0.5)
 EXTRA = Object("ring", "green", "small", 0.5, 0.85)
 
 
-@pytest.mark.parametrize("statement, objects, expected", [
-    (Statement((Group("circle", "red"),)), [RED_CIRCLE], True),
-    (Statement((Group("circle"),)), [RED_CIRCLE], True),
-    (Statement((Group("circle", size="large"),)), [RED_CIRCLE], False),
-    (Statement((Group("circle", "red"),), background="white"), [RED_CIRCLE], True),
-    (Statement((Group("circle", "red"),), background="black"), [RED_CIRCLE], False),
-    (Statement((Group("circle", "red"),)), [], False),
-    (Statement((Group("circle", "red"),)), [RED_CIRCLE, EXTRA], False),
-    (Statement((Group("circle", "red"), Group("square", "blue"))), [BLUE_SQUARE, RED_CIRCLE], True),
-    (Statement((Group("circle", "red"), Group("square", "blue"))), [BLUE_CIRCLE, RED_SQUARE], False),
-    (Statement((Group("circle", "red"), Group("square", "blue")), "left"), [BLUE_SQUARE, RED_CIRCLE], True),
-    (Statement((Group("square", "blue"), Group("circle", "red")), "right"), [BLUE_SQUARE, RED_CIRCLE], True),
-    (Statement((Group("square", "blue"), Group("circle", "red")), "left"), [BLUE_SQUARE, RED_CIRCLE], False),
-    (Statement((Group("square", "blue"), Group("circle", "red")), "above"), [BLUE_SQUARE, RED_CIRCLE], False),
-    (Statement((Group("ring", "green", count=2),)), [EXTRA, Object("ring", "green", "large", 0.5, 0.3)], True),
-    (Statement((Group("ring", "green", count=3),)), [EXTRA, Object("ring", "green", "large", 0.5, 0.3)], False),
-    (Statement((Group("ring", "green", count=2),)), [EXTRA, RED_CIRCLE], False),
-])
+@pytest.mark.parametrize(
+    "statement, objects, expected",
+    [
+        (Statement((Group("circle", "red"),)), [RED_CIRCLE], True),
+        (Statement((Group("circle"),)), [RED_CIRCLE], True),
+        (Statement((Group("circle", size="large"),)), [RED_CIRCLE], False),
+        (Statement((Group("circle", "red"),), background="white"), [RED_CIRCLE], True),
+        (Statement((Group("circle", "red"),), background="black"), [RED_CIRCLE], False),
+        (Statement((Group("circle", "red"),)), [], False),
+        (Statement((Group("circle", "red"),)), [RED_CIRCLE, EXTRA], False),
+        (Statement((Group("circle", "red"), Group("square", "blue"))), [BLUE_SQUARE, RED_CIRCLE], True),
+        (Statement((Group("circle", "red"), Group("square", "blue"))), [BLUE_CIRCLE, RED_SQUARE], False),
+        (Statement((Group("circle", "red"), Group("square", "blue")), "left"), [BLUE_SQUARE, RED_CIRCLE], True),
+        (Statement((Group("square", "blue"), Group("circle", "red")), "right"), [BLUE_SQUARE, RED_CIRCLE], True),
+        (Statement((Group("square", "blue"), Group("circle", "red")), "left"), [BLUE_SQUARE, RED_CIRCLE], False),
+        (Statement((Group("square", "blue"), Group("circle", "red")), "above"), [BLUE_SQUARE, RED_CIRCLE], False),
+        (Statement((Group("ring", "green", count=2),)), [EXTRA, Object("ring", "green", "large", 0.5, 0.3)], True),
+        (Statement((Group("ring", "green", count=3),)), [EXTRA, Object("ring", "green", "large", 0.5, 0.3)], False),
+        (Statement((Group("ring", "green", count=2),)), [EXTRA, RED_CIRCLE], False),
+    ],
+)
 def test_meets(statement, objects, expected):
     picture = world.render(Scene(tuple(objects), "white"))
     assert judge.meets(Requirement("any", statement), judge.read_picture(picture)) is expected
@@ -141,8 +150,9 @@ BLOBS = {
     "bar": lambda x, y: (abs(x) < 1) & (abs(y) < 0.7),
     "corner": lambda x, y: (np.maximum(abs(x), abs(y)) < 1) & ~((x > 0) & (y < 0)),
     "triangle pointing down": lambda x, y: (abs(y) < 0.87) & (abs(x) < (0.87 - y) / 1.74),
-    "slanted cross": lambda x, y: (np.maximum(abs(x + y), abs(x - y)) < 1.4) & (np.minimum(
-        abs(x + y), abs(x - y)) < 0.48),
+    "slanted cross": lambda x, y: (
+        (np.maximum(abs(x + y), abs(x - y)) < 1.4) & (np.minimum(abs(x + y), abs(x - y)) < 0.48)
+    ),
     "star": lambda x, y: np.hypot(x, y) < 0.72 + 0.28 * np.cos(5 * np.arctan2(y, x)),
     "open ring": lambda x, y: (abs(np.hypot(x, y) - 0.75) < 0.25) & ~((x > 0) & (abs(y) < 0.4)),
     "thin ring": lambda x, y: abs(np.hypot(x, y) - 0.9) < 0.1,
@@ -192,16 +202,26 @@ def test_score_is_the_mean_over_tasks():
         judge.score(asked, [white])
 
 
-@pytest.mark.parametrize("image", [np.zeros((64, 32, 3), np.uint8), np.zeros((64, 64), np.uint8),
-                                   np.zeros((64, 64, 3), np.float32)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((64, 32, 3), np.uint8), np.zeros((64, 64), np.uint8), np.zeros((64, 64, 3), np.float32)]
+)
 def test_other_arrays_are_refused(image):
     with pytest.raises(InputError, match="square RGB"):
         judge.read_picture(image)
 
 
 def test_pieces_are_counted_however_they_wind():
-    rows = ["#########", "........#", "#######.#", "#.....#.#", "#.###.#.#",
-            "#.#...#.#", "#.#####.#", "#.......#", "#########"]
+    rows = [
+        "#########",
+        "........#",
+        "#######.#",
+        "#.....#.#",
+        "#.###.#.#",
+        "#.#...#.#",
+        "#.#####.#",
+        "#.......#",
+        "#########",
+    ]
     mask = np.array([[c == "#" for c in row] for row in rows])
     assert len(np.unique(judge._connected_pieces(mask))) == 2  # background and one spiral
     mask[1, 8] = False

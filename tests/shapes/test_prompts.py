@@ -63,8 +63,8 @@ def test_training_shows_every_part(training):
 def test_relations_are_held_out_in_both_directions():
     for a in (("red", "cross"), ("blue", "ring")):
         for b in (("green", "triangle"), ("yellow", "square")):
-            assert (held_out.is_relation_held_out(a, "left", b) == held_out.is_relation_held_out(b, "right", a))
-            assert (held_out.is_relation_held_out(a, "above", b) == held_out.is_relation_held_out(b, "below", a))
+            assert held_out.is_relation_held_out(a, "left", b) == held_out.is_relation_held_out(b, "right", a)
+            assert held_out.is_relation_held_out(a, "above", b) == held_out.is_relation_held_out(b, "below", a)
 
 
 @pytest.mark.parametrize("task", ("counting", "position", "color_attr"))

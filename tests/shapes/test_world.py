@@ -7,8 +7,7 @@ import pytest
 
 from ppsd3.shapes import judge, world
 from ppsd3.shapes.prompts import Requirement
-from ppsd3.shapes.scene import (BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, TASKS, Object, Scene,
-                                relation_between)
+from ppsd3.shapes.scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, SIZES, TASKS, Object, Scene, relation_between
 from ppsd3.utils.errors import InputError
 
 
@@ -91,8 +90,9 @@ def test_statements_are_true_and_complete(scenes):
 
 
 def test_wording_of_a_known_scene():
-    scene = Scene((Object("ring", "orange", "small", 0.25, 0.5), Object("cross", "red", "large", 0.75, 0.5)),
-                  "navy", "position")
+    scene = Scene(
+        (Object("ring", "orange", "small", 0.25, 0.5), Object("cross", "red", "large", 0.75, 0.5)), "navy", "position"
+    )
     rng = np.random.default_rng(0)
     captions = {world.caption(scene, rng) for _ in range(3000)}
     assert "an orange ring to the left of a red cross" in captions

@@ -3,9 +3,8 @@
 import json
 
 import numpy as np
-import pytest
-
 import paddle
+import pytest
 
 from ppsd3.serialization.tensors import put
 from ppsd3.transformers import T5EncoderModel

@@ -1,9 +1,8 @@
 """The text towers against transformers: its random weights through our loader, and ours through its loader."""
 
 import numpy as np
-import pytest
-
 import paddle
+import pytest
 
 from ppsd3.transformers import CLIPTextModelWithProjection, T5EncoderModel
 

@@ -16,7 +16,6 @@ SEEDS, DRAWS = json.loads(str(GOLDEN["seeds"])), json.loads(str(GOLDEN["draws"])
 TOLERANCE = {"float32": 1e-6, "float64": 1e-14, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
-
 def _seeded(seed):
     generator = type(core.default_cpu_generator())()  # paddle.Generator() would be the global one
     generator.manual_seed(seed)

@@ -108,7 +108,14 @@ def _target_flags():
 
 def _directory():
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    identity = [*FLAGS, *_target_flags(), os.environ.get("CXX", ""), platform.system(), platform.machine(), _cpu_flags()]
+    identity = [
+        *FLAGS,
+        *_target_flags(),
+        os.environ.get("CXX", ""),
+        platform.system(),
+        platform.machine(),
+        _cpu_flags(),
+    ]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES + HEADERS) + "\n".join(identity).encode())
     return Path(base) / "ppsd3" / key.hexdigest()[:16]
 
@@ -137,7 +144,9 @@ def _share_threads(library):
     for path in [*sorted(directory.glob("libiomp5*")), *sorted(directory.glob("libgomp*")), "libgomp.so.1"]:
         try:
             runtime = ctypes.CDLL(str(path))
-            fork, threads = (ctypes.cast(f, ctypes.c_void_p) for f in (runtime.GOMP_parallel, runtime.omp_get_max_threads))
+            fork, threads = (
+                ctypes.cast(f, ctypes.c_void_p) for f in (runtime.GOMP_parallel, runtime.omp_get_max_threads)
+            )
         except (OSError, AttributeError):
             continue
         library.ppsd3_set_runtime(fork, threads)

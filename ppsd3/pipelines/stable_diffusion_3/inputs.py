@@ -148,9 +148,7 @@ def check_callback_tensors(names, allowed):
     """Every tensor that a callback asks for is one that it can have."""
     unknown = [name for name in names or () if name not in allowed]
     if unknown:
-        raise InputError(
-            f"`callback_on_step_end_tensor_inputs` names {unknown}; a callback can have {list(allowed)}."
-        )
+        raise InputError(f"`callback_on_step_end_tensor_inputs` names {unknown}; a callback can have {list(allowed)}.")
 
 
 def check_skip_layers(layers, num_layers, guided):

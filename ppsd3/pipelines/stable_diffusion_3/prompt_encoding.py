@@ -113,7 +113,8 @@ def _given(encoders, embeds, pooled):
     if embeds.shape[-1] != encoders.joint_attention_dim or pooled.shape[-1] != encoders.pooled_projection_dim:
         raise InputError(
             f"The given embeddings have the widths {embeds.shape[-1]} and {pooled.shape[-1]} (pooled); this "
-            f"transformer takes {encoders.joint_attention_dim} and {encoders.pooled_projection_dim}. Encode with its own pipeline."
+            f"transformer takes {encoders.joint_attention_dim} and {encoders.pooled_projection_dim}. "
+            "Encode with its own pipeline."
         )
     return TextCondition(embeds, pooled).astype(encoders.dtype)
 
