@@ -88,10 +88,9 @@ class PatchEmbed(nn.Layer):
         return grid.reshape([1, height * width, -1])
 
     def forward(self, latent):
-        if latent.shape[1] != self.proj.weight.shape[1]:
-            raise InputError(
-                f"The latents have {latent.shape[1]} channels; this transformer takes {self.proj.weight.shape[1]}."
-            )
+        given, taken = latent.shape[1], self.proj.weight.shape[1]
+        if given != taken:
+            raise InputError(f"The latents have {given} channels, the transformer takes {taken} (in_channels).")
         height, width = (size // self.patch_size for size in latent.shape[-2:])
         tokens = self.proj(latent).flatten(2).transpose([0, 2, 1])  # [B, D, H/p, W/p] -> [B, N, D]
         return tokens + self.positions(height, width).astype(tokens.dtype)
