@@ -120,9 +120,14 @@ def _free_memory():
 def _machine():
     import paddle
 
+    from ..ops import native
     from ..utils.device import use_all_cores
 
-    return f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads"
+    in_use, detail = native.status()
+    return (
+        f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads\n"
+        f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})"
+    )
 
 
 def _count(number):

@@ -49,7 +49,7 @@ class LoadReport:
             return "The file is incomplete: download it again, or check that config.json belongs to it."
         return (
             "Check that the weights and config.json are of the same model, that `subfolder` names the right component, "
-            "and that a single-file checkpoint is loaded with from_single_file."
+            "and that the checkpoint is in diffusers format, not a single file."
         )
 
 

@@ -70,7 +70,8 @@ def resolve_checkpoint(
         return _bundled(name)
     if os.path.isfile(name):
         raise CheckpointNotFoundError(
-            f"{name} is a file, and a directory is needed. Load a single-file checkpoint with from_single_file."
+            f"{name} is a file, and a directory is needed. Single-file checkpoints are not "
+            "read: pass one in diffusers format, with model_index.json."
         )
     if not _HUB_ID.fullmatch(name):
         raise CheckpointNotFoundError(
@@ -155,7 +156,7 @@ class _HubRepository:
             if PIPELINE_INDEX not in files:
                 raise self._error(
                     f"has no {PIPELINE_INDEX}, so it is no diffusers pipeline. If it is one component (a ControlNet, a "
-                    "VAE), load it with that class; if it is a single file, download it and use from_single_file"
+                    "VAE), load it with that class; single-file checkpoints are not read"
                 )
             components = [name for name in self._pipeline_components() if name not in skip]
             return self._download([PIPELINE_INDEX] + self._select(files, components, variant))

@@ -131,7 +131,7 @@ class TestLocal:
 
     def test_file(self, tmp_path):
         (tmp_path / "sd3.safetensors").write_bytes(b"")
-        with pytest.raises(CheckpointNotFoundError, match="from_single_file"):
+        with pytest.raises(CheckpointNotFoundError, match="diffusers format"):
             resolve_checkpoint(tmp_path / "sd3.safetensors")
 
     def test_bundled(self, tmp_path, monkeypatch):
