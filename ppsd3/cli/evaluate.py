@@ -7,38 +7,21 @@ import os
 
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
-from .generate import DEFAULT_MODEL, load_pipeline
+from .options import add_call_options, add_model_options, call_arguments, load_pipeline
 
-CALL_DEFAULTS_FROM_API = ("num_inference_steps", "guidance_scale", "max_sequence_length")
+CALL_OPTIONS = ("--steps", "--guidance-scale", "--max-sequence-length")
 
 
 def add_arguments(parser):
-    from .generate import CALL_OPTIONS, _call_defaults
-
     parser.add_argument("world", choices=("shapes",), metavar="WORLD", help="shapes")
-    parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)"
-    )
     parser.add_argument(
         "--per-task", type=int, default=50, help="prompts of each task, up to 75 (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=25, help="pictures drawn at once (default: %(default)s)")
-    parser.add_argument("--variant", help="which weight files, e.g. fp16")
-    parser.add_argument(
-        "--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="of the networks"
-    )
-    parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
-    parser.add_argument("--without-t5", action="store_true", help="do not load T5")
-    parser.add_argument(
-        "--sheet", metavar="FILE", help="save a contact sheet of the first pictures of each task (.png)"
-    )
-    defaults = _call_defaults()
-    for option, (name, kind, text) in CALL_OPTIONS.items():
-        if name in CALL_DEFAULTS_FROM_API:
-            parser.add_argument(
-                option, dest=name, type=kind, default=defaults[name], help=f"{text} (default: {defaults[name]})"
-            )
+    parser.add_argument("--sheet", metavar="FILE", help="save the first pictures of each task on one sheet (.png)")
+    add_model_options(parser)
+    add_call_options(parser, CALL_OPTIONS)
 
 
 def run(arguments):
@@ -46,15 +29,14 @@ def run(arguments):
     from ..shapes.sheet import contact_sheet
 
     _check(arguments)
-    arguments.quiet = True
-    pipe = load_pipeline(arguments)
+    pipe = load_pipeline(arguments, quiet=True)
     shown = {}
 
     def keep(task, prompt, picture, right):
         if len(shown.setdefault(task, [])) < 8:
             shown[task].append((picture, ("" if right else "WRONG: ") + prompt))
 
-    settings = {name: getattr(arguments, name) for name in CALL_DEFAULTS_FROM_API}
+    settings = call_arguments(arguments, CALL_OPTIONS)
     result = evaluate(pipe, arguments.per_task, arguments.seed, arguments.batch, on_picture=keep, **settings)
     print(result.table())
     if arguments.sheet:

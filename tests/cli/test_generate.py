@@ -1,5 +1,6 @@
 """``ppsd3 generate``: pictures with their settings in them, and no work before the arguments are known to be good."""
 
+import argparse
 import inspect
 import json
 import os
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 import ppsd3
-from ppsd3.cli import generate
 from ppsd3.cli.main import main
+from ppsd3.cli.options import add_call_options, call_arguments
 from ppsd3.cli.png import describe, output_files, read_settings, save_png
 from ppsd3.utils.errors import InputError
 from ppsd3.utils.hub import BUNDLED
@@ -126,10 +127,12 @@ def test_option_changes_the_picture(run, arguments):
 
 
 def test_defaults_are_the_pipelines():
+    parser = argparse.ArgumentParser()
+    add_call_options(parser)
     parameters = inspect.signature(ppsd3.StableDiffusion3Pipeline.__call__).parameters
-    assert {name for name, _, _ in generate.CALL_OPTIONS.values()} <= set(parameters)
-    assert parameters["num_inference_steps"].default == 28
-    assert generate._call_defaults()["num_inference_steps"] == 28
+    given = call_arguments(parser.parse_args([]))
+    assert given == {name: parameters[name].default for name in given}
+    assert given["num_inference_steps"] == 28
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -1,0 +1,86 @@
+"""Options that several commands share: which model, in which form, and the pipeline call's own arguments."""
+
+import inspect
+import sys
+
+from ..utils.errors import InputError
+
+DEFAULT_MODEL = "shapes"
+
+# Option -> (argument of the pipeline's call, type, help). The defaults are the call's own.
+CALL_OPTIONS = {
+    "--prompt-2": ("prompt_2", str, "another prompt for CLIP-G"),
+    "--prompt-3": ("prompt_3", str, "another prompt for T5"),
+    "--negative-prompt": ("negative_prompt", str, "what to stay away from"),
+    "--negative-prompt-2": ("negative_prompt_2", str, "another negative prompt for CLIP-G"),
+    "--negative-prompt-3": ("negative_prompt_3", str, "another negative prompt for T5"),
+    "--steps": ("num_inference_steps", int, "denoising steps"),
+    "--guidance-scale": ("guidance_scale", float, "how closely to follow the prompt; 1 is no guidance, twice as fast"),
+    "--height": ("height", int, "pixels; the model's own size if left out"),
+    "--width": ("width", int, "pixels; the model's own size if left out"),
+    "--num-images": ("num_images_per_prompt", int, "how many pictures"),
+    "--max-sequence-length": ("max_sequence_length", int, "tokens that T5 reads, up to 512"),
+    "--clip-skip": ("clip_skip", int, "last layers of CLIP to leave out"),
+    "--skip-guidance-layers": ("skip_guidance_layers", int, "layers for skip-layer guidance, e.g. 7 8 9"),
+    "--skip-layer-guidance-scale": ("skip_layer_guidance_scale", float, "its weight"),
+    "--skip-layer-guidance-start": ("skip_layer_guidance_start", float, "part of the steps at which it starts"),
+    "--skip-layer-guidance-stop": ("skip_layer_guidance_stop", float, "part of the steps at which it stops"),
+}
+
+
+def add_model_options(parser):
+    """``--model``, ``--variant``, ``--dtype``, ``--device`` and ``--without-t5``, which :func:`load_pipeline` reads."""
+    parser.add_argument(
+        "--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)"
+    )
+    parser.add_argument("--variant", help="which weight files, e.g. fp16")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
+    parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
+
+
+def add_call_options(parser, options=tuple(CALL_OPTIONS)):
+    """The named ``CALL_OPTIONS``, with the defaults of the pipeline's call."""
+    from ..pipelines import StableDiffusion3Pipeline
+
+    parameters = inspect.signature(StableDiffusion3Pipeline.__call__).parameters
+    for option in options:
+        name, kind, text = CALL_OPTIONS[option]
+        default = parameters[name].default
+        shown = "" if default is None else f" (default: {default})"
+        settings = {"dest": name, "type": kind, "default": default, "help": text + shown}
+        if name == "skip_guidance_layers":
+            settings["nargs"] = "+"
+        parser.add_argument(option, metavar=option.split("-")[-1].upper(), **settings)
+
+
+def call_arguments(arguments, options=tuple(CALL_OPTIONS)):
+    """Keyword arguments of the pipeline's call from the parsed ``options``."""
+    names = (CALL_OPTIONS[option][0] for option in options)
+    return {name: getattr(arguments, name) for name in names}
+
+
+def load_pipeline(arguments, quiet):
+    """The pipeline that the model options ask for; ``quiet`` hides its progress bar."""
+    from ..pipelines import StableDiffusion3Pipeline
+
+    _choose_device(arguments.device, arguments.dtype)
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if arguments.without_t5 else {}
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
+    )
+    pipe.set_progress_bar_config(disable=quiet, file=sys.stderr)
+    return pipe
+
+
+def _choose_device(device, dtype):
+    import paddle
+
+    if device is not None:
+        try:
+            paddle.set_device(device)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise InputError(f"--device {device}: {error} Use cpu, or install paddlepaddle-gpu for gpu.") from error
+    if dtype != "float32" and paddle.get_device() == "cpu":
+        raise InputError(f"--dtype {dtype} needs a GPU: Paddle computes in float32 only on the CPU. Leave it out.")
