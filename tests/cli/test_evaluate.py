@@ -1,6 +1,7 @@
 """`ppsd3 evaluate shapes`."""
 
 import pytest
+
 from ppsd3.cli.main import main
 from ppsd3.shapes.scene import TASKS
 
