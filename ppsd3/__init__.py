@@ -4,8 +4,8 @@ The public names are imported when they are first used, so ``import ppsd3`` cost
 It gives Paddle all CPU cores, unless the environment variable ``OMP_NUM_THREADS`` says otherwise.
 """
 
-# Paddle 2.6 exports symbols of a zlib of its own. A system zlib that is loaded after it calls into them, and saving a PNG
-# crashes; one that is loaded before it does not.
+# Paddle 2.6 exports symbols of a zlib of its own. A system zlib that is loaded after it calls into them, and saving a
+# PNG crashes; one that is loaded before it does not.
 import zlib  # noqa: F401
 
 from .utils.device import use_all_cores

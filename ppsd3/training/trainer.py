@@ -141,7 +141,7 @@ class Trainer:
             raise CheckpointFormatError(
                 f"{self.state_file} cannot be read ({error}). Delete it to start again, or restore a copy."
             ) from error
-        self._load_group(state, "model/", {name: p for name, p in self.parameters.items()})
+        self._load_group(state, "model/", self.parameters)
         if self.ema is not None:
             self._load_group(state, "ema/", self.ema.shadow)
         self._restore_optimizer({k[len("optimizer/") :]: v for k, v in state.items() if k.startswith("optimizer/")})
