@@ -3,12 +3,13 @@
 from .attention import attention, causal_bias, joint_attention
 from .linear import Linear, gelu, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
-from .native import use_native
+from .native import float32_matmul_precision, use_native
 
 __all__ = [
     "Linear",
     "attention",
     "causal_bias",
+    "float32_matmul_precision",
     "gated_residual",
     "gelu",
     "joint_attention",

@@ -43,7 +43,7 @@ def linear(x, weight, bias=None):
 
     Shapes: ``x [..., in]``, ``weight [out, in]``, ``bias [out]`` or None -> ``[..., out]``.
     """
-    if bias is not None and native.usable(x, weight, bias):
+    if native.usable(x, weight, bias):
         return kernels.linear(x, weight, bias)
     return linear_reference(x, weight, bias)
 

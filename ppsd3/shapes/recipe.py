@@ -8,6 +8,7 @@ import os
 import paddle
 
 from ..models import AutoencoderKL, SD3Transformer2DModel
+from ..ops import float32_matmul_precision
 from ..pipelines import StableDiffusion3Pipeline
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
 from ..schedulers import FlowMatchEulerDiscreteScheduler
@@ -168,12 +169,13 @@ def run_transformer(output, steps=None):
     trainer = Trainer(
         task,
         os.path.join(output, "transformer"),
-        max_steps=36000,
+        max_steps=31000,
         learning_rate=1e-3,
         warmup_steps=300,
         ema_decay=0.9995,
     )
-    trainer.run(steps)
+    with float32_matmul_precision("medium"):
+        trainer.run(steps)
     with trainer.ema.applied():
         transformer.save_pretrained(os.path.join(output, "checkpoint", "transformer"))
 

@@ -30,7 +30,7 @@ BACKGROUNDS = {
     "brown": (85, 55, 35),
 }
 
-SIZES = {"small": 6.5 / 64, "large": 11 / 64}  # radius: half of the larger side of the bounding box
+SIZES = {"small": 7.5 / 64, "large": 11 / 64}  # radius: half of the larger side of the bounding box
 
 RELATIONS = ("left", "right", "above", "below")
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}

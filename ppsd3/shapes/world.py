@@ -50,10 +50,10 @@ assert set(_KINDS) == set(TASKS) | {"free"}
 # Objects stand in the four quarters of the picture; the jitter leaves 2 pixels (of 64) to the quarter's border,
 # which keeps objects at least 4 apart and 2 inside the frame.
 _QUARTERS = ((0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75))
-_JITTER = {size: min(0.25 - radius - 2 / 64, 5 / 64) for size, radius in SIZES.items()}
-_ACROSS = 0.15  # how far a row of two may lie from the picture's middle
-_TILT = 0.05  # how far each of the two may leave that row
-_ALONE = 0.2  # how far a lone object may lie from the middle
+_JITTER = {size: min(0.25 - radius - 2 / 64, 2 / 64) for size, radius in SIZES.items()}
+_ACROSS = 0.05  # how far a row of two may lie from the picture's middle
+_TILT = 0.03  # how far each of the two may leave that row
+_ALONE = 0.08  # how far a lone object may lie from the middle
 
 
 def sample_scene(rng: np.random.Generator, task: Optional[str] = None, split: str = "train") -> Scene:

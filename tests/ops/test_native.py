@@ -24,6 +24,7 @@ from ppsd3.ops.modulation import (
     rms_norm,
     rms_norm_reference,
 )
+from ppsd3.utils.errors import ConfigError
 
 TOLERANCE = 2e-6
 pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernels here")
@@ -208,3 +209,47 @@ class TestChoice:
             assert_same(attend, attention_reference, *[(1, 300, 1, 16)] * 3)
         finally:
             paddle.base.core.set_num_threads(before)
+
+
+# Products of lower precision. Rounding an operand to bfloat16 errs by up to 2^-9; errors of a sum add like noise.
+
+PRODUCTS = [(7, 3, 5), (100, 70, 130), (97, 601, 65), (1, 33, 64), (200, 1030, 70)]  # rows, in, out
+needs_bf16 = pytest.mark.skipif(
+    not (native.status()[0] and hasattr(native.lib(), "ppsd3_product_bf16")), reason="no AVX512-BF16 here"
+)
+
+
+def to_bf16(x):
+    """Rounded to the nearest bfloat16, ties to even; as float64 so that sums add no error of their own."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+@needs_bf16
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("rows,width,out", PRODUCTS)
+def test_medium_precision_rounds_operands_to_bfloat16(rows, width, out, bias):
+    x, weight, dy = uniform(1, [rows, width]), uniform(2, [out, width]), uniform(3, [rows, out])
+    b = uniform(4, [out]) if bias else None
+    tensors = [paddle.to_tensor(a, stop_gradient=False) for a in (x, weight)]
+    with native.float32_matmul_precision("medium"):
+        y = linear(*tensors, None if b is None else paddle.to_tensor(b))
+        (y * paddle.to_tensor(dy)).sum().backward()
+    x, weight, dy = map(to_bf16, (x, weight, dy))
+    expected = (x @ weight.T + (0 if b is None else b), dy @ weight, dy.T @ x)
+    for ours, reference in zip((y, tensors[0].grad, tensors[1].grad), expected):
+        assert np.abs(ours.numpy() - reference).max() <= TOLERANCE * np.abs(reference).max()
+
+
+def test_precision_is_highest_unless_asked_and_after_the_context():
+    x, layer = paddle.to_tensor(uniform(1, [9, 64])), Linear(64, 48)
+    before = layer(x).numpy()
+    with native.float32_matmul_precision("medium"):
+        medium = layer(x).numpy()
+    assert np.abs(medium - before).max() <= 1e-2 * np.abs(before).max()
+    np.testing.assert_array_equal(layer(x).numpy(), before)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="'high'.*'highest' or 'medium'"):
+        native.float32_matmul_precision("high")

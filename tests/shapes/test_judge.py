@@ -160,7 +160,7 @@ BLOBS = {
 }
 
 
-@pytest.mark.parametrize("radius", (6.5, 11))
+@pytest.mark.parametrize("radius", (7.5, 11))
 @pytest.mark.parametrize("name", BLOBS)
 def test_other_shapes_are_none_of_the_worlds(name, radius):
     objects = judge.read_picture(paint(BLOBS[name], radius)).objects

@@ -9,7 +9,7 @@ import ctypes
 import paddle
 from paddle.autograd import PyLayer
 
-from . import lib
+from . import bf16_products, lib
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {  # p pointer, n size, f float
@@ -27,6 +27,7 @@ SIGNATURES = {  # p pointer, n size, f float
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
+OPTIONAL_SIGNATURES = {"product_bf16": "pppnnnnn"}  # only where the CPU has the instructions
 
 
 def declare(library, signatures):
@@ -49,6 +50,21 @@ def _tracked(*tensors):
     return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
 
 
+def _product(a, b, transpose_x=False, transpose_y=False):
+    """``a b``: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
+
+    By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
+    """
+    if not bf16_products():
+        return paddle.matmul(a, b, transpose_x, transpose_y)
+    a, b = _dense(a), _dense(b)
+    leading, k = ([a.shape[1]], a.shape[0]) if transpose_x else (a.shape[:-1], a.shape[-1])
+    n = b.shape[0 if transpose_y else 1]
+    out = paddle.empty([*leading, n], dtype="float32")
+    lib().ppsd3_product_bf16(*map(_pointer, (a, b, out)), out.size // n, n, k, transpose_x, transpose_y)
+    return out
+
+
 def _rows(x):
     width = x.shape[-1]
     return x.size // width, width
@@ -58,14 +74,16 @@ def _rows(x):
 
 
 def linear(x, weight, bias):
-    """``x W^T + b``: the product by Paddle, bias and its gradient (a column sum) by kernels."""
+    """``x W^T + b``, or without ``b``; bias and its gradient (a column sum) by kernels."""
+    if bias is None:
+        return _PlainLinear.apply(x, weight) if _tracked(x, weight) else _product(x, weight, transpose_y=True)
     if _tracked(x, weight, bias):
         return _Linear.apply(x, weight, bias)
     return _biased_product(x, weight, bias)
 
 
 def _biased_product(x, weight, bias):
-    y = paddle.matmul(x, weight, transpose_y=True)
+    y = _product(x, weight, transpose_y=True)
     bias = _dense(bias)
     lib().ppsd3_add_bias(y.data_ptr(), bias.data_ptr(), *_rows(y))
     return y
@@ -74,11 +92,24 @@ def _biased_product(x, weight, bias):
 def _product_gradients(x, weight, dy, ctx):
     """Gradients of ``x W^T`` by x and W, None for what needs none; one product each over all rows."""
     needs_x, needs_weight = ctx.needs
-    dx = paddle.matmul(dy, weight) if needs_x else None
+    dx = _product(dy, weight) if needs_x else None
     if not needs_weight:
         return dx, None
     flat_dy, flat_x = dy.reshape([-1, dy.shape[-1]]), x.reshape([-1, x.shape[-1]])
-    return dx, paddle.matmul(flat_dy, flat_x, transpose_x=True)
+    return dx, _product(flat_dy, flat_x, transpose_x=True)
+
+
+class _PlainLinear(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.needs = (not x.stop_gradient, not weight.stop_gradient)
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, transpose_y=True)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensor()
+        return _product_gradients(x, weight, _dense(dy), ctx)
 
 
 class _Linear(PyLayer):
@@ -103,7 +134,7 @@ def linear_gelu(x, weight, bias):
     """``gelu(x W^T + b)``, tanh-approximated; bias and activation in one pass."""
     if _tracked(x, weight, bias):
         return _LinearGelu.apply(x, weight, bias)
-    y, bias = paddle.matmul(x, weight, transpose_y=True), _dense(bias)
+    y, bias = _product(x, weight, transpose_y=True), _dense(bias)
     lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), y.data_ptr(), *_rows(y))
     return y
 
@@ -113,7 +144,7 @@ class _LinearGelu(PyLayer):
     def forward(ctx, x, weight, bias):
         ctx.needs = (not x.stop_gradient, not weight.stop_gradient)
         ctx.needs_bias = not bias.stop_gradient
-        y, bias = paddle.matmul(x, weight, transpose_y=True), _dense(bias)
+        y, bias = _product(x, weight, transpose_y=True), _dense(bias)
         out = paddle.empty_like(y)
         lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), out.data_ptr(), *_rows(y))
         ctx.save_for_backward(x, weight, y)  # y now includes the bias
