@@ -169,7 +169,7 @@ def run_transformer(output, steps=None):
     trainer = Trainer(
         task,
         os.path.join(output, "transformer"),
-        max_steps=31000,
+        max_steps=29500,
         learning_rate=1e-3,
         warmup_steps=300,
         ema_decay=0.9995,

@@ -27,7 +27,7 @@ SIGNATURES = {  # p pointer, n size, f float
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
-OPTIONAL_SIGNATURES = {"product_bf16": "pppnnnnn"}  # only where the CPU has the instructions
+OPTIONAL_SIGNATURES = {"product_bf16": "ppppnnnnn"}  # only where the CPU has the instructions
 
 
 def declare(library, signatures):
@@ -50,18 +50,21 @@ def _tracked(*tensors):
     return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
 
 
-def _product(a, b, transpose_x=False, transpose_y=False):
-    """``a b``: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
+def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
+    """``a b + bias``: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
 
     By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
     """
     if not bf16_products():
-        return paddle.matmul(a, b, transpose_x, transpose_y)
+        out = paddle.matmul(a, b, transpose_x, transpose_y)
+        if bias is not None:
+            lib().ppsd3_add_bias(out.data_ptr(), bias.data_ptr(), *_rows(out))
+        return out
     a, b = _dense(a), _dense(b)
     leading, k = ([a.shape[1]], a.shape[0]) if transpose_x else (a.shape[:-1], a.shape[-1])
     n = b.shape[0 if transpose_y else 1]
     out = paddle.empty([*leading, n], dtype="float32")
-    lib().ppsd3_product_bf16(*map(_pointer, (a, b, out)), out.size // n, n, k, transpose_x, transpose_y)
+    lib().ppsd3_product_bf16(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y)
     return out
 
 
@@ -79,14 +82,7 @@ def linear(x, weight, bias):
         return _PlainLinear.apply(x, weight) if _tracked(x, weight) else _product(x, weight, transpose_y=True)
     if _tracked(x, weight, bias):
         return _Linear.apply(x, weight, bias)
-    return _biased_product(x, weight, bias)
-
-
-def _biased_product(x, weight, bias):
-    y = _product(x, weight, transpose_y=True)
-    bias = _dense(bias)
-    lib().ppsd3_add_bias(y.data_ptr(), bias.data_ptr(), *_rows(y))
-    return y
+    return _product(x, weight, transpose_y=True, bias=_dense(bias))
 
 
 def _product_gradients(x, weight, dy, ctx):
@@ -118,7 +114,7 @@ class _Linear(PyLayer):
         ctx.needs = (not x.stop_gradient, not weight.stop_gradient)
         ctx.needs_bias = not bias.stop_gradient
         ctx.save_for_backward(x, weight)
-        return _biased_product(x, weight, bias)
+        return _product(x, weight, transpose_y=True, bias=_dense(bias))
 
     @staticmethod
     def backward(ctx, dy):

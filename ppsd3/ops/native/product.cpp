@@ -65,12 +65,15 @@ void pack(const Operand& x, i64 begin, i64 count, i64 width, i64 start, i64 pair
     }
 }
 
+// Sums begin with `start` (rows start_row apart), or with zero.
 template <int N>
-void tile(i64 pairs, const pair_type* a, const pair_type* b, float* c, i64 ldc, i64 columns, bool add) {
+void tile(i64 pairs, const pair_type* a, const pair_type* b, float* c, i64 ldc, i64 columns, const float* start,
+          i64 start_row) {
     __m512 acc[N][4];
     for (int i = 0; i < N; i++)
         for (int j = 0; j < 4; j++)
-            acc[i][j] = add ? _mm512_maskz_loadu_ps(first(columns - 16 * j), c + i * ldc + 16 * j) : _mm512_setzero_ps();
+            acc[i][j] = start ? _mm512_maskz_loadu_ps(first(columns - 16 * j), start + i * start_row + 16 * j)
+                              : _mm512_setzero_ps();
     for (i64 p = 0; p < pairs; p++) {
         __m512bh row[4];
         for (int j = 0; j < 4; j++) row[j] = (__m512bh)_mm512_loadu_si512(b + p * COLUMNS + 16 * j);
@@ -83,14 +86,15 @@ void tile(i64 pairs, const pair_type* a, const pair_type* b, float* c, i64 ldc, 
         for (int j = 0; j < 4; j++) _mm512_mask_storeu_ps(c + i * ldc + 16 * j, first(columns - 16 * j), acc[i][j]);
 }
 
-void any_tile(i64 rows, i64 pairs, const pair_type* a, const pair_type* b, float* c, i64 ldc, i64 columns, bool add) {
+void any_tile(i64 rows, i64 pairs, const pair_type* a, const pair_type* b, float* c, i64 ldc, i64 columns,
+              const float* start, i64 start_row) {
     switch (rows) {
-        case 1: return tile<1>(pairs, a, b, c, ldc, columns, add);
-        case 2: return tile<2>(pairs, a, b, c, ldc, columns, add);
-        case 3: return tile<3>(pairs, a, b, c, ldc, columns, add);
-        case 4: return tile<4>(pairs, a, b, c, ldc, columns, add);
-        case 5: return tile<5>(pairs, a, b, c, ldc, columns, add);
-        default: return tile<6>(pairs, a, b, c, ldc, columns, add);
+        case 1: return tile<1>(pairs, a, b, c, ldc, columns, start, start_row);
+        case 2: return tile<2>(pairs, a, b, c, ldc, columns, start, start_row);
+        case 3: return tile<3>(pairs, a, b, c, ldc, columns, start, start_row);
+        case 4: return tile<4>(pairs, a, b, c, ldc, columns, start, start_row);
+        case 5: return tile<5>(pairs, a, b, c, ldc, columns, start, start_row);
+        default: return tile<6>(pairs, a, b, c, ldc, columns, start, start_row);
     }
 }
 
@@ -98,9 +102,9 @@ void any_tile(i64 rows, i64 pairs, const pair_type* a, const pair_type* b, float
 
 extern "C" {
 
-// C[M, N] = A[M, K] B[K, N]; A as stored or (a_transposed) as [K, M], B as stored or (b_transposed) as [N, K].
-void ppsd3_product_bf16(const float* a, const float* b, float* c, i64 m, i64 n, i64 k, i64 a_transposed,
-                        i64 b_transposed) {
+// C[M, N] = A[M, K] B[K, N] + bias[N] (or null); A as stored or (a_transposed) as [K, M], B as stored or (b_transposed) as [N, K].
+void ppsd3_product_bf16(const float* a, const float* b, const float* bias, float* c, i64 m, i64 n, i64 k,
+                        i64 a_transposed, i64 b_transposed) {
     Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1};
     Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n};
     i64 all_pairs = (k + 1) / 2, panels = (n + COLUMNS - 1) / COLUMNS;
@@ -121,10 +125,12 @@ void ppsd3_product_bf16(const float* a, const float* b, float* c, i64 m, i64 n, 
             for (i64 i = 0; i < rows; i += ROWS)
                 pack(left, begin + i, std::min(ROWS, rows - i), ROWS, start, pairs, k, packed_a.data() + i * pairs);
             for (i64 j = 0; j < panels; j++)
-                for (i64 i = 0; i < rows; i += ROWS)
+                for (i64 i = 0; i < rows; i += ROWS) {
+                    float* out = c + (begin + i) * n + j * COLUMNS;
+                    const float* sum = start > 0 ? out : bias ? bias + j * COLUMNS : nullptr;
                     any_tile(std::min(ROWS, rows - i), pairs, packed_a.data() + i * pairs,
-                             whole_b + j * pairs * COLUMNS, c + (begin + i) * n + j * COLUMNS, n,
-                             n - j * COLUMNS, start > 0);
+                             whole_b + j * pairs * COLUMNS, out, n, n - j * COLUMNS, sum, start > 0 ? n : 0);
+                }
         });
     }
 }
