@@ -4,9 +4,11 @@ from .attention import attention, causal_bias, joint_attention
 from .linear import Linear, gelu, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
 from .native import float32_matmul_precision, use_native
+from .quantized import QuantizedLinear, shared_input
 
 __all__ = [
     "Linear",
+    "QuantizedLinear",
     "attention",
     "causal_bias",
     "float32_matmul_precision",
@@ -19,5 +21,6 @@ __all__ = [
     "linear_gelu",
     "modulate",
     "rms_norm",
+    "shared_input",
     "use_native",
 ]

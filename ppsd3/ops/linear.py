@@ -10,6 +10,7 @@ from paddle import nn
 
 from . import native
 from .native import interface as kernels
+from .quantized import QuantizedLinear, has_hooks, quantized_linear
 
 
 class Linear(nn.Layer):
@@ -30,6 +31,11 @@ class Linear(nn.Layer):
         uniform = nn.initializer.Uniform(-bound, bound)  # torch.nn.Linear's own initialisation
         self.weight = self.create_parameter([out_features, in_features], default_initializer=uniform)
         self.bias = self.create_parameter([out_features], default_initializer=uniform) if bias else None
+
+    @property
+    def compute_dtype(self):
+        """dtype of its input and output."""
+        return self.weight.dtype
 
     def forward(self, x):
         return linear(x, self.weight, self.bias)
@@ -60,14 +66,13 @@ def gelu(x):
 
 
 def linear_gelu(x, layer):
-    """``gelu(layer(x))``; one pass fewer over the wide activations where ``layer`` is a plain :class:`Linear`."""
-    if _is_plain(layer) and native.usable(x, layer.weight, layer.bias):
-        return kernels.linear_gelu(x, layer.weight, layer.bias)
+    """``gelu(layer(x))``; one pass fewer over the wide activations where ``layer`` does what its weights say.
+
+    That is, where it is of one of our own types and no subclass, and has no hook that must see the output.
+    """
+    if type(layer) is QuantizedLinear and not has_hooks(layer):
+        return quantized_linear(x, layer.weight, layer.weight_scale, layer.bias, gelu=True)
+    if type(layer) is Linear and layer.bias is not None and not has_hooks(layer):
+        if native.usable(x, layer.weight, layer.bias):
+            return kernels.linear_gelu(x, layer.weight, layer.bias)
     return gelu(layer(x))
-
-
-def _is_plain(layer):
-    """Whether calling ``layer`` does what its weight and bias say: no subclass, no hook that must see the output."""
-    if type(layer) is not Linear or layer.bias is None:
-        return False
-    return not (layer._forward_pre_hooks or layer._forward_post_hooks)

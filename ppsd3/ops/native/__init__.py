@@ -97,14 +97,13 @@ def usable(*tensors):
 def _load():
     global _loaded
     if _loaded is None:
-        from . import interface, vision
+        from . import interface, quantized, vision
 
         lib, detail = _library.load()
         if lib is not None:
             for module in (interface, vision):
                 interface.declare(lib, module.SIGNATURES)
-            interface.declare(
-                lib, {k: v for k, v in interface.OPTIONAL_SIGNATURES.items() if hasattr(lib, "ppsd3_" + k)}
-            )
+            optional = {**interface.OPTIONAL_SIGNATURES, **quantized.OPTIONAL_SIGNATURES}
+            interface.declare(lib, {k: v for k, v in optional.items() if hasattr(lib, "ppsd3_" + k)})
         _loaded = lib, detail
     return _loaded
