@@ -21,6 +21,7 @@ LAYERS = (
     ("loaders",),
     ("pipelines",),
     ("training", "evaluation", "shapes"),
+    ("bench",),
     ("cli", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}

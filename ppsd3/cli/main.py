@@ -12,6 +12,7 @@ from ..utils.errors import PPSD3Error
 COMMANDS = {
     "generate": "draw pictures from a prompt",
     "evaluate": "score how well a model follows prompts",
+    "bench": "measure speed and memory beside diffusers and OpenVINO",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 

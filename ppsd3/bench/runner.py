@@ -1,0 +1,237 @@
+"""Runs a bench: a process for each side, which work in turn.
+
+Interleaving (A B C A B C ...) matters more than the number of runs: the speed of a shared machine drifts by tens of
+percent within minutes, and sides that are measured one after the other are compared on different machines.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from .results import Measurement, SideResult
+from .sides.base import Side
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+# A rival must share its process with neither Paddle, which `import ppsd3` loads, nor the settings that it makes.
+_BARE = """
+import sys, types
+sys.modules["ppsd3"] = types.ModuleType("ppsd3")
+sys.modules["ppsd3"].__path__ = [sys.argv[2]]
+"""
+_START = """
+import json, sys
+from ppsd3.bench.worker import main
+main(json.loads(sys.argv[1]))
+"""
+
+_PAUSE = 0.3  # seconds after a run, in which threads that wait for more work go to sleep
+_MEMORY_PER_WEIGHT = 2.5  # of a side, in bytes for each byte of its checkpoint: what it may take beside the weights
+
+
+class SideError(Exception):
+    """A side failed; its process may have ended."""
+
+
+class Worker:
+    """A process for one side of ``bench``, or with ``side=None`` for what the bench itself needs."""
+
+    def __init__(self, bench, side, workspace):
+        specification = {
+            "bench": bench.name,
+            "settings": bench.settings(),
+            "side": side.name if side else None,
+            "workspace": workspace,
+        }
+        code = (_BARE if side and side.bare else "") + _START
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code, json.dumps(specification), _PACKAGE],
+            env=_environment(side.threads if side else bench.threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+
+    def __call__(self, do, **arguments):
+        """Carries out a command of :mod:`.worker` and returns its answer.
+
+        Raises:
+            SideError: the side raised an error, or its process ended.
+        """
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            code = self._process.wait()
+            killed = " (killed: out of memory?)" if code == -9 else ""
+            raise SideError(f"{do}: the process ended with exit code {code}{killed}. {self.log()}".strip())
+        answer = json.loads(answer)
+        if "error" in answer:
+            raise SideError(f"{do}: {answer['error']}")
+        return answer
+
+    def log(self):
+        """The end of what the process wrote to standard error."""
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 600))
+        return self._log.read().decode(errors="replace").strip()
+
+    def close(self):
+        """Ends the process."""
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+
+def _environment(threads):
+    """This process's variables without what ``import ppsd3`` set in it, and the number of threads."""
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_DEBUG_CPU_TYPE"}
+    root = os.path.dirname(_PACKAGE)
+    path = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
+
+
+def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: None):
+    """Measures the sides of ``bench``.
+
+    Args:
+        workspace (str): directory for checkpoints and outputs, which later benches find there.
+        names (sequence of str, optional): which sides. Default: all.
+        repeats (int, optional): timed runs of each. Default: the bench's.
+        progress (callable): gets a line about what is being done.
+
+    Returns:
+        Measurement: sides that are not installed or fail are in it, with the reason.
+
+    Raises:
+        SideError: the checkpoints cannot be made.
+    """
+    sides = [side for side in bench.sides() if names is None or side.name in names] + bench.rooflines()
+    results = [SideResult.of(side) for side in sides]
+    progress(f"{bench.title}: preparing")
+    _alone(bench, None, workspace, "prepare bench")
+    running = _prepared(bench, sides, results, workspace, progress)
+    outputs = tempfile.mkdtemp(prefix="outputs-", dir=workspace)
+    try:
+        fresh = bench.always_fresh or not _fit(bench, workspace, len(running))
+        _measure(bench, running, workspace, repeats or bench.repeats, fresh, outputs, progress)
+        _compare(results, outputs)
+    finally:
+        shutil.rmtree(outputs)
+    return Measurement.of(bench, results)
+
+
+def _alone(bench, side, workspace, command):
+    worker = Worker(bench, side, workspace)
+    try:
+        worker(command)
+    finally:
+        worker.close()
+
+
+def _prepared(bench, sides, results, workspace, progress):
+    """[(side, result)] of the sides that are there; the others' results say why not."""
+    running = []
+    for side, result in zip(sides, results):
+        result.absent = side.missing()
+        if result.absent:
+            continue
+        try:
+            if type(side).prepare is not Side.prepare:  # which does nothing
+                progress(f"{bench.title}: preparing {side.name}")
+                _alone(bench, side, workspace, "prepare")
+            running.append((side, result))
+        except SideError as error:
+            result.failure = str(error)
+    return running
+
+
+def _fit(bench, workspace, sides):
+    """Whether the machine has memory for all sides at once."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return True
+    return sides * (_MEMORY_PER_WEIGHT * bench.bytes_of_weights(workspace) + 5e8) < free
+
+
+def _measure(bench, running, workspace, repeats, fresh, outputs, progress):
+    """Fills the results: ``repeats`` rounds in which each side runs once; ``fresh`` gives each run its own process."""
+    workers = {}
+
+    def ready(side, result):
+        if side.name not in workers:
+            progress(f"{bench.title}: {side.name} loads")
+            workers[side.name] = Worker(bench, side, workspace)
+            result.setup_seconds = workers[side.name]("setup")["seconds"]
+            if not bench.always_fresh:
+                workers[side.name]("warm up")
+
+    def run(side, result, number):
+        ready(side, result)
+        save = None if number or side.roofline else os.path.join(outputs, f"{side.name}.npz")
+        answer = workers[side.name]("run", save=save)
+        result.seconds.append(answer["seconds"])
+        result.peak = max(result.peak or 0, answer["peak"])
+        progress(f"{bench.title}: round {number + 1}, {side.name} {answer['seconds']:.3f} s")
+
+    def attempt(action, side, result, *arguments):
+        try:
+            if not result.failure:
+                action(side, result, *arguments)
+        except SideError as error:
+            result.failure = str(error)
+        if (fresh or result.failure) and side.name in workers:
+            workers.pop(side.name).close()
+
+    try:
+        if not fresh:  # all before the first round: rounds are then of runs alone
+            for side, result in running:
+                attempt(ready, side, result)
+        for number in range(repeats):
+            for side, result in running:
+                attempt(run, side, result, number)
+                time.sleep(0 if bench.tiny else _PAUSE)
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _compare(results, outputs):
+    """Relative errors beside the first side that has an output: of all of an output, root of mean square."""
+    reference = None
+    for result in results:
+        file = os.path.join(outputs, f"{result.name}.npz")
+        if result.failure or not os.path.exists(file):
+            continue
+        with np.load(file) as arrays:
+            if reference is None:
+                result.is_reference = True
+                reference = {name: arrays[name] for name in arrays.files}
+            else:
+                result.errors = {name: relative_error(arrays, name, value) for name, value in reference.items()}
+
+
+def relative_error(arrays, name, reference):
+    """Norm of the difference over the norm of ``reference``; infinite if ``name`` is missing or has another shape."""
+    if name not in arrays or arrays[name].shape != reference.shape or not np.isfinite(arrays[name]).all():
+        return float("inf")
+    reference = reference.astype(np.float64)
+    return float(np.linalg.norm(arrays[name] - reference) / max(np.linalg.norm(reference), 1e-30))

@@ -1,0 +1,210 @@
+"""ppsd3's own sides."""
+
+import contextlib
+
+from .base import Side
+
+
+class PaddleSide(Side):
+    """ppsd3 in one of its variants.
+
+    Args:
+        native (bool): whether native kernels may be used; False is what runs where there is no compiler.
+        method (tuple): name and arguments of a method of the pipeline that changes its networks, e.g.
+            ``("quantize", "int8")``.
+    """
+
+    ours = True
+
+    def __init__(self, name, bench, native=True, method=None, **options):
+        super().__init__(name, bench, **options)
+        self.native, self.method = native, method
+
+    def missing(self):
+        from ...pipelines import StableDiffusion3Pipeline
+
+        if self.method and not hasattr(StableDiffusion3Pipeline, self.method[0]):
+            return f"this ppsd3 has no pipe.{self.method[0]}()"
+        return super().missing()
+
+    def setup(self, workspace):
+        import paddle
+
+        from ...ops import use_native
+
+        paddle.base.core.set_num_threads(self.threads)
+        use_native(self.native)
+        self.workspace = workspace
+        self.grad = contextlib.nullcontext if self.bench.task == "train" else paddle.no_grad
+        with self.grad():
+            self.call = TASKS[self.bench.task](self)
+
+    def warm_up(self):
+        with self.grad():
+            super().warm_up()
+
+    def run(self):
+        with self.grad():
+            return super().run()
+
+    def arrays(self, result):
+        for name, value in result.items():
+            yield name, value.numpy() if hasattr(value, "numpy") else value
+
+    def load(self, component, finished=True):
+        """The bench's ``component`` in float32, changed by :attr:`method` if ``finished``."""
+        import ppsd3
+
+        from ..configurations import CLASSES
+
+        model = getattr(ppsd3, CLASSES[component]).from_pretrained(self.bench.folder(self.workspace, component))
+        return self.finish(**{component: model})[component] if finished else model
+
+    def finish(self, **components):
+        """``components`` after :attr:`method`, which belongs to the pipeline."""
+        if not self.method:
+            return components
+        pipe = make_pipeline(**components)
+        getattr(pipe, self.method[0])(*self.method[1:])
+        return {name: getattr(pipe, name) for name in components}
+
+    def tensors(self):
+        """The bench's inputs."""
+        import paddle
+
+        return {name: paddle.to_tensor(array) for name, array in self.bench.inputs().items()}
+
+
+def make_pipeline(**components):
+    """A pipeline with these components and no others."""
+    import inspect
+
+    from ... import StableDiffusion3Pipeline
+
+    names = [name for name in inspect.signature(StableDiffusion3Pipeline.__init__).parameters if name != "self"]
+    pipe = StableDiffusion3Pipeline(**{**dict.fromkeys(names), **components})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _step(side):
+    model, inputs = side.load("transformer"), side.tensors()
+    return lambda: {"velocity": model(**inputs, return_dict=False)[0]}
+
+
+def _decode(side):
+    vae, latents = side.load("vae"), side.tensors()["latents"]
+    return lambda: {"picture": vae.decode(latents).sample}
+
+
+def _encode(side):
+    vae, picture = side.load("vae"), side.tensors()["picture"]
+    return lambda: {"latents": vae.encode(picture).latent_dist.mode()}
+
+
+def _text(side):
+    inputs = side.tensors()
+    towers = side.finish(**{name: side.load(name, finished=False) for name in inputs})
+
+    def encode():
+        clips = {name: towers[name](inputs[name], output_hidden_states=True) for name in list(inputs)[:2]}
+        embeds = {f"{name}.text_embeds": output.text_embeds for name, output in clips.items()}
+        hidden = {f"{name}.hidden_states": output.hidden_states[-2] for name, output in clips.items()}
+        t5 = towers["text_encoder_3"](inputs["text_encoder_3"]).last_hidden_state
+        return {**embeds, **hidden, "text_encoder_3": t5}
+
+    return encode
+
+
+def _load(side):
+    from ... import SD3Transformer2DModel
+
+    folder = side.bench.folder(side.workspace, "transformer")
+
+    def load():
+        model = SD3Transformer2DModel.from_pretrained(folder, paddle_dtype="float32")
+        return dict(model.state_dict())
+
+    return load
+
+
+def _picture(side):
+    from ... import FlowMatchEulerDiscreteScheduler
+
+    parts = side.finish(**{name: side.load(name, finished=False) for name in ("transformer", "vae")})
+    pipe = make_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **parts)
+    inputs, call = side.tensors(), side.bench.call
+
+    def draw(steps=side.bench.steps):
+        last = {}
+        picture = pipe(
+            **inputs,
+            **call,
+            num_inference_steps=steps,
+            callback_on_step_end=lambda pipe, i, t, tensors: last.update(tensors),
+        ).images
+        return {"latents": last["latents"], "picture": picture}
+
+    return draw
+
+
+def _train(side):
+    import paddle
+    import paddle.nn.functional as F
+
+    model, inputs = side.load("transformer"), side.tensors()
+    target = inputs.pop("target")
+    model.train()
+    optimizer = paddle.optimizer.AdamW(
+        learning_rate=side.bench.learning_rate, parameters=model.parameters(), weight_decay=0.01
+    )
+
+    def step():
+        optimizer.clear_grad()
+        loss = F.mse_loss(model(**inputs, return_dict=False)[0], target)
+        loss.backward()
+        optimizer.step()
+        weights = dict(model.named_parameters())
+        return {"loss": loss, **{f"gradient of {name}": weights[name].grad for name in side.bench.watched}}
+
+    return step
+
+
+TASKS = {
+    "step": _step,
+    "decode": _decode,
+    "encode": _encode,
+    "text": _text,
+    "load": _load,
+    "picture": _picture,
+    "train": _train,
+}
+
+
+class PaddleGemm(Side):
+    """float32 matrix products of the model's shapes: Paddle's own, or those of the native kernels."""
+
+    roofline = True
+
+    def __init__(self, name, bench, native):
+        super().__init__(name, bench)
+        self.native = native
+
+    def setup(self, workspace):
+        import paddle
+
+        from ...ops import linear, use_native
+
+        paddle.base.core.set_num_threads(self.threads)
+        use_native(self.native)
+        pairs = [(paddle.randn([m, k]), paddle.randn([n, k])) for m, k, n in self.bench.gemms]
+
+        def multiply():
+            with paddle.no_grad():
+                for x, weight in pairs:
+                    linear(x, weight)
+
+        self.call = multiply
+
+    def warm_up(self):
+        self.call()

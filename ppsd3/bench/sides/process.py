@@ -1,0 +1,63 @@
+"""Sides that are whole processes: from the shell's prompt to a picture in a file."""
+
+import os
+import subprocess
+import sys
+
+from .base import Side
+
+SCRIPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "generate_with_diffusers.py")
+
+
+class GenerateSide(Side):
+    """Draws one picture with the bundled model.
+
+    Args:
+        ours (bool): ``ppsd3 generate``, or else a script with diffusers.
+        compiler (bool): False hides compilers, and what they made before, from the process.
+    """
+
+    bare = True
+
+    def __init__(self, name, bench, ours, compiler=True):
+        super().__init__(name, bench)
+        self.ours, self.compiler = ours, compiler
+        self.packages = {} if ours else {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
+
+    def setup(self, workspace):
+        self.file = os.path.join(workspace, f"{self.name}.png")
+        self.environment = dict(os.environ)
+        if not self.compiler:
+            empty = os.path.join(workspace, "empty")
+            os.makedirs(empty, exist_ok=True)
+            self.environment.pop("CXX", None)
+            self.environment.update(PATH=empty, XDG_CACHE_HOME=empty)
+
+    def call(self):
+        done = subprocess.run(self.command(), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode:
+            message = done.stdout.decode(errors="replace").strip()[-500:]
+            raise RuntimeError(f"{self.command()[1]} ended with exit code {done.returncode}: {message}")
+        return self.file
+
+    def command(self):
+        """The program and its arguments."""
+        bench = self.bench
+        if self.ours:
+            arguments = ["--steps", str(bench.steps), "--seed", str(bench.seed), "--output", self.file, "--quiet"]
+            return [sys.executable, "-m", "ppsd3", "generate", bench.prompt, *arguments]
+        settings = (bench.checkpoint, bench.prompt, bench.steps, bench.seed, self.threads, self.file)
+        return [sys.executable, SCRIPT, *map(str, settings)]
+
+    def arrays(self, result):
+        import numpy as np
+        from PIL import Image
+
+        with Image.open(result) as picture:
+            yield "picture", np.asarray(picture, dtype=np.float32)
+
+    def peak(self):
+        """Of the program, not of this process that waits for it."""
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
