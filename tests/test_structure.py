@@ -15,6 +15,7 @@ LAYERS = (
     ("utils", "configuration_utils", "outputs"),
     ("ops",),
     ("serialization",),
+    ("quantization",),
     ("modeling_utils",),
     ("models", "transformers", "schedulers"),
     ("adapters",),

@@ -59,6 +59,7 @@ def settings_of(arguments, call, seed, image):
         "model": arguments.model,
         "variant": arguments.variant,
         "dtype": arguments.dtype,
+        "quantize": arguments.quantize,
         "without_t5": arguments.without_t5 or None,
         "ppsd3_version": __version__,
     }

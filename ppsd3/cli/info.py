@@ -15,13 +15,14 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclasses.dataclass
 class Component:
-    """``values``: number of scalars in the weights; ``dtypes``: dtype name -> number of tensors."""
+    """``values``: number of scalars in the weights, ``int8_values`` of them in int8; ``dtypes``: name -> tensors."""
 
     name: str
     class_name: str
     values: int
     dtypes: Counter
     bytes_on_disk: int
+    int8_values: int = 0
 
 
 def add_arguments(parser):
@@ -59,7 +60,8 @@ def read_component(directory, name, class_name, variant=None):
     checkpoint = Checkpoint.open(folder, weights_name, chosen)
     tensors = [checkpoint.info(tensor) for tensor in checkpoint.keys()]
     values = sum(_product(tensor.shape) for tensor in tensors)
-    return Component(name, class_name, values, Counter(str(tensor.dtype) for tensor in tensors), on_disk)
+    int8_values = sum(_product(tensor.shape) for tensor in tensors if tensor.dtype == "int8")
+    return Component(name, class_name, values, Counter(tensor.dtype for tensor in tensors), on_disk, int8_values)
 
 
 def _product(shape):
@@ -82,12 +84,11 @@ def _component_table(components):
 def _memory_table(components):
     """Memory of the weights, which is nearly all of it, beside what this machine has free."""
     places = _memory_places()
-    everything = sum(part.values for part in components)
-    t5 = sum(part.values for part in components if part.name == "text_encoder_3")
+    without_t5 = [part for part in components if part.name != "text_encoder_3"]
     yield f"{'weights in memory':30} " + " ".join(f"{name + ' (' + _size(free) + ')':>22}" for name, free in places)
     for dtype, width in BYTES_PER_VALUE.items():
-        for label, values in (("", everything), (" without T5", everything - t5)):
-            need = values * width
+        for label, parts in (("", components), (" without T5", without_t5)):
+            need = sum((part.values - part.int8_values) * width + part.int8_values for part in parts)
             verdicts = " ".join(f"{_verdict(need, dtype, *place):>22}" for place in places)
             yield f"{dtype + label:19} {_size(need):>10} {verdicts}"
 
@@ -121,12 +122,14 @@ def _machine():
     import paddle
 
     from ..ops import native
+    from ..ops.quantized import integer_products
     from ..utils.device import use_all_cores
 
     in_use, detail = native.status()
     return (
         f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads\n"
-        f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})"
+        f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})\n"
+        f"int8 models: {'integer products (VNNI)' if integer_products() else 'int8 weights, products in float'}"
     )
 
 

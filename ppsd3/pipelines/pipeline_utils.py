@@ -16,6 +16,7 @@ import paddle
 from paddle import nn
 
 from ..configuration_utils import FrozenConfig, read_json
+from ..quantization import choose_layers
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write
@@ -54,6 +55,7 @@ class DiffusionPipeline:
 
     config_name = INDEX_NAME
     _optional_components = ()
+    _quantized_components = ("transformer", "text_encoder_3")
 
     def register_modules(self, **components):
         """Makes each component an attribute and remembers it as such."""
@@ -243,6 +245,33 @@ class DiffusionPipeline:
             paddle.device.set_device(device) if isinstance(device, str) else None
         for network in self._networks():
             network.to(device=device, dtype=dtype)
+        return self
+
+    def quantize(self, kind, components=None):
+        """Holds the networks that take the time and the memory in int8; returns the pipeline.
+
+        Args:
+            kind (str): "int8"; see :meth:`ppsd3.modeling_utils.ModelMixin.quantize`, which also has ``skip``.
+            components (sequence of str, optional): names of the networks. Default: the transformer and T5, if there.
+
+        Raises:
+            InputError: a name that is no network here, or what a network's own ``quantize`` refuses; then nothing has
+                changed.
+        """
+        if components is None:
+            components = [name for name in self._quantized_components if getattr(self, name, None) is not None]
+        components = (components,) if isinstance(components, str) else tuple(components)
+        networks = {name: part for name, part in self.components.items() if isinstance(part, nn.Layer)}
+        unknown = [name for name in components if name not in networks]
+        if unknown or not components:
+            raise InputError(
+                f"components is {list(components)}; the networks of this pipeline are {', '.join(networks)}. Name one "
+                "or more of them."
+            )
+        for name in components:
+            choose_layers(networks[name], kind)
+        for name in components:
+            networks[name].quantize(kind)
         return self
 
     def _networks(self):

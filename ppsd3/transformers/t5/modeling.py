@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from ...configuration_utils import register_to_config
-from ...ops import Linear, attention
+from ...ops import Linear, attention, shared_input
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
 from ..text_encoder import TextEncoder, activation, init_normal
@@ -72,6 +72,7 @@ class T5EncoderModel(TextEncoder):
     _keys_to_ignore_on_load = (r"^decoder\.", r"^lm_head\.")
     # The output projections of the feed-forward overflow in fp16.
     _keep_in_fp32_modules = ("wo",)
+    _quantizable_modules = ("SelfAttention", "DenseReluDense")
 
     @register_to_config
     def __init__(
@@ -225,6 +226,7 @@ class _Attention(nn.Layer):
 
     def forward(self, x, bias):
         batch, length = x.shape[:2]
+        x = shared_input(x, self.q, self.k, self.v)
         q, k, v = (
             projection(x).reshape([batch, length, self.heads, self.head_width])  # [B, L, h, d]
             for projection in (self.q, self.k, self.v)
@@ -245,9 +247,10 @@ class _FeedForward(nn.Layer):
         self.wo = _linear(config.d_ff, config.d_model, config.initializer_factor * std_out)
 
     def forward(self, x):
-        dtype = self.wo.weight.dtype
+        dtype = self.wo.compute_dtype
         if not self.gated:
             return self.wo(self.activation(self.wi(x)).astype(dtype))
+        x = shared_input(x, self.wi_0, self.wi_1)
         # Cast before the product: it is the product that leaves fp16's range.
         return self.wo(self.activation(self.wi_0(x)).astype(dtype) * self.wi_1(x).astype(dtype))
 

@@ -1,0 +1,134 @@
+"""Models in int8: which linear layers become :class:`~ppsd3.ops.QuantizedLinear`, and how a checkpoint says so.
+
+Only layers that a step spends its time in: those that read every token, named by each model in
+``_quantizable_modules``. Embedders, adaLN modulation and the output projection stay as they are: they are a percent of
+the work, and their rounding would act on all tokens alike instead of averaging out.
+
+A saved model has ``"quantization_config": {"quant_method": "int8"}`` in its ``config.json``, and for each int8 layer
+``weight`` (I8) and ``weight_scale`` in its weights. Which layers are int8 is read from the latter.
+
+An adapter (LoRA) goes around a layer, whichever type it has: :class:`QuantizedLinear` passes gradients to its input and
+takes no gradient itself. A layer with something around it gets its tokens as a plain tensor
+(:func:`ppsd3.ops.shared_input`).
+"""
+
+from .ops import Linear, QuantizedLinear
+from .serialization.tensors import is_floating
+from .utils.errors import CheckpointFormatError, ConfigError, InputError
+
+KINDS = ("int8",)
+CONFIG_KEY = "quantization_config"
+
+
+def quantize_(model, kind, skip=()):
+    """Replaces linear layers of ``model`` by int8 ones in place, one at a time.
+
+    Args:
+        model (ModelMixin): its ``_quantizable_modules`` names the modules whose layers are replaced.
+        kind (str): "int8".
+        skip (sequence of str): modules to leave as they are, by any run of the parts of their names, e.g.
+            ``"ff_context"`` or ``"transformer_blocks.0"``.
+
+    Raises:
+        InputError: unknown ``kind``, a model that is quantized already or has fused projections, no layer to quantize,
+            a name in ``skip`` that no such layer has, or weights that are not finite floating-point numbers.
+    """
+    layers = choose_layers(model, kind, skip)
+    for name, layer in layers.items():
+        if not is_floating(layer.weight.dtype) or not bool(layer.weight.astype("float32").isfinite().all()):
+            raise InputError(
+                f"{type(model).__name__} has weights in {name} that are no finite numbers; load or train it again."
+            )
+    for name, layer in layers.items():
+        _replace(model, name, QuantizedLinear.from_linear(layer))
+
+
+def choose_layers(model, kind, skip=()):
+    """dict: name -> linear layer of ``model`` that :func:`quantize_` replaces; the same errors."""
+    owner = type(model).__name__
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r} is not known. Choose {' or '.join(map(repr, KINDS))}.")
+    if is_quantized(model):
+        raise InputError(f"This {owner} is in int8 already. Load it again if you want to quantize it differently.")
+    if any(getattr(layer, "_fused", None) is not None for layer in model.sublayers()):
+        raise InputError(
+            f"This {owner} has fused projections, which are copies of its weights. Call unfuse_qkv_projections() "
+            "before quantize(), and fuse_qkv_projections() after it if you want them fused."
+        )
+    layers = {
+        name: layer
+        for name, layer in model.named_sublayers()
+        if type(layer) is Linear and set(model._quantizable_modules) & set(name.split("."))
+    }
+    if not layers:
+        raise InputError(f"{owner} has no layers that gain from int8. Quantize the transformer or T5.")
+    skip = (skip,) if isinstance(skip, str) else tuple(skip)
+    for part in skip:
+        if not any(_has_part(name, part) for name in layers):
+            raise InputError(
+                f"skip has {part!r}, which is in no name of a layer to quantize, e.g. {next(iter(layers))!r}."
+            )
+    return {name: layer for name, layer in layers.items() if not any(_has_part(name, part) for part in skip)}
+
+
+def is_quantized(model):
+    """Whether ``model`` has int8 layers."""
+    return any(isinstance(layer, QuantizedLinear) for layer in model.sublayers())
+
+
+def quantized_values(model):
+    """Number of scalars in int8 weights, which are buffers and no parameters."""
+    return sum(int(layer.weight.size) for layer in model.sublayers() if isinstance(layer, QuantizedLinear))
+
+
+def config_entries(model):
+    """What ``config.json`` says of it: a dict to be merged, empty for a model that is not quantized."""
+    return {CONFIG_KEY: {"quant_method": "int8"}} if is_quantized(model) else {}
+
+
+def prepare_for_loading(model, config, checkpoint):
+    """Replaces those layers of a fresh ``model`` that are int8 in ``checkpoint`` by unfilled ones.
+
+    Args:
+        config (dict or None): the ``quantization_config`` of the checkpoint's ``config.json``.
+        checkpoint (:class:`~ppsd3.serialization.Checkpoint`)
+
+    Raises:
+        ConfigError: quantized in a way that ppsd3 does not read.
+        CheckpointFormatError: the tensors are not what the configuration says.
+    """
+    if config is None:
+        return
+    method = config.get("quant_method") if isinstance(config, dict) else config
+    if method not in KINDS:
+        raise ConfigError(
+            f"{checkpoint.path} is quantized by {method!r}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint that is "
+            "not quantized, then call quantize('int8')."
+        )
+    suffix = ".weight_scale"
+    layers = dict(model.named_sublayers())
+    names = [key[: -len(suffix)] for key in checkpoint.keys() if key.endswith(suffix)]
+    wrong = [name for name in names if not _is_int8_linear(layers.get(name), name + ".weight", checkpoint)]
+    if wrong or not names:
+        what = f"{wrong[0]} is no int8 linear layer of {type(model).__name__}" if wrong else "none of its layers is"
+        raise CheckpointFormatError(
+            f"{checkpoint.path} should hold an int8 model, but {what}. Quantize the original again and save it."
+        )
+    for name in names:
+        _replace(model, name, QuantizedLinear.unfilled(layers[name]))
+
+
+def _is_int8_linear(layer, weight, checkpoint):
+    return type(layer) is Linear and weight in checkpoint.keys() and checkpoint.info(weight).dtype == "int8"
+
+
+def _has_part(name, part):
+    return f".{part}." in f".{name}."
+
+
+def _replace(model, name, layer):
+    *parents, last = name.split(".")
+    for parent in parents:
+        model = getattr(model, parent)
+    layer.training = getattr(model, last).training
+    setattr(model, last, layer)
