@@ -84,13 +84,19 @@ class JointTransformerBlock(nn.Layer):
         self.ff_context = None if context_pre_only else FeedForward(dim)
 
     def forward(self, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
+        return self.with_modulation(hidden_states, encoder_hidden_states, self.modulation(temb), joint_attention_kwargs)
+
+    def modulation(self, temb):
+        """Shifts, scales and gates of both streams: ``temb [..., B, D]`` -> (image, text), lists of [..., B, D]."""
+        return self.norm1.modulation(temb), self.norm1_context.modulation(temb)
+
+    def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
+        """The block, given what :meth:`modulation` returned."""
         kwargs = joint_attention_kwargs or {}
-        image = self.norm1(hidden_states, temb)
-        if self.context_pre_only:
-            text_input = self.norm1_context(encoder_hidden_states, temb)
-        else:
-            text = self.norm1_context(encoder_hidden_states, temb)
-            text_input = text.hidden_states
+        image_modulation, text_modulation = modulation
+        image = self.norm1.with_modulation(hidden_states, image_modulation)
+        text = self.norm1_context.with_modulation(encoder_hidden_states, text_modulation)
+        text_input = text if self.context_pre_only else text.hidden_states
 
         image_output, text_output = self.attn(image.hidden_states, text_input, **kwargs)
 

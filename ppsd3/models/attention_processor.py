@@ -10,9 +10,13 @@ import inspect
 import paddle
 from paddle import nn
 
-from ..ops import Linear, attention, joint_attention, linear
+from ..ops import Linear, QuantizedLinear, attention, joint_attention, linear, shared_input
 from ..utils.errors import ConfigError, InputError
 from .normalization import RMSNorm
+
+
+_NAMES = ("to_q", "to_k", "to_v")
+_ADDED_NAMES = ("add_q_proj", "add_k_proj", "add_v_proj")
 
 
 class Attention(nn.Layer):
@@ -58,20 +62,29 @@ class Attention(nn.Layer):
 
     def qkv(self, hidden_states):
         """Q, K, V of the image tokens, each [B, N, h, d], Q and K normalised where the model does."""
-        return self._project(hidden_states, ("to_q", "to_k", "to_v"), self.norm_q, self.norm_k)
+        return self._project(hidden_states, _NAMES, self.norm_q, self.norm_k)
 
     def added_qkv(self, encoder_hidden_states):
-        """Q, K, V of the text tokens, each [B, L, h, d]."""
-        names = ("add_q_proj", "add_k_proj", "add_v_proj")
-        return self._project(encoder_hidden_states, names, self.norm_added_q, self.norm_added_k)
+        """Q, K, V of the text tokens, each [B, L, h, d]; Q is None where the text stream ends (``context_pre_only``).
+
+        What text would learn in the last block is thrown away, so its queries are not asked.
+        """
+        return self._project(encoder_hidden_states, self._added_names, self.norm_added_q, self.norm_added_k)
+
+    @property
+    def _added_names(self):
+        return _ADDED_NAMES[1:] if self.context_pre_only else _ADDED_NAMES
 
     def _project(self, tokens, names, norm_q, norm_k):
         if self._fused is not None:
-            q, k, v = self._fused[names](tokens).chunk(3, axis=-1)
+            projected = self._fused[names](tokens).chunk(len(names), axis=-1)
         else:
-            q, k, v = (getattr(self, name)(tokens) for name in names)
-        q, k, v = (x.reshape([0, 0, self.heads, self.dim_head]) for x in (q, k, v))
-        return (q if norm_q is None else norm_q(q)), (k if norm_k is None else norm_k(k)), v
+            layers = [getattr(self, name) for name in names]
+            tokens = shared_input(tokens, *layers)
+            projected = [layer(tokens) for layer in layers]
+        *q, k, v = (x.reshape([0, 0, self.heads, self.dim_head]) for x in projected)
+        q = q[0] if q else None
+        return (q if q is None or norm_q is None else norm_q(q)), (k if norm_k is None else norm_k(k)), v
 
     @paddle.no_grad()
     def fuse_projections(self):
@@ -80,12 +93,9 @@ class Attention(nn.Layer):
         The copies are no parameters: what is saved, trained and counted stays the checkpoint's own tensors.
         """
         fused = {}
-        for names in (("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")):
-            layers = [getattr(self, name) for name in names if hasattr(self, name)]
-            if layers:
-                weight = paddle.concat([layer.weight for layer in layers], axis=0)
-                bias = paddle.concat([layer.bias for layer in layers], axis=0)
-                fused[names] = _FixedLinear(weight, bias)
+        for names in (_NAMES, self._added_names) if self.has_context else (_NAMES,):
+            layers = [getattr(self, name) for name in names]
+            fused[names] = _fuse(layers)
         object.__setattr__(self, "_fused", fused)
 
     def unfuse_projections(self):
@@ -94,6 +104,13 @@ class Attention(nn.Layer):
 
     def forward(self, hidden_states, encoder_hidden_states=None, **kwargs):
         return self.processor(self, hidden_states, encoder_hidden_states, **kwargs)
+
+
+def _fuse(layers):
+    if all(isinstance(layer, QuantizedLinear) for layer in layers):
+        return QuantizedLinear.concatenated(layers)
+    weight, bias = (paddle.concat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
+    return _FixedLinear(weight, bias)
 
 
 class _FixedLinear:
@@ -115,7 +132,7 @@ class JointAttnProcessor2_5:
             return self._project_out(attn, attention(*attn.qkv(hidden_states)))
 
         image, text = joint_attention(attn.qkv(hidden_states), attn.added_qkv(encoder_hidden_states))
-        text = None if attn.context_pre_only else attn.to_add_out(text.flatten(2))
+        text = None if text is None else attn.to_add_out(text.flatten(2))
         return self._project_out(attn, image), text
 
     @staticmethod

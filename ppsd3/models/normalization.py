@@ -25,7 +25,11 @@ class Modulated(NamedTuple):
 
 
 class _AdaLayerNorm(nn.Layer):
-    """Projects the conditioning vector to ``chunks`` vectors of the width it modulates."""
+    """Projects the conditioning vector to ``chunks`` vectors of the width it modulates.
+
+    The projection depends on time and text alone, so sampling makes it for many steps at once (:meth:`modulation`)
+    and applies it step by step (:meth:`with_modulation`).
+    """
 
     def __init__(self, conditioning_dim, embedding_dim, chunks, epsilon=1e-6):
         super().__init__()
@@ -33,8 +37,15 @@ class _AdaLayerNorm(nn.Layer):
         self.linear = Linear(conditioning_dim, chunks * embedding_dim)
 
     def modulation(self, emb):
-        """``emb [B, D]`` -> ``chunks`` tensors [B, D]."""
+        """``emb [..., B, D]`` -> ``chunks`` tensors [..., B, D]."""
         return self.linear(F.silu(emb)).chunk(self.chunks, axis=-1)
+
+    def with_modulation(self, x, modulation):
+        """``x [B, S, D]`` normalised and modulated by what :meth:`modulation` returned for its step."""
+        raise NotImplementedError
+
+    def forward(self, x, emb):
+        return self.with_modulation(x, self.modulation(emb))
 
 
 class AdaLayerNormZero(_AdaLayerNorm):
@@ -46,8 +57,8 @@ class AdaLayerNormZero(_AdaLayerNorm):
     def __init__(self, embedding_dim):
         super().__init__(embedding_dim, embedding_dim, chunks=6)
 
-    def forward(self, x, emb):
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
+    def with_modulation(self, x, modulation):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
         return Modulated(
             layer_norm_modulate(x, shift_msa, scale_msa, self.epsilon), gate_msa, shift_mlp, scale_mlp, gate_mlp
         )
@@ -62,10 +73,8 @@ class SD35AdaLayerNormZeroX(_AdaLayerNorm):
     def __init__(self, embedding_dim):
         super().__init__(embedding_dim, embedding_dim, chunks=9)
 
-    def forward(self, x, emb):
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp, shift_msa2, scale_msa2, gate_msa2 = (
-            self.modulation(emb)
-        )
+    def with_modulation(self, x, modulation):
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp, shift_msa2, scale_msa2, gate_msa2 = modulation
         normalized = layer_norm(x, self.epsilon)
         return Modulated(
             modulate(normalized, shift_msa, scale_msa),
@@ -90,8 +99,8 @@ class AdaLayerNormContinuous(_AdaLayerNorm):
     def __init__(self, embedding_dim, conditioning_embedding_dim, eps=1e-6):
         super().__init__(conditioning_embedding_dim, embedding_dim, chunks=2, epsilon=eps)
 
-    def forward(self, x, conditioning_embedding):
-        scale, shift = self.modulation(conditioning_embedding)
+    def with_modulation(self, x, modulation):
+        scale, shift = modulation
         return layer_norm_modulate(x, shift, scale, self.epsilon)
 
 

@@ -71,15 +71,19 @@ def joint_attention(image, text):
     """One softmax over the tokens of two streams, image first, without concatenating them where kernels allow.
 
     Args:
-        image, text (tuple of three Tensors): q, k, v, each [B, N, h, d] and [B, L, h, d].
+        image, text (tuple of three Tensors): q, k, v, each [B, N, h, d] and [B, L, h, d]; q of the text may be None,
+            where only the image asks.
 
     Returns:
-        (Tensor [B, N, h, d], Tensor [B, L, h, d]).
+        (Tensor [B, N, h, d], Tensor [B, L, h, d] or None).
     """
+    queries, keys, values = ([x for x in pair if x is not None] for pair in zip(image, text))
     if native.usable(*image, *text):
-        return kernels.attention(*zip(image, text), image[0].shape[-1] ** -0.5)
-    joint = (paddle.concat(pair, axis=1) for pair in zip(image, text))
-    return tuple(attention(*joint).split([image[0].shape[1], text[0].shape[1]], axis=1))
+        outputs = kernels.attention(queries, keys, values, image[0].shape[-1] ** -0.5)
+    else:
+        joint = (paddle.concat(pieces, axis=1) for pieces in (queries, keys, values))
+        outputs = attention(*joint).split([x.shape[1] for x in queries], axis=1)
+    return outputs[0], outputs[1] if len(queries) == 2 else None
 
 
 def causal_bias(rows, columns, dtype):

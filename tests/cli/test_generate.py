@@ -14,7 +14,6 @@ from ppsd3.cli.main import main
 from ppsd3.cli.options import add_call_options, call_arguments
 from ppsd3.cli.png import describe, output_files, read_settings, save_png
 from ppsd3.utils.errors import InputError
-from ppsd3.utils.hub import BUNDLED
 
 PROMPT = "a red circle"
 
@@ -208,7 +207,6 @@ def test_slug():
     assert output_files(None, "!?", [3]) == [os.path.join(".", "picture-3.png")]
 
 
-@pytest.mark.skipif(not os.path.isdir(BUNDLED["shapes"]), reason="the bundled model is not there")
 def test_bundled_model_is_the_default(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["generate", "a red circle to the left of a blue square", "--steps", "2"]) == 0

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 
 import numpy as np
@@ -204,7 +203,6 @@ def test_other_output_types(checkpoints, output_type):
     assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max()
 
 
-@pytest.mark.skipif(not os.path.isdir(BUNDLED["shapes"]), reason="the bundled model is not there")
 @pytest.mark.parametrize(
     "name",
     ["defaults", "no guidance", "negative prompt", "batch", "without T5", "wide", "skip-layer guidance", "28 steps"],

@@ -31,24 +31,45 @@ class DenoisingState:
 
 
 class VelocityModel:
-    """The transformer as a function of latents, timestep and one guidance query."""
+    """The transformer as a function of latents, step and one guidance query.
 
-    def __init__(self, transformer, joint_attention_kwargs=None):
-        self.transformer, self.joint_attention_kwargs = transformer, joint_attention_kwargs
+    What does not depend on the latents is prepared for a window of steps at once; a condition that is replaced between
+    two steps is prepared anew.
 
-    def __call__(self, latents, timestep, query):
-        """latents [B, C, H, W], timestep scalar fp32 in [0, 1000] -> velocity [copies * B, C, H, W]."""
-        latents = paddle.concat([latents] * query.copies) if query.copies > 1 else latents
+    Args:
+        transformer (SD3Transformer2DModel): or a layer with its ``prepare`` and ``forward``.
+        timesteps (Tensor): [n] fp32 in [0, 1000], of the whole loop.
+        joint_attention_kwargs (dict, optional): for the attention processors.
+    """
+
+    WINDOW_ROWS = 64  # condition rows times steps prepared at once: 110 MB for SD3-medium
+
+    def __init__(self, transformer, timesteps, joint_attention_kwargs=None):
+        self.transformer, self.timesteps = transformer, timesteps
+        self.joint_attention_kwargs = joint_attention_kwargs
+        self._windows = []  # (condition, first step, prepared steps), of the conditions in use
+
+    def __call__(self, latents, step, query):
+        """latents [B, C, H, W] -> velocity [copies * B, C, H, W]."""
         return self.transformer(
             hidden_states=latents,
-            # Stays fp32 whatever the model's dtype: 987.38 has no fp16 neighbour near enough for the sinusoid.
-            timestep=timestep.expand([latents.shape[0]]),
-            encoder_hidden_states=query.condition.embeds,
-            pooled_projections=query.condition.pooled,
+            prepared=self._prepared(query.condition, step),
             joint_attention_kwargs=self.joint_attention_kwargs,
             skip_layers=query.skip_layers,
             return_dict=False,
         )[0]
+
+    def _prepared(self, condition, step):
+        for known, first, prepared in self._windows:
+            if known is condition and first <= step < first + len(prepared):
+                return prepared[step - first]
+        length = max(1, self.WINDOW_ROWS // condition.embeds.shape[0])
+        # Timesteps stay fp32 whatever the model's dtype: 987.38 has no fp16 neighbour near enough for the sinusoid.
+        window = self.timesteps[step : step + length]
+        prepared = self.transformer.prepare(condition.embeds, condition.pooled, window)
+        # a step asks about two conditions at most; windows of one that was replaced are not kept
+        self._windows = [(condition, step, prepared), *(w for w in self._windows if w[0] is not condition)][:2]
+        return prepared[0]
 
 
 def keep_latents(latents, step):
@@ -60,7 +81,7 @@ def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents):
     """Moves ``state.latents`` along the flow from ``timesteps[0]`` to the last, yielding after each step.
 
     Args:
-        velocity (callable): ``(latents, timestep, query) -> velocity``, e.g. ``VelocityModel``.
+        velocity (callable): ``(latents, step, query) -> velocity``, e.g. ``VelocityModel``.
         scheduler: has had ``set_timesteps`` called; gives ``step(velocity, t, latents, return_dict=False)``.
         timesteps (Tensor): [n] fp32, descending.
         state (DenoisingState): mutated in place, and read anew at each step.
@@ -71,7 +92,7 @@ def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents):
     """
     for step, timestep in enumerate(timesteps):
         queries = state.guidance.queries(state.condition, step, len(timesteps))
-        predictions = [velocity(state.latents, timestep, query) for query in queries]
+        predictions = [velocity(state.latents, step, query) for query in queries]
         prediction = state.guidance.combine(predictions)
         latents = scheduler.step(prediction, timestep, state.latents, return_dict=False)[0]
         state.latents = after_step(latents, step)

@@ -19,10 +19,9 @@ from .prompt_encoding import TextCondition
 
 @dataclasses.dataclass
 class Query:
-    """One call of the transformer: ``condition`` holds ``copies`` rows per row of latents."""
+    """One call of the transformer: about each row of latents, once for every multiple of B rows in ``condition``."""
 
     condition: TextCondition
-    copies: int = 1
     skip_layers: Optional[Sequence[int]] = None
 
 
@@ -66,7 +65,7 @@ class ClassifierFreeGuidance:
         return TextCondition.cat([negative, positive])
 
     def queries(self, condition, step, num_steps):
-        return [Query(condition, copies=2)]
+        return [Query(condition)]
 
     def combine(self, predictions):
         negative, positive = predictions[0].chunk(2)
@@ -83,11 +82,14 @@ class SkipLayerGuidance(ClassifierFreeGuidance):
     def __init__(self, scale, layers, skip_scale=2.8, start=0.01, stop=0.2):
         super().__init__(scale)
         self.layers, self.skip_scale, self.start, self.stop = list(layers), skip_scale, start, stop
+        self._positive = None, None  # a condition and its positive half, which stays the same object from step to step
 
     def queries(self, condition, step, num_steps):
         queries = super().queries(condition, step, num_steps)
         if num_steps * self.start < step < num_steps * self.stop:
-            queries.append(Query(condition.half(1), skip_layers=self.layers))
+            if self._positive[0] is not condition:
+                self._positive = condition, condition.half(1)
+            queries.append(Query(self._positive[1], skip_layers=self.layers))
         return queries
 
     def combine(self, predictions):

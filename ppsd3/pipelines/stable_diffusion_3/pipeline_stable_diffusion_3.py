@@ -198,7 +198,7 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
 
         # 4. Noise -> latents of the picture.
         state = DenoisingState(latents, guidance.expand(positive, negative), guidance)
-        velocity = VelocityModel(self.transformer, joint_attention_kwargs)
+        velocity = VelocityModel(self.transformer, timesteps, joint_attention_kwargs)
         with self.progress_bar(total=len(timesteps)) as progress_bar:
             for step, timestep, state in denoise(velocity, self.scheduler, timesteps, state):
                 if callback_on_step_end is not None:
