@@ -104,12 +104,16 @@ class TestQuantize:
         np.testing.assert_array_equal(velocity(transformer).numpy(), expected.numpy())
 
     def test_numbers_and_dtype(self, transformer):
-        number, dtype = transformer.num_parameters(), transformer.dtype
+        def memory():
+            return sum(int(t.size) * (1 if t.dtype == paddle.int8 else 4) for t in transformer.state_dict().values())
+
+        number, dtype, before = transformer.num_parameters(), transformer.dtype, memory()
         transformer.quantize("int8")
-        scales = sum(int(t.size) for name, t in transformer.state_dict().items() if name.endswith("weight_scale"))
-        assert transformer.num_parameters() == number and transformer.dtype == dtype and scales > 0
-        memory = sum(int(t.size) * (1 if t.dtype == paddle.int8 else 4) for t in transformer.state_dict().values())
-        assert memory < 0.75 * 4 * number  # tiny: adaLN and embedders are a large part
+        tensors = transformer.state_dict()
+        scales = sum(int(t.size) for name, t in tensors.items() if name.endswith("weight_scale"))
+        int8 = sum(int(t.size) for t in tensors.values() if t.dtype == paddle.int8)
+        assert transformer.num_parameters() == number and transformer.dtype == dtype
+        assert memory() == before - 3 * int8 + 4 * scales and int8 > 0.3 * number
 
     def test_skip(self, transformer):
         transformer.quantize("int8", skip=("transformer_blocks.1", "ff_context"))
@@ -211,7 +215,8 @@ class TestErrors:
             transformer.quantize("int8", skip=["ff_contxt"])
 
     def test_weights_that_are_not_finite(self, transformer):
-        transformer.transformer_blocks[1].ff.net[2].weight[3, 4] = float("nan")
+        weight = transformer.transformer_blocks[1].ff.net[2].weight
+        weight.set_value(paddle.full_like(weight, float("nan")))
         with pytest.raises(InputError, match=r"transformer_blocks\.1\.ff\.net\.2"):
             transformer.quantize("int8")
         assert not transformer.is_quantized
@@ -227,7 +232,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("components", [["text_encoder_4"], ["scheduler"], []])
     def test_components_that_are_not_there(self, components):
-        with pytest.raises(InputError, match="the networks of this pipeline are transformer"):
+        with pytest.raises(InputError, match="the networks of this pipeline are .*transformer"):
             tiny.make_pipeline().quantize("int8", components=components)
 
     def test_pipeline_without_t5(self):
