@@ -164,12 +164,13 @@ def run_transformer(output, steps=None):
         transformer,
         encoders,
         LatentScenes(os.path.join(output, "latents"), encoders, batch=64),
-        dropout=TextDropout(encoder=0.15, caption=0.1),
+        dropout=TextDropout(encoder=0.12, caption=0.1),
+        density=dict(logit_mean=0.6),  # how many, where and which is settled at high noise, and is what is hard here
     )
     trainer = Trainer(
         task,
         os.path.join(output, "transformer"),
-        max_steps=29500,
+        max_steps=36000,
         learning_rate=1e-3,
         warmup_steps=300,
         ema_decay=0.9995,

@@ -34,13 +34,13 @@ SPLITS = ("train", "unseen")
 
 # How often each kind of scene is drawn: what is hard to learn comes more often.
 TASK_WEIGHTS = {
-    "single_object": 0.10,
-    "two_object": 0.12,
-    "counting": 0.20,
-    "colors": 0.08,
-    "position": 0.20,
-    "color_attr": 0.14,
-    "free": 0.16,
+    "single_object": 0.06,
+    "two_object": 0.18,
+    "counting": 0.22,
+    "colors": 0.05,
+    "position": 0.27,
+    "color_attr": 0.18,
+    "free": 0.04,
 }
 
 _SHAPES, _COLORS, _SIZES, _BACKGROUNDS = SHAPES, tuple(COLORS), tuple(SIZES), tuple(BACKGROUNDS)
