@@ -31,19 +31,28 @@ JOINERS = ("and", "with")
 
 
 def state(scene: Scene, rng: np.random.Generator) -> Statement:
-    """Chooses what to say of a scene: each object is named, in any order; some attributes stay unsaid."""
+    """Chooses what to say of a scene: each object is named, in reading order unless a relation is said, which may be
+    said from either side; some attributes stay unsaid."""
     say_color, say_size, say_background = rng.random(3) < _SAYS[scene.task]
     objects = list(scene.objects)
     if len(objects) > 2:  # keeps the captions of crowded scenes short
         say_size = say_size and scene.task == "counting"
         say_background = say_background and len(objects) < 4 or scene.task == "counting"
-    rng.shuffle(objects)
+    if scene.task == "position":
+        rng.shuffle(objects)
+    else:  # otherwise nothing in a caption would say which of two objects stands where, and the model would blend them
+        objects.sort(key=_reading_order)
     relation = relation_between(*objects) if scene.task == "position" else None
     if relation is not None and not say_color:
         say_color = objects[0].shape == objects[1].shape  # else "a circle left of a circle"
     names = [(o.shape, o.color if say_color else None, o.size if say_size else None) for o in objects]
     groups = tuple(Group(*name, count=names.count(name)) for name in dict.fromkeys(names))
     return Statement(groups, relation, scene.background if say_background else None)
+
+
+def _reading_order(o):
+    """Upper, middle, lower row; from left to right."""
+    return (o.y > 0.375) + (o.y > 0.625), o.x
 
 
 def phrase(statement: Statement, rng: Optional[np.random.Generator] = None) -> str:
