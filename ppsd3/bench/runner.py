@@ -107,7 +107,7 @@ def _environment(threads):
     return {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
-def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: None):
+def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: None, start=Worker):
     """Measures the sides of ``bench``.
 
     Args:
@@ -115,6 +115,7 @@ def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: 
         names (sequence of str, optional): which sides. Default: all.
         repeats (int, optional): timed runs of each. Default: the bench's.
         progress (callable): gets a line about what is being done.
+        start (callable): makes a worker.
 
     Returns:
         Measurement: sides that are not installed or fail are in it, with the reason.
@@ -125,41 +126,34 @@ def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: 
     sides = [side for side in bench.sides() if names is None or side.name in names] + bench.rooflines()
     results = [SideResult.of(side) for side in sides]
     progress(f"{bench.title}: preparing")
-    _alone(bench, None, workspace, "prepare bench")
-    running = _prepared(bench, sides, results, workspace, progress)
+    _alone(start(bench, None, workspace), "prepare bench")
+    running = []
+    for side, result in zip(sides, results):
+        result.absent = side.missing()
+        if not result.absent and type(side).prepare is not Side.prepare:  # which does nothing
+            progress(f"{bench.title}: preparing {side.name}")
+            try:
+                _alone(start(bench, side, workspace), "prepare")
+            except SideError as error:
+                result.failure = str(error)
+        if not (result.absent or result.failure):
+            running.append((side, result))
     outputs = tempfile.mkdtemp(prefix="outputs-", dir=workspace)
     try:
         fresh = bench.always_fresh or not _fit(bench, workspace, len(running))
-        _measure(bench, running, workspace, repeats or bench.repeats, fresh, outputs, progress)
+        rounds = _Rounds(bench, lambda side: start(bench, side, workspace), fresh, outputs, progress)
+        rounds.measure(running, repeats or bench.repeats)
         _compare(results, outputs)
     finally:
         shutil.rmtree(outputs)
     return Measurement.of(bench, results)
 
 
-def _alone(bench, side, workspace, command):
-    worker = Worker(bench, side, workspace)
+def _alone(worker, command):
     try:
         worker(command)
     finally:
         worker.close()
-
-
-def _prepared(bench, sides, results, workspace, progress):
-    """[(side, result)] of the sides that are there; the others' results say why not."""
-    running = []
-    for side, result in zip(sides, results):
-        result.absent = side.missing()
-        if result.absent:
-            continue
-        try:
-            if type(side).prepare is not Side.prepare:  # which does nothing
-                progress(f"{bench.title}: preparing {side.name}")
-                _alone(bench, side, workspace, "prepare")
-            running.append((side, result))
-        except SideError as error:
-            result.failure = str(error)
-    return running
 
 
 def _fit(bench, workspace, sides):
@@ -172,50 +166,63 @@ def _fit(bench, workspace, sides):
     return sides * (_MEMORY_PER_WEIGHT * bench.bytes_of_weights(workspace) + 5e8) < free
 
 
-def _measure(bench, running, workspace, repeats, fresh, outputs, progress):
-    """Fills the results: ``repeats`` rounds in which each side runs once; ``fresh`` gives each run its own process."""
-    workers = {}
+class _Rounds:
+    """Rounds in which each side runs once.
 
-    def ready(side, result):
-        if side.name not in workers:
-            progress(f"{bench.title}: {side.name} loads")
-            workers[side.name] = Worker(bench, side, workspace)
-            result.setup_seconds = workers[side.name]("setup")["seconds"]
-            if not bench.always_fresh:
-                workers[side.name]("warm up")
+    Args:
+        start (callable): ``start(side)`` -> worker.
+        fresh (bool): each run has a process of its own; else a side keeps the one it has.
+        outputs (str): directory for what the first runs give.
+    """
 
-    def run(side, result, number):
-        ready(side, result)
-        save = None if number or side.roofline else os.path.join(outputs, f"{side.name}.npz")
-        answer = workers[side.name]("run", save=save)
-        result.seconds.append(answer["seconds"])
-        result.peak = max(result.peak or 0, answer["peak"])
-        progress(f"{bench.title}: round {number + 1}, {side.name} {answer['seconds']:.3f} s")
+    def __init__(self, bench, start, fresh, outputs, progress):
+        self.bench, self.start, self.fresh, self.outputs, self.progress = bench, start, fresh, outputs, progress
+        self.workers = {}
 
-    def attempt(action, side, result, *arguments):
+    def measure(self, running, repeats):
+        """Fills the results of ``running``, pairs of a side and its result."""
         try:
-            if not result.failure:
-                action(side, result, *arguments)
+            if not self.fresh:  # all before the first round: rounds are then of runs alone
+                for side, result in running:
+                    self._attempt(self._load, side, result)
+            for number in range(repeats):
+                for side, result in running:
+                    self._attempt(self._run, side, result, number)
+                    time.sleep(0 if self.bench.tiny else _PAUSE)
+        finally:
+            for worker in self.workers.values():
+                worker.close()
+
+    def _attempt(self, action, side, result, *arguments):
+        """``action``, unless the side failed before; a failure ends this side and no other."""
+        if result.failure:
+            return
+        try:
+            action(side, result, *arguments)
         except SideError as error:
             result.failure = str(error)
-        if (fresh or result.failure) and side.name in workers:
-            workers.pop(side.name).close()
+        if (self.fresh or result.failure) and side.name in self.workers:
+            self.workers.pop(side.name).close()
 
-    try:
-        if not fresh:  # all before the first round: rounds are then of runs alone
-            for side, result in running:
-                attempt(ready, side, result)
-        for number in range(repeats):
-            for side, result in running:
-                attempt(run, side, result, number)
-                time.sleep(0 if bench.tiny else _PAUSE)
-    finally:
-        for worker in workers.values():
-            worker.close()
+    def _load(self, side, result):
+        self.progress(f"{self.bench.title}: {side.name} loads")
+        worker = self.workers[side.name] = self.start(side)
+        result.setup_seconds = worker("setup")["seconds"]
+        if not self.bench.always_fresh:
+            worker("warm up")
+
+    def _run(self, side, result, number):
+        if side.name not in self.workers:
+            self._load(side, result)
+        save = None if number or side.roofline else os.path.join(self.outputs, f"{side.name}.npz")
+        answer = self.workers[side.name]("run", save=save)
+        result.seconds.append(answer["seconds"])
+        result.peak = max(result.peak or 0, answer["peak"])
+        self.progress(f"{self.bench.title}: round {number + 1}, {side.name} {answer['seconds']:.3f} s")
 
 
 def _compare(results, outputs):
-    """Relative errors beside the first side that has an output: of all of an output, root of mean square."""
+    """Fills in the errors beside the first side that has an output."""
     reference = None
     for result in results:
         file = os.path.join(outputs, f"{result.name}.npz")

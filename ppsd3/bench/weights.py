@@ -7,13 +7,11 @@ import zlib
 
 import numpy as np
 
-from .configurations import CLASSES
-
 _POOL = (1 << 22) + 15  # normal numbers, which all tensors are cut from: drawing two billion would take a minute
 
 
 def write(directory, component, config, dtype="float32"):
-    """Writes ``component`` (a key of ``CLASSES``) of ``config`` with random weights, unless ``directory`` has it.
+    """Writes ``component`` of ``config`` with random weights, unless ``directory`` has it.
 
     Matrices are normal over the square root of their fan-in, larger than networks start with: these would let tokens
     pass nearly unchanged, and a wrong block would not show.
@@ -25,13 +23,12 @@ def write(directory, component, config, dtype="float32"):
         return
     import paddle
 
-    import ppsd3
-
     from ..serialization.tensors import from_numpy
     from ..serialization.writers import write_checkpoint
+    from .sides.ours import component_class
 
     with paddle.LazyGuard():  # names and shapes, without memory
-        model = getattr(ppsd3, CLASSES[component])(**config)
+        model = component_class(component)(**config)
     parameters = {name for name, _ in model.named_parameters()}
     pool = np.random.default_rng(0).standard_normal(_POOL, dtype=np.float32)
     tensors = {}

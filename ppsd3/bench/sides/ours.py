@@ -53,11 +53,7 @@ class PaddleSide(Side):
 
     def load(self, component, finished=True):
         """The bench's ``component`` in float32, changed by :attr:`method` if ``finished``."""
-        import ppsd3
-
-        from ..configurations import CLASSES
-
-        model = getattr(ppsd3, CLASSES[component]).from_pretrained(self.bench.folder(self.workspace, component))
+        model = component_class(component).from_pretrained(self.bench.folder(self.workspace, component))
         return self.finish(**{component: model})[component] if finished else model
 
     def finish(self, **components):
@@ -75,11 +71,19 @@ class PaddleSide(Side):
         return {name: paddle.to_tensor(array) for name, array in self.bench.inputs().items()}
 
 
+def component_class(component):
+    """The class of a component."""
+    from ... import models, transformers
+    from ..configurations import CLASSES
+
+    return getattr(transformers if component.startswith("text_encoder") else models, CLASSES[component])
+
+
 def make_pipeline(**components):
     """A pipeline with these components and no others."""
     import inspect
 
-    from ... import StableDiffusion3Pipeline
+    from ...pipelines import StableDiffusion3Pipeline
 
     names = [name for name in inspect.signature(StableDiffusion3Pipeline.__init__).parameters if name != "self"]
     pipe = StableDiffusion3Pipeline(**{**dict.fromkeys(names), **components})
@@ -117,19 +121,12 @@ def _text(side):
 
 
 def _load(side):
-    from ... import SD3Transformer2DModel
-
-    folder = side.bench.folder(side.workspace, "transformer")
-
-    def load():
-        model = SD3Transformer2DModel.from_pretrained(folder, paddle_dtype="float32")
-        return dict(model.state_dict())
-
-    return load
+    folder, model_class = side.bench.folder(side.workspace, "transformer"), component_class("transformer")
+    return lambda: dict(model_class.from_pretrained(folder, paddle_dtype="float32").state_dict())
 
 
 def _picture(side):
-    from ... import FlowMatchEulerDiscreteScheduler
+    from ...schedulers import FlowMatchEulerDiscreteScheduler
 
     parts = side.finish(**{name: side.load(name, finished=False) for name in ("transformer", "vae")})
     pipe = make_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **parts)

@@ -60,14 +60,19 @@ class TorchSide(Side):
 
 def load_component(folder, component):
     """A component as diffusers or transformers load it, in float32, in evaluation mode."""
-    import diffusers
     import torch
-    import transformers
+
+    return component_class(component).from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+def component_class(component):
+    """The class of a component in diffusers or transformers; importing it takes longer than some benches."""
+    import importlib
 
     from ..configurations import CLASSES
 
-    library = transformers if component.startswith("text_encoder") else diffusers
-    return getattr(library, CLASSES[component]).from_pretrained(folder, torch_dtype=torch.float32).eval()
+    library = "transformers" if component.startswith("text_encoder") else "diffusers"
+    return getattr(importlib.import_module(library), CLASSES[component])
 
 
 def torch_inputs(bench):
@@ -120,6 +125,7 @@ def _text(side):
 
 def _load(side):
     folder = side.bench.folder(side.workspace, "transformer")
+    component_class("transformer")  # imports are no part of loading
     return lambda: dict(load_component(folder, "transformer").state_dict())
 
 

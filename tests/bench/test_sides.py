@@ -1,0 +1,107 @@
+"""Each bench's work, done in this process on tiny networks."""
+
+import numpy as np
+import pytest
+
+from ppsd3.bench.benches import BENCHES, BY_NAME
+from ppsd3.bench.sides.base import peak_resident_set
+from ppsd3.ops import use_native
+
+TASKS = [name for name in BY_NAME if name not in ("scale", "generate")]
+
+
+@pytest.fixture(autouse=True)
+def native_again():
+    with use_native(True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("bench"))
+
+
+def make(name):
+    return next(bench for bench in BY_NAME[name].make(tiny=True) if bench.name == name)
+
+
+def outputs_of(bench, side, workspace):
+    """What the second run gives, as a worker would save it."""
+    side.setup(workspace)
+    if not bench.always_fresh:
+        side.warm_up()
+    return {name: bench.sample(array) for name, array in side.arrays(side.run())}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_variants_agree(name, workspace):
+    bench = make(name)
+    bench.prepare(workspace)
+    found = {s.name: outputs_of(bench, s, workspace) for s in bench.sides() if s.ours and not s.missing()}
+    assert {"ppsd3", "ppsd3-no-compiler"} <= set(found)
+    reference = found["ppsd3"]
+    assert all(array.dtype == np.float32 and np.isfinite(array).all() for array in reference.values())
+    for side, arrays in found.items():
+        assert arrays.keys() == reference.keys()
+        for key, array in arrays.items():
+            error = np.linalg.norm(array - reference[key]) / np.linalg.norm(reference[key])
+            assert error <= bench.bars[bench.side(side).int8], (side, key)
+
+
+def test_training_changes_the_model(workspace):
+    bench = make("train")
+    bench.prepare(workspace)
+    side = bench.side("ppsd3")
+    side.setup(workspace)
+    first, second = (dict(side.arrays(side.run()))["loss"] for _ in range(2))
+    assert second < first
+
+
+def test_rooflines_run(workspace):
+    for side in make("step").rooflines():
+        if side.ours or not side.bare:
+            side.setup(workspace)
+            side.warm_up()
+
+
+def test_weights_are_the_same_each_time_and_written_once(workspace, tmp_path):
+    bench = make("step")
+    for place in (workspace, str(tmp_path)):
+        bench.prepare(place)
+    file = "diffusion_pytorch_model.safetensors"
+    paths = [f"{bench.folder(place, 'transformer')}/{file}" for place in (workspace, str(tmp_path))]
+    contents = []
+    for path in paths:
+        with open(path, "rb") as opened:
+            contents.append(opened.read())
+    assert contents[0] == contents[1]
+    with open(paths[0], "wb"):
+        pass  # if it were written again it would not stay empty
+    bench.prepare(workspace)
+    with open(paths[0], "rb") as opened:
+        assert opened.read() == b""
+
+
+def test_what_is_not_there_is_named():
+    bench = make("step")
+    side = bench.side("ppsd3")
+    side.method = ("levitate",)
+    assert "pipe.levitate()" in side.missing()
+    side = bench.side("openvino-int8")
+    side.__class__ = type("Lacking", (type(side),), {"packages": {"a_module_of_nobody": "its-package"}})
+    assert side.missing().endswith("-m pip install its-package")
+
+
+def test_rivals_are_kept_from_paddle():
+    for name in BENCHES:
+        for bench in BENCHES[name].make(tiny=True, threads=2):
+            sides = [*bench.sides(), *bench.rooflines()]
+            assert len({side.name for side in sides}) == len(sides)
+            assert all(side.bare for side in sides if side.packages)
+            assert all(bench.side(side.name).name == side.name for side in sides)
+
+
+def test_peak_is_of_this_process():
+    before = peak_resident_set()
+    block = np.ones(40_000_000)  # 320 MB
+    assert block.sum() > 0 and peak_resident_set() - before > 1.5e8
