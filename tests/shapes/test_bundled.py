@@ -1,0 +1,45 @@
+"""The model that comes with the package: an SD3 in every part, small, and it draws what it is asked."""
+
+import os
+
+import numpy as np
+import pytest
+
+from ppsd3 import StableDiffusion3Pipeline, TorchGenerator
+from ppsd3.shapes.evaluation import evaluate
+from ppsd3.shapes.judge import read_picture
+from ppsd3.utils.hub import BUNDLED
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = StableDiffusion3Pipeline.from_pretrained("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_it_is_small():
+    sizes = [os.path.getsize(os.path.join(folder, f)) for folder, _, files in os.walk(BUNDLED["shapes"]) for f in files]
+    assert sum(sizes) <= 25e6
+
+
+def test_it_is_an_sd3_in_every_part(pipe):
+    missing = {name for name, part in pipe.components.items() if part is None}
+    assert missing <= {"image_encoder", "feature_extractor"}
+    assert pipe.vae.config.latent_channels == pipe.transformer.config.in_channels == 16
+    clips = pipe.text_encoder.config, pipe.text_encoder_2.config
+    assert [c.hidden_act for c in clips] == ["quick_gelu", "gelu"]
+    assert pipe.transformer.config.pooled_projection_dim == sum(c.projection_dim for c in clips)
+    assert pipe.transformer.config.joint_attention_dim == pipe.text_encoder_3.config.d_model
+
+
+def test_the_quick_start_draws_the_objects_it_names(pipe):
+    picture = pipe("a red circle to the left of a blue square", generator=TorchGenerator(0)).images[0]
+    objects = read_picture(np.asarray(picture)).objects
+    assert sorted((o.color, o.shape) for o in objects) == [("blue", "square"), ("red", "circle")]
+
+
+def test_it_follows_prompts_that_training_never_showed(pipe):
+    """A sample: the README's table has the scores over more pictures, by `ppsd3 evaluate shapes`."""
+    scores = evaluate(pipe, per_task=5, batch=15, max_sequence_length=32)
+    assert scores.overall >= 0.5
