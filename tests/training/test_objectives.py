@@ -73,9 +73,11 @@ def test_loss_reaches_every_parameter_of_the_transformer(pipe):
     training, _ = task(pipe, encoder=0.0)
     loss, _ = training.loss(np.random.default_rng(0), 0)
     loss.backward()
-    missing = [name for name, p in pipe.transformer.named_parameters() if p.grad is None]
+    missing = {name for name, p in pipe.transformer.named_parameters() if p.grad is None}
     pipe.transformer.clear_gradients()
-    assert float(loss) > 0 and not missing
+    last = f"transformer_blocks.{len(pipe.transformer.transformer_blocks) - 1}.attn.add_q_proj"
+    # the checkpoint format has them, but what text would ask in the last block changes nothing
+    assert float(loss) > 0 and missing == {f"{last}.weight", f"{last}.bias"}
 
 
 def test_contrast_marks_edges_alone():
