@@ -58,8 +58,8 @@ class QuantizedLinear(nn.Layer):
     @paddle.no_grad()
     def concatenated(cls, layers):
         """One layer with the outputs of all of ``layers``."""
-        tensors = ([getattr(layer, name) for layer in layers] for name in ("weight", "weight_scale", "bias"))
-        return cls(*(None if None in parts else paddle.concat(parts) for parts in tensors))
+        names = ("weight", "weight_scale") if layers[0].bias is None else ("weight", "weight_scale", "bias")
+        return cls(*(paddle.concat([getattr(layer, name) for layer in layers]) for name in names))
 
     @property
     def compute_dtype(self):

@@ -193,12 +193,9 @@ class TestChoice:
         x = uniform(0, (5, 40))
         assert shared_input(x, layer(6, 40), Linear(40, 6)) is x
 
+    @pytest.mark.parametrize("bias", [True, False])
     @paddle.no_grad()
-    def test_concatenated(self):
-        x, layers = uniform(0, (5, 40)), [layer(n, 40, seed=n) for n in (3, 70)]
+    def test_concatenated(self, bias):
+        x, layers = uniform(0, (5, 40)), [layer(n, 40, bias, seed=n) for n in (3, 70)]
         together = QuantizedLinear.concatenated(layers)
         np.testing.assert_array_equal(together(x).numpy(), paddle.concat([one(x) for one in layers], axis=-1).numpy())
-
-    @paddle.no_grad()
-    def test_no_rows(self):
-        assert layer(6, 40)(paddle.empty([0, 40])).shape == [0, 6]
