@@ -51,6 +51,8 @@ setup(
             "safetensors>=0.4",
             "sentencepiece>=0.1.99",
         ],
+        # What `ppsd3 bench` measures beside [parity], and what it plots with; each may be missing.
+        "bench": ["openvino>=2025.0", "nncf>=2.15", "matplotlib>=3.6"],
     },
     entry_points={"console_scripts": ["ppsd3=ppsd3.cli.main:main"]},
     classifiers=[
