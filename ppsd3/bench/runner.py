@@ -32,7 +32,8 @@ main(json.loads(sys.argv[1]))
 """
 
 _PAUSE = 0.3  # seconds after a run, in which threads that wait for more work go to sleep
-_MEMORY_PER_WEIGHT = 2.5  # of a side, in bytes for each byte of its checkpoint: what it may take beside the weights
+_MEMORY_PER_WEIGHT = 2  # bytes of a side's process for each byte of its checkpoint: a copy in its own layout
+_MEMORY_BESIDE = 500_000_000  # bytes of a process for libraries and activations
 
 
 class SideError(Exception):
@@ -140,7 +141,7 @@ def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: 
             running.append((side, result))
     outputs = tempfile.mkdtemp(prefix="outputs-", dir=workspace)
     try:
-        fresh = bench.always_fresh or not _fit(bench, workspace, len(running))
+        fresh = bench.always_fresh or not _fit(bench, workspace, [side for side, _ in running])
         rounds = _Rounds(bench, lambda side: start(bench, side, workspace), fresh, outputs, progress)
         rounds.measure(running, repeats or bench.repeats)
         _compare(results, outputs)
@@ -163,7 +164,8 @@ def _fit(bench, workspace, sides):
             free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return True
-    return sides * (_MEMORY_PER_WEIGHT * bench.bytes_of_weights(workspace) + 5e8) < free
+    models = sum(not side.roofline for side in sides)
+    return models * _MEMORY_PER_WEIGHT * bench.bytes_of_weights(workspace) + len(sides) * _MEMORY_BESIDE < free
 
 
 class _Rounds:

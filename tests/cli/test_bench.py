@@ -1,6 +1,9 @@
 """``ppsd3 bench``: arguments, files and exit codes; what is measured is in tests/bench."""
 
 import json
+import os
+import re
+import signal
 
 import pytest
 
@@ -69,8 +72,6 @@ def test_a_failure_of_ours_is_the_exit_code(measured):
 )
 def test_refused_before_measuring(measured, capsys, options, words):
     assert main(["bench", "step", *options]) == 2
-    import re
-
     assert re.search(words, capsys.readouterr().err) and len(measured) == 1
 
 
@@ -78,3 +79,12 @@ def test_plot_without_matplotlib(measured, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert main(["bench", "step", "--plot", str(tmp_path / "out.png")]) == 2
     assert "pip install matplotlib" in capsys.readouterr().err and len(measured) == 1
+
+
+def test_nothing_is_left_behind_when_it_is_ended(measured, monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "run_bench", lambda *arguments: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as exit_:
+        main(["bench", "step", "--directory", str(tmp_path)])
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert exit_.value.code == 128 + signal.SIGTERM and not list(tmp_path.iterdir())
