@@ -170,7 +170,7 @@ def run_transformer(output, steps=None):
     trainer = Trainer(
         task,
         os.path.join(output, "transformer"),
-        max_steps=36000,
+        max_steps=52000,
         learning_rate=1e-3,
         warmup_steps=300,
         ema_decay=0.9995,
