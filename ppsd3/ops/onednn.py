@@ -21,12 +21,16 @@ _CPU, _F32 = 1, 3
 _FORWARD_TRAINING, _DIRECT = 64, 1
 _SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 129, 145, 161, 169
+_SCRATCHPAD = 80
 # Argument -> the query that tells in which layout a primitive wants it.
 _LAYOUT_QUERY = {
     _SRC: 129, _DIFF_SRC: 130, _WEIGHTS: 131, _DIFF_WEIGHTS: 132,
-    _BIAS: 131, _DIFF_BIAS: 132, _DST: 133, _DIFF_DST: 134,
+    _DST: 133, _DIFF_DST: 134, _SCRATCHPAD: 136,
 }  # fmt: skip
 _TAG_ANY = 1  # the primitive chooses
+
+# One convolution at a time: each uses all cores, and primitives that two threads make at once come out wrong.
+_lock = threading.RLock()
 
 _Handle = ctypes.c_void_p
 _Dims = ctypes.c_int64 * 12
@@ -49,7 +53,8 @@ def usable(*tensors):
 def is_available():
     """Whether the wheel carries a oneDNN 3 that makes a CPU engine (GPU, macOS and Windows wheels may not)."""
     try:
-        _engine()
+        with _lock:
+            _engine()
         return True
     except (OSError, AttributeError, RuntimeError):
         return False
@@ -78,28 +83,35 @@ class _Conv2D(PyLayer):
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensor()
-        plan = _plan(tuple(x.shape), tuple(weight.shape), *ctx.geometry)
         gradient = gradient.contiguous()
         wants_x, wants_weight, wants_bias = ctx.needs
         x_gradient = weight_gradient = bias_gradient = None
-        if wants_x:
-            x_gradient = paddle.empty(x.shape, x.dtype)
-            plan.backward_data({_DIFF_DST: gradient, _WEIGHTS: weight.contiguous(), _DIFF_SRC: x_gradient})
-        if wants_weight or wants_bias:
-            weight_gradient = paddle.empty(weight.shape, x.dtype)
-            bias_gradient = paddle.empty(weight.shape[:1], x.dtype)
-            plan.backward_weights(
-                {_DIFF_DST: gradient, _SRC: x.contiguous(), _DIFF_WEIGHTS: weight_gradient, _DIFF_BIAS: bias_gradient}
-            )
+        with _lock:
+            plan = _plan(tuple(x.shape), tuple(weight.shape), *ctx.geometry)
+            if wants_x:
+                x_gradient = paddle.empty(x.shape, x.dtype)
+                plan.backward_data({_DIFF_DST: gradient, _WEIGHTS: weight.contiguous(), _DIFF_SRC: x_gradient})
+            if wants_weight or wants_bias:
+                weight_gradient = paddle.empty(weight.shape, x.dtype)
+                bias_gradient = paddle.empty(weight.shape[:1], x.dtype)
+                plan.backward_weights(
+                    {
+                        _DIFF_DST: gradient,
+                        _SRC: x.contiguous(),
+                        _DIFF_WEIGHTS: weight_gradient,
+                        _DIFF_BIAS: bias_gradient,
+                    }
+                )
         return tuple(
             g if wanted else None for g, wanted in zip((x_gradient, weight_gradient, bias_gradient), ctx.needs)
         )
 
 
 def _forward(x, weight, bias, stride, padding):
-    plan = _plan(tuple(x.shape), tuple(weight.shape), stride, padding)
-    y = paddle.empty(plan.output_shape, x.dtype)
-    plan.forward({_SRC: x.contiguous(), _WEIGHTS: weight.contiguous(), _BIAS: bias.contiguous(), _DST: y})
+    with _lock:
+        plan = _plan(tuple(x.shape), tuple(weight.shape), stride, padding)
+        y = paddle.empty(plan.output_shape, x.dtype)
+        plan.forward({_SRC: x.contiguous(), _WEIGHTS: weight.contiguous(), _BIAS: bias.contiguous(), _DST: y})
     return y
 
 
@@ -122,7 +134,7 @@ class _Plan:
         src, weights, bias, dst = self._descriptors()
         self._hint = _made(
             "dnnl_convolution_forward_primitive_desc_create",
-            _engine(), _FORWARD_TRAINING, _DIRECT, src, weights, bias, dst, *self._window, None,
+            _engine(), _FORWARD_TRAINING, _DIRECT, src, weights, bias, dst, *self._window, _attributes(),
         )  # fmt: skip
         self.forward = _Primitive(self._hint)
 
@@ -134,13 +146,15 @@ class _Plan:
     def backward_data(self):
         src, weights, _, dst = self._descriptors()
         name = "dnnl_convolution_backward_data_primitive_desc_create"
-        return _Primitive(_made(name, _engine(), _DIRECT, src, weights, dst, *self._window, self._hint, None))
+        return _Primitive(_made(name, _engine(), _DIRECT, src, weights, dst, *self._window, self._hint, _attributes()))
 
     @functools.cached_property
     def backward_weights(self):
         src, weights, bias, dst = self._descriptors()
         name = "dnnl_convolution_backward_weights_primitive_desc_create"
-        return _Primitive(_made(name, _engine(), _DIRECT, src, weights, bias, dst, *self._window, self._hint, None))
+        return _Primitive(
+            _made(name, _engine(), _DIRECT, src, weights, bias, dst, *self._window, self._hint, _attributes())
+        )
 
 
 class _Primitive:
@@ -153,9 +167,11 @@ class _Primitive:
         """Runs on ``tensors`` (argument -> contiguous Tensor), which it reads or fills."""
         arguments, outputs, alive = {}, [], []
         for index, tensor in tensors.items():
-            plain, wanted = _plain(tuple(tensor.shape)), self._wanted(index, tensor)
+            plain = _plain(tuple(tensor.shape))
             memory = _Memory(plain, tensor)
-            if wanted is not None and not _library().dnnl_memory_desc_equal(plain, wanted):
+            # one axis has one layout: biases stay as they are
+            wanted = plain if index in (_BIAS, _DIFF_BIAS) else _layout(self._descriptor, index)
+            if not _library().dnnl_memory_desc_equal(plain, wanted):
                 inner = _Memory(wanted, _buffer(wanted))
                 if index in (_DST, _DIFF_SRC, _DIFF_WEIGHTS):
                     outputs.append((inner, memory))
@@ -164,14 +180,14 @@ class _Primitive:
                 alive.append(memory)
                 memory = inner
             arguments[index] = memory
-        _execute(self._primitive, arguments)
+        _execute(self._descriptor, self._primitive, arguments)
         for inner, memory in outputs:
             _reorder(inner, memory)
 
-    def _wanted(self, index, tensor):
-        if index in (_BIAS, _DIFF_BIAS):  # one axis has one layout
-            return None
-        return _Handle(_library().dnnl_primitive_desc_query_md(self._descriptor, _LAYOUT_QUERY[index], 0))
+
+def _layout(descriptor, index):
+    """Descriptor of the memory that the primitive of ``descriptor`` wants as argument ``index``."""
+    return _Handle(_library().dnnl_primitive_desc_query_md(descriptor, _LAYOUT_QUERY[index], 0))
 
 
 class _Memory:
@@ -187,22 +203,25 @@ class _Memory:
 
 def _buffer(descriptor):
     size = _library().dnnl_memory_desc_get_size(descriptor)
-    return paddle.empty([size // 4], "float32")
+    return paddle.empty([(size + 3) // 4], "float32")
 
 
 def _reorder(source, target):
     key = ctypes.cast(source.descriptor, _Handle).value, ctypes.cast(target.descriptor, _Handle).value
-    _execute(_reorder_primitive(*key), {_SRC: source, _DST: target})
+    _execute(*_reorder_primitive(*key), {_SRC: source, _DST: target})
 
 
 @functools.lru_cache(maxsize=None)  # descriptors live as long as the process, so their addresses are keys
 def _reorder_primitive(source, target):
-    engine = _engine()
-    create = "dnnl_reorder_primitive_desc_create"
-    return _made("dnnl_primitive_create", _made(create, _Handle(source), engine, _Handle(target), engine, None))
+    engine, create = _engine(), "dnnl_reorder_primitive_desc_create"
+    descriptor = _made(create, _Handle(source), engine, _Handle(target), engine, _attributes())
+    return descriptor, _made("dnnl_primitive_create", descriptor)
 
 
-def _execute(primitive, memories):
+def _execute(descriptor, primitive, memories):
+    scratchpad = _layout(descriptor, _SCRATCHPAD)
+    if _library().dnnl_memory_desc_get_size(scratchpad):
+        memories = {**memories, _SCRATCHPAD: _Memory(scratchpad, _buffer(scratchpad))}
     array = (_Argument * len(memories))(*[_Argument(index, memory.handle) for index, memory in memories.items()])
     _check(_library().dnnl_primitive_execute(primitive, _stream(), len(memories), array), "dnnl_primitive_execute")
     _check(_library().dnnl_stream_wait(_stream()), "dnnl_stream_wait")
@@ -247,6 +266,15 @@ def _library():
 @functools.lru_cache(maxsize=None)
 def _engine():
     return _made("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
+
+
+@functools.lru_cache(maxsize=None)
+def _attributes():
+    """Scratch memory comes with each call. The library's own belongs to the thread that made a primitive, and a
+    primitive that runs in another thread would work in memory that is not there."""
+    attributes = _made("dnnl_primitive_attr_create")
+    _check(_library().dnnl_primitive_attr_set_scratchpad_mode(attributes, 1), "dnnl_primitive_attr_set_scratchpad_mode")
+    return attributes
 
 
 _local = threading.local()
