@@ -76,7 +76,7 @@ class Attention(nn.Layer):
         return _ADDED_NAMES[1:] if self.context_pre_only else _ADDED_NAMES
 
     def _project(self, tokens, names, norm_q, norm_k):
-        if self._fused is not None:
+        if self._fused is not None and paddle.in_dynamic_mode():  # a static graph holds parameters, not copies
             projected = self._fused[names](tokens).chunk(len(names), axis=-1)
         else:
             layers = [getattr(self, name) for name in names]

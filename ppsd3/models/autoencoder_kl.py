@@ -10,6 +10,7 @@ from typing import Any
 
 import paddle
 
+from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops.vision import Conv2D
@@ -27,7 +28,7 @@ class AutoencoderKLOutput(BaseOutput):
     latent_dist: Any
 
 
-class AutoencoderKL(ModelMixin):
+class AutoencoderKL(Compilable, ModelMixin):
     """Variational autoencoder with a KL term: picture [B, 3, 8H, 8W] in [-1, 1] <-> latents [B, C, H, W].
 
     The factor 8 is ``2 ** (len(block_out_channels) - 1)`` (``spatial_factor``) for SD3's four blocks.
@@ -222,11 +223,15 @@ class AutoencoderKL(ModelMixin):
         return self._decode_tile(z)
 
     def _encode_tile(self, x):
-        moments = self.encoder(x)
+        moments = self._network("encoder", x)
         return moments if self.quant_conv is None else self.quant_conv(moments)
 
     def _decode_tile(self, z):
-        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+        return self._network("decoder", z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+    def _network(self, name, x):
+        network = getattr(self, name)
+        return self._graph(name, network, [[-1, x.shape[1], -1, -1]])(x) if self.is_compiled else network(x)
 
     def _tiled(self, function, x, unit_in, unit_out):
         """``function`` on overlapping tiles of ``x``, blended; ``unit_in`` and ``unit_out`` are the pixels that one

@@ -5,11 +5,14 @@ D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 """
 
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import paddle
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
 
+from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops import Linear
@@ -42,8 +45,13 @@ class PreparedCondition:
     blocks: list
     out: list
 
+    def flat(self):
+        """All modulation as one tensor [B, chunks * D]."""
+        chunks = [chunk for block in self.blocks for stream in block for chunk in stream]
+        return paddle.concat([*chunks, *self.out], axis=-1)
 
-class SD3Transformer2DModel(ModelMixin):
+
+class SD3Transformer2DModel(Compilable, ModelMixin):
     """MM-DiT of SD3 and SD3.5 (paper, section 4; counterpart of diffusers' class of the same name).
 
     Args:
@@ -162,22 +170,18 @@ class SD3Transformer2DModel(ModelMixin):
             copies = encoder_hidden_states.shape[0] // hidden_states.shape[0]
             hidden_states = paddle.concat([hidden_states] * copies) if copies > 1 else hidden_states
 
-        for i, block in enumerate(self.transformer_blocks):
-            if i not in skip_layers:
-                streams = (hidden_states, encoder_hidden_states)
-                if prepared is None:
-                    streams = self._run_block(block, *streams, temb, joint_attention_kwargs)
-                else:
-                    streams = block.with_modulation(*streams, prepared.blocks[i], joint_attention_kwargs)
-                encoder_hidden_states, hidden_states = streams
-            if block_controlnet_hidden_states is not None and not block.context_pre_only:
-                interval = len(self.transformer_blocks) / len(block_controlnet_hidden_states)
-                hidden_states = hidden_states + block_controlnet_hidden_states[int(i / interval)]
-
+        streams = hidden_states, encoder_hidden_states
+        extras = block_controlnet_hidden_states, joint_attention_kwargs
         if prepared is None:
+            hidden_states = self._run_blocks(
+                *streams, lambda i, *pair: self._run_block(i, *pair, temb, joint_attention_kwargs), skip_layers, extras[0]
+            )
             hidden_states = self.norm_out(hidden_states, temb)
+        elif self.is_compiled and extras == (None, None):
+            graph = self._graph("trunk", partial(self._run_flat, skip_layers), self._trunk_shapes(), skip_layers)
+            hidden_states = graph(*streams, prepared.flat())
         else:
-            hidden_states = self.norm_out.with_modulation(hidden_states, prepared.out)
+            hidden_states = self._run_prepared(*streams, prepared, skip_layers, *extras)
         hidden_states = self.proj_out(hidden_states)  # [B, N, p * p * C]
         sample = unpatchify(hidden_states, *grid, self.config.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -212,13 +216,53 @@ class SD3Transformer2DModel(ModelMixin):
             for t in range(steps)
         ]
 
-    def _run_block(self, block, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
+    def _run_blocks(self, hidden_states, encoder_hidden_states, run, skip_layers, controls):
+        """All blocks but the skipped, ``run(i, *streams)`` being one; returns the image stream."""
+        for i, block in enumerate(self.transformer_blocks):
+            if i not in skip_layers:
+                encoder_hidden_states, hidden_states = run(i, hidden_states, encoder_hidden_states)
+            if controls is not None and not block.context_pre_only:
+                interval = len(self.transformer_blocks) / len(controls)
+                hidden_states = hidden_states + controls[int(i / interval)]
+        return hidden_states
+
+    def _run_block(self, index, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
+        block = self.transformer_blocks[index]
         arguments = (hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
         if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return block(*arguments)
         if block.context_pre_only:  # recompute() cannot return the None that stands for the ended text stream
             return None, recompute(lambda *inputs: block(*inputs)[1], *arguments)
         return recompute(block, *arguments)
+
+    def _run_prepared(self, hidden_states, context, prepared, skip_layers, controls=None, joint_attention_kwargs=None):
+        """The blocks and the last norm, given what :meth:`prepare` made."""
+
+        def run(i, *streams):
+            return self.transformer_blocks[i].with_modulation(*streams, prepared.blocks[i], joint_attention_kwargs)
+
+        hidden_states = self._run_blocks(hidden_states, context, run, skip_layers, controls)
+        return self.norm_out.with_modulation(hidden_states, prepared.out)
+
+    def _run_flat(self, skip_layers, hidden_states, context, modulation):
+        """:meth:`_run_prepared` of tensors alone, as a graph takes them."""
+        chunks = iter(modulation.split(self._chunks, axis=-1))
+        blocks = [
+            tuple(list(islice(chunks, norm.chunks)) for norm in (block.norm1, block.norm1_context))
+            for block in self.transformer_blocks
+        ]
+        prepared = PreparedCondition(context, blocks, list(chunks))
+        return self._run_prepared(hidden_states, context, prepared, skip_layers)
+
+    @property
+    def _chunks(self):
+        """Vectors of width D that modulate one step."""
+        norms = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
+        return sum(norm.chunks for norm in (*norms, self.norm_out))
+
+    def _trunk_shapes(self):
+        width = self.inner_dim
+        return [-1, -1, width], [-1, -1, width], [-1, self._chunks * width]
 
     def _check_skip_layers(self, skip_layers):
         skip_layers = tuple(skip_layers or ())
@@ -262,24 +306,29 @@ class SD3Transformer2DModel(ModelMixin):
             )
         for name, layer in attentions.items():
             layer.set_processor(processor[name])
+        self._forget_graphs()
 
     def fuse_qkv_projections(self):
         """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""
         for _, layer in self._attentions():
             layer.fuse_projections()
+        self._forget_graphs()
 
     def unfuse_qkv_projections(self):
         """Undoes :meth:`fuse_qkv_projections`."""
         for _, layer in self._attentions():
             layer.unfuse_projections()
+        self._forget_graphs()
 
     def enable_forward_chunking(self, chunk_size=None, dim=0):
         """Runs feed-forwards on ``chunk_size`` (default 1) slices of axis ``dim``: less memory, more time."""
         set_chunk_feed_forward(self, chunk_size or 1, dim)
+        self._forget_graphs()
 
     def disable_forward_chunking(self):
         """Runs feed-forwards on all tokens at once again."""
         set_chunk_feed_forward(self, None, 0)
+        self._forget_graphs()
 
     def _attentions(self):
         return [(name, layer) for name, layer in self.named_sublayers() if isinstance(layer, Attention)]

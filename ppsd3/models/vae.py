@@ -11,6 +11,7 @@ import paddle
 from paddle import nn
 
 from ..ops import Linear
+from ..ops.shapes import shape_of
 from ..ops.vision import (
     Conv2D,
     attention_channels_first,
@@ -135,7 +136,7 @@ class AttentionBlock(nn.Layer):
         hidden = self.group_norm(x).flatten(2)  # [B, C, N]
         query, key, value = (linear_channels_first(hidden, layer) for layer in (self.to_q, self.to_k, self.to_v))
         hidden = linear_channels_first(attention_channels_first(query, key, value), self.to_out[0])
-        return x + hidden.reshape(x.shape)
+        return x + hidden.reshape(shape_of(x))
 
 
 class MidBlock2D(nn.Layer):

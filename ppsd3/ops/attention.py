@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 
 from . import native
 from .native import interface as kernels
+from .shapes import shape_of
 
 
 def attention_reference(q, k, v, bias=None, causal=False, scale=None):
@@ -63,8 +64,7 @@ def attention(q, k, v, bias=None, causal=False, scale=None):
     """
     if bias is None and not causal and native.usable(q, k, v):
         return kernels.attention([q], [k], [v], q.shape[-1] ** -0.5 if scale is None else scale)[0]
-    on_gpu = q.place.is_gpu_place()
-    return (attention_fused if on_gpu else attention_heads_split)(q, k, v, bias, causal, scale)
+    return (attention_fused if _on_gpu(q) else attention_heads_split)(q, k, v, bias, causal, scale)
 
 
 def joint_attention(image, text):
@@ -81,8 +81,9 @@ def joint_attention(image, text):
     if native.usable(*image, *text):
         outputs = kernels.attention(queries, keys, values, image[0].shape[-1] ** -0.5)
     else:
-        joint = (paddle.concat(pieces, axis=1) for pieces in (queries, keys, values))
-        outputs = attention(*joint).split([x.shape[1] for x in queries], axis=1)
+        joint = attention(*(paddle.concat(pieces, axis=1) for pieces in (queries, keys, values)))
+        images = shape_of(image[0])[1]
+        outputs = (joint[:, :images], joint[:, images:]) if len(queries) == 2 else (joint,)
     return outputs[0], outputs[1] if len(queries) == 2 else None
 
 
@@ -91,6 +92,12 @@ def causal_bias(rows, columns, dtype):
     # finfo.min of fp16 would become -inf once a bias is added to it, and a row of -inf is NaN after softmax
     lowest = -1e4 if dtype == paddle.float16 else -1e30
     return paddle.triu(paddle.full([rows, columns], lowest, dtype="float32"), diagonal=1).astype(dtype)
+
+
+def _on_gpu(x):
+    if paddle.in_dynamic_mode():
+        return x.place.is_gpu_place()
+    return paddle.get_device().startswith("gpu")  # a static graph's tensors have no place yet
 
 
 def _masked(scores, bias, causal):

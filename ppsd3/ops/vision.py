@@ -69,6 +69,8 @@ def upsample_nearest_2x(x):
     row at once: 2 to 10 times faster than a broadcast copy, which in turn is 2 to 4 times faster than
     ``F.interpolate``. The GEMM's work grows with the square of the width, so wider rows are copied.
     """
+    if not paddle.in_dynamic_mode():  # sizes are open there
+        return F.interpolate(x, scale_factor=2, mode="nearest")
     b, c, h, w = x.shape
     if x.place.is_cpu_place() and x.dtype in (paddle.float32, paddle.float64) and w <= 128:
         columns = paddle.repeat_interleave(paddle.eye(w, dtype=x.dtype), 2, axis=1)  # [W, 2W]
@@ -96,9 +98,12 @@ def attention_channels_first(query, key, value, max_scores=2**26):
     """
     b, c, n = query.shape
     query = query * c**-0.5
+
+    def attend(some):
+        scores = paddle.matmul(some, key, transpose_x=True)  # [B, chunk, N]
+        return paddle.matmul(value, F.softmax(scores, axis=-1), transpose_y=True)  # [B, C, chunk]
+
     chunk = max(1, min(n, max_scores // (b * n)))
-    outputs = []
-    for start in range(0, n, chunk):
-        scores = paddle.matmul(query[:, :, start : start + chunk], key, transpose_x=True)  # [B, chunk, N]
-        outputs.append(paddle.matmul(value, F.softmax(scores, axis=-1), transpose_y=True))  # [B, C, chunk]
-    return outputs[0] if len(outputs) == 1 else paddle.concat(outputs, axis=-1)
+    if chunk == n or not paddle.in_dynamic_mode():  # a static graph cannot count its chunks
+        return attend(query)
+    return paddle.concat([attend(query[:, :, start : start + chunk]) for start in range(0, n, chunk)], axis=-1)

@@ -1,0 +1,8 @@
+"""Sizes of tensors, for code that also runs in static graphs, where sizes are open."""
+
+import paddle
+
+
+def shape_of(x):
+    """The sizes of ``x``: ints, or in a static graph an int32 tensor."""
+    return x.shape if paddle.in_dynamic_mode() else paddle.shape(x)
