@@ -15,7 +15,7 @@ LAYERS = (
     ("utils", "configuration_utils", "outputs"),
     ("ops",),
     ("serialization",),
-    ("quantization",),
+    ("quantization", "compilation"),
     ("modeling_utils",),
     ("models", "transformers", "schedulers"),
     ("adapters",),
