@@ -14,7 +14,6 @@ from ..ops import Linear, QuantizedLinear, attention, joint_attention, linear, s
 from ..utils.errors import ConfigError, InputError
 from .normalization import RMSNorm
 
-
 _NAMES = ("to_q", "to_k", "to_v")
 _ADDED_NAMES = ("add_q_proj", "add_k_proj", "add_v_proj")
 

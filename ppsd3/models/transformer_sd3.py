@@ -174,7 +174,10 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         extras = block_controlnet_hidden_states, joint_attention_kwargs
         if prepared is None:
             hidden_states = self._run_blocks(
-                *streams, lambda i, *pair: self._run_block(i, *pair, temb, joint_attention_kwargs), skip_layers, extras[0]
+                *streams,
+                lambda i, *pair: self._run_block(i, *pair, temb, joint_attention_kwargs),
+                skip_layers,
+                extras[0],
             )
             hidden_states = self.norm_out(hidden_states, temb)
         elif self.is_compiled and extras == (None, None):

@@ -62,8 +62,8 @@ def attention(q, k, v, bias=None, causal=False, scale=None):
     Returns:
         Tensor [B, Sq, h, d], dtype of ``q``.
     """
-    if bias is None and not causal and native.usable(q, k, v):
-        return kernels.attention([q], [k], [v], q.shape[-1] ** -0.5 if scale is None else scale)[0]
+    if native.usable(q, k, v, bias) and not causal and (bias is None or kernels.takes_bias(bias, q, k, v)):
+        return kernels.attention([q], [k], [v], q.shape[-1] ** -0.5 if scale is None else scale, bias)[0]
     return (attention_fused if _on_gpu(q) else attention_heads_split)(q, k, v, bias, causal, scale)
 
 

@@ -288,7 +288,9 @@ class DiffusionPipeline:
             InputError: a name that is no network here, or one of a network that has nothing to compile.
         """
         networks = {name: part for name, part in self.components.items() if isinstance(part, Compilable)}
-        components = (components,) if isinstance(components, str) else tuple(networks if components is None else components)
+        components = (
+            (components,) if isinstance(components, str) else tuple(networks if components is None else components)
+        )
         unknown = [name for name in components if name not in networks]
         if unknown or not components:
             raise InputError(

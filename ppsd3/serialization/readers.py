@@ -6,10 +6,12 @@ every tensor its dtype, shape and byte range, then the raw bytes. It is read her
 parameter's own memory without a copy.
 """
 
+import contextlib
 import json
 import mmap
 import os
 import struct
+import weakref
 from collections import namedtuple
 
 import numpy as np
@@ -17,7 +19,7 @@ import paddle
 
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.weight_names import PICKLE_SUFFIXES
-from .tensors import NUMPY_DTYPES, convert, dtype_name, from_numpy, pieces
+from .tensors import NUMPY_DTYPES, PIECE, convert, dtype_name, from_numpy, pieces
 
 # Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
 DTYPES = {
@@ -67,15 +69,18 @@ class SafetensorsFile:
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
             raise CheckpointNotFoundError(f"{self.path} does not exist. Check the path, or download the file again.")
-        with open(self.path, "rb") as file:
-            self._size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
+        with contextlib.ExitStack() as unless_it_opens:
+            self._file = unless_it_opens.enter_context(open(self.path, "rb", buffering=0))
+            self._size = os.fstat(self._file.fileno()).st_size
+            head = self._file.read(8)
             refuse_pickle(self.path, head)
             if head == b"version ":
                 raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull`.")
-            header, self._data_start = self._read_header(file, head)
+            header, self._data_start = self._read_header(self._file, head)
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
+            unless_it_opens.pop_all()
+        weakref.finalize(self, self._file.close)
         self.metadata = header.pop("__metadata__", None) or {}
         self._infos = {name: self._check_entry(name, entry) for name, entry in header.items()}
 
@@ -161,13 +166,29 @@ class SafetensorsFile:
         return tensor
 
     def _converted(self, array, info, target):
-        """A copy of ``array`` in the dtype ``target``, the mapped pages given back as it goes."""
+        """A copy of ``array`` in the dtype ``target``; its bytes are read anew, a piece at a time.
+
+        The mapping would cost more: a fault for each few pages, and their return to the system.
+        """
         result = np.empty(info.shape, NUMPY_DTYPES[target])
-        source, out = array.reshape(-1), result.reshape(-1)
-        for piece in pieces(source.size):
-            convert(source[piece], info.dtype, target, out[piece])
-            self._drop_pages(info.start + piece.start * array.itemsize, info.start + piece.stop * array.itemsize)
+        out, buffer = result.reshape(-1), np.empty(min(array.size, PIECE), array.dtype)
+        for piece in pieces(array.size):
+            source = buffer[: piece.stop - piece.start]
+            self._read_at(info.start + piece.start * array.itemsize, source)
+            convert(source, info.dtype, target, out[piece])
         return result
+
+    def _read_at(self, position, array):
+        """Fills ``array`` with the file's bytes from ``position``."""
+        wanted = memoryview(array).cast("B")
+        if not hasattr(os, "preadv"):  # Windows
+            wanted[:] = memoryview(self._map)[position : position + len(wanted)]
+            return
+        while wanted:  # one read gives 2 GB at most, or less if a signal comes
+            count = os.preadv(self._file.fileno(), [wanted], position)
+            if not count:
+                raise self._corrupt("it was cut off after it had been opened")
+            wanted, position = wanted[count:], position + count
 
     def forget(self, name):
         """Gives the mapped pages of ``name`` back, so that they don't count in this process's memory.

@@ -4,6 +4,8 @@ The bar is 2e-6 of the largest magnitude, which float32 sums over the lengths us
 kernels differ from float64 by as much.
 """
 
+import sys
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -192,9 +194,19 @@ class TestChoice:
         finally:
             paddle.disable_static()
 
-    def test_bias_and_causal_take_the_other_path(self):
+    @pytest.mark.parametrize("items, heads", [(1, 1), (1, 3), (2, 1), (2, 3)])
+    def test_bias_without_gradients_has_a_kernel(self, items, heads, monkeypatch):
+        q, k, v = (paddle.to_tensor(uniform(i, (2, length, 3, 20))) for i, length in enumerate((70, 150, 150)))
+        bias = paddle.to_tensor(uniform(3, (items, heads, 70, 150)))
+        bias[:, :, :, 100:] = -1e30  # hides
+        expected = attention_reference(q, k, v, bias=bias, scale=1.0)
+        monkeypatch.setattr(sys.modules["ppsd3.ops.attention"], "attention_heads_split", None)
+        with paddle.no_grad():
+            np.testing.assert_allclose(attend(q, k, v, bias=bias, scale=1.0).numpy(), expected.numpy(), atol=TOLERANCE)
+
+    def test_bias_with_gradients_and_causal_take_the_other_path(self):
         q, k, v = (paddle.to_tensor(uniform(i, (1, 6, 2, 8))) for i in range(3))
-        bias = paddle.to_tensor(uniform(3, (1, 2, 6, 6)))
+        bias = paddle.to_tensor(uniform(3, (1, 2, 6, 6)), stop_gradient=False)
         for options in (dict(bias=bias), dict(causal=True), dict(bias=bias, causal=True)):
             ours, reference = attend(q, k, v, **options), attention_reference(q, k, v, **options)
             np.testing.assert_allclose(ours.numpy(), reference.numpy(), atol=TOLERANCE)

@@ -1,6 +1,7 @@
 """Building and loading the kernels: what is broken is rebuilt, what cannot be built is done without."""
 
 import os
+import platform
 import stat
 import subprocess
 import sys
@@ -101,3 +102,19 @@ def test_use_native_as_a_statement_and_as_a_context():
         assert not native.usable(paddle.ones([1]))
     finally:
         native.use_native(True)
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
+@pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"], ids=["AVX2", "portable"])
+def test_kernels_for_other_cpus_compute_the_same(cache, flags):
+    """The tests against the references, with a library for CPUs that have less than this one may have."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    files = [os.path.join(folder, name) for name in ("test_native.py", "test_vision_native.py", "test_quantized.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    environment = {**os.environ, "PPSD3_TARGET_FLAGS": flags}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert [*cache.rglob("libppsd3_kernels.so")], (
+        "no library was built, so the references were compared with themselves"
+    )

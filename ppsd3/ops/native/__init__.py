@@ -94,6 +94,16 @@ def usable(*tensors):
     return _load()[0] is not None
 
 
+def half_to_float(halves, floats):
+    """Converts a contiguous float16 array into a float32 one, if kernels may be used and the CPU can; else False."""
+    if not (_enabled and _load()[0] and hasattr(lib(), "ppsd3_half_to_float")):
+        return False
+    if not (halves.flags.c_contiguous and floats.flags.c_contiguous):
+        return False
+    lib().ppsd3_half_to_float(halves.ctypes.data, floats.ctypes.data, halves.size)
+    return True
+
+
 def _load():
     global _loaded
     if _loaded is None:

@@ -23,11 +23,15 @@ SIGNATURES = {  # p pointer, n size, f float
     "gated_residual_backward": "pppppnnn",
     "rms_norm": "pppnnf",
     "rms_norm_backward": "pppppnnf",
-    "attention": "ppppppf",
+    "attention": "ppppppfpnn",
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
-OPTIONAL_SIGNATURES = {"product_bf16": "ppppnnnnn"}  # only where the CPU has the instructions
+OPTIONAL_SIGNATURES = {  # only where the CPU has the instructions
+    "product": "ppppnnnnnn",
+    "product_bf16": "ppppnnnnnn",
+    "half_to_float": "ppn",
+}
 
 
 def declare(library, signatures):
@@ -50,21 +54,24 @@ def _tracked(*tensors):
     return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
 
 
-def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
-    """``a b + bias``: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
+def _product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu=False):
+    """``a b + bias``, then GELU if wanted: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or ``[N, K]``.
 
-    By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
+    In the precision that :class:`ppsd3.ops.float32_matmul_precision` allows; by Paddle where the CPU has no AVX-512.
     """
-    if not bf16_products():
+    multiply = getattr(lib(), "ppsd3_product_bf16" if bf16_products() else "ppsd3_product", None)
+    if multiply is None:
         out = paddle.matmul(a, b, transpose_x, transpose_y)
-        if bias is not None:
+        if gelu:
+            lib().ppsd3_gelu(out.data_ptr(), _pointer(bias), out.data_ptr(), *_rows(out))
+        elif bias is not None:
             lib().ppsd3_add_bias(out.data_ptr(), bias.data_ptr(), *_rows(out))
         return out
     a, b = _dense(a), _dense(b)
     leading, k = ([a.shape[1]], a.shape[0]) if transpose_x else (a.shape[:-1], a.shape[-1])
     n = b.shape[0 if transpose_y else 1]
     out = paddle.empty([*leading, n], dtype="float32")
-    lib().ppsd3_product_bf16(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y)
+    multiply(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y, gelu)
     return out
 
 
@@ -130,9 +137,7 @@ def linear_gelu(x, weight, bias):
     """``gelu(x W^T + b)``, tanh-approximated; bias and activation in one pass."""
     if _tracked(x, weight, bias):
         return _LinearGelu.apply(x, weight, bias)
-    y, bias = _product(x, weight, transpose_y=True), _dense(bias)
-    lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), y.data_ptr(), *_rows(y))
-    return y
+    return _product(x, weight, transpose_y=True, bias=_dense(bias), gelu=True)
 
 
 class _LinearGelu(PyLayer):
@@ -333,12 +338,13 @@ def _shape(q, k):
     return ctypes.byref(_Shape(batch, heads, dim, sum(x.shape[1] for x in q), sum(x.shape[1] for x in k)))
 
 
-def attention(q, k, v, scale):
-    """``softmax(scale q k^T) v`` over tokens that come in pieces.
+def attention(q, k, v, scale, bias=None):
+    """``softmax(scale q k^T + bias) v`` over tokens that come in pieces.
 
     Args:
         q, k, v (sequence of 1 or 2 Tensor [B, S_i, h, d]): pieces of the token axis, in order.
         scale (float): factor on the scores.
+        bias (Tensor [1 or B, 1 or h, Sq, Sk], optional): only where no gradient is wanted.
 
     Returns:
         tuple of Tensor [B, S_i, h, d], one per piece of ``q``.
@@ -346,12 +352,24 @@ def attention(q, k, v, scale):
     if _tracked(*q, *k, *v):
         outputs = _Attention.apply(scale, len(q), len(k), *q, *k, *v)
         return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return _attention(*([_dense(x) for x in pieces] for pieces in (q, k, v)), scale, None)
+    return _attention(*([_dense(x) for x in pieces] for pieces in (q, k, v)), scale, None, bias)
 
 
-def _attention(q, k, v, scale, lse):
+def takes_bias(bias, *tensors):
+    """Whether attention with ``bias`` has a kernel: no gradient passes, only batch and heads are broadcast."""
+    return not _tracked(bias, *tensors) and bias.shape[2:] == [tensors[0].shape[1], tensors[1].shape[1]]
+
+
+def _attention(q, k, v, scale, lse, bias=None):
     out = tuple(paddle.empty_like(x) for x in q)
-    lib().ppsd3_attention(_shape(q, k), _tokens(q), _tokens(k), _tokens(v), _tokens(out), _pointer(lse), scale)
+    added, steps = None, (0, 0)
+    if bias is not None:
+        bias = _dense(bias)
+        batch, heads, rows, columns = bias.shape
+        steps = (0 if batch == 1 else heads * rows * columns), (0 if heads == 1 else rows * columns)
+        added = bias.data_ptr()
+    operands = map(_tokens, (q, k, v, out))
+    lib().ppsd3_attention(_shape(q, k), *operands, _pointer(lse), scale, added, *steps)
     return out
 
 

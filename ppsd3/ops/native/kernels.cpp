@@ -7,6 +7,10 @@
 
 #include "common.h"
 
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 fork_type runtime_fork = nullptr;
 int (*runtime_max_threads)() = nullptr;
 
@@ -152,9 +156,10 @@ static inline float softmax_row(float* s, i64 count, float& maximum, float& tota
     return rescale;
 }
 
-// softmax(scale q k^T) v for the queries first .. last of one head; keys and values are in `keys_t` and `values`.
+// softmax(scale q k^T + bias) v for the queries first .. last of one head; keys and values are in `keys_t` and `values`.
 static void attend(const Shape& n, const Tokens& q, const Tokens& out, float* lse, i64 b, i64 head, i64 first, i64 last,
-                   float scale, const float* keys_t, const float* values, float* queries, float* scores, float* sums) {
+                   float scale, const float* bias, const float* keys_t, const float* values, float* queries,
+                   float* scores, float* sums) {
     i64 width = n.width();
     for (i64 i0 = first; i0 < last; i0 += QUERY_BLOCK) {
         i64 rows = std::min(QUERY_BLOCK, last - i0);
@@ -167,6 +172,11 @@ static void attend(const Shape& n, const Tokens& q, const Tokens& out, float* ls
             multiply(rows, padded(count), width, queries, width, 1, keys_t + j0 * width, KEY_BLOCK, scores, KEY_BLOCK,
                      false);
             for (i64 i = 0; i < rows; i++) {
+                if (bias) {
+                    float* row = scores + i * KEY_BLOCK;
+                    const float* added = bias + (i0 + i) * n.keys + j0;
+                    for_row(count, [&](i64 j, i64 m) { store_n(row + j, load_n(row + j, m) + load_n(added + j, m), m); });
+                }
                 float rescale = softmax_row(scores + i * KEY_BLOCK, count, maximum[i], total[i]);
                 if (j0 && rescale != 1.0f)
                     for (i64 j = 0; j < width; j += LANES)
@@ -485,9 +495,20 @@ void ppsd3_rms_norm_backward(const float* x, const float* weight, const float* d
     add_parts(partial.data(), threads, width, dweight);
 }
 
-// out = softmax(scale q k^T) v. lse [B, h, queries] (log of the softmax's denominators) is kept unless null.
+#if defined(__F16C__)
+// float16 to float32, exact. On the calling thread: loading has threads of its own.
+void ppsd3_half_to_float(const uint16_t* halves, float* out, i64 count) {
+    i64 i = 0;
+    for (; i + 8 <= count; i += 8)
+        _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves + i))));
+    for (; i < count; i++) out[i] = _cvtsh_ss(halves[i]);
+}
+#endif
+
+// out = softmax(scale q k^T + bias) v. lse [B, h, queries] (log of the softmax's denominators) is kept unless null. bias
+// [queries, keys], or null, is bias_batch numbers further for each batch item and bias_head for each head.
 void ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out, float* lse,
-                     float scale) {
+                     float scale, const float* bias, i64 bias_batch, i64 bias_head) {
     const Shape n = *shape;
     i64 heads = n.batch * n.heads, width = n.width();
     int threads = threads_for(heads * n.queries * n.keys * n.dim / 8);
@@ -504,8 +525,8 @@ void ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const
         pack(*k, n, b, head, 0, n.keys, 1, values);  // where the values go next: keys are only needed transposed
         transpose_blocks(values, n.keys, width, keys_t);
         pack(*v, n, b, head, 0, n.keys, 1, values);
-        attend(n, *q, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts, scale, keys_t, values,
-               queries, scores, sums);
+        attend(n, *q, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts, scale,
+               bias ? bias + b * bias_batch + head * bias_head : nullptr, keys_t, values, queries, scores, sums);
     });
 }
 

@@ -1,8 +1,10 @@
 """Builds the C++ sources with the system's C++ compiler, once per machine, and loads it with ctypes.
 
 The library lives in the user's cache (``$XDG_CACHE_HOME/ppsd3``, by default ``~/.cache/ppsd3``) in a directory named
-by a hash of source, flags, compiler and CPU, so an update or another machine on a shared home builds its own. Nothing
-here raises: without a compiler, or when anything is wrong, :func:`load` says why and the pure Paddle paths serve.
+by a hash of source, flags, compiler and CPU, so an update or another machine on a shared home builds its own. It is
+built for the CPU at hand, whichever instructions that has (AVX-512, AVX2, or neither); ``$PPSD3_TARGET_FLAGS``, e.g.
+``-march=x86-64-v3``, builds for another. Nothing here raises: without a compiler, or when anything is wrong,
+:func:`load` says why and the pure Paddle paths serve.
 """
 
 import ctypes
@@ -103,6 +105,8 @@ def _compiler():
 
 
 def _target_flags():
+    if "PPSD3_TARGET_FLAGS" in os.environ:
+        return tuple(os.environ["PPSD3_TARGET_FLAGS"].split())
     return ("-mcpu=native",) if platform.machine() in ("aarch64", "arm64") else ("-march=native",)
 
 
