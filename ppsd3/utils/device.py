@@ -1,9 +1,11 @@
 """CPU threads and instruction sets: what has to be told to Paddle so that it uses the machine."""
 
+import ctypes
 import functools
 import os
 import sys
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # MKL's own numbers for its code paths.
 _MKL_AVX2, _MKL_AVX512 = "5", "7"
 _AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
@@ -20,6 +22,7 @@ def use_all_cores():
     """
     chosen = _threads_chosen_by_user()
     choose_mkl_path()
+    keep_freed_memory()
     import paddle
 
     threads = chosen or usable_cores()
@@ -32,6 +35,18 @@ def usable_cores():
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota, period = (_read("/sys/fs/cgroup/cpu.max").split() + ["max", "max"])[:2]
     return max(1, min(cores, -(-int(quota) // int(period)))) if quota.isdigit() and period.isdigit() else cores
+
+
+def keep_freed_memory():
+    """Lets glibc keep up to 1 GB of what is freed: every result in memory fresh from the system costs a page fault for
+    each 4 KB, 5 to 20 % of a matrix product. Other C libraries are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+        mallopt(parameter, 1 << 30)
 
 
 def choose_mkl_path():

@@ -60,7 +60,7 @@ def _product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu=False):
     In the precision that :class:`ppsd3.ops.float32_matmul_precision` allows; by Paddle where the CPU has no AVX-512.
     """
     multiply = getattr(lib(), "ppsd3_product_bf16" if bf16_products() else "ppsd3_product", None)
-    if multiply is None:
+    if multiply is None or not (gelu or bf16_products()):  # MKL is a little faster, unless a pass is saved
         out = paddle.matmul(a, b, transpose_x, transpose_y)
         if gelu:
             lib().ppsd3_gelu(out.data_ptr(), _pointer(bias), out.data_ptr(), *_rows(out))
