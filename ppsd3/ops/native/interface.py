@@ -28,8 +28,7 @@ SIGNATURES = {  # p pointer, n size, f float
     "set_runtime": "pp",
 }
 OPTIONAL_SIGNATURES = {  # only where the CPU has the instructions
-    "product": "ppppnnnnnn",
-    "product_bf16": "ppppnnnnnn",
+    "product_bf16": "ppppnnnnn",
     "half_to_float": "ppn",
 }
 
@@ -54,24 +53,21 @@ def _tracked(*tensors):
     return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
 
 
-def _product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu=False):
-    """``a b + bias``, then GELU if wanted: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or ``[N, K]``.
+def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
+    """``a b + bias``: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
 
-    In the precision that :class:`ppsd3.ops.float32_matmul_precision` allows; by Paddle where the CPU has no AVX-512.
+    By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
     """
-    multiply = getattr(lib(), "ppsd3_product_bf16" if bf16_products() else "ppsd3_product", None)
-    if multiply is None or not (gelu or bf16_products()):  # MKL is a little faster, unless a pass is saved
+    if not bf16_products():
         out = paddle.matmul(a, b, transpose_x, transpose_y)
-        if gelu:
-            lib().ppsd3_gelu(out.data_ptr(), _pointer(bias), out.data_ptr(), *_rows(out))
-        elif bias is not None:
+        if bias is not None:
             lib().ppsd3_add_bias(out.data_ptr(), bias.data_ptr(), *_rows(out))
         return out
     a, b = _dense(a), _dense(b)
     leading, k = ([a.shape[1]], a.shape[0]) if transpose_x else (a.shape[:-1], a.shape[-1])
     n = b.shape[0 if transpose_y else 1]
     out = paddle.empty([*leading, n], dtype="float32")
-    multiply(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y, gelu)
+    lib().ppsd3_product_bf16(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y)
     return out
 
 
@@ -137,7 +133,9 @@ def linear_gelu(x, weight, bias):
     """``gelu(x W^T + b)``, tanh-approximated; bias and activation in one pass."""
     if _tracked(x, weight, bias):
         return _LinearGelu.apply(x, weight, bias)
-    return _product(x, weight, transpose_y=True, bias=_dense(bias), gelu=True)
+    y, bias = _product(x, weight, transpose_y=True), _dense(bias)
+    lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), y.data_ptr(), *_rows(y))
+    return y
 
 
 class _LinearGelu(PyLayer):
