@@ -21,8 +21,9 @@ class CompiledFunction:
 
     def __init__(self, network, function, shapes, dtype):
         specs = [InputSpec(shape, dtype) for shape in shapes]
-        self._call = paddle.jit.to_static(_Entry(network, function), input_spec=[specs], full_graph=True)
-        self._call.eval()
+        entry = _Entry(network, function)
+        entry.training = False  # an inference program; eval() would switch the network itself
+        self._call = paddle.jit.to_static(entry, input_spec=[specs], full_graph=True)
 
     def __call__(self, *tensors):
         return self._call(list(tensors))

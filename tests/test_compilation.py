@@ -69,6 +69,12 @@ def test_a_changed_network_is_traced_anew(pipe, change):
         np.testing.assert_allclose(picture, drawn(pipe), atol=1e-3)
 
 
+def test_a_network_in_training_stays_so(pipe):
+    pipe.compile().transformer.train()
+    drawn(pipe)
+    assert pipe.transformer.training and all(layer.training for layer in pipe.transformer.sublayers())
+
+
 def test_gradients_are_recorded_eagerly(pipe):
     vae = pipe.compile("vae").vae
     latents = paddle.randn([1, vae.config.latent_channels, 4, 4])

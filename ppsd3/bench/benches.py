@@ -104,14 +104,6 @@ class Bench:
         folders = [self.folder(workspace, component) for component in self.components]
         return sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
 
-    def read_weights(self, workspace):
-        """Reads the checkpoints, so that the system's file cache is as warm for one side as for the next."""
-        for component in self.components:
-            for entry in os.scandir(self.folder(workspace, component)):
-                with open(entry.path, "rb") as file:
-                    while file.read(1 << 24):
-                        pass
-
     def inputs(self):
         """dict of arrays by the names that networks or pipelines call them, the same in every process."""
         raise NotImplementedError
@@ -320,6 +312,14 @@ class LoadBench(Bench):
     @property
     def title(self):
         return f"load, {self.layers} layers, float16 file to float32 model"
+
+    def read_weights(self, workspace):
+        """Reads the checkpoints, so that the system's file cache is as warm for one side as for the next."""
+        for component in self.components:
+            for entry in os.scandir(self.folder(workspace, component)):
+                with open(entry.path, "rb") as file:
+                    while file.read(1 << 24):
+                        pass
 
     def inputs(self):
         return {}

@@ -171,20 +171,17 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             hidden_states = paddle.concat([hidden_states] * copies) if copies > 1 else hidden_states
 
         streams = hidden_states, encoder_hidden_states
-        extras = block_controlnet_hidden_states, joint_attention_kwargs
+        controls = block_controlnet_hidden_states
         if prepared is None:
-            hidden_states = self._run_blocks(
-                *streams,
-                lambda i, *pair: self._run_block(i, *pair, temb, joint_attention_kwargs),
-                skip_layers,
-                extras[0],
-            )
-            hidden_states = self.norm_out(hidden_states, temb)
-        elif self.is_compiled and extras == (None, None):
-            graph = self._graph("trunk", partial(self._run_flat, skip_layers), self._trunk_shapes(), skip_layers)
-            hidden_states = graph(*streams, prepared.flat())
+
+            def run(i, *streams):
+                return self._run_block(self.transformer_blocks[i], *streams, temb, joint_attention_kwargs)
+
+            hidden_states = self.norm_out(self._run_blocks(*streams, run, skip_layers, controls), temb)
+        elif self.is_compiled and controls is None and joint_attention_kwargs is None:
+            hidden_states = self._run_compiled(*streams, prepared.flat(), skip_layers)
         else:
-            hidden_states = self._run_prepared(*streams, prepared, skip_layers, *extras)
+            hidden_states = self._run_prepared(*streams, prepared, skip_layers, controls, joint_attention_kwargs)
         hidden_states = self.proj_out(hidden_states)  # [B, N, p * p * C]
         sample = unpatchify(hidden_states, *grid, self.config.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -229,8 +226,7 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
                 hidden_states = hidden_states + controls[int(i / interval)]
         return hidden_states
 
-    def _run_block(self, index, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
-        block = self.transformer_blocks[index]
+    def _run_block(self, block, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
         arguments = (hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
         if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return block(*arguments)
@@ -247,25 +243,21 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         hidden_states = self._run_blocks(hidden_states, context, run, skip_layers, controls)
         return self.norm_out.with_modulation(hidden_states, prepared.out)
 
+    def _run_compiled(self, hidden_states, context, modulation, skip_layers):
+        """:meth:`_run_prepared` as a graph; ``modulation [B, chunks * D]`` is what ``PreparedCondition.flat`` gives."""
+        shapes = [[-1, -1, self.inner_dim], [-1, -1, self.inner_dim], [-1, modulation.shape[1]]]
+        graph = self._graph("trunk", partial(self._run_flat, skip_layers), shapes, skip_layers)
+        return graph(hidden_states, context, modulation)
+
     def _run_flat(self, skip_layers, hidden_states, context, modulation):
         """:meth:`_run_prepared` of tensors alone, as a graph takes them."""
-        chunks = iter(modulation.split(self._chunks, axis=-1))
+        chunks = iter(modulation.split(modulation.shape[1] // self.inner_dim, axis=-1))
         blocks = [
             tuple(list(islice(chunks, norm.chunks)) for norm in (block.norm1, block.norm1_context))
             for block in self.transformer_blocks
         ]
         prepared = PreparedCondition(context, blocks, list(chunks))
         return self._run_prepared(hidden_states, context, prepared, skip_layers)
-
-    @property
-    def _chunks(self):
-        """Vectors of width D that modulate one step."""
-        norms = [norm for block in self.transformer_blocks for norm in (block.norm1, block.norm1_context)]
-        return sum(norm.chunks for norm in (*norms, self.norm_out))
-
-    def _trunk_shapes(self):
-        width = self.inner_dim
-        return [-1, -1, width], [-1, -1, width], [-1, self._chunks * width]
 
     def _check_skip_layers(self, skip_layers):
         skip_layers = tuple(skip_layers or ())

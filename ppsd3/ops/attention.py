@@ -83,7 +83,7 @@ def joint_attention(image, text):
     else:
         joint = attention(*(paddle.concat(pieces, axis=1) for pieces in (queries, keys, values)))
         images = shape_of(image[0])[1]
-        outputs = (joint[:, :images], joint[:, images:]) if len(queries) == 2 else (joint,)
+        outputs = [joint] if text[0] is None else [joint[:, :images], joint[:, images:]]
     return outputs[0], outputs[1] if len(queries) == 2 else None
 
 

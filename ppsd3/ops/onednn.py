@@ -21,7 +21,7 @@ _CPU, _F32 = 1, 3
 _FORWARD_TRAINING, _DIRECT = 64, 1
 _SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 129, 145, 161, 169
-_SCRATCHPAD = 80
+_SCRATCHPAD, _BY_THE_USER = 80, 1
 # Argument -> the query that tells in which layout a primitive wants it.
 _LAYOUT_QUERY = {
     _SRC: 129, _DIFF_SRC: 130, _WEIGHTS: 131, _DIFF_WEIGHTS: 132,
@@ -273,7 +273,8 @@ def _attributes():
     """Scratch memory comes with each call. The library's own belongs to the thread that made a primitive, and a
     primitive that runs in another thread would work in memory that is not there."""
     attributes = _made("dnnl_primitive_attr_create")
-    _check(_library().dnnl_primitive_attr_set_scratchpad_mode(attributes, 1), "dnnl_primitive_attr_set_scratchpad_mode")
+    status = _library().dnnl_primitive_attr_set_scratchpad_mode(attributes, _BY_THE_USER)
+    _check(status, "dnnl_primitive_attr_set_scratchpad_mode")
     return attributes
 
 

@@ -261,18 +261,11 @@ class DiffusionPipeline:
         """
         if components is None:
             components = [name for name in self._quantized_components if getattr(self, name, None) is not None]
-        components = (components,) if isinstance(components, str) else tuple(components)
-        networks = {name: part for name, part in self.components.items() if isinstance(part, nn.Layer)}
-        unknown = [name for name in components if name not in networks]
-        if unknown or not components:
-            raise InputError(
-                f"components is {list(components)}; the networks of this pipeline are {', '.join(networks)}. Name one "
-                "or more of them."
-            )
-        for name in components:
-            choose_layers(networks[name], kind)
-        for name in components:
-            networks[name].quantize(kind)
+        networks = self._chosen(components, nn.Layer, "the networks of this pipeline are")
+        for network in networks:
+            choose_layers(network, kind)
+        for network in networks:
+            network.quantize(kind)
         return self
 
     def compile(self, components=None):
@@ -287,19 +280,22 @@ class DiffusionPipeline:
         Raises:
             InputError: a name that is no network here, or one of a network that has nothing to compile.
         """
-        networks = {name: part for name, part in self.components.items() if isinstance(part, Compilable)}
-        components = (
-            (components,) if isinstance(components, str) else tuple(networks if components is None else components)
-        )
-        unknown = [name for name in components if name not in networks]
-        if unknown or not components:
-            raise InputError(
-                f"components is {list(components)}; what can be compiled in this pipeline is "
-                f"{', '.join(networks) or 'nothing'}. Name one or more of them."
-            )
-        for name in components:
-            networks[name].compile()
+        for network in self._chosen(components, Compilable, "what can be compiled in this pipeline is"):
+            network.compile()
         return self
+
+    def _chosen(self, components, kind, introduction):
+        """The components of these names (one, several, or None for all) that are of the class ``kind``.
+
+        Raises:
+            InputError: another name, or none; ``introduction`` and what there is are in the message.
+        """
+        there = {name: part for name, part in self.components.items() if isinstance(part, kind)}
+        names = there if components is None else (components,) if isinstance(components, str) else components
+        if not names or any(name not in there for name in names):
+            known = ", ".join(there) or "none"
+            raise InputError(f"components is {list(names)}; {introduction} {known}. Name one or more of them.")
+        return [there[name] for name in names]
 
     def _networks(self):
         return [part for part in self.components.values() if isinstance(part, nn.Layer)]

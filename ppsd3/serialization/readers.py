@@ -6,7 +6,6 @@ every tensor its dtype, shape and byte range, then the raw bytes. It is read her
 parameter's own memory without a copy.
 """
 
-import contextlib
 import json
 import mmap
 import os
@@ -69,18 +68,17 @@ class SafetensorsFile:
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
             raise CheckpointNotFoundError(f"{self.path} does not exist. Check the path, or download the file again.")
-        with contextlib.ExitStack() as unless_it_opens:
-            self._file = unless_it_opens.enter_context(open(self.path, "rb", buffering=0))
-            self._size = os.fstat(self._file.fileno()).st_size
-            head = self._file.read(8)
+        with open(self.path, "rb") as file:
+            self._size = os.fstat(file.fileno()).st_size
+            head = file.read(8)
             refuse_pickle(self.path, head)
             if head == b"version ":
                 raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull`.")
-            header, self._data_start = self._read_header(self._file, head)
+            header, self._data_start = self._read_header(file, head)
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_COPY)
-            unless_it_opens.pop_all()
-        weakref.finalize(self, self._file.close)
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._descriptor = os.dup(file.fileno())
+            weakref.finalize(self, os.close, self._descriptor)
         self.metadata = header.pop("__metadata__", None) or {}
         self._infos = {name: self._check_entry(name, entry) for name, entry in header.items()}
 
@@ -185,7 +183,7 @@ class SafetensorsFile:
             wanted[:] = memoryview(self._map)[position : position + len(wanted)]
             return
         while wanted:  # one read gives 2 GB at most, or less if a signal comes
-            count = os.preadv(self._file.fileno(), [wanted], position)
+            count = os.preadv(self._descriptor, [wanted], position)
             if not count:
                 raise self._corrupt("it was cut off after it had been opened")
             wanted, position = wanted[count:], position + count

@@ -12,7 +12,7 @@ _AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
 
 
 def use_all_cores():
-    """Gives Paddle every core that this process may use, and MKL the code path that the CPU deserves.
+    """Gives Paddle every core that this process may use and memory that stays, and MKL the path that the CPU deserves.
 
     Paddle sets ``OMP_NUM_THREADS=1`` when it is imported; a value that the user chose stays. Called once by
     ``import ppsd3``; takes about a millisecond beyond ``import paddle``.
@@ -39,8 +39,11 @@ def usable_cores():
 
 def keep_freed_memory():
     """Lets glibc keep up to 1 GB of what is freed: every result in memory fresh from the system costs a page fault for
-    each 4 KB, 5 to 20 % of a matrix product. Other C libraries are left alone.
+    each 4 KB, 5 to 20 % of a matrix product. ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_``, if the user set
+    either, stay as they are, and other C libraries are left alone.
     """
+    if not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}.isdisjoint(os.environ):
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):

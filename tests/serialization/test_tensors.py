@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 
+from ppsd3 import ops
 from ppsd3.serialization.tensors import cast, dtype_name, floating_dtype, from_numpy, paddle_dtype, put
 from ppsd3.utils.errors import InputError
 
@@ -80,3 +81,11 @@ def test_dtype_names():
     assert floating_dtype(None) == paddle.float32
     with pytest.raises(InputError, match="float16"):
         floating_dtype("uint8")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_every_float16_becomes_float32_exactly(native):
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    with ops.use_native(native):
+        floats = cast(paddle.to_tensor(halves), "float32").numpy()
+    np.testing.assert_array_equal(floats, halves.astype(np.float32))

@@ -1,6 +1,7 @@
 """Threads and instruction sets: the user's choice stays, otherwise every core works and results stay accurate."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -68,6 +69,24 @@ def test_users_mkl_path_stays(monkeypatch):
     monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "4")
     device.choose_mkl_path()
     assert os.environ["MKL_DEBUG_CPU_TYPE"] == "4"
+
+
+# Faults of one page each while an array of 40 MB is made, filled and freed ten times.
+FAULTS = """
+import ppsd3, numpy, resource
+numpy.ones(10_000_000, "float32")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): numpy.ones(10_000_000, "float32")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+# numpy asks for pages of 2 MB where the system has them, which would hide the faults
+SMALL_PAGES = {"NUMPY_MADVISE_HUGEPAGE": "0"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_freed_memory_is_kept_unless_the_user_chose():
+    assert threads(FAULTS, **SMALL_PAGES) < 5000
+    assert threads(FAULTS, **SMALL_PAGES, MALLOC_MMAP_THRESHOLD_="1000000") > 50000
 
 
 @pytest.mark.parametrize("m, k, n", [(1, 1, 1), (5, 7, 3), (77, 768, 320), (129, 257, 513), (33, 4096, 64)])

@@ -95,8 +95,11 @@ def usable(*tensors):
 
 
 def half_to_float(halves, floats):
-    """Converts a contiguous float16 array into a float32 one, if kernels may be used and the CPU can; else False."""
-    if not (_enabled and _load()[0] and hasattr(lib(), "ppsd3_half_to_float")):
+    """Converts a contiguous float16 array into a float32 one, if kernels may be used and the CPU can; else False.
+
+    Not where tensors go to a GPU: the kernels would be compiled for this alone.
+    """
+    if not (_enabled and paddle.get_device() == "cpu" and _load()[0] and hasattr(lib(), "ppsd3_half_to_float")):
         return False
     if not (halves.flags.c_contiguous and floats.flags.c_contiguous):
         return False
