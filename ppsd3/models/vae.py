@@ -91,8 +91,8 @@ class ResnetBlock2D(nn.Layer):
 
     def forward(self, x):
         hidden = self.conv1(group_norm_silu(x, self.norm1))
-        hidden = self.conv2(group_norm_silu(hidden, self.norm2))
-        return hidden + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return self.conv2(group_norm_silu(hidden, self.norm2), added=residual)
 
 
 class Downsample2D(nn.Layer):

@@ -7,8 +7,8 @@ from paddle import nn
 from . import native, onednn
 from .native import vision as kernels
 
-# in * out channels from which oneDNN's convolution outruns ours. Measured, GFLOP/s per core forward, ours and oneDNN's:
-# 16 to 16 channels 77 and 46, 64 to 64 97 and 91, 256 to 256 97 and 90, 512 to 256 93 and 101, 512 to 512 94 and 112.
+# in * out channels from which oneDNN's convolution outruns our direct one. Measured, GFLOP/s per core forward, ours and
+# oneDNN's: 256 to 256 channels 97 and 90, 512 to 256 93 and 101, 512 to 512 94 and 112.
 _WIDE = 512 * 256
 
 
@@ -32,27 +32,30 @@ class Conv2D(nn.Conv2D):
         )
         self.window = stride, ((padding,) * 4 if isinstance(padding, int) else tuple(padding))
 
-    def forward(self, x, upsample=False):
-        """The convolution of ``x``, or, if ``upsample``, of ``upsample_nearest_2x(x)``."""
+    def forward(self, x, upsample=False, added=None):
+        """The convolution of ``x`` plus ``added``; if ``upsample``, that of ``upsample_nearest_2x(x)`` alone."""
         if not upsample:
-            return conv2d(x, self.weight, self.bias, *self.window)
+            return conv2d(x, self.weight, self.bias, *self.window, added)
         same_3x3 = self.weight.shape[2:] == [3, 3] and self.window == (1, (1, 1, 1, 1))
         if same_3x3 and native.usable(x, self.weight, self.bias):
             return kernels.upsample_conv2d(x, self.weight, self.bias)
         return conv2d(upsample_nearest_2x(x), self.weight, self.bias, *self.window)
 
 
-def conv2d(x, weight, bias, stride, padding):
+def conv2d(x, weight, bias, stride, padding, added=None):
     """Convolution: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]`` -> [B, out, H', W'].
 
-    ``padding`` is four ints: zeros at the top, bottom, left and right.
+    ``padding`` is four ints: zeros at the top, bottom, left and right. ``added`` (of the result's shape) is added.
     """
-    wide = weight.shape[0] * weight.shape[1] >= _WIDE and onednn.usable(x, weight, bias)
+    direct = weight.shape[2:] != [3, 3] or stride != 1  # else Winograd's, twice as fast as either
+    wide = direct and weight.shape[0] * weight.shape[1] >= _WIDE and onednn.usable(x, weight, bias)
     if not wide and kernels.supports_conv2d(x, weight, stride, padding) and native.usable(x, weight, bias):
-        return kernels.conv2d(x, weight, bias, stride)
+        return kernels.conv2d(x, weight, bias, stride, added)
     if wide or onednn.usable(x, weight, bias):
-        return onednn.conv2d(x, weight, bias, stride, padding)
-    return F.conv2d(x, weight, bias, stride, list(padding))
+        y = onednn.conv2d(x, weight, bias, stride, padding)
+    else:
+        y = F.conv2d(x, weight, bias, stride, list(padding))
+    return y if added is None else y + added
 
 
 def group_norm_silu(x, norm):

@@ -56,6 +56,21 @@ def test_convolution(shape, kernel, stride):
     assert_same(lambda *x: kernels.conv2d(*x, stride), lambda *x: F.conv2d(*x, stride, list(padding)), inputs)
 
 
+@pytest.mark.parametrize("kernel, stride", PADDING)
+def test_convolution_with_something_added(kernel, stride):
+    inputs, padding = conv_inputs(SHAPES[5], kernel), PADDING[kernel, stride]
+    inputs.append(random(3, 1, 130, 37 // stride, 41 // stride))
+    assert_same(
+        lambda *x: vision.conv2d(*x[:3], stride, padding, x[3]),
+        lambda *x: F.conv2d(*x[:3], stride, list(padding)) + x[3],
+        inputs,
+    )
+    with paddle.no_grad():
+        ours = kernels.conv2d(*inputs[:3], stride, inputs[3])
+    expected = F.conv2d(*inputs[:3], stride, list(padding)) + inputs[3]
+    assert np.abs(ours.numpy() - expected.numpy()).max() <= 1e-5 * np.abs(expected.numpy()).max()
+
+
 @pytest.mark.parametrize("frozen", [(0,), (1, 2), (0, 1), (2,)])
 def test_convolution_gives_gradients_only_where_wanted(frozen):
     inputs = conv_inputs(SHAPES[1], 3)

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ...utils.logging import get_logger
 
-SOURCES = [Path(__file__).with_name(name) for name in ("kernels.cpp", "product.cpp", "quantized.cpp", "vision.cpp")]
-HEADERS = [Path(__file__).with_name("common.h")]
+SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
+HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = ("-std=c++14", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 NAME = "libppsd3_kernels.so"
 BUILD_SECONDS = 300

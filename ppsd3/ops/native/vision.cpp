@@ -1,58 +1,39 @@
 // Native CPU kernels of the autoencoder: float32, [B, C, H, W], forward and backward.
 //
-// Convolutions (3x3 with one pixel of padding, 3x3 with stride 2 padded at the right and bottom, 1x1) are direct. A
-// task copies some rows of one image, padded, into scratch memory. With a row pitch that includes the padding, every
-// tap (ky, kx) is a constant offset from the output's flat position, so vectors run over positions without regard to
-// where rows end; what is computed in the padding columns is not copied out. Stride 2 is the same after sorting pixels
-// by parity. A 3x3 convolution after nearest upsampling by 2 is four 2x2 convolutions of the small image, one for each
-// parity of row and column, with sums of the weights: 4/9 of the work.
+// 3x3 convolutions of stride 1 are Winograd's (winograd.cpp) but for very few channels. The others (3x3 with stride 2
+// padded at the right and bottom, 1x1) and the gradients by weights are direct: a task copies some rows of one image,
+// padded, into scratch memory. With a row pitch that includes the padding, every tap (ky, kx) is a constant offset from
+// the output's flat position, so vectors run over positions without regard to where rows end; what is computed in the
+// padding columns is not copied out. Stride 2 is the same after sorting pixels by parity. A 3x3 convolution after
+// nearest upsampling by 2 is four 2x2 convolutions of the small image, one for each parity of row and column, with sums
+// of the weights: 4/9 of the work.
 
-#include "common.h"
+#include "vision.h"
 
 namespace {
 
 // --------------------------------------------------------------------------------------------- windows of an image
 
-// out[r][c] = image[y0 + r step][x0 + c step], zero outside of the image.
-void copy_window(const float* image, i64 height, i64 width, i64 y0, i64 x0, i64 step, i64 rows, i64 columns,
-                 float* out) {
-    i64 first = x0 < 0 ? (-x0 + step - 1) / step : 0;
-    i64 last = std::min(columns, x0 >= width ? 0 : (width - x0 + step - 1) / step);
-    for (i64 r = 0; r < rows; r++, out += columns) {
-        i64 y = y0 + r * step;
-        if (y < 0 || y >= height || last <= first) {
-            std::memset(out, 0, columns * sizeof(float));
-            continue;
-        }
-        const float* row = image + y * width + x0;
-        for (i64 c = 0; c < first; c++) out[c] = 0;
-        if (step == 1) std::memcpy(out + first, row + first, (last - first) * sizeof(float));
-        else for (i64 c = first; c < last; c++) out[c] = row[c * step];
-        for (i64 c = last; c < columns; c++) out[c] = 0;
-    }
-}
-
-// image[y0 + r step][x0 + c step] = rows of `in`, which are `pitch` apart; what lies outside of the image is left out.
-void paste_window(const float* in, i64 pitch, i64 rows, float* image, i64 height, i64 width, i64 y0, i64 x0, i64 step) {
+// image[y0 + r step][x0 + c step] = rows of `in`, which are `pitch` apart, plus `added` (or null), an image of the same
+// size; what lies outside of the image is left out.
+void paste_window(const float* in, i64 pitch, i64 rows, const float* added, float* image, i64 height, i64 width, i64 y0,
+                  i64 x0, i64 step) {
     i64 columns = (width - x0 + step - 1) / step;
     rows = std::min(rows, (height - y0 + step - 1) / step);
     for (i64 r = 0; r < rows; r++, in += pitch) {
-        float* row = image + (y0 + r * step) * width + x0;
-        if (step == 1) std::memcpy(row, in, columns * sizeof(float));
+        i64 at = (y0 + r * step) * width + x0;
+        float* row = image + at;
+        if (added) for (i64 c = 0; c < columns; c++) row[c * step] = in[c] + added[at + c * step];
+        else if (step == 1) std::memcpy(row, in, columns * sizeof(float));
         else for (i64 c = 0; c < columns; c++) row[c * step] = in[c];
     }
 }
 
 // ------------------------------------------------------------------------------------------------------ convolution
 
-const int BLOCK = 8;  // output channels whose weights lie together
-#if LANES == 16 || defined(__aarch64__)
-const int ROWS = 8;  // output channels of a register tile: 8 x 3 of 32 registers accumulate
-#else
-const int ROWS = 4;  // 4 x 3 of 16
-#endif
-const int VECTORS = 3;
 const i64 CHUNK = 98304;  // floats of input that a task holds: a good part of a core's second-level cache
+
+const i64 FEWEST_CHANNELS = 8;  // of input, for Winograd's transforms to pay
 
 struct Taps {
     int count = 0;
@@ -150,14 +131,6 @@ struct Geometry {
     i64 work() const { return batch * in * out * out_height() * out_width() * kernel * kernel; }
 };
 
-// Rows per task: an input that fits the cache, and tasks for all threads.
-i64 rows_per_task(i64 rows, i64 batch, i64 floats_per_row, int threads) {
-    i64 fitting = std::max<i64>(1, CHUNK / floats_per_row);
-    if (batch < 4 * threads) fitting = std::min(fitting, std::max<i64>(4, rows * batch / (4 * threads)));
-    i64 tasks = (rows + fitting - 1) / fitting;
-    return (rows + tasks - 1) / tasks;
-}
-
 // The passes that make up one convolution or one gradient by its input: each computes the pixels of `image` whose
 // coordinates are (y, x) modulo `step`, from the same packed input.
 struct Pass {
@@ -170,8 +143,8 @@ struct Pass {
 // planes of a task's input.
 template <class Pack>
 void convolve(i64 batch, i64 channels, i64 plane, i64 rows, i64 chunk, i64 pitch, int threads,
-              const std::vector<Pass>& passes, i64 step, const float* bias, float* result, i64 out, i64 height,
-              i64 width, const Pack& pack) {
+              const std::vector<Pass>& passes, i64 step, const float* bias, const float* added, float* result, i64 out,
+              i64 height, i64 width, const Pack& pack) {
     i64 chunks = (rows + chunk - 1) / chunk, blocks = (out + BLOCK - 1) / BLOCK;
     std::vector<float> padded_bias(blocks * BLOCK, 0.0f);
     if (bias) std::memcpy(padded_bias.data(), bias, out * sizeof(float));
@@ -187,9 +160,11 @@ void convolve(i64 batch, i64 channels, i64 plane, i64 rows, i64 chunk, i64 pitch
                 i64 o = block * BLOCK, some = std::min<i64>(BLOCK, out - o);
                 correlate(some, count * pitch, channels, pass.taps, in, plane,
                           pass.weight.data() + o * channels * pass.taps.count, padded_bias.data() + o, sums, out_plane);
-                for (i64 i = 0; i < some; i++)
-                    paste_window(sums + i * out_plane, pitch, count, result + (n * out + o + i) * height * width,
-                                 height, width, first * step + pass.y, pass.x, step);
+                for (i64 i = 0; i < some; i++) {
+                    i64 at = (n * out + o + i) * height * width;
+                    paste_window(sums + i * out_plane, pitch, count, added ? added + at : nullptr, result + at, height,
+                                 width, first * step + pass.y, pass.x, step);
+                }
             }
     });
 }
@@ -258,7 +233,7 @@ void weight_gradient(const Geometry& g, const float* x, const float* dout, float
     const i64 pad = STRIDE == 1 && K > 1, pitch = STRIDE == 1 ? columns + 2 * pad : 2 * columns + 1;
     const i64 size = blocks * UP * UP * K * g.in * K * block, all = size + blocks * block;
     int threads = int(std::max<i64>(1, std::min<i64>(threads_for(g.work() / 16), g.batch * rows)));
-    i64 chunk = rows_per_task(rows, g.batch, g.in * pitch * STRIDE + blocks * block * columns, threads);
+    i64 chunk = rows_per_task(rows, g.batch, g.in * pitch * STRIDE + blocks * block * columns, threads, CHUNK, 4);
     i64 chunks = (rows + chunk - 1) / chunk;
     std::vector<float> partial(threads * all, 0.0f);
     share_rows(g.batch * chunks, threads, [&](i64 first_task, i64 last_task, int member) {
@@ -351,15 +326,17 @@ inline vec sigmoid(vec z) { return 1.0f / (1.0f + vexp(-z)); }
 extern "C" {
 
 // Convolution of x [B, in, H, W] with weight [out, in, k, k] and bias [out] (or null). k = 3, stride = 1: padded by 1;
-// k = 3, stride = 2: padded by 1 at the right and bottom; k = 1, stride = 1.
-void ppsd3_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in, i64 height,
-                  i64 width, i64 out, i64 kernel, i64 stride) {
+// k = 3, stride = 2: padded by 1 at the right and bottom; k = 1, stride = 1. `added` (or null) is added to y.
+void ppsd3_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch,
+                  i64 in, i64 height, i64 width, i64 out, i64 kernel, i64 stride) {
+    if (kernel == 3 && stride == 1 && in >= FEWEST_CHANNELS)
+        return winograd_conv2d(x, weight, bias, added, y, batch, in, height, width, out, false);
     Geometry g{batch, in, height, width, out, kernel, stride};
     const i64 rows = g.out_height(), columns = g.out_width(), image = height * width;
     const i64 pad = stride == 1 ? kernel / 2 : 0;
     const i64 pitch = stride == 1 ? columns + 2 * pad : columns + 1, per_row = stride * stride * in * pitch;
     const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(rows, batch, per_row, threads);
+    const i64 chunk = rows_per_task(rows, batch, per_row, threads, CHUNK, 4);
     std::vector<Pass> passes(1);
     Taps& taps = passes[0].taps;
     i64 plane;
@@ -374,7 +351,7 @@ void ppsd3_conv2d(const float* x, const float* weight, const float* bias, float*
         }
     }
     passes[0].weight = pack_weights(weight, out, in, kernel * kernel, taps, false);
-    convolve(batch, in, plane, rows, chunk, pitch, threads, passes, 1, bias, y, out, rows, columns,
+    convolve(batch, in, plane, rows, chunk, pitch, threads, passes, 1, bias, added, y, out, rows, columns,
              [=](i64 n, i64 first, i64 count, float* buffer) {
                  for (i64 i = 0; i < in; i++, buffer += plane) {
                      const float* from = x + (n * in + i) * image;
@@ -392,6 +369,8 @@ void ppsd3_conv2d(const float* x, const float* weight, const float* bias, float*
 // Gradient of ppsd3_conv2d by x.
 void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height,
                                 i64 width, i64 out, i64 kernel, i64 stride) {
+    if (kernel == 3 && stride == 1 && out >= FEWEST_CHANNELS)
+        return winograd_conv2d(dy, weight, nullptr, nullptr, dx, batch, out, height, width, in, true);
     Geometry g{batch, in, height, width, out, kernel, stride};
     i64 rows = g.out_height(), columns = g.out_width(), area = kernel * kernel;
     std::vector<Pass> passes(stride * stride);
@@ -410,8 +389,8 @@ void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx,
         pass.weight = pack_weights(weight, in, out, area, pass.taps, true);
     }
     const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads), plane = (chunk + before + after) * pitch;
-    convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, dx, in, height, width,
+    const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads, CHUNK, 4), plane = (chunk + before + after) * pitch;
+    convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, nullptr, dx, in, height, width,
              [=](i64 n, i64 first, i64 count, float* buffer) {
                  for (i64 o = 0; o < out; o++, buffer += plane)
                      copy_window(dy + (n * out + o) * rows * columns, rows, columns, first - before, -before, 1,
@@ -431,10 +410,12 @@ void ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweigh
 // Convolution, 3x3 padded by 1, of x [B, in, H, W] upsampled to [B, in, 2H, 2W] by nearest neighbour.
 void ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in,
                            i64 height, i64 width, i64 out) {
+    if (in >= FEWEST_CHANNELS)
+        return winograd_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
     const Geometry g{batch, in, height, width, out, 4, 1};
     const i64 pitch = width + 2;
     const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(height, batch, in * pitch, threads), plane = (chunk + 2) * pitch;
+    const i64 chunk = rows_per_task(height, batch, in * pitch, threads, CHUNK, 4), plane = (chunk + 2) * pitch;
     std::vector<float> folded = fold_all(weight, out * in);
     std::vector<Pass> passes(4);
     for (int p = 0; p < 4; p++) {
@@ -444,7 +425,7 @@ void ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bia
             pass.taps.add((pass.y + t / 2) * pitch + pass.x + t % 2, (pass.y * 2 + t / 2) * 4 + pass.x * 2 + t % 2);
         pass.weight = pack_weights(folded.data(), out, in, 16, pass.taps, false);
     }
-    convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, y, out, 2 * height, 2 * width,
+    convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, nullptr, y, out, 2 * height, 2 * width,
              [=](i64 n, i64 first, i64 count, float* buffer) {
                  for (i64 i = 0; i < in; i++, buffer += plane)
                      copy_window(x + (n * in + i) * height * width, height, width, first - 1, -1, 1, count + 2, pitch,
@@ -458,14 +439,14 @@ void ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight, f
     const Geometry g{batch, in, height, width, out, 4, 1};
     const i64 pitch = width + 2;
     const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(height, batch, 4 * out * pitch, threads), part = (chunk + 2) * pitch;
+    const i64 chunk = rows_per_task(height, batch, 4 * out * pitch, threads, CHUNK, 4), part = (chunk + 2) * pitch;
     std::vector<float> folded = fold_all(weight, out * in);
     std::vector<Pass> passes(1);
     const i64 row[4] = {2, 1, 1, 0};  // among dy's pixels of the tap's parity: the one after, the same, the one before
     for (int t = 0; t < 16; t++)
         passes[0].taps.add((t / 8 * 2 + t % 4 / 2) * part + row[t / 4] * pitch + row[t % 4], t);
     passes[0].weight = pack_weights(folded.data(), in, out, 16, passes[0].taps, true);
-    convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, dx, in, height, width,
+    convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, nullptr, dx, in, height, width,
              [=](i64 n, i64 first, i64 count, float* buffer) {
                  for (i64 o = 0; o < out; o++)
                      for (i64 p = 0; p < 4; p++, buffer += part)

@@ -10,7 +10,7 @@ from . import lib
 from .interface import _dense, _pointer, _tracked
 
 SIGNATURES = {  # p pointer, n size, f float
-    "conv2d": "ppppnnnnnnn",
+    "conv2d": "pppppnnnnnnn",
     "conv2d_backward_data": "pppnnnnnnn",
     "conv2d_backward_weight": "ppppnnnnnnn",
     "upsample_conv2d": "ppppnnnnn",
@@ -31,9 +31,9 @@ def supports_conv2d(x, weight, stride, padding):
     return stride == 1 and (kernel, tuple(padding)) in (((3, 3), _SAME), ((1, 1), _NONE))
 
 
-def conv2d(x, weight, bias, stride):
-    """Convolution of a geometry that :func:`supports_conv2d` accepts; ``bias`` may be None."""
-    return _Plain(x, weight, stride)(x, weight, bias)
+def conv2d(x, weight, bias, stride, added=None):
+    """Convolution of a geometry that :func:`supports_conv2d` accepts; ``bias`` and ``added`` may be None."""
+    return _Plain(x, weight, stride)(x, weight, bias, added)
 
 
 def upsample_conv2d(x, weight, bias):
@@ -52,13 +52,15 @@ class _Plain:
         self.sizes = batch, channels, height, width, out, kernel, stride
         self.output_shape = [batch, out, height // stride, width // stride]
 
-    def __call__(self, x, weight, bias):
-        if _tracked(x, weight, bias):
-            return _Convolution.apply(self, x, weight, bias)
-        return self.run("", *(None if t is None else _dense(t) for t in (x, weight, bias)), self.output())
+    def __call__(self, *operands):
+        """``operands``: x, weight, bias and, for a plain convolution, what is added to it (or None)."""
+        if _tracked(*operands):
+            return _Convolution.apply(self, *operands)
+        return self.forward(*operands)
 
-    def output(self):
-        return paddle.empty(self.output_shape, dtype="float32")
+    def forward(self, *operands):
+        y = paddle.empty(self.output_shape, dtype="float32")
+        return self.run("", *(None if t is None else _dense(t) for t in operands), y)
 
     def run(self, suffix, *tensors):
         """Calls a kernel on ``tensors``; returns the last one."""
@@ -78,11 +80,12 @@ class _Upsampled(_Plain):
 
 class _Convolution(PyLayer):
     @staticmethod
-    def forward(ctx, kernels, x, weight, bias):
-        ctx.kernels, ctx.wanted = kernels, [not t.stop_gradient for t in (x, weight, bias) if t is not None]
-        x, weight, bias = (None if t is None else _dense(t) for t in (x, weight, bias))
+    def forward(ctx, kernels, x, weight, bias, *added):
+        ctx.kernels = kernels
+        ctx.wanted = [None if t is None else not t.stop_gradient for t in (x, weight, bias, *added)]
+        x, weight = _dense(x), _dense(weight)
         ctx.save_for_backward(x, weight)
-        return kernels.run("", x, weight, bias, kernels.output())
+        return kernels.forward(x, weight, bias, *added)
 
     @staticmethod
     def backward(ctx, dy):
@@ -90,10 +93,11 @@ class _Convolution(PyLayer):
         dy, dx, dweight, dbias = _dense(dy), None, None, None
         if ctx.wanted[0]:
             dx = ctx.kernels.run("_backward_data", dy, weight, paddle.empty_like(x))
-        if any(ctx.wanted[1:]):
+        if any(ctx.wanted[1:3]):
             dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
             ctx.kernels.run("_backward_weight", x, dy, dweight, dbias)
-        return tuple(g if wanted else None for g, wanted in zip((dx, dweight, dbias), ctx.wanted))
+        gradients = zip((dx, dweight, dbias, dy), ctx.wanted)
+        return tuple(g if wanted else None for g, wanted in gradients if wanted is not None)
 
 
 def group_norm(x, weight, bias, groups, epsilon, silu):
