@@ -7,13 +7,14 @@ import paddle
 from paddle import nn
 
 from .configuration_utils import ConfigMixin
+from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights
+from .ops import CastingLinear, QuantizedLinear
 from .quantization import (
     CONFIG_KEY,
     config_entries,
     is_quantized,
     prepare_for_loading,
     quantize_,
-    quantized_values,
 )
 from .serialization import Checkpoint, load_weights
 from .serialization.loading import target_dtype
@@ -51,6 +52,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         subfolder=None,
         variant=None,
         paddle_dtype=None,
+        storage_dtype=None,
         cache_dir=None,
         revision=None,
         local_files_only=None,
@@ -67,17 +69,21 @@ class ModelMixin(nn.Layer, ConfigMixin):
             variant (str, optional): e.g. "fp16" for ``diffusion_pytorch_model.fp16.safetensors``. No fallback.
             paddle_dtype (paddle dtype or str, optional): dtype of the floating-point tensors. Default:
                 ``paddle.get_default_dtype()``, float32 unless it was changed. int8 weights stay int8.
+            storage_dtype (str, optional): "float16" or "bfloat16" holds the weights of linear layers in it and casts
+                them when they are used, see :meth:`enable_layerwise_casting`.
             cache_dir, revision, local_files_only, token: passed to the hub, see
                 :func:`ppsd3.utils.hub.resolve_checkpoint`.
 
         Raises:
-            InputError: ``paddle_dtype`` is not a floating-point dtype.
+            InputError: ``paddle_dtype`` is not a floating-point dtype, or weights cannot be held in ``storage_dtype``.
             CheckpointNotFoundError: no such directory, model, variant, or shard.
             CheckpointFormatError: a damaged file or a pickle.
             ConfigError: ``config.json`` has an unknown key.
             WeightMismatchError: tensors are missing, unexpected or of another shape.
         """
         dtype = floating_dtype(paddle_dtype)
+        if storage_dtype is not None:
+            check_storage_dtype(storage_dtype)
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
             subfolder=subfolder or "",
@@ -94,6 +100,8 @@ class ModelMixin(nn.Layer, ConfigMixin):
         with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
             model = cls(**cls.extract_init_arguments(config, source=os.path.join(directory, cls.config_name)))
         prepare_for_loading(model, quantization, checkpoint)
+        if storage_dtype is not None:
+            cast_layers_(model, storage_dtype, unfilled=True, compute_dtype=dtype)
         model.load_weights(checkpoint, dtype)
         model.eval()
         return model
@@ -106,7 +114,13 @@ class ModelMixin(nn.Layer, ConfigMixin):
             dtype (paddle dtype, optional): what floating-point tensors become. Default: as the source has them.
         """
         report = load_weights(
-            self, source, dtype, self._keep_in_fp32_modules, self._keys_to_ignore_on_load, self._tied_keys
+            self,
+            source,
+            dtype,
+            self._keep_in_fp32_modules,
+            self._keys_to_ignore_on_load,
+            self._tied_keys,
+            held=held_weights(self),
         )
         self._note_dtype()
         return report
@@ -154,6 +168,22 @@ class ModelMixin(nn.Layer, ConfigMixin):
         quantize_(self, kind, skip)
         return self
 
+    def enable_layerwise_casting(self, storage_dtype="float16"):
+        """Holds the weights of linear layers in 16 bits, in place, and returns the model.
+
+        Half the memory of float32; each layer casts its weights when it is used, so results are those of the rounded
+        weights in full arithmetic. A file in that dtype stays mapped: ``from_pretrained(..., storage_dtype=...)``.
+        Weights cannot be trained then; an adapter on them can.
+
+        Args:
+            storage_dtype (str): "float16" or "bfloat16".
+
+        Raises:
+            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+        """
+        cast_layers_(self, storage_dtype)
+        return self
+
     @property
     def is_quantized(self):
         """Whether layers of this model are in int8."""
@@ -185,9 +215,13 @@ class ModelMixin(nn.Layer, ConfigMixin):
         return next(iter(self.parameters())).place
 
     def num_parameters(self, only_trainable=False):
-        """Number of scalars in the parameters (int8 weights included), or in those with ``stop_gradient=False``."""
+        """Number of scalars in the parameters, or in those with ``stop_gradient=False``.
+
+        The first counts weights too that are held in int8 or 16 bits, which are no parameters.
+        """
         number = sum(int(p.size) for p in self.parameters() if not (only_trainable and p.stop_gradient))
-        return number if only_trainable else number + quantized_values(self)
+        held = (layer.weight for layer in self.sublayers() if isinstance(layer, (CastingLinear, QuantizedLinear)))
+        return number if only_trainable else number + sum(int(weight.size) for weight in held)
 
     def to(self, device=None, dtype=None, blocking=None):
         """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``.
@@ -204,7 +238,10 @@ class ModelMixin(nn.Layer, ConfigMixin):
 
     def _cast(self, dtype):
         with paddle.no_grad():
+            held = held_weights(self)
             for name, slot in list(self.named_parameters()) + list(self.named_buffers()):
+                if name in held:
+                    continue
                 target = target_dtype(name, slot.dtype, dtype, self._keep_in_fp32_modules)
                 if slot.dtype != target:
                     put(slot, cast(slot, target))

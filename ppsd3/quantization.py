@@ -40,7 +40,7 @@ def quantize_(model, kind, skip=()):
                 f"{type(model).__name__} has weights in {name} that are no finite numbers; load or train it again."
             )
     for name, layer in layers.items():
-        _replace(model, name, QuantizedLinear.from_linear(layer))
+        replace_layer(model, name, QuantizedLinear.from_linear(layer))
 
 
 def choose_layers(model, kind, skip=()):
@@ -74,11 +74,6 @@ def choose_layers(model, kind, skip=()):
 def is_quantized(model):
     """Whether ``model`` has int8 layers."""
     return any(isinstance(layer, QuantizedLinear) for layer in model.sublayers())
-
-
-def quantized_values(model):
-    """Number of scalars in int8 weights, which are buffers and no parameters."""
-    return sum(int(layer.weight.size) for layer in model.sublayers() if isinstance(layer, QuantizedLinear))
 
 
 def config_entries(model):
@@ -115,7 +110,7 @@ def prepare_for_loading(model, config, checkpoint):
             f"{checkpoint.path} should hold an int8 model, but {what}. Quantize the original again and save it."
         )
     for name in names:
-        _replace(model, name, QuantizedLinear.unfilled(layers[name]))
+        replace_layer(model, name, QuantizedLinear.unfilled(layers[name]))
 
 
 def _is_int8_linear(layer, weight, checkpoint):
@@ -126,7 +121,8 @@ def _has_part(name, part):
     return f".{part}." in f".{name}."
 
 
-def _replace(model, name, layer):
+def replace_layer(model, name, layer):
+    """Puts ``layer`` where ``model`` has the one called ``name``."""
     *parents, last = name.split(".")
     for parent in parents:
         model = getattr(model, parent)

@@ -15,7 +15,7 @@ LAYERS = (
     ("utils", "configuration_utils", "outputs"),
     ("ops",),
     ("serialization",),
-    ("quantization", "compilation"),
+    ("quantization", "layerwise_casting", "compilation"),
     ("modeling_utils",),
     ("models", "transformers", "schedulers"),
     ("adapters",),

@@ -1,12 +1,14 @@
 """The only place that knows kernels; everything else calls these names."""
 
 from .attention import attention, causal_bias, joint_attention
+from .casting import CastingLinear
 from .linear import Linear, gelu, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
 from .native import float32_matmul_precision, use_native
 from .quantized import QuantizedLinear, shared_input
 
 __all__ = [
+    "CastingLinear",
     "Linear",
     "QuantizedLinear",
     "attention",

@@ -13,7 +13,7 @@ from .tensors import dtype_name, is_floating, put
 _THREADS = 2
 
 
-def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), tied_keys=None, layout=None):
+def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), tied_keys=None, layout=None, held=()):
     """Fills ``layer``'s parameters and persistable buffers from ``source``, strictly, one tensor at a time.
 
     The peak beyond the layer's own memory is the two largest tensors. Names and shapes are compared before anything is
@@ -30,6 +30,7 @@ def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), ti
         ignored_keys (iterable of str): regular expressions of source names that may be left unused.
         tied_keys (dict): alias -> owner; the two are one tensor, and the source may have either or both.
         layout (str): "torch" or "paddle". Default: detected.
+        held (set of str): names of tensors that keep the layer's dtype whatever ``dtype`` is.
 
     Returns:
         LoadReport: with :attr:`~LoadReport.ok`.
@@ -61,7 +62,7 @@ def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), ti
 
     def fill(name):
         slot = slots[name]
-        target = target_dtype(name, slot.dtype, dtype, keep_in_fp32)
+        target = slot.dtype if name in held else target_dtype(name, slot.dtype, dtype, keep_in_fp32)
         tensor = source.read(places[name], target)
         if name in transposed:
             tensor = paddle.transpose(tensor, [1, 0])

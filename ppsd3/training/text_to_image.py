@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from ..pipelines.stable_diffusion_3.prompt_encoding import TextCondition, encode_prompts
+from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, encode_prompts
 from .flow_matching import RectifiedFlow
 from .timestep_sampling import sample_timesteps
 
@@ -77,7 +77,7 @@ class TextToImageTask:
         empty = rng.random(len(batch.prompts)) < self.dropout.caption
         prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, empty)]
         encoders = dataclasses.replace(self.encoders, clip_max_length=batch.clip_length)
-        condition = encode_prompts(encoders, prompts, prompts, prompts, batch.t5_length)
+        condition = encode_prompts(encoders, [Request(prompts, prompts, prompts)], batch.t5_length)[0]
         keep = (rng.random([len(prompts), 3]) >= self.dropout.encoder).astype(np.float32)
         return drop_encoders(condition, keep, self.encoders, batch.clip_length)
 

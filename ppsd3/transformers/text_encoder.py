@@ -63,7 +63,7 @@ class TextEncoder(ModelMixin):
         if self.dtype in (paddle.float16, paddle.bfloat16) and self.device.is_cpu_place():
             raise InputError(
                 f"{type(self).__name__} holds {self.dtype} weights on the CPU, where Paddle multiplies no 16-bit "
-                "matrices; load it with paddle_dtype='float32', or move it to a GPU."
+                "matrices; load it with paddle_dtype='float32' and storage_dtype='float16', or move it to a GPU."
             )
         ids = input_ids if isinstance(input_ids, paddle.Tensor) else paddle.to_tensor(input_ids)
         if len(ids.shape) != 2:

@@ -203,7 +203,9 @@ def test_encode_prompt_then_draw(pipe):
     assert embeds["prompt_embeds"].shape == [1, 77 + 256, 40] and embeds["pooled_prompt_embeds"].shape == [1, 28]
     assert np.array_equal(draw(pipe, None, **embeds), draw(pipe, negative_prompt="blue"))
     positive = {name: embeds[name] for name in ("prompt_embeds", "pooled_prompt_embeds")}
-    assert np.array_equal(draw(pipe, None, **positive, negative_prompt="blue"), draw(pipe, negative_prompt="blue"))
+    # not bit for bit: the negative prompt is encoded alone here, and with the positive one there
+    again, expected = draw(pipe, None, **positive, negative_prompt="blue"), draw(pipe, negative_prompt="blue")
+    assert np.abs(again - expected).max() < 1e-5
 
 
 def test_given_embeds_are_repeated(pipe):

@@ -24,6 +24,7 @@ SIGNATURES = {  # p pointer, n size, f float
     "rms_norm": "pppnnf",
     "rms_norm_backward": "pppppnnf",
     "attention": "ppppppfpnn",
+    "cast_weight": "ppnn",
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
@@ -74,6 +75,20 @@ def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
 def _rows(x):
     width = x.shape[-1]
     return x.size // width, width
+
+
+def casts(weight):
+    """Whether :func:`cast_weight` takes this weight."""
+    if not weight.place.is_cpu_place() or weight.size == 0:
+        return False
+    return weight.dtype == paddle.bfloat16 or (weight.dtype == paddle.float16 and hasattr(lib(), "ppsd3_half_to_float"))
+
+
+def cast_weight(weight):
+    """A float16 or bfloat16 tensor in float32."""
+    weight, out = _dense(weight), paddle.empty(weight.shape, dtype="float32")
+    lib().ppsd3_cast_weight(weight.data_ptr(), out.data_ptr(), out.size, weight.dtype == paddle.bfloat16)
+    return out
 
 
 # Linear, with or without GELU after it.

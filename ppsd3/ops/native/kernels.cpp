@@ -505,6 +505,23 @@ void ppsd3_half_to_float(const uint16_t* halves, float* out, i64 count) {
 }
 #endif
 
+// A weight in float16 (where the CPU converts it) or bfloat16 to float32, by all threads.
+void ppsd3_cast_weight(const uint16_t* weight, float* out, i64 count, i64 brain) {
+    const i64 PIECE = 65536;
+    share_tasks((count + PIECE - 1) / PIECE, threads_for(count), [&](i64 task) {
+        const uint16_t* from = weight + task * PIECE;
+        float* to = out + task * PIECE;
+        i64 n = std::min(PIECE, count - task * PIECE);
+#if defined(__F16C__)
+        if (!brain) return ppsd3_half_to_float(from, to, n);
+#endif
+        for (i64 i = 0; i < n; i++) {
+            uint32_t bits = uint32_t(from[i]) << 16;
+            std::memcpy(to + i, &bits, 4);
+        }
+    });
+}
+
 // out = softmax(scale q k^T + bias) v. lse [B, h, queries] (log of the softmax's denominators) is kept unless null. bias
 // [queries, keys], or null, is bias_batch numbers further for each batch item and bias_head for each head.
 void ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out, float* lse,

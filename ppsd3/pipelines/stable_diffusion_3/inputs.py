@@ -180,7 +180,8 @@ def check_dtypes(components):
         if dtype in ("float16", "bfloat16") and part.device.is_cpu_place():
             raise InputError(
                 f"The `{name}` is {dtype} on the CPU, where Paddle computes in float32 only. Load with "
-                "paddle_dtype='float32', call pipe.to('float32'), or move the pipeline to a GPU."
+                "paddle_dtype='float32' and, to hold its weights in 16 bits, storage_dtype='float16'; or call "
+                "pipe.to('float32'), or move the pipeline to a GPU."
             )
 
 

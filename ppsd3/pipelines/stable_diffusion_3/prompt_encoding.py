@@ -13,8 +13,9 @@
 that is absent contributes zeros of its width, which is how SD3 was trained to do without it.
 """
 
+import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, Optional, Sequence
 
 import paddle
 import paddle.nn.functional as F
@@ -60,6 +61,7 @@ class TextEncoders:
     """The three towers as the pipeline holds them; any pair may be None.
 
     ``joint_attention_dim`` and ``pooled_projection_dim`` are the transformer's: the widths of what is made here.
+    ``using`` (callable, optional): name of a tower -> context manager that gives the tower, ready to compute.
     """
 
     tokenizer: Any
@@ -72,6 +74,22 @@ class TextEncoders:
     pooled_projection_dim: int
     dtype: Any
     clip_max_length: int = CLIP_MAX_LENGTH
+    using: Any = None
+
+    def tower(self, name):
+        """Context manager that gives the tower ``name``: towers are needed one after the other."""
+        return contextlib.nullcontext(getattr(self, name)) if self.using is None else self.using(name)
+
+
+@dataclasses.dataclass
+class Request:
+    """B texts for each tower, and how many more of CLIP's last layers than usual to leave out (None or 0: the layer
+    before the last is read, which SD3 was trained on)."""
+
+    prompt: Sequence[str]
+    prompt_2: Sequence[str]
+    prompt_3: Sequence[str]
+    clip_skip: Optional[int] = None
 
 
 def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip):
@@ -81,7 +99,8 @@ def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequen
         encoders (TextEncoders), texts (PromptInputs): checked, of B prompts.
         guided (bool): whether a negative condition is needed.
         num_images_per_prompt (int): n.
-        max_sequence_length, clip_skip: as in ``encode_prompts``; ``clip_skip`` is for the positive prompts alone.
+        max_sequence_length (int): as in ``encode_prompts``.
+        clip_skip (int or None): as in ``Request``, for the positive prompts alone.
 
     Returns:
         (TextCondition, TextCondition or None): of B * n rows each; the negative one is None if not ``guided`` and
@@ -90,12 +109,17 @@ def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequen
     Raises:
         InputError: given embeddings do not fit the transformer or the condition of the other sign.
     """
-    positive = _given(encoders, *texts.embeds())
-    if positive is None:
-        positive = encode_prompts(encoders, *texts.texts(), max_sequence_length, clip_skip)
-    negative = _given(encoders, *texts.embeds("negative_"))
+    positive, negative = _given(encoders, *texts.embeds()), _given(encoders, *texts.embeds("negative_"))
+    requests = []
     if negative is None and guided:
-        negative = encode_prompts(encoders, *texts.texts("negative_"), max_sequence_length)
+        requests.append(Request(*texts.texts("negative_")))
+    if positive is None:
+        requests.append(Request(*texts.texts(), clip_skip))
+    encoded = encode_prompts(encoders, requests, max_sequence_length)
+    if positive is None:
+        positive = encoded.pop()
+    if encoded:
+        negative = encoded.pop()
     if negative is None:
         return positive.repeat(num_images_per_prompt), None
     if list(negative.embeds.shape) != list(positive.embeds.shape):
@@ -119,26 +143,27 @@ def _given(encoders, embeds, pooled):
     return TextCondition(embeds, pooled).astype(encoders.dtype)
 
 
-def encode_prompts(encoders, prompt, prompt_2, prompt_3, max_sequence_length=256, clip_skip=None):
-    """B prompts for each tower -> TextCondition.
+def encode_prompts(encoders, requests, max_sequence_length=256):
+    """Prompts for each tower -> conditions. A tower reads all requests at once.
 
     Args:
         encoders (TextEncoders)
-        prompt, prompt_2, prompt_3 (list of B str): for CLIP-L, CLIP-G and T5.
+        requests (list of Request)
         max_sequence_length (int): tokens that T5 gets, cut or padded to.
-        clip_skip (int or None): how many more of CLIP's last layers to leave out; None or 0 is the layer before
-            the last, which SD3 was trained on.
 
     Returns:
-        TextCondition: embeds [B, clip_max_length + max_sequence_length, joint_attention_dim].
+        list of TextCondition: embeds [B, clip_max_length + max_sequence_length, joint_attention_dim].
     """
-    batch = len(prompt)
+    if not requests:
+        return []
+    sizes = [len(request.prompt) for request in requests]
+    skips = [request.clip_skip or 0 for request in requests]
     clip = [
-        _encode_clip("tokenizer", encoders.tokenizer, encoders.text_encoder, prompt, encoders, clip_skip),
-        _encode_clip("tokenizer_2", encoders.tokenizer_2, encoders.text_encoder_2, prompt_2, encoders, clip_skip),
+        _encode_clip(encoders, "", [r.prompt for r in requests], skips),
+        _encode_clip(encoders, "_2", [r.prompt_2 for r in requests], skips),
     ]
-    t5 = _encode_t5(encoders, prompt_3, max_sequence_length)
-    features, pooled = _join_clip(clip, encoders, batch)
+    t5 = _encode_t5(encoders, [r.prompt_3 for r in requests], max_sequence_length)
+    features, pooled = _join_clip(clip, encoders, sum(sizes))
     if features.shape[-1] > encoders.joint_attention_dim or pooled.shape[-1] != encoders.pooled_projection_dim:
         raise InputError(
             f"The CLIP encoders give features of width {features.shape[-1]} and pooled ones of {pooled.shape[-1]}; the "
@@ -146,18 +171,35 @@ def encode_prompts(encoders, prompt, prompt_2, prompt_3, max_sequence_length=256
             "Use the text encoders that belong to this transformer."
         )
     features = F.pad(features, [0, encoders.joint_attention_dim - features.shape[-1]], data_format="NCL")
-    return TextCondition(paddle.concat([features, t5], axis=1), pooled)
+    embeds = paddle.concat([features, t5], axis=1)
+    return [TextCondition(*rows) for rows in zip(_split(embeds, sizes), _split(pooled, sizes))]
 
 
-def _encode_clip(name, tokenizer, encoder, prompts, encoders, clip_skip):
-    """-> features [B, 77, d] and pooled [B, P] of one CLIP tower, or None if it is absent."""
-    if encoder is None:
+def _split(rows, sizes):
+    return paddle.split(rows, sizes) if len(sizes) > 1 else [rows]
+
+
+def _encode_clip(encoders, suffix, prompts, skips):
+    """-> features [sum of B, 77, d] and pooled [sum of B, P] of one CLIP tower, or None if it is absent.
+
+    Args:
+        suffix (str): of the components' names.
+        prompts (list of lists of str), skips (list of int): of each request.
+    """
+    if getattr(encoders, "text_encoder" + suffix) is None:
         return None
-    length = encoders.clip_max_length
-    ids = _tokenize(name, tokenizer, prompts, length, f"CLIP reads {length} tokens at most")
-    output = encoder(ids, output_hidden_states=True)
+    name, length = "tokenizer" + suffix, encoders.clip_max_length
+    reason = f"CLIP reads {length} tokens at most"
+    ids = _tokenize(name, getattr(encoders, name), sum(prompts, []), length, reason)
+    with encoders.tower("text_encoder" + suffix) as encoder:
+        output = encoder(ids, output_hidden_states=True)
     # hidden_states counts the embeddings and stops before final_layer_norm: [-2] is the layer before the last.
-    features = output.hidden_states[-(2 + (clip_skip or 0))]
+    sizes = [len(some) for some in prompts]
+    if len(set(skips)) == 1:
+        features = output.hidden_states[-2 - skips[0]]
+    else:
+        rows = [_split(output.hidden_states[-2 - skip], sizes)[i] for i, skip in enumerate(skips)]
+        features = paddle.concat(rows)
     return features.astype(encoders.dtype), output.text_embeds.astype(encoders.dtype)
 
 
@@ -181,13 +223,15 @@ def _join_clip(outputs, encoders, batch):
 
 
 def _encode_t5(encoders, prompts, max_sequence_length):
-    """-> [B, max_sequence_length, joint_attention_dim]; zeros if T5 is absent."""
+    """-> [sum of B, max_sequence_length, joint_attention_dim]; zeros if T5 is absent."""
+    prompts = sum(prompts, [])
     if encoders.text_encoder_3 is None:
         shape = [len(prompts), max_sequence_length, encoders.joint_attention_dim]
         return paddle.zeros(shape, encoders.dtype)
     reason = f"max_sequence_length is {max_sequence_length} tokens (T5 takes up to 512)"
     ids = _tokenize("tokenizer_3", encoders.tokenizer_3, prompts, max_sequence_length, reason)
-    return encoders.text_encoder_3(ids)[0].astype(encoders.dtype)
+    with encoders.tower("text_encoder_3") as encoder:
+        return encoder(ids)[0].astype(encoders.dtype)
 
 
 def _tokenize(name, tokenizer, prompts, length, reason):

@@ -1,0 +1,63 @@
+"""Models whose weights are held in 16 bits and cast layer by layer when they are used.
+
+All linear layers of a model become :class:`~ppsd3.ops.CastingLinear`; embedding tables, norms and biases, a few percent
+of a transformer or text encoder, are in the dtype that it computes in. What is saved is an ordinary checkpoint.
+Counterpart of diffusers' layerwise casting.
+"""
+
+import paddle
+
+from .ops import CastingLinear, Linear
+from .quantization import is_quantized, replace_layer
+from .serialization.tensors import cast, dtype_name, paddle_dtype
+from .utils.errors import InputError
+
+STORAGE_DTYPES = ("float16", "bfloat16")
+
+
+def check_storage_dtype(dtype):
+    """The Paddle dtype for ``dtype`` (a Paddle dtype or its name).
+
+    Raises:
+        InputError: weights cannot be held in it.
+    """
+    if dtype_name(dtype) not in STORAGE_DTYPES:
+        raise InputError(
+            f"storage_dtype is {dtype!r}; weights can be held in {' or '.join(STORAGE_DTYPES)}. For int8 use "
+            "quantize('int8')."
+        )
+    return paddle_dtype(dtype)
+
+
+def cast_layers_(model, dtype, unfilled=False, compute_dtype=None):
+    """Replaces the linear layers of ``model`` by ones that hold their weights in ``dtype``, one at a time.
+
+    Args:
+        model (nn.Layer)
+        dtype: "float16" or "bfloat16".
+        unfilled (bool): leave the weights to be loaded. Default False: the present ones are rounded.
+        compute_dtype (paddle dtype): of the unfilled layers' products.
+
+    Raises:
+        InputError: another dtype, a quantized model, or one with fused projections or no linear layers.
+    """
+    dtype, owner = check_storage_dtype(dtype), type(model).__name__
+    if is_quantized(model):
+        raise InputError(f"This {owner} is in int8, which is smaller already. Load the original to hold it in 16 bits.")
+    if any(getattr(layer, "_fused", None) is not None for layer in model.sublayers()):
+        raise InputError(f"This {owner} has fused projections, copies of its weights. unfuse_qkv_projections() first.")
+    layers = {name: layer for name, layer in model.named_sublayers() if type(layer) is Linear}
+    if not layers:
+        raise InputError(f"{owner} has no linear layers whose weights could be held in {dtype_name(dtype)}.")
+    for name, layer in layers.items():
+        if unfilled:
+            new = CastingLinear.unfilled(layer, dtype, compute_dtype)
+        else:
+            with paddle.no_grad():
+                new = CastingLinear(cast(layer.weight.detach(), dtype), layer.bias, layer.weight.dtype)
+        replace_layer(model, name, new)
+
+
+def held_weights(model):
+    """Names of the weights of ``model`` that are held in a dtype of their own."""
+    return {name + ".weight" for name, layer in model.named_sublayers() if isinstance(layer, CastingLinear)}
