@@ -17,12 +17,21 @@ from paddle import nn
 
 from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig, read_json
+from ..layerwise_casting import check_storage_dtype
 from ..quantization import choose_layers
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write
 from ..utils.hub import resolve_checkpoint
 from ..utils.weight_names import choose_variants
+from .residency import (
+    ModelOffload,
+    OnDemandNetwork,
+    Resident,
+    SequentialOffload,
+    is_network,
+    offload_place,
+)
 
 INDEX_NAME = "model_index.json"
 
@@ -57,11 +66,13 @@ class DiffusionPipeline:
     config_name = INDEX_NAME
     _optional_components = ()
     _quantized_components = ("transformer", "text_encoder_3")
+    _held_components = ("transformer", "text_encoder")  # prefixes of what storage_dtype is for
 
     def register_modules(self, **components):
         """Makes each component an attribute and remembers it as such."""
         self._component_names = tuple(components)
         self._progress_bar_config = {}
+        self._residency = Resident()
         for name, component in components.items():
             setattr(self, name, component)
 
@@ -80,7 +91,9 @@ class DiffusionPipeline:
         cls,
         pretrained_model_name_or_path,
         paddle_dtype=None,
+        storage_dtype=None,
         variant=None,
+        load_components="all",
         cache_dir=None,
         local_files_only=None,
         revision=None,
@@ -93,6 +106,11 @@ class DiffusionPipeline:
             pretrained_model_name_or_path (str): a directory, the bundled ``"shapes"``, or a hub id ``"owner/name"``.
             paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
                 ``"default"`` for the rest. None: ``paddle.get_default_dtype()``.
+            storage_dtype (str, dict or None): "float16" or "bfloat16" holds the linear layers of the transformer and
+                the text encoders in it (mapped, if the file has it) and casts them on use; a dict is for some of them.
+                See :meth:`~ppsd3.modeling_utils.ModelMixin.enable_layerwise_casting`.
+            load_components (str): "all", or "on_demand": each network is read when it is used and forgotten after
+                that, so that memory holds one of them at a time. A call takes longer by the reading.
             variant (str or None): e.g. ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``. A component without
                 that variant is loaded from its plain weights, if another component has it.
             cache_dir, local_files_only, revision, token: for a hub id, as in ``huggingface_hub``.
@@ -102,8 +120,10 @@ class DiffusionPipeline:
         Raises:
             CheckpointNotFoundError: no such checkpoint or component directory.
             ConfigError: the index names a pipeline or a component class that ppsd3 does not have.
-            InputError: an unknown keyword.
+            InputError: an unknown keyword, or another ``load_components``.
         """
+        if load_components not in ("all", "on_demand"):
+            raise InputError(f"load_components is {load_components!r}; it can be 'all' or 'on_demand'.")
         if cls is not DiffusionPipeline:
             cls._refuse_unknown(components)
         directory = resolve_checkpoint(
@@ -124,12 +144,35 @@ class DiffusionPipeline:
         for name in networks:  # headers only: a missing or damaged file shows before anything is loaded
             Checkpoint.open(os.path.join(directory, name), classes[name].weights_name, variants[name])
         dtypes = paddle_dtype if isinstance(paddle_dtype, dict) else {"default": paddle_dtype}
+        held = pipeline_class._storage_dtypes(storage_dtype, networks)
         loaded = {}
         for name in sorted(classes, key=lambda name: not name.startswith(_LIGHT_PREFIXES)):
+            class_ = classes[name]
+            if name not in networks:
+                loaded[name] = class_.from_pretrained(directory, subfolder=name)
+                continue
             dtype = dtypes.get(name, dtypes.get("default"))
-            loaded[name] = _load_component(classes[name], directory, name, dtype, variants.get(name))
+            options = {"paddle_dtype": dtype, "storage_dtype": held.get(name), "variant": variants.get(name)}
+            if load_components == "on_demand":
+                loaded[name] = OnDemandNetwork(class_, directory, name, options)
+            else:
+                loaded[name] = class_.from_pretrained(directory, subfolder=name, **options)
         absent = {name: None for name in pipeline_class._component_signature()}
         return pipeline_class(**{**absent, **loaded, **components})
+
+    @classmethod
+    def _storage_dtypes(cls, storage_dtype, networks):
+        """dict: network -> dtype that its weights are held in."""
+        if storage_dtype is None:
+            return {}
+        if not isinstance(storage_dtype, dict):
+            storage_dtype = {name: storage_dtype for name in networks if name.startswith(cls._held_components)}
+        unknown = [name for name in storage_dtype if name not in networks]
+        if unknown:
+            raise InputError(f"storage_dtype is for {unknown}; the networks that are loaded are {networks}.")
+        for dtype in storage_dtype.values():
+            check_storage_dtype(dtype)
+        return storage_dtype
 
     @classmethod
     def _component_signature(cls):
@@ -218,7 +261,7 @@ class DiffusionPipeline:
             for name, component in self.components.items():
                 if component is not None:
                     options = {"variant": variant, "max_shard_size": max_shard_size}
-                    options = options if isinstance(component, nn.Layer) else {}
+                    options = options if is_network(component) else {}
                     component.save_pretrained(os.path.join(staging, name), **options)
             with atomic_write(os.path.join(staging, INDEX_NAME)) as file:
                 from .. import __version__
@@ -237,6 +280,7 @@ class DiffusionPipeline:
 
     def to(self, *args, device=None, dtype=None):
         """Moves the networks to a device (``"cpu"``, ``"gpu:0"``) and / or a dtype; returns the pipeline."""
+        self._refuse_moving("to()")
         for value in args:
             if isinstance(value, paddle.base.core.Place) or (isinstance(value, str) and _is_device(value)):
                 device = value
@@ -290,6 +334,12 @@ class DiffusionPipeline:
         Raises:
             InputError: another name, or none; ``introduction`` and what there is are in the message.
         """
+        absent = [name for name, part in self.components.items() if isinstance(part, OnDemandNetwork)]
+        if absent:
+            raise InputError(
+                f"{', '.join(absent)} are loaded on demand, so nothing can be done to them between calls. Load the "
+                "pipeline without load_components='on_demand', change it, and save it: then load that on demand."
+            )
         there = {name: part for name, part in self.components.items() if isinstance(part, kind)}
         names = there if components is None else (components,) if isinstance(components, str) else components
         if not names or any(name not in there for name in names):
@@ -297,19 +347,68 @@ class DiffusionPipeline:
             raise InputError(f"components is {list(names)}; {introduction} {known}. Name one or more of them.")
         return [there[name] for name in names]
 
+    @contextlib.contextmanager
+    def using(self, name):
+        """The network called ``name``, ready to compute as long as the block lasts.
+
+        ``with pipe.using("vae") as vae:`` reads one that is loaded on demand, and brings one that is offloaded to its
+        device; otherwise it gives ``pipe.vae`` as it is.
+        """
+        part = getattr(self, name)
+        with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
+            yield network
+
+    def enable_model_cpu_offload(self, device="gpu"):
+        """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
+
+        Memory of the GPU: the largest network, for some tenths of a second per call.
+
+        Args:
+            device (str): "gpu" or e.g. "gpu:1".
+
+        Raises:
+            InputError: there is no such GPU, or networks are offloaded or loaded on demand already.
+        """
+        self._offload(ModelOffload, device)
+
+    def enable_sequential_cpu_offload(self, device="gpu"):
+        """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
+
+        Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
+        :meth:`enable_model_cpu_offload`.
+        """
+        self._offload(SequentialOffload, device)
+
+    def _offload(self, kind, device):
+        self._refuse_moving("offloading")
+        place = offload_place(device)
+        self._residency = kind(self._networks(), place)
+
+    def _refuse_moving(self, what):
+        absent = [name for name, part in self.components.items() if isinstance(part, OnDemandNetwork)]
+        if absent:
+            raise InputError(
+                f"{what} cannot move networks that are loaded on demand ({', '.join(absent)}). Give paddle_dtype to "
+                "from_pretrained; they are read to Paddle's present device."
+            )
+        if self._residency.place is not None:
+            raise InputError(f"{what} cannot move networks that are offloaded already. Load the pipeline again.")
+
     def _networks(self):
         return [part for part in self.components.values() if isinstance(part, nn.Layer)]
 
     @property
     def dtype(self):
         """Of the transformer, or of the first network if there is none."""
-        networks = self._networks()
+        networks = [part for part in self.components.values() if is_network(part)]
         main = getattr(self, "transformer", None) or (networks[0] if networks else None)
         return main.dtype if main is not None else paddle.get_default_dtype()
 
     @property
     def device(self):
-        """Where the networks are, as ``paddle.CPUPlace()`` or ``paddle.CUDAPlace(i)``."""
+        """Where the networks compute, as ``paddle.CPUPlace()`` or ``paddle.CUDAPlace(i)``."""
+        if self._residency.place is not None:
+            return self._residency.place
         for network in self._networks():
             for parameter in network.parameters():
                 return parameter.place
@@ -352,18 +451,14 @@ def _index_entry(name, component):
     """(library, class name) that the index holds for a component; (None, None) for one that is absent."""
     if component is None:
         return None, None
-    for class_ in type(component).__mro__:  # a user's subclass is saved as the class that it extends
+    kind = component.network_class if isinstance(component, OnDemandNetwork) else type(component)
+    for class_ in kind.__mro__:  # a user's subclass is saved as the class that it extends
         if class_.__name__ in COMPONENT_CLASSES:
             return COMPONENT_CLASSES[class_.__name__][0], class_.__name__
     raise InputError(
         f"The component {name!r} is a {type(component).__name__}, which has no name in a diffusers checkpoint. Use one "
         f"of {', '.join(COMPONENT_CLASSES)} or a subclass."
     )
-
-
-def _load_component(class_, directory, name, paddle_dtype, variant):
-    options = {"paddle_dtype": paddle_dtype, "variant": variant} if issubclass(class_, nn.Layer) else {}
-    return class_.from_pretrained(directory, subfolder=name, **options)
 
 
 @contextlib.contextmanager

@@ -52,6 +52,14 @@ def keep_freed_memory():
         mallopt(parameter, 1 << 30)
 
 
+def release_freed_memory():
+    """Gives back to the system what glibc keeps of freed memory, in the middle of its heaps too."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError, TypeError):  # another C library
+        pass
+
+
 def choose_mkl_path():
     """Sets ``MKL_DEBUG_CPU_TYPE`` on AMD CPUs, unless the user did: acts only before the first matrix product.
 

@@ -198,8 +198,8 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
 
         # 4. Noise -> latents of the picture.
         state = DenoisingState(latents, guidance.expand(positive, negative), guidance)
-        velocity = VelocityModel(self.transformer, timesteps, joint_attention_kwargs)
-        with self.progress_bar(total=len(timesteps)) as progress_bar:
+        with self.using("transformer") as transformer, self.progress_bar(total=len(timesteps)) as progress_bar:
+            velocity = VelocityModel(transformer, timesteps, joint_attention_kwargs)
             for step, timestep, state in denoise(velocity, self.scheduler, timesteps, state):
                 if callback_on_step_end is not None:
                     self._call_back(callback_on_step_end, callback_on_step_end_tensor_inputs, step, timestep, state)
@@ -210,7 +210,9 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
         # 5. Latents -> picture.
         images = state.latents
         if output_type != "latent":
-            images = self.image_processor.postprocess(decode_latents(self.vae, images), output_type)
+            with self.using("vae") as vae:
+                images = decode_latents(vae, images)
+            images = self.image_processor.postprocess(images, output_type)
         return StableDiffusion3PipelineOutput(images=images) if return_dict else (images,)
 
     @paddle.no_grad()
@@ -304,6 +306,7 @@ class StableDiffusion3Pipeline(DiffusionPipeline):
             pooled_projection_dim=config.pooled_projection_dim,
             dtype=self.transformer.dtype,
             clip_max_length=self.tokenizer_max_length,
+            using=self.using,
         )
 
     def _guidance(self):

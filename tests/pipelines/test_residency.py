@@ -1,0 +1,135 @@
+"""Networks on demand and on loan: the same picture, nothing left behind, and clear refusals."""
+
+import numpy as np
+import paddle
+import pytest
+from helpers import tiny
+
+from ppsd3 import StableDiffusion3Pipeline, TorchGenerator
+from ppsd3.pipelines import residency
+from ppsd3.pipelines.residency import Loan, ModelOffload, OnDemandNetwork, SequentialOffload
+from ppsd3.utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pipeline") / "saved"
+    tiny.make_pipeline().save_pretrained(path)
+    return str(path)
+
+
+def load(directory, **options):
+    pipe = StableDiffusion3Pipeline.from_pretrained(directory, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe):
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np", "negative_prompt": "blue"}
+    return pipe("a red circle", generator=TorchGenerator(3), **options).images
+
+
+def has_weights(network):
+    return any(tensor._is_initialized() for tensor in [*network.parameters(), *network.buffers()])
+
+
+def test_on_demand_draws_the_same_and_keeps_nothing(directory, monkeypatch):
+    expected = draw(load(directory))
+    pipe = load(directory, load_components="on_demand")
+    alive = []
+    for class_ in {part.network_class for part in pipe.components.values() if isinstance(part, OnDemandNetwork)}:
+
+        def from_pretrained(*args, load=class_.from_pretrained, **options):
+            assert not any(map(has_weights, alive)), "two networks are in memory"
+            alive.append(load(*args, **options))
+            assert has_weights(alive[-1])
+            return alive[-1]
+
+        monkeypatch.setattr(class_, "from_pretrained", from_pretrained)
+    assert np.array_equal(draw(pipe), expected)
+    assert len(alive) == 5 and not any(map(has_weights, alive))
+
+
+def test_on_demand_knows_configurations_and_dtypes(directory):
+    here, pipe = load(directory), load(directory, load_components="on_demand")
+    for name in ("transformer", "vae", "text_encoder_3"):
+        assert getattr(pipe, name).config == getattr(here, name).config
+        assert getattr(pipe, name).dtype == paddle.float32
+    with pipe.using("vae") as outer, pipe.using("vae") as inner:
+        assert outer is inner
+    with pytest.raises(AttributeError, match="on demand"):
+        pipe.transformer.state_dict()
+
+
+def test_on_demand_is_saved_as_any_other(directory, tmp_path):
+    load(directory, load_components="on_demand").save_pretrained(tmp_path / "again")
+    assert np.array_equal(draw(load(tmp_path / "again")), draw(load(directory)))
+
+
+def test_weights_held_in_16_bits(directory):
+    pipe = load(directory, storage_dtype={"transformer": "float16"})
+    assert np.abs(draw(pipe) - draw(load(directory))).max() < 0.01
+    assert not np.array_equal(draw(pipe), draw(load(directory)))
+
+
+def test_refusals(directory):
+    with pytest.raises(InputError, match="'all' or 'on_demand'"):
+        load(directory, load_components="lazily")
+    with pytest.raises(InputError, match="storage_dtype is for .'unet'."):
+        load(directory, storage_dtype={"unet": "float16"})
+    with pytest.raises(InputError, match="float16 or bfloat16"):
+        load(directory, storage_dtype="int4")
+    pipe = load(directory, load_components="on_demand")
+    for change in (lambda: pipe.quantize("int8"), lambda: pipe.to("float16"), pipe.enable_model_cpu_offload):
+        with pytest.raises(InputError, match="on demand"):
+            change()
+    with pytest.raises(InputError, match="load_components='on_demand'"):
+        load(directory).enable_sequential_cpu_offload("gpu:7")
+
+
+# Offloading without a GPU: the computer's own memory stands for the device, and weights at home are made useless.
+
+
+class PoisonedLoan(Loan):
+    """Weights that are not on loan are NaN."""
+
+    begun = 0
+
+    def __init__(self, tensors, place):
+        super().__init__(tensors, place)
+        self.values = [tensor.numpy() for tensor in tensors]
+        self.end()
+
+    def begin(self):
+        type(self).begun += 1
+        super().begin()
+        for tensor, value in zip(self.tensors, self.values):
+            tensor.set_value(value)
+
+    def end(self):
+        super().end()
+        for tensor in self.tensors:
+            tensor.set_value(paddle.full_like(tensor, float("nan")))
+
+
+@pytest.mark.parametrize("kind", [ModelOffload, SequentialOffload])
+def test_offloaded_networks_compute_with_what_they_have_on_loan(directory, monkeypatch, kind):
+    expected = draw(load(directory))
+    pipe = load(directory)
+    if kind is SequentialOffload:
+        monkeypatch.setattr(residency, "_SMALL", 2500)
+        monkeypatch.setattr(residency, "Loan", PoisonedLoan)
+    PoisonedLoan.begun = 0
+    pipe._residency = kind(pipe._networks(), paddle.CPUPlace())
+    assert np.array_equal(draw(pipe), expected)
+    assert kind is ModelOffload or PoisonedLoan.begun > 30
+
+
+def test_after_a_loan_tensors_have_their_own_memory_again():
+    layer = paddle.nn.Linear(3, 3)
+    before, value = layer.weight.data_ptr(), layer.weight.numpy()
+    loan = Loan([layer.weight], paddle.CPUPlace())
+    loan.begin()
+    assert layer.weight.data_ptr() != before and (layer.weight.numpy() == value).all()
+    loan.end()
+    assert layer.weight.data_ptr() == before
