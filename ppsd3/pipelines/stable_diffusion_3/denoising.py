@@ -40,17 +40,20 @@ class VelocityModel:
         transformer (SD3Transformer2DModel): or a layer with its ``prepare`` and ``forward``.
         timesteps (Tensor): [n] fp32 in [0, 1000], of the whole loop.
         joint_attention_kwargs (dict, optional): for the attention processors.
+        extra_channels (callable, optional): () -> [B, c, H, W], what the transformer reads after the latents' channels.
     """
 
     WINDOW_ROWS = 64  # condition rows times steps prepared at once: 110 MB for SD3-medium
 
-    def __init__(self, transformer, timesteps, joint_attention_kwargs=None):
+    def __init__(self, transformer, timesteps, joint_attention_kwargs=None, extra_channels=None):
         self.transformer, self.timesteps = transformer, timesteps
-        self.joint_attention_kwargs = joint_attention_kwargs
+        self.joint_attention_kwargs, self.extra_channels = joint_attention_kwargs, extra_channels
         self._windows = []  # (condition, first step, prepared steps), of the conditions in use
 
     def __call__(self, latents, step, query):
         """latents [B, C, H, W] -> velocity [copies * B, C, H, W]."""
+        if self.extra_channels is not None:
+            latents = paddle.concat([latents, self.extra_channels()], axis=1)
         return self.transformer(
             hidden_states=latents,
             prepared=self._prepared(query.condition, step),

@@ -98,6 +98,73 @@ class PromptInputs:
                 )
 
 
+@dataclasses.dataclass
+class Call:
+    """The arguments of a pipeline's call that all tasks share; they are explained where the call is."""
+
+    texts: PromptInputs
+    num_inference_steps: int
+    guidance_scale: float
+    num_images_per_prompt: int
+    height: Any = None
+    width: Any = None
+    sigmas: Any = None
+    generator: Any = None
+    latents: Any = None
+    ip_adapter_image: Any = None
+    ip_adapter_image_embeds: Any = None
+    output_type: str = "pil"
+    return_dict: bool = True
+    joint_attention_kwargs: Any = None
+    clip_skip: Any = None
+    callback_on_step_end: Any = None
+    callback_on_step_end_tensor_inputs: Any = ("latents",)
+    max_sequence_length: int = 256
+    mu: Any = None
+    guidance: Any = None
+    skip_guidance_layers: Any = None
+    skip_layer_guidance_scale: float = 2.8
+    skip_layer_guidance_stop: float = 0.2
+    skip_layer_guidance_start: float = 0.01
+
+    @classmethod
+    def of(cls, arguments):
+        """``arguments`` (dict, the ``locals()`` of a call) -> (Call, dict of those that belong to the task)."""
+        arguments = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+        texts, own = ({f.name for f in dataclasses.fields(kind)} for kind in (PromptInputs, cls))
+        call = cls(
+            texts=PromptInputs(**{name: value for name, value in arguments.items() if name in texts}),
+            **{name: value for name, value in arguments.items() if name in own},
+        )
+        return call, {name: value for name, value in arguments.items() if name not in texts | own}
+
+    @property
+    def batch(self):
+        """Number of pictures: each prompt's, one after the other."""
+        return self.texts.batch * self.num_images_per_prompt
+
+    @property
+    def steps(self):
+        """Number of steps of the whole schedule."""
+        return self.num_inference_steps if self.sigmas is None else len(self.sigmas)
+
+
+def check_guidance(call, num_layers):
+    """``guidance`` is a guidance, and alone; else the numbers that make one go together."""
+    if call.guidance is None:
+        check_skip_layers(call.skip_guidance_layers, num_layers, call.guidance_scale > 1)
+        return
+    if not all(hasattr(call.guidance, name) for name in ("copies", "expand", "queries", "combine", "fit")):
+        raise InputError(
+            f"`guidance` is a {type(call.guidance).__name__}; pass an object such as ClassifierFreeGuidance(7.0), or "
+            "leave it out and set guidance_scale."
+        )
+    if call.skip_guidance_layers is not None:
+        raise InputError(
+            "Both `guidance` and `skip_guidance_layers` are given. Pass guidance=SkipLayerGuidance(scale, layers)."
+        )
+
+
 def _check_text(name, text):
     if text is None or isinstance(text, str):
         return

@@ -1,0 +1,302 @@
+"""What the Stable Diffusion 3 pipelines have in common: all but their arguments and what their task adds."""
+
+import paddle
+
+from ...utils.errors import InputError
+from ..image_processor import VaeImageProcessor, check_output_type
+from ..pipeline_utils import DiffusionPipeline
+from . import inputs
+from .denoising import DenoisingState, VelocityModel, denoise, prepare_timesteps
+from .guidance import make_guidance
+from .latents import decode_latents
+from .pipeline_output import StableDiffusion3PipelineOutput
+from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encode_conditions
+
+
+class StableDiffusion3Base(DiffusionPipeline):
+    """Base of the pipelines: a subclass's call makes a task (``tasks.py``) and hands it to :meth:`_draw`.
+
+    Args:
+        transformer (SD3Transformer2DModel), scheduler (FlowMatchEulerDiscreteScheduler), vae (AutoencoderKL).
+        text_encoder, text_encoder_2 (CLIPTextModelWithProjection): CLIP-L and CLIP-G.
+        text_encoder_3 (T5EncoderModel).
+        tokenizer, tokenizer_2 (CLIPTokenizer), tokenizer_3 (T5Tokenizer): of the three encoders.
+        image_encoder, feature_extractor: None; places that a diffusers checkpoint has for an IP-adapter.
+
+    Any text encoder may be None (with its tokenizer): zeros take its place, as in training. Without T5 a published
+    model needs 9 GB (fp16) less and loses mostly spelled-out text and long descriptions.
+    """
+
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->image_encoder->transformer->vae"
+    _optional_components = ("image_encoder", "feature_extractor")
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+
+    def __init__(
+        self,
+        transformer,
+        scheduler,
+        vae,
+        text_encoder,
+        tokenizer,
+        text_encoder_2,
+        tokenizer_2,
+        text_encoder_3,
+        tokenizer_3,
+        image_encoder=None,
+        feature_extractor=None,
+    ):
+        inputs.check_ip_adapter(image_encoder=image_encoder, feature_extractor=feature_extractor)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            text_encoder_3=text_encoder_3,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            tokenizer_3=tokenizer_3,
+            transformer=transformer,
+            scheduler=scheduler,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+        )
+        self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.tokenizer_max_length = next(
+            (t.model_max_length for t in (tokenizer, tokenizer_2) if t is not None), CLIP_MAX_LENGTH
+        )
+        self.default_sample_size = 128 if transformer is None else transformer.config.sample_size
+        self.patch_size = 2 if transformer is None else transformer.config.patch_size
+        self._guidance_scale = 7.0
+        self._call = self._num_timesteps = None
+        self._interrupt = False
+
+    @paddle.no_grad()
+    def _draw(self, task, call):
+        """The pictures of one call.
+
+        Args:
+            task: one of ``tasks.py``.
+            call (inputs.Call): the arguments that all tasks share.
+
+        Returns:
+            StableDiffusion3PipelineOutput, or a tuple of its ``images``.
+        """
+        call.height = call.height or self.default_sample_size * self.vae_scale_factor
+        call.width = call.width or self.default_sample_size * self.vae_scale_factor
+
+        # 1. Check everything before any work.
+        self._check(call)
+        task.check(self, call)
+        self._call, self._guidance_scale, self._interrupt = call, call.guidance_scale, False
+
+        # 2. Schedule and starting latents: cheap, and they show what is wrong with a generator, latents, sigmas or mu.
+        grid = call.height // self.vae_scale_factor, call.width // self.vae_scale_factor
+        image_seq_len = (grid[0] // self.patch_size) * (grid[1] // self.patch_size)
+        timesteps = prepare_timesteps(self.scheduler, call.num_inference_steps, call.sigmas, call.mu, image_seq_len)
+        start = task.start(self, call, timesteps)
+        self._num_timesteps = len(start.timesteps)
+
+        # 3. Prompts -> condition.
+        guidance = self._guidance()
+        positive, negative = self._encode(
+            call.texts, guidance.copies > 1, call.num_images_per_prompt, call.max_sequence_length, call.clip_skip
+        )
+
+        # 4. Latents -> latents of the picture.
+        state = DenoisingState(start.latents, guidance.expand(positive, negative), guidance)
+        self._denoise(start, state)
+
+        # 5. Latents -> picture.
+        images = state.latents
+        if call.output_type != "latent":
+            with self.using("vae") as vae:
+                images = decode_latents(vae, images)
+            images = task.finish(self, self.image_processor.postprocess(images, call.output_type))
+        return StableDiffusion3PipelineOutput(images=images) if call.return_dict else (images,)
+
+    def _denoise(self, start, state):
+        """Runs the loop over ``start.timesteps``, with progress bar, callback and interruption."""
+        call = self._call
+        total = len(start.timesteps)
+        with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
+            velocity = VelocityModel(transformer, start.timesteps, call.joint_attention_kwargs, start.extra_channels)
+            for step, timestep, state in denoise(velocity, self.scheduler, start.timesteps, state, start.after_step):
+                if call.callback_on_step_end is not None:
+                    self._call_back(start, step, timestep, state)
+                progress_bar.update()
+                if self.interrupt:
+                    break
+
+    @paddle.no_grad()
+    def encode_prompt(
+        self,
+        prompt,
+        prompt_2,
+        prompt_3,
+        device=None,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        negative_prompt=None,
+        negative_prompt_2=None,
+        negative_prompt_3=None,
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
+        pooled_prompt_embeds=None,
+        negative_pooled_prompt_embeds=None,
+        clip_skip=None,
+        max_sequence_length=256,
+        lora_scale=None,
+    ):
+        """Encodes prompts without drawing; the arguments are those of the call.
+
+        ``device`` may name the device that the pipeline is on; ``lora_scale`` must be None or 1.
+
+        Returns:
+            ``(prompt_embeds [B * n, L, D], negative_prompt_embeds, pooled_prompt_embeds [B * n, P],
+            negative_pooled_prompt_embeds)``; the negative ones are None without ``do_classifier_free_guidance``.
+
+        Raises:
+            InputError: as in the call.
+        """
+        texts = inputs.PromptInputs(
+            prompt,
+            prompt_2,
+            prompt_3,
+            negative_prompt,
+            negative_prompt_2,
+            negative_prompt_3,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        )
+        texts.check()
+        inputs.check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
+        inputs.check_sequence_length(max_sequence_length)
+        inputs.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
+        inputs.check_device(device, self.device)
+        inputs.check_lora_scale(lora_scale)
+        positive, negative = self._encode(
+            texts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
+        )
+        negative = negative or TextCondition(None, None)
+        return positive.embeds, negative.embeds, positive.pooled, negative.pooled
+
+    def _check(self, call):
+        self._check_components()
+        multiple = self.vae_scale_factor * self.patch_size
+        inputs.check_size(call.height, call.width, multiple, self._largest_size())
+        call.texts.check()
+        inputs.check_whole("num_inference_steps", call.num_inference_steps, least=1)
+        inputs.check_whole("num_images_per_prompt", call.num_images_per_prompt, least=1)
+        inputs.check_sequence_length(call.max_sequence_length)
+        inputs.check_clip_skip(call.clip_skip, (self.text_encoder, self.text_encoder_2))
+        inputs.check_callback_tensors(call.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        inputs.check_guidance(call, self.transformer.config.num_layers)
+        inputs.check_ip_adapter(
+            ip_adapter_image=call.ip_adapter_image, ip_adapter_image_embeds=call.ip_adapter_image_embeds
+        )
+        check_output_type(call.output_type)
+
+    def _check_components(self):
+        for name in ("transformer", "scheduler", "vae"):
+            if getattr(self, name) is None:
+                raise InputError(f"The pipeline has no `{name}`, so it cannot draw. Load one and set `pipe.{name}`.")
+        if self._residency.place is None:
+            inputs.check_dtypes(self.components)
+
+    def _largest_size(self):
+        return self.transformer.config.pos_embed_max_size * self.patch_size * self.vae_scale_factor
+
+    def _encode(self, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip):
+        return encode_conditions(
+            self._text_encoders(), texts, guided, num_images_per_prompt, max_sequence_length, clip_skip
+        )
+
+    def _text_encoders(self):
+        """The towers, with the widths and the dtype of what the transformer reads."""
+        parts = {name: part for name, part in self.components.items() if name.startswith(("text_enc", "tokenizer"))}
+        if self.transformer is None:
+            raise InputError(
+                "Encoding needs the transformer's widths, and the pipeline has no `transformer`. Load it too."
+            )
+        config = self.transformer.config
+        return TextEncoders(
+            **parts,
+            joint_attention_dim=config.joint_attention_dim,
+            pooled_projection_dim=config.pooled_projection_dim,
+            dtype=self.transformer.dtype,
+            clip_max_length=self.tokenizer_max_length,
+            using=self.using,
+        )
+
+    def _guidance(self):
+        call = self._call
+        if call.guidance is not None:
+            return call.guidance
+        return make_guidance(
+            self._guidance_scale,
+            call.skip_guidance_layers,
+            call.skip_layer_guidance_scale,
+            call.skip_layer_guidance_start,
+            call.skip_layer_guidance_stop,
+        )
+
+    def _call_back(self, start, step, timestep, state):
+        """Lets the user's callback see what it asked for, and replace it, and the guidance scale, in ``state``."""
+        call = self._call
+        tensors = {
+            "latents": state.latents,
+            "prompt_embeds": state.condition.embeds,
+            "pooled_prompt_embeds": state.condition.pooled,
+            **start.tensors,
+        }
+        names = call.callback_on_step_end_tensor_inputs
+        changed = call.callback_on_step_end(self, step, timestep, {name: tensors[name] for name in names}) or {}
+        inputs.check_callback_tensors(changed, self._callback_tensor_inputs)
+        if call.guidance is not None and self._guidance_scale != call.guidance_scale:
+            raise InputError("A callback set `_guidance_scale`, but this call has a `guidance`: change that object.")
+        tensors.update(changed)
+        state.latents = tensors["latents"]
+        start.tensors.update({name: tensors[name] for name in start.tensors})
+        state.guidance = self._guidance()
+        condition = TextCondition(tensors["prompt_embeds"], tensors["pooled_prompt_embeds"])
+        state.condition = state.guidance.fit(condition, state.latents.shape[0])
+
+    @property
+    def guidance_scale(self):
+        """Weight of the guidance in the present or last call."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self):
+        """Whether the transformer is asked about the negative prompt too."""
+        return self._guidance_scale > 1 if self._call is None else self._guidance().copies > 1
+
+    @property
+    def skip_guidance_layers(self):
+        """Layers of the skip-layer guidance in the present or last call, or None."""
+        return self._last("skip_guidance_layers")
+
+    @property
+    def clip_skip(self):
+        """``clip_skip`` of the present or last call."""
+        return self._last("clip_skip")
+
+    @property
+    def joint_attention_kwargs(self):
+        """``joint_attention_kwargs`` of the present or last call."""
+        return self._last("joint_attention_kwargs")
+
+    @property
+    def num_timesteps(self):
+        """Number of steps of the present or last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self):
+        """True stops the present call after this step; a callback sets ``pipeline._interrupt``."""
+        return self._interrupt
+
+    def _last(self, name):
+        return None if self._call is None else getattr(self._call, name)
