@@ -13,12 +13,17 @@ from .utils.device import use_all_cores
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AutoPipelineForImage2Image": "pipelines",
+    "AutoPipelineForInpainting": "pipelines",
+    "AutoPipelineForText2Image": "pipelines",
     "AutoencoderKL": "models",
     "CLIPTextModelWithProjection": "transformers",
     "CLIPTokenizer": "transformers",
     "DiffusionPipeline": "pipelines",
     "FlowMatchEulerDiscreteScheduler": "schedulers",
     "SD3Transformer2DModel": "models",
+    "StableDiffusion3Img2ImgPipeline": "pipelines",
+    "StableDiffusion3InpaintPipeline": "pipelines",
     "StableDiffusion3Pipeline": "pipelines",
     "StableDiffusion3PipelineOutput": "pipelines",
     "T5EncoderModel": "transformers",

@@ -1,7 +1,23 @@
 """From arguments to pictures."""
 
+from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
 from .image_processor import VaeImageProcessor
 from .pipeline_utils import DiffusionPipeline
-from .stable_diffusion_3 import StableDiffusion3Pipeline, StableDiffusion3PipelineOutput
+from .stable_diffusion_3 import (
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusion3PipelineOutput,
+)
 
-__all__ = ["DiffusionPipeline", "StableDiffusion3Pipeline", "StableDiffusion3PipelineOutput", "VaeImageProcessor"]
+__all__ = [
+    "AutoPipelineForImage2Image",
+    "AutoPipelineForInpainting",
+    "AutoPipelineForText2Image",
+    "DiffusionPipeline",
+    "StableDiffusion3Img2ImgPipeline",
+    "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3Pipeline",
+    "StableDiffusion3PipelineOutput",
+    "VaeImageProcessor",
+]

@@ -7,6 +7,7 @@ import paddle.nn.functional as F
 from ..configuration_utils import ConfigMixin, register_to_config
 from ..utils.errors import ConfigError, InputError
 
+RESIZE_MODES = ("default", "fill", "crop")
 OUTPUT_TYPES = ("pil", "np", "pt", "pd", "latent")
 
 
@@ -41,21 +42,26 @@ class VaeImageProcessor(ConfigMixin):
         if do_convert_rgb and do_convert_grayscale:
             raise ConfigError("do_convert_rgb and do_convert_grayscale exclude each other. Set one of them.")
 
-    def preprocess(self, image, height=None, width=None):
+    def preprocess(self, image, height=None, width=None, resize_mode="default", crops_coords=None):
         """Pictures -> tensor [B, c, H, W] fp32, in [-1, 1] with ``do_normalize``, else in [0, 1].
 
         Args:
             image: a PIL picture, an array [H, W, c] or [B, H, W, c] in [0, 1], a tensor [c, H, W] or [B, c, H, W] in
                 [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already.
             height, width (int or None): pixels; None: the picture's own, down to a multiple of the scale factor.
+            resize_mode (str): as in :meth:`resize`; "fill" and "crop" are for PIL pictures.
+            crops_coords (4 ints or None): x1, y1, x2, y2 of the part of PIL pictures to take.
 
         Raises:
-            InputError: another type, an empty list, or pictures of different sizes.
+            InputError: another type, an empty list, pictures of different sizes, or another ``resize_mode``.
         """
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise InputError("`image` is an empty list. Pass at least one picture.")
-        pixels = self._to_tensor(images, height, width)
+        self._check_resizing(images, resize_mode, crops_coords)
+        if crops_coords is not None:
+            images = [picture.crop(crops_coords) for picture in images]
+        pixels = self._to_tensor(images, height, width, resize_mode)
         if pixels.shape[1] == self.config.vae_latent_channels and isinstance(images[0], paddle.Tensor):
             return pixels
         if self.config.do_resize:
@@ -89,7 +95,89 @@ class VaeImageProcessor(ConfigMixin):
         array = image.transpose([0, 2, 3, 1]).astype("float32").numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
 
-    def _to_tensor(self, images, height, width):
+    def resize(self, picture, height, width, resize_mode="default"):
+        """A PIL picture in another size.
+
+        Args:
+            height, width (int): pixels.
+            resize_mode (str): "default" stretches; "fill" keeps the proportions, all of the picture, and repeats its
+                edges beside it; "crop" keeps the proportions and cuts off what does not fit.
+        """
+        resample = _filter(self.config.resample)
+        if resize_mode == "default":
+            return picture.resize((width, height), resample=resample)
+        # The side by which the picture fits is exact, the other one is rounded down.
+        by_width = (width / height < picture.width / picture.height) == (resize_mode == "fill")
+        inner = (
+            (width, picture.height * width // picture.width)
+            if by_width
+            else (picture.width * height // picture.height, height)
+        )
+        return _centred(picture.resize(inner, resample=resample), width, height, resize_mode == "fill")
+
+    @staticmethod
+    def blur(picture, blur_factor=4):
+        """A PIL picture (a mask with hard edges, mostly) blurred by a Gaussian of ``blur_factor`` pixels."""
+        from PIL import ImageFilter
+
+        return picture.filter(ImageFilter.GaussianBlur(blur_factor))
+
+    @staticmethod
+    def get_crop_region(mask_image, width, height, pad=0):
+        """The part of a picture around what a mask marks, in the proportions of ``width`` and ``height``.
+
+        Args:
+            mask_image (PIL picture): all but black is marked.
+            width, height (int): of the picture that is to be drawn.
+            pad (int): pixels to add on each side.
+
+        Returns:
+            (x1, y1, x2, y2): inside of the mask's picture; where that is too narrow, in other proportions.
+
+        Raises:
+            InputError: nothing is marked.
+        """
+        box = mask_image.convert("L").getbbox()
+        if box is None:
+            raise InputError("The mask is all black, so there is no region to cut out. White marks what is drawn anew.")
+        x1, y1 = (max(start - pad, 0) for start in box[:2])
+        x2, y2 = (min(end + pad, size) for end, size in zip(box[2:], mask_image.size))
+        wanted = width / height
+        if (x2 - x1) / (y2 - y1) > wanted:
+            y1, y2 = _widened(y1, y2, int((x2 - x1) / wanted), mask_image.height)
+        else:
+            x1, x2 = _widened(x1, x2, int((y2 - y1) * wanted), mask_image.width)
+        return x1, y1, x2, y2
+
+    def apply_overlay(self, mask, init_image, image, crop_coords=None):
+        """``init_image`` where ``mask`` is black, ``image`` where it is white: PIL pictures, the result in RGB.
+
+        Args:
+            crop_coords (4 ints or None): where in ``init_image`` the ``image`` belongs, see :meth:`get_crop_region`.
+        """
+        from PIL import Image, ImageOps
+
+        if crop_coords is not None:
+            x1, y1, x2, y2 = crop_coords
+            whole = Image.new("RGB", init_image.size)
+            whole.paste(self.resize(image, y2 - y1, x2 - x1, "crop"), (x1, y1))
+            image = whole
+        kept = Image.new("RGBa", init_image.size)  # with premultiplied alpha, so that soft masks blend without a rim
+        kept.paste(init_image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
+        result = image.convert("RGBA")
+        result.alpha_composite(kept.convert("RGBA"))
+        return result.convert("RGB")
+
+    @staticmethod
+    def _check_resizing(images, resize_mode, crops_coords):
+        from PIL import Image
+
+        if resize_mode not in RESIZE_MODES:
+            raise InputError(f"`resize_mode` is {resize_mode!r}; it has to be one of {', '.join(RESIZE_MODES)}.")
+        if (resize_mode != "default" or crops_coords is not None) and not isinstance(images[0], Image.Image):
+            raise InputError("`resize_mode` and `crops_coords` are for PIL pictures. Convert the array, or leave them.")
+
+    def _to_tensor(self, images, height, width, resize_mode):
         from PIL import Image
 
         kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
@@ -97,7 +185,10 @@ class VaeImageProcessor(ConfigMixin):
             found = sorted({type(item).__name__ for item in images})
             raise InputError(f"`image` holds {found}; pass PIL pictures, arrays or paddle tensors, all of one kind.")
         if isinstance(images[0], Image.Image):
-            images = [np.asarray(picture, "float32") / 255.0 for picture in self._prepare_pil(images, height, width)]
+            images = [
+                np.asarray(picture, "float32") / 255.0
+                for picture in self._prepare_pil(images, height, width, resize_mode)
+            ]
             images = [array if array.ndim == 3 else array[..., None] for array in images]
         shapes = {tuple(item.shape) for item in images}
         if len(shapes) > 1:
@@ -110,13 +201,10 @@ class VaeImageProcessor(ConfigMixin):
         array = array if array.ndim == 4 else array[..., None]  # grey arrays [B, H, W]
         return paddle.to_tensor(np.ascontiguousarray(array.transpose(0, 3, 1, 2)).astype("float32"))
 
-    def _prepare_pil(self, pictures, height, width):
-        from PIL import Image
-
+    def _prepare_pil(self, pictures, height, width, resize_mode):
         if self.config.do_resize:
             height, width = self._target_size(pictures[0].height, pictures[0].width, height, width)
-            resample = getattr(Image.Resampling, self.config.resample.upper())
-            pictures = [picture.resize((width, height), resample=resample) for picture in pictures]
+            pictures = [self.resize(picture, height, width, resize_mode) for picture in pictures]
         mode = "RGB" if self.config.do_convert_rgb else "L" if self.config.do_convert_grayscale else None
         return [picture.convert(mode) for picture in pictures] if mode else pictures
 
@@ -145,6 +233,46 @@ class VaeImageProcessor(ConfigMixin):
 
         pixels = (array * 255).round().astype("uint8")
         return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
+
+
+def _filter(name):
+    from PIL import Image
+
+    return getattr(Image.Resampling, name.upper())
+
+
+def _centred(picture, width, height, fill):
+    """``picture`` in the middle of width x height pixels: cut off, or, if ``fill``, with its edges repeated."""
+    from PIL import Image
+
+    result = Image.new("RGB", (width, height))
+    left, top = width // 2 - picture.width // 2, height // 2 - picture.height // 2
+    result.paste(picture, box=(left, top))
+    if fill:
+        right, bottom = width - left - picture.width, height - top - picture.height
+        w, h = picture.size
+        # what is resized from a strip without height (or width) is the edge
+        for size, strip, at in (
+            ((width, top), (0, 0, w, 0), (0, 0)),
+            ((width, bottom), (0, h, w, h), (0, height - bottom)),
+            ((left, height), (0, 0, 0, h), (0, 0)),
+            ((right, height), (w, 0, w, h), (width - right, 0)),
+        ):
+            if min(size) > 0:
+                result.paste(picture.resize(size, box=strip), box=at)
+    return result
+
+
+def _widened(start, end, length, size):
+    """The span [start, end) made ``length`` long around its middle, moved into [0, size), cut off if it must be."""
+    more = length - (end - start)
+    start -= more // 2
+    end += more - more // 2
+    if end >= size:
+        start, end = start - (end - size), size
+    if start < 0:
+        start, end = 0, end - start
+    return start, min(end, size)
 
 
 def check_output_type(output_type):

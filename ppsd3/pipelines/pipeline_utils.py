@@ -50,7 +50,14 @@ COMPONENT_CLASSES = {
 }
 
 # Class name in a saved index -> (module of ppsd3, class there).
-PIPELINE_CLASSES = {"StableDiffusion3Pipeline": ("pipelines", "StableDiffusion3Pipeline")}
+PIPELINE_CLASSES = {
+    name: ("pipelines", name)
+    for name in (
+        "StableDiffusion3Pipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+    )
+}
 
 # These are loaded first: a mistake in them shows before the large files are read.
 _LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
@@ -136,15 +143,15 @@ class DiffusionPipeline:
             skip_components=tuple(components),
         )
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
-        pipeline_class = cls._resolve_class(index, directory)
-        pipeline_class._refuse_unknown(components)
-        classes = pipeline_class._saved_classes(index, directory, given=components)
+        chosen = cls._resolve_class(index, directory)
+        chosen._refuse_unknown(components)
+        classes = chosen._saved_classes(index, directory, given=components)
         networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
         for name in networks:  # headers only: a missing or damaged file shows before anything is loaded
             Checkpoint.open(os.path.join(directory, name), classes[name].weights_name, variants[name])
         dtypes = paddle_dtype if isinstance(paddle_dtype, dict) else {"default": paddle_dtype}
-        held = pipeline_class._storage_dtypes(storage_dtype, networks)
+        held = chosen._storage_dtypes(storage_dtype, networks)
         loaded = {}
         for name in sorted(classes, key=lambda name: not name.startswith(_LIGHT_PREFIXES)):
             class_ = classes[name]
@@ -157,8 +164,35 @@ class DiffusionPipeline:
                 loaded[name] = OnDemandNetwork(class_, directory, name, options)
             else:
                 loaded[name] = class_.from_pretrained(directory, subfolder=name, **options)
-        absent = {name: None for name in pipeline_class._component_signature()}
-        return pipeline_class(**{**absent, **loaded, **components})
+        absent = {name: None for name in chosen._component_signature()}
+        return chosen(**{**absent, **loaded, **components})
+
+    @classmethod
+    def from_pipe(cls, pipeline, **components):
+        """A pipeline of this class over the components of another: to change the task without loading twice.
+
+        Networks are shared, with their adapters, quantization and processors; what only the other has is left out.
+
+        Args:
+            pipeline (DiffusionPipeline)
+            **components: used in place of the other pipeline's, e.g. ``scheduler=...``.
+
+        Raises:
+            InputError: components that this class needs and the other pipeline has not.
+        """
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
+        if cls is DiffusionPipeline:
+            raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
+        cls._refuse_unknown(components)
+        known = cls._component_signature()
+        parts = {**{name: part for name, part in pipeline.components.items() if name in known}, **components}
+        missing = [name for name in known if name not in parts and name not in cls._optional_components]
+        if missing:
+            raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
+        made = cls(**parts)
+        made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
+        return made
 
     @classmethod
     def _storage_dtypes(cls, storage_dtype, networks):
@@ -197,7 +231,7 @@ class DiffusionPipeline:
                 f"{os.path.join(directory, INDEX_NAME)} is for a {name!r} pipeline; ppsd3 has "
                 f"{', '.join(PIPELINE_CLASSES)}. Use a Stable Diffusion 3 or 3.5 checkpoint."
             )
-        return _import(*PIPELINE_CLASSES[name]) if cls is DiffusionPipeline else cls
+        return pipeline_class(name) if cls is DiffusionPipeline else cls
 
     @classmethod
     def _saved_classes(cls, index, directory, given):
@@ -441,6 +475,11 @@ def component_class(name, class_name, directory):
             f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
         )
     return _import(*COMPONENT_CLASSES[class_name][1:])
+
+
+def pipeline_class(name):
+    """The pipeline class called ``name``, one of ``PIPELINE_CLASSES``."""
+    return _import(*PIPELINE_CLASSES[name])
 
 
 def _import(module, name):

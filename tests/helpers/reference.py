@@ -67,13 +67,13 @@ def fill(module, gain=1.0):
     return module.eval()
 
 
-def write_checkpoint(directory, seed=0, scheduler=None, **transformer):
+def write_checkpoint(directory, seed=0, scheduler=None, vae=None, **transformer):
     """Makes a pipeline in diffusers and saves it to ``directory`` with diffusers."""
     write_published_tokenizers(directory / "made_from")
     clip = transformers.CLIPTextConfig, transformers.CLIPTextModelWithProjection
     networks = {
         "transformer": diffusers.SD3Transformer2DModel(**{**tiny.TRANSFORMER, **transformer}),
-        "vae": diffusers.AutoencoderKL(**tiny.VAE),
+        "vae": diffusers.AutoencoderKL(**{**tiny.VAE, **(vae or {})}),
         "text_encoder": clip[1](clip[0](**tiny.CLIP_L, **tiny.CLIP_IDS)),
         "text_encoder_2": clip[1](clip[0](**tiny.CLIP_G, **tiny.CLIP_IDS)),
         "text_encoder_3": transformers.T5EncoderModel(transformers.T5Config(**tiny.T5)),

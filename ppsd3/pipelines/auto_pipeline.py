@@ -1,0 +1,62 @@
+"""The pipeline of a task, whatever pipeline a checkpoint names."""
+
+import os
+
+from ..configuration_utils import read_json
+from ..utils.errors import InputError
+from ..utils.hub import resolve_checkpoint
+from . import pipeline_utils
+from .pipeline_utils import INDEX_NAME, DiffusionPipeline
+
+
+class _AutoPipeline:
+    """Chooses the class by what there is: with a ``controlnet`` among the components the ControlNet pipeline."""
+
+    plain = with_control = None  # names of classes
+
+    def __init__(self):
+        raise InputError(f"{type(self).__name__} is not made; use its from_pretrained() or from_pipe().")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **options):
+        """See :meth:`DiffusionPipeline.from_pretrained`; the class is that of the task."""
+        hub = {k: options[k] for k in ("cache_dir", "local_files_only", "revision", "token") if k in options}
+        directory = resolve_checkpoint(pretrained_model_name_or_path, variant=options.get("variant"), **hub)
+        index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
+        control = options["controlnet"] if "controlnet" in options else (index.get("controlnet") or [None, None])[1]
+        return cls._choose(control).from_pretrained(pretrained_model_name_or_path, **options)
+
+    @classmethod
+    def from_pipe(cls, pipeline, **components):
+        """See :meth:`DiffusionPipeline.from_pipe`; the class is that of the task."""
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
+        control = components["controlnet"] if "controlnet" in components else getattr(pipeline, "controlnet", None)
+        if control is None:
+            components.pop("controlnet", None)
+        return cls._choose(control).from_pipe(pipeline, **components)
+
+    @classmethod
+    def _choose(cls, control):
+        name = cls.plain if control is None else cls.with_control
+        if name not in pipeline_utils.PIPELINE_CLASSES:
+            raise InputError(f"{cls.__name__} has no pipeline with a ControlNet. Pass controlnet=None.")
+        return pipeline_utils.pipeline_class(name)
+
+
+class AutoPipelineForText2Image(_AutoPipeline):
+    """:class:`StableDiffusion3Pipeline`, or :class:`StableDiffusion3ControlNetPipeline`."""
+
+    plain, with_control = "StableDiffusion3Pipeline", "StableDiffusion3ControlNetPipeline"
+
+
+class AutoPipelineForImage2Image(_AutoPipeline):
+    """:class:`StableDiffusion3Img2ImgPipeline`."""
+
+    plain = "StableDiffusion3Img2ImgPipeline"
+
+
+class AutoPipelineForInpainting(_AutoPipeline):
+    """:class:`StableDiffusion3InpaintPipeline`, or :class:`StableDiffusion3ControlNetInpaintingPipeline`."""
+
+    plain, with_control = "StableDiffusion3InpaintPipeline", "StableDiffusion3ControlNetInpaintingPipeline"
