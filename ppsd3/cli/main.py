@@ -8,9 +8,12 @@ from .. import __version__
 from ..utils.errors import PPSD3Error
 
 # Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
-# `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description.
+# `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description. It may
+# have `read_defaults(parser, rest)`, for defaults that come from a file which the arguments name.
 COMMANDS = {
     "generate": "draw pictures from a prompt",
+    "img2img": "draw pictures from a prompt and a picture",
+    "inpaint": "draw a marked part of a picture anew",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "info": "what a checkpoint holds, and whether it fits this machine",
@@ -22,13 +25,14 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main(argv=None):
     """Runs ``ppsd3 COMMAND ...`` and returns its exit code: 0, 2 for what the user can mend, 1 for a defect of ours."""
-    arguments = _parse(argv)
+    arguments = None
     try:
+        arguments = _parse(argv)
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
-        if arguments.debug:
+        if arguments is not None and arguments.debug:
             raise
         known = isinstance(error, (PPSD3Error, OSError))
         what = str(error) if known else f"{type(error).__name__}: {error} (run again with --debug to see where)"
@@ -53,5 +57,7 @@ def _parse(argv):
     command = argparse.ArgumentParser(prog=f"ppsd3 {outer.command}", description=module.__doc__)
     module.add_arguments(command)
     command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    command.set_defaults(run=module.run)
+    command.set_defaults(run=module.run, debug=False)
+    if hasattr(module, "read_defaults"):
+        module.read_defaults(command, outer.rest)
     return command.parse_args(outer.rest)

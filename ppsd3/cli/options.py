@@ -43,14 +43,11 @@ def add_model_options(parser):
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
 
-def add_call_options(parser, options=tuple(CALL_OPTIONS)):
-    """The named ``CALL_OPTIONS``, with the defaults of the pipeline's call."""
-    from ..pipelines import StableDiffusion3Pipeline
-
-    parameters = inspect.signature(StableDiffusion3Pipeline.__call__).parameters
-    for option in options:
+def add_call_options(parser, options=tuple(CALL_OPTIONS), pipeline_class=None):
+    """Those of the named ``CALL_OPTIONS`` that the pipeline's call takes, with its defaults."""
+    for option in _options_of(pipeline_class, options):
         name, kind, text = CALL_OPTIONS[option]
-        default = parameters[name].default
+        default = default_of(pipeline_class, name)
         shown = "" if default is None else f" (default: {default})"
         settings = {"dest": name, "type": kind, "default": default, "help": text + shown}
         if name == "skip_guidance_layers":
@@ -58,19 +55,36 @@ def add_call_options(parser, options=tuple(CALL_OPTIONS)):
         parser.add_argument(option, metavar=option.split("-")[-1].upper(), **settings)
 
 
-def call_arguments(arguments, options=tuple(CALL_OPTIONS)):
+def call_arguments(arguments, options=tuple(CALL_OPTIONS), pipeline_class=None):
     """Keyword arguments of the pipeline's call from the parsed ``options``."""
-    names = (CALL_OPTIONS[option][0] for option in options)
+    names = (CALL_OPTIONS[option][0] for option in _options_of(pipeline_class, options))
     return {name: getattr(arguments, name) for name in names}
 
 
-def load_pipeline(arguments, quiet):
-    """The pipeline that the model options ask for; ``quiet`` hides its progress bar."""
-    from ..pipelines import StableDiffusion3Pipeline
+def default_of(pipeline_class, name):
+    """What the pipeline's call takes ``name`` to be if it is left out."""
+    return _parameters(pipeline_class)[name].default
 
+
+def _options_of(pipeline_class, options):
+    return [option for option in options if CALL_OPTIONS[option][0] in _parameters(pipeline_class)]
+
+
+def _parameters(pipeline_class):
+    return inspect.signature(_or_text_to_image(pipeline_class).__call__).parameters
+
+
+def _or_text_to_image(pipeline_class):
+    if pipeline_class is None:
+        from ..pipelines import StableDiffusion3Pipeline as pipeline_class
+    return pipeline_class
+
+
+def load_pipeline(arguments, quiet, pipeline_class=None):
+    """The pipeline (by default for text to image) that the model options ask for; ``quiet`` hides its progress bar."""
     _choose_device(arguments.device, arguments.dtype)
     absent = {"text_encoder_3": None, "tokenizer_3": None} if arguments.without_t5 else {}
-    pipe = StableDiffusion3Pipeline.from_pretrained(
+    pipe = _or_text_to_image(pipeline_class).from_pretrained(
         arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
     )
     if arguments.quantize is not None:

@@ -11,21 +11,24 @@ SETTINGS_KEY = "ppsd3"  # JSON, for programs
 PARAMETERS_KEY = "parameters"  # prose, where picture viewers of this field look
 
 
-def output_files(output, prompt, seeds):
-    """The PNG file for each of ``seeds``, checked to be writable before any picture is drawn.
+def output_files(output, prompts, seeds):
+    """The PNG files for each of ``seeds`` of the first prompt, then of the next, checked to be writable before any
+    picture is drawn.
 
     Args:
         output (str or None): a file, or an existing directory. None: the current directory. In a directory, files are
             named after prompt and seed.
-        prompt (str), seeds (list of int): one picture per seed. Several to one file get ``-1``, ``-2``, ... before
-            ``.png``.
+        prompts (list of str), seeds (list of int): one picture for each of both. Several to one file get ``-1``,
+            ``-2``, ... before ``.png``.
 
     Raises:
         InputError: another extension than ``.png``, or a directory that is missing or cannot be written to.
     """
     output = output or "."
     if os.path.isdir(output):
-        files = [os.path.join(output, f"{_slug(prompt)}-{seed}.png") for seed in seeds]
+        slugs = [_slug(prompt) for prompt in prompts]
+        numbered = [slug if slugs.count(slug) == 1 else f"{slug}-{i + 1}" for i, slug in enumerate(slugs)]
+        files = [os.path.join(output, f"{slug}-{seed}.png") for slug in numbered for seed in seeds]
     else:
         stem, extension = os.path.splitext(output)
         if extension.lower() != ".png":
@@ -33,7 +36,8 @@ def output_files(output, prompt, seeds):
                 f"--output {output} does not end in .png, the format that carries the settings. Name a .png file, or a "
                 "directory that exists."
             )
-        files = [output] if len(seeds) == 1 else [f"{stem}-{i + 1}{extension}" for i in range(len(seeds))]
+        count = len(prompts) * len(seeds)
+        files = [output] if count == 1 else [f"{stem}-{i + 1}{extension}" for i in range(count)]
     directory = os.path.dirname(os.path.abspath(files[0]))
     if not os.path.isdir(directory):
         raise InputError(f"--output: the directory {directory} does not exist. Make it first, or choose another.")

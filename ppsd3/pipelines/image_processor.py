@@ -47,7 +47,8 @@ class VaeImageProcessor(ConfigMixin):
 
         Args:
             image: a PIL picture, an array [H, W, c] or [B, H, W, c] in [0, 1], a tensor [c, H, W] or [B, c, H, W] in
-                [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already.
+                [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already. With
+                ``do_convert_grayscale`` also an array or tensor [H, W] or [B, H, W].
             height, width (int or None): pixels; None: the picture's own, down to a multiple of the scale factor.
             resize_mode (str): as in :meth:`resize`; "fill" and "crop" are for PIL pictures.
             crops_coords (4 ints or None): x1, y1, x2, y2 of the part of PIL pictures to take.
@@ -56,6 +57,8 @@ class VaeImageProcessor(ConfigMixin):
             InputError: another type, an empty list, pictures of different sizes, or another ``resize_mode``.
         """
         images = list(image) if isinstance(image, (list, tuple)) else [image]
+        if self.config.do_convert_grayscale:
+            images = [_with_channel(item) for item in images]
         if not images:
             raise InputError("`image` is an empty list. Pass at least one picture.")
         self._check_resizing(images, resize_mode, crops_coords)
@@ -233,6 +236,15 @@ class VaeImageProcessor(ConfigMixin):
 
         pixels = (array * 255).round().astype("uint8")
         return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
+
+
+def _with_channel(item):
+    """Grey arrays and tensors [H, W] or [B, H, W] as [B, H, W, 1] and [B, 1, H, W]; anything else as it is."""
+    grey = not hasattr(item, "getbbox") and len(item.shape) in (2, 3) and item.shape[-1] != 1
+    if not grey:
+        return item
+    item = item.reshape([-1, *item.shape[-2:]])
+    return item.unsqueeze(1) if isinstance(item, paddle.Tensor) else item[..., None]
 
 
 def _filter(name):

@@ -25,7 +25,8 @@ def run(tiny_checkpoint, tmp_path, monkeypatch, capsys):
 
     def call(*arguments, prompt=PROMPT):
         capsys.readouterr()
-        code = main(["generate", prompt, "--model", str(tiny_checkpoint), "--steps", "1", *arguments])
+        prompts = [] if prompt is None else [prompt]
+        code = main(["generate", *prompts, "--model", str(tiny_checkpoint), "--steps", "1", *arguments])
         out, err = capsys.readouterr()
         return code, out.splitlines(), err
 
@@ -98,6 +99,32 @@ def test_names(run):
     assert all(os.path.isfile(name) for name in ("a-red-circle-7.png", "album/a-red-circle-8.png", "x-2.png"))
 
 
+def test_prompts_from_a_file(run):
+    with open("prompts.txt", "w") as file:
+        file.write("a red circle\n\n  a blue square  \na red circle\n")
+    code, out, _ = run("--prompt-file", "prompts.txt", "--seed", "7", prompt=None)
+    assert code == 0 and [os.path.basename(name) for name in out] == [
+        "a-red-circle-1-7.png",
+        "a-blue-square-7.png",
+        "a-red-circle-3-7.png",
+    ]
+    assert np.array_equal(pixels(out[0]), pixels(out[2])) and not np.array_equal(pixels(out[0]), pixels(out[1]))
+    assert read_settings(out[1])["prompt"] == "a blue square"
+    assert run("--prompt-file", "prompts.txt")[0] == run(prompt=None)[0] == 2
+    assert "missing.txt" in run("--prompt-file", "missing.txt", prompt=None)[2]
+
+
+def test_settings_from_a_picture(run):
+    run("--seed", "5", "--output", "first.png", "--negative-prompt", "blue", "--height", "32", "--without-t5")
+    assert run("--from-png", "first.png", "--output", "again.png", prompt=None)[0] == 0
+    assert np.array_equal(pixels("first.png"), pixels("again.png"))
+    run("--from-png", "first.png", "--output", "other.png", "--seed", "6", prompt="a star")
+    settings = read_settings("other.png")
+    assert (settings["prompt"], settings["seed"], settings["height"]) == ("a star", 6, 32)
+    code, _, err = run("--from-png", "missing.png", prompt=None)
+    assert code == 2 and "missing.png" in err
+
+
 def test_quiet(run):
     assert run("--quiet") == (0, [], "")
 
@@ -159,7 +186,7 @@ def test_refuses_before_loading(run, nothing_is_loaded, arguments, message):
 def test_refuses_a_directory_without_permission(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda *arguments: False)
     with pytest.raises(InputError, match="no permission"):
-        output_files(str(tmp_path / "x.png"), PROMPT, [0])
+        output_files(str(tmp_path / "x.png"), [PROMPT], [0])
 
 
 @pytest.mark.parametrize("arguments", [("--height", "60"), ("--steps", "0"), ("--max-sequence-length", "600")], ids=str)
@@ -202,9 +229,9 @@ def test_describe():
 
 
 def test_slug():
-    files = output_files(None, "Ein  Bild: «日本» / " + "x" * 100, [3])
+    files = output_files(None, ["Ein  Bild: «日本» / " + "x" * 100], [3])
     assert os.path.basename(files[0]).startswith("ein-bild-日本-xxx") and files[0].endswith("-3.png")
-    assert output_files(None, "!?", [3]) == [os.path.join(".", "picture-3.png")]
+    assert output_files(None, ["!?"], [3]) == [os.path.join(".", "picture-3.png")]
 
 
 def test_bundled_model_is_the_default(tmp_path, monkeypatch):

@@ -1,0 +1,305 @@
+"""Image to image and inpainting: every argument acts or is refused, and pipelines change into one another."""
+
+import inspect
+
+import numpy as np
+import paddle
+import pytest
+from helpers import tiny
+from PIL import Image
+
+import ppsd3
+from ppsd3 import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3Pipeline,
+    TorchGenerator,
+)
+from ppsd3.pipelines.stable_diffusion_3.guidance import ClassifierFreeGuidance, NoGuidance
+from ppsd3.utils.errors import InputError
+
+TASKS = (StableDiffusion3Pipeline, StableDiffusion3Img2ImgPipeline, StableDiffusion3InpaintPipeline)
+PROMPT = "a red circle"
+SIDE = tiny.SIDE
+
+
+def picture(seed=0, size=(SIDE, SIDE)):
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype="uint8"))
+
+
+def mask(size=(SIDE, SIDE)):
+    array = np.zeros(size[::-1], "uint8")
+    array[10:40, 20:50] = 255
+    return Image.fromarray(array)
+
+
+@pytest.fixture(scope="module")
+def pipes():
+    first = tiny.make_pipeline()
+    made = {class_: class_.from_pipe(first) for class_ in TASKS}
+    # a transformer that reads mask and masked picture, beside 4 latent channels
+    reads_mask = tiny.make_components(in_channels=9, out_channels=4)["transformer"]
+    made["reads mask"] = StableDiffusion3InpaintPipeline.from_pipe(first, transformer=reads_mask)
+    return made
+
+
+OWN = {
+    StableDiffusion3Pipeline: {},
+    StableDiffusion3Img2ImgPipeline: {"image": picture()},
+    StableDiffusion3InpaintPipeline: {"image": picture(), "mask_image": mask()},
+    "reads mask": {"image": picture(), "mask_image": mask()},
+}
+
+
+def draw(pipes, task, **changes):
+    settings = {"prompt": PROMPT, "num_inference_steps": 4, "output_type": "np", "generator": TorchGenerator(3)}
+    settings = {**settings, **OWN[task], **changes}
+    images = pipes[task](**{name: value for name, value in settings.items() if value is not REMOVED}).images
+    return np.asarray(images.numpy() if isinstance(images, paddle.Tensor) else images)
+
+
+REMOVED = object()
+
+
+def embeds(pipe, sign):
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    given = dict(zip(names, pipe.encode_prompt("a star", None, None, negative_prompt="blue")))
+    return {name: given[name] for name in names if name.startswith("negative") == (sign == "negative_")}
+
+
+def callback(pipe, step, timestep, tensors):
+    return {name: tensor * 0.5 for name, tensor in tensors.items()}
+
+
+# Argument of a call -> settings of two calls that have to differ, or an error that the second has to raise.
+CHANGES = {
+    "prompt": {"prompt": "a star"},
+    "prompt_2": {"prompt_2": "a star"},
+    "prompt_3": {"prompt_3": "a star"},
+    "height": {"height": 32},
+    "width": {"width": 32},
+    "num_inference_steps": {"num_inference_steps": 6},
+    "sigmas": {"sigmas": [1.0, 0.9, 0.8, 0.1]},
+    "guidance_scale": {"guidance_scale": 2.0},
+    "negative_prompt": {"negative_prompt": "blue"},
+    "negative_prompt_2": {"negative_prompt_2": "blue"},
+    "negative_prompt_3": {"negative_prompt_3": "blue"},
+    "num_images_per_prompt": {"num_images_per_prompt": 2},
+    "generator": {"generator": TorchGenerator(4)},
+    "output_type": {"output_type": "latent"},
+    "clip_skip": {"clip_skip": 1},
+    "max_sequence_length": {"max_sequence_length": 77},
+    "guidance": {"guidance": NoGuidance()},
+    "skip_guidance_layers": {"skip_guidance_layers": [1], "skip_layer_guidance_start": -1.0},
+    "strength": {"strength": 0.9},
+    "image": {"image": picture(1)},
+    "callback_on_step_end": {"callback_on_step_end": callback},
+    "mu": (InputError, {"mu": 0.5}),
+    "ip_adapter_image": (InputError, {"ip_adapter_image": picture()}),
+    "ip_adapter_image_embeds": (InputError, {"ip_adapter_image_embeds": [paddle.zeros([2, 1, 8])]}),
+    "joint_attention_kwargs": (InputError, {"joint_attention_kwargs": {"unknown": 1}}),
+    "callback_on_step_end_tensor_inputs": (InputError, {"callback_on_step_end_tensor_inputs": ["velocity"]}),
+    "padding_mask_crop": (InputError, {"padding_mask_crop": 4}),  # with arrays; pictures are tested below
+    "masked_image_latents": (InputError, {"masked_image_latents": paddle.zeros([1, 4, 16, 16])}),
+}
+# Tested by themselves below, or together with what they need.
+APART = {
+    "latents", "mask_image", "return_dict", "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
+    "negative_pooled_prompt_embeds", "skip_layer_guidance_scale", "skip_layer_guidance_stop",
+    "skip_layer_guidance_start",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_argument_acts_or_is_refused(pipes, task):
+    names = set(inspect.signature(task.__call__).parameters) - {"self"}
+    assert names <= set(CHANGES) | APART
+    plain = draw(pipes, task)
+    for name in sorted(names & set(CHANGES)):
+        change = CHANGES[name]
+        if isinstance(change, tuple):
+            with pytest.raises(change[0]):
+                draw(pipes, task, **change[1])
+        else:
+            other = draw(pipes, task, **change)
+            assert other.shape != plain.shape or np.abs(other - plain).max() > 1e-3, name
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_embeddings_in_place_of_prompts(pipes, task):
+    positive, negative = (embeds(pipes[task], sign) for sign in ("", "negative_"))
+    expected = draw(pipes, task, prompt="a star", negative_prompt="blue", num_images_per_prompt=2)
+    given = draw(pipes, task, prompt=REMOVED, **positive, **negative, num_images_per_prompt=2)
+    assert np.abs(given - expected).max() < 1e-4
+    # each of the four matters
+    for name in (*positive, *negative):
+        changed = {**positive, **negative, name: {**positive, **negative}[name] * 0.5}
+        assert np.abs(draw(pipes, task, prompt=REMOVED, num_images_per_prompt=2, **changed) - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tuple_and_dictionary(pipes, task):
+    settings = {"prompt": PROMPT, "num_inference_steps": 2, "output_type": "np", **OWN[task]}
+    (images,) = pipes[task](**settings, generator=TorchGenerator(3), return_dict=False)
+    assert np.array_equal(images, pipes[task](**settings, generator=TorchGenerator(3)).images)
+
+
+@pytest.mark.parametrize("task", [*TASKS, "reads mask"])
+def test_a_batch_is_its_pictures(pipes, task):
+    two = draw(pipes, task, prompt=[PROMPT, "a star"], generator=[TorchGenerator(3), TorchGenerator(4)])
+    for i, (prompt, seed) in enumerate(((PROMPT, 3), ("a star", 4))):
+        one = draw(pipes, task, prompt=prompt, generator=TorchGenerator(seed))
+        assert np.abs(two[i] - one[0]).max() < 1e-4
+
+
+@pytest.mark.parametrize("task", [*TASKS, "reads mask"])
+def test_fused_projections_and_guidance_objects_change_nothing(pipes, task):
+    plain = draw(pipes, task)
+    assert np.array_equal(draw(pipes, task, guidance=ClassifierFreeGuidance(7.0)), plain)
+    pipes[task].transformer.fuse_qkv_projections()
+    try:
+        assert np.abs(draw(pipes, task) - plain).max() < 1e-4
+    finally:
+        pipes[task].transformer.unfuse_qkv_projections()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_saved_and_loaded(pipes, task, tmp_path):
+    pipes[task].save_pretrained(tmp_path)
+    again = ppsd3.DiffusionPipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is task
+    assert np.array_equal(draw({task: again}, task), draw(pipes, task))
+
+
+def test_strength(pipes):
+    task, whole = StableDiffusion3Img2ImgPipeline, []
+    for strength in (0.25, 1.0):
+        seen = []
+        draw(pipes, task, strength=strength, callback_on_step_end=lambda *a: seen.append(a[1]) or {})
+        whole.append(len(seen))
+    assert whole == [1, 4]
+    # at full strength the picture is gone
+    assert np.abs(draw(pipes, task, strength=1.0) - draw(pipes, task, strength=1.0, image=picture(1))).max() < 0.02
+
+
+def test_image_to_image_from_latents(pipes):
+    task = StableDiffusion3Img2ImgPipeline
+    latents = paddle.to_tensor(np.random.RandomState(0).randn(1, 4, 16, 16).astype("float32"))
+    assert draw(pipes, task, image=None, latents=latents).shape == (1, SIDE, SIDE, 3)
+    assert np.abs(draw(pipes, task, image=None, latents=latents) - draw(pipes, task)).max() > 0.01
+    for wrong in ({"latents": latents}, {"image": None}):
+        with pytest.raises(InputError, match="either `image`, or the `latents`"):
+            draw(pipes, task, **wrong)
+    # latents as the picture: noise is added to them
+    assert draw(pipes, task, image=latents).shape == (1, SIDE, SIDE, 3)
+
+
+@pytest.mark.parametrize("task", [StableDiffusion3InpaintPipeline, "reads mask"])
+def test_latents_of_inpainting_are_its_noise(pipes, task):
+    latents = paddle.to_tensor(np.random.RandomState(0).randn(1, 4, 16, 16).astype("float32"))
+    for strength in (0.5, 1.0):
+        given = draw(pipes, task, latents=latents, strength=strength)
+        assert np.abs(given - draw(pipes, task, strength=strength)).max() > 1e-3
+
+
+def test_inpainting_keeps_what_is_not_marked(pipes):
+    task = StableDiffusion3InpaintPipeline
+    drawn = draw(pipes, task, output_type="latent")
+    clean = draw(pipes, task, output_type="latent", mask_image=np.zeros((1, SIDE, SIDE), "float32"))
+    inside = np.zeros((16, 16), bool)
+    inside[2:11, 4:14] = True
+    difference = np.abs(drawn - clean).max(axis=(0, 1))
+    assert difference[~inside].max() < 1e-5 and difference[4:9, 6:11].min() > 1e-3
+
+
+@pytest.mark.parametrize("task", [StableDiffusion3InpaintPipeline, "reads mask"])
+def test_mask_and_callback(pipes, task):
+    plain = draw(pipes, task)
+    assert np.abs(draw(pipes, task, mask_image=np.ones((1, SIDE, SIDE), "float32")) - plain).max() > 1e-3
+    names = ["mask"] if task != "reads mask" else ["mask", "masked_image_latents"]
+    for name in names:
+        seen = []
+
+        def change(pipe, step, timestep, tensors):
+            seen.append(tensors[name].shape)
+            return {name: tensors[name] * 0.0}
+
+        options = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": [name]}
+        assert np.abs(draw(pipes, task, **options) - plain).max() > 1e-4
+        assert seen[0] == [1, 1 if name == "mask" else 4, 16, 16]
+
+
+def test_masked_latents_in_place_of_the_picture(pipes):
+    pipe, task = pipes["reads mask"], "reads mask"
+    pixels = pipe.image_processor.preprocess(picture(), SIDE, SIDE)
+    keep = pipe.mask_processor.preprocess(mask(), SIDE, SIDE) < 0.5
+    raw = pipe.vae.encode(pixels * keep.astype("float32")).latent_dist.mode()
+    given = draw(pipes, task, masked_image_latents=raw, strength=1.0)
+    assert np.abs(given - draw(pipes, task, masked_image_latents=raw * 0.0, strength=1.0)).max() > 1e-3
+
+
+def test_cut_out_and_put_back(pipes):
+    large, marked = picture(size=(150, 120)), mask(size=(150, 120))
+    options = {"image": large, "mask_image": marked, "output_type": "pil"}
+    (drawn,) = draw(pipes, StableDiffusion3InpaintPipeline, padding_mask_crop=4, **options)
+    assert drawn.shape == (120, 150, 3)
+    outside = np.asarray(marked) == 0
+    assert np.array_equal(drawn[outside], np.asarray(large)[outside])
+    assert np.abs(drawn[~outside].astype(int) - np.asarray(large)[~outside]).max() > 10
+    for wrong, message in (
+        ({"output_type": "np"}, "PIL pictures only"),
+        ({"mask_image": Image.new("L", (150, 120))}, "all black"),
+        ({"mask_image": mask()}, "of one size"),
+        ({"image": np.zeros((1, 120, 150, 3), "float32")}, "PIL pictures"),
+    ):
+        with pytest.raises(InputError, match=message):
+            draw(pipes, StableDiffusion3InpaintPipeline, padding_mask_crop=4, **{**options, **wrong})
+
+
+@pytest.mark.parametrize(
+    "task, wrong, message",
+    [
+        (StableDiffusion3Img2ImgPipeline, {"strength": 1.5}, "`strength` is 1.5"),
+        (StableDiffusion3Img2ImgPipeline, {"strength": 0.0}, "leaves none to do"),
+        (StableDiffusion3Img2ImgPipeline, {"image": [picture()] * 3}, "holds 3 pictures, but there are 1 prompts"),
+        (StableDiffusion3InpaintPipeline, {"mask_image": None}, "`image` and `mask_image`"),
+        (StableDiffusion3Pipeline, {"guidance": 7.0}, "`guidance` is a float"),
+        (StableDiffusion3Pipeline, {"guidance": NoGuidance(), "skip_guidance_layers": [1]}, "Both `guidance`"),
+    ],
+    ids=str,
+)
+def test_refusals(pipes, task, wrong, message):
+    with pytest.raises(InputError, match=message):
+        draw(pipes, task, **wrong)
+
+
+def test_inpainting_refuses_other_transformers(pipes):
+    odd = tiny.make_components(in_channels=6, out_channels=4)["transformer"]
+    pipe = StableDiffusion3InpaintPipeline.from_pipe(pipes[StableDiffusion3Pipeline], transformer=odd)
+    with pytest.raises(InputError, match="reads 6 channels; inpainting takes one of 4"):
+        draw({StableDiffusion3InpaintPipeline: pipe}, StableDiffusion3InpaintPipeline)
+
+
+def test_from_pipe_shares_components(pipes, tmp_path):
+    first = pipes[StableDiffusion3Pipeline]
+    for class_, made in (
+        (StableDiffusion3Img2ImgPipeline, AutoPipelineForImage2Image),
+        (StableDiffusion3InpaintPipeline, AutoPipelineForInpainting),
+        (StableDiffusion3Pipeline, AutoPipelineForText2Image),
+    ):
+        other = made.from_pipe(first)
+        assert type(other) is class_
+        assert all(other.components[name] is part for name, part in first.components.items())
+    first.save_pretrained(tmp_path)
+    assert type(AutoPipelineForInpainting.from_pretrained(tmp_path)) is StableDiffusion3InpaintPipeline
+    with pytest.raises(InputError, match="not a str"):
+        StableDiffusion3Pipeline.from_pipe("shapes")
+    with pytest.raises(InputError, match="which task"):
+        ppsd3.DiffusionPipeline.from_pipe(first)
+    with pytest.raises(InputError, match="from_pretrained"):
+        AutoPipelineForText2Image()
