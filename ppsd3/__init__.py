@@ -19,8 +19,11 @@ _PUBLIC = {
     "AutoencoderKL": "models",
     "CLIPTextModelWithProjection": "transformers",
     "CLIPTokenizer": "transformers",
+    "DPMSolverMultistepScheduler": "schedulers",
     "DiffusionPipeline": "pipelines",
     "FlowMatchEulerDiscreteScheduler": "schedulers",
+    "FlowMatchHeunDiscreteScheduler": "schedulers",
+    "FlowMatchLCMScheduler": "schedulers",
     "SD3Transformer2DModel": "models",
     "StableDiffusion3Img2ImgPipeline": "pipelines",
     "StableDiffusion3InpaintPipeline": "pipelines",
@@ -29,6 +32,7 @@ _PUBLIC = {
     "T5EncoderModel": "transformers",
     "T5Tokenizer": "transformers",
     "TorchGenerator": "utils.random",
+    "UniPCMultistepScheduler": "schedulers",
     "VaeImageProcessor": "pipelines",
 }
 

@@ -140,6 +140,7 @@ def _settings(arguments, call, seed, image):
         "variant": arguments.variant,
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
+        "scheduler": arguments.scheduler,
         "without_t5": arguments.without_t5 or None,
         "ppsd3_version": __version__,
     }

@@ -28,6 +28,17 @@ CALL_OPTIONS = {
 }
 
 
+# Name -> class of ppsd3, and what its configuration says beside the model's own.
+SCHEDULERS = {
+    "euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "heun": ("FlowMatchHeunDiscreteScheduler", {}),
+    "lcm": ("FlowMatchLCMScheduler", {}),
+    "dpm": ("DPMSolverMultistepScheduler", {}),
+    "dpm-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+}
+
+
 def add_model_options(parser):
     """Which model, in which form: what :func:`load_pipeline` reads."""
     parser.add_argument(
@@ -39,6 +50,7 @@ def add_model_options(parser):
     parser.add_argument(
         "--quantize", choices=("int8",), help="int8 transformer and T5: less memory, and on CPUs with VNNI less time"
     )
+    parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
@@ -87,10 +99,20 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
     pipe = _or_text_to_image(pipeline_class).from_pretrained(
         arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
     )
+    if arguments.scheduler is not None:
+        pipe.scheduler = make_scheduler(arguments.scheduler, pipe.scheduler)
     if arguments.quantize is not None:
         pipe.quantize(arguments.quantize)
     pipe.set_progress_bar_config(disable=quiet, file=sys.stderr)
     return pipe
+
+
+def make_scheduler(name, model_scheduler):
+    """The sampler that ``SCHEDULERS`` calls ``name``, with the shift of the model's own."""
+    import ppsd3
+
+    class_name, settings = SCHEDULERS[name]
+    return getattr(ppsd3, class_name).from_config(model_scheduler.config, **settings)
 
 
 def _choose_device(device, dtype):

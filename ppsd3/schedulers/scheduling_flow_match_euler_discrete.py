@@ -5,17 +5,18 @@ import importlib.util
 import numpy as np
 import paddle
 
-from ..configuration_utils import ConfigMixin, register_to_config
+from ..configuration_utils import register_to_config
 from ..utils.errors import ConfigError, InputError
 from ..utils.logging import get_logger
 from ..utils.random import randn
 from . import flow_sigmas
-from .scheduling_utils import SchedulerMixin, SchedulerOutput
+from .flow_scheduler import FlowScheduler, cast, check_choice, refuse_integer
+from .scheduling_utils import SchedulerOutput
 
 logger = get_logger(__name__)
 
 
-class FlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
+class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     """``x_next = x + (sigma_next - sigma) v`` with the model's velocity ``v = noise - x_0``.
 
     ``sigmas`` and ``timesteps`` have the bits of diffusers 0.42 in every mode. The state is a schedule and a
@@ -42,7 +43,7 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         sigma_min, sigma_max (float): ends of the training table, after the static shift.
     """
 
-    order = 1
+    _config_aliases = {"flow_shift": "shift"}
 
     @register_to_config
     def __init__(
@@ -62,50 +63,23 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
         time_shift_type="exponential",
         stochastic_sampling=False,
     ):
-        _check_config(self.config)
+        self._set_up()
+
+    def _set_up(self):
+        config = self.config
+        _check_config(config)
         self.num_inference_steps = None
-        self._shift = float(shift)
-        sigmas = flow_sigmas.training_sigmas(num_train_timesteps, 1.0 if use_dynamic_shifting else self._shift)
+        self._shift = float(config.shift)
+        sigmas = flow_sigmas.training_sigmas(
+            config.num_train_timesteps, 1.0 if config.use_dynamic_shifting else self._shift
+        )
         self.sigma_min, self.sigma_max = float(sigmas[-1]), float(sigmas[0])
-        self._install(sigmas, sigmas * num_train_timesteps)
-
-    # The schedule lives twice: as numpy for the arithmetic on single steps, which must not launch kernels or wait
-    # for a device, and as tensors for the caller.
-    def _install(self, sigmas, timesteps, device=None):
-        place = paddle.CPUPlace() if device is None else device
-        self._sigma_array, self._timestep_array = sigmas, timesteps
-        self._sigma_tensor = paddle.to_tensor(sigmas, place=place)
-        self._timestep_tensor = paddle.to_tensor(timesteps, place=place)
-        self._step_index = self._begin_index = None
-
-    @property
-    def sigmas(self):
-        """float32 tensor: ``[n + 1]``, the last one the terminal 0 or 1; before ``set_timesteps`` the table ``[T]``."""
-        return self._sigma_tensor
-
-    @property
-    def timesteps(self):
-        """float32 tensor ``[n]``: what the model is called with, step by step."""
-        return self._timestep_tensor
+        self._install(sigmas, sigmas * config.num_train_timesteps)
 
     @property
     def shift(self):
         """The static shift that the next ``set_timesteps`` will use."""
         return self._shift
-
-    @property
-    def step_index(self):
-        """Index of the coming step; None before the first one."""
-        return self._step_index
-
-    @property
-    def begin_index(self):
-        """Index of the first step if ``set_begin_index`` named one, else None: it is then looked up by timestep."""
-        return self._begin_index
-
-    def set_begin_index(self, begin_index=0):
-        """Names the first step, for sampling that starts in the middle of the schedule (image to image)."""
-        self._begin_index = begin_index
 
     def set_shift(self, shift):
         """Replaces the static shift for later ``set_timesteps``; ``config``, ``sigma_min`` and ``sigma_max`` stay."""
@@ -197,62 +171,7 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
                 f"mu={mu} would change nothing: this scheduler has use_dynamic_shifting=False. Leave mu out, or make "
                 "the scheduler with use_dynamic_shifting=True; set_shift(shift) changes the static shift."
             )
-        named = {"num_inference_steps": num_inference_steps}
-        named.update((name, len(v)) for name, v in (("sigmas", sigmas), ("timesteps", timesteps)) if v is not None)
-        counts = {name: count for name, count in named.items() if count is not None}
-        if not counts:
-            raise InputError("set_timesteps needs num_inference_steps, sigmas or timesteps.")
-        if len(set(counts.values())) > 1 or min(counts.values()) < 1:
-            listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise InputError(f"set_timesteps needs one number of steps, at least 1; it was given {listed}.")
-        return next(iter(counts.values()))
-
-    def index_for_timestep(self, timestep, schedule_timesteps=None):
-        """Index of ``timestep`` (float or tensor of one value) in the schedule, or in ``schedule_timesteps``.
-
-        The match is exact. Of several matches it is the second, so that a run that starts in the middle of a
-        schedule with repeated timesteps skips no sigma.
-
-        Raises:
-            InputError: the schedule does not hold it.
-        """
-        schedule = self._timestep_array if schedule_timesteps is None else np.asarray(schedule_timesteps)
-        indices = np.flatnonzero(schedule == np.float32(float(timestep)))
-        if not len(indices):
-            nearest = schedule[np.abs(schedule - float(timestep)).argmin()]
-            raise InputError(
-                f"Timestep {float(timestep)!r} is not in the schedule; the nearest one is {float(nearest)!r}. "
-                "Take it from scheduler.timesteps rather than computing it."
-            )
-        return int(indices[1 if len(indices) > 1 else 0])
-
-    def scale_noise(self, sample, timestep, noise=None):
-        """The forward process: ``sigma noise + (1 - sigma) sample``.
-
-        Args:
-            sample (tensor ``[B, ...]``): the clean sample.
-            timestep (float or tensor ``[]``, ``[1]`` or ``[B]``): one for all rows, or one per row. After
-                ``set_begin_index`` or the first ``step`` the scheduler's own position is used in its place.
-            noise (tensor): of the sample's shape; required.
-
-        Returns:
-            tensor of the sample's shape and dtype, computed in float32.
-
-        Raises:
-            InputError: ``noise`` is missing, or the number of timesteps is neither 1 nor B.
-        """
-        if noise is None:
-            raise InputError("scale_noise needs noise=, e.g. ppsd3.utils.random.randn(sample.shape, generator).")
-        timesteps = np.asarray(timestep, np.float32).reshape(-1)
-        if len(timesteps) not in (1, sample.shape[0]):
-            raise InputError(f"scale_noise got {len(timesteps)} timesteps for {sample.shape[0]} samples; give 1 or B.")
-        if self.begin_index is None:
-            indices = [self.index_for_timestep(t) for t in timesteps]
-        else:  # before the first step (image to image), or after one (inpainting)
-            index = self.begin_index if self.step_index is None else self.step_index
-            indices = [index] * len(timesteps)
-        sigma = paddle.to_tensor(self._sigma_array[indices]).reshape([-1] + [1] * (sample.ndim - 1))
-        return _cast(sigma * _cast(noise, paddle.float32) + (1.0 - sigma) * _cast(sample, paddle.float32), sample.dtype)
+        return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas, timesteps=timesteps)
 
     def step(
         self,
@@ -288,10 +207,9 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
             InputError: an integer timestep, a churn argument, or no step left in the schedule.
         """
         _check_step_arguments(timestep, s_churn, s_tmin, s_tmax, s_noise)
-        if self._step_index is None:
-            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
+        self._begin_step(timestep)
 
-        velocity, sample = _cast(model_output, paddle.float32), _cast(sample, paddle.float32)
+        velocity, sample = cast(model_output, paddle.float32), cast(sample, paddle.float32)
         if per_token_timesteps is not None:
             sigma, sigma_next, dt = self._per_token_sigmas(per_token_timesteps)
         else:
@@ -305,32 +223,16 @@ class FlowMatchEulerDiscreteScheduler(SchedulerMixin, ConfigMixin):
 
         self._step_index += 1
         if per_token_timesteps is None:
-            prev_sample = _cast(prev_sample, model_output.dtype)
+            prev_sample = cast(prev_sample, model_output.dtype)
         return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
-
-    def _step_sigmas(self):
-        """``sigma, sigma_next, sigma_next - sigma`` of the coming step as Python floats that float32 holds exactly."""
-        if self._step_index + 1 >= len(self._sigma_array):
-            raise InputError(
-                f"The schedule has {len(self._sigma_array) - 1} steps and all are done; call set_timesteps again."
-            )
-        sigma, sigma_next = self._sigma_array[self._step_index : self._step_index + 2]
-        return float(sigma), float(sigma_next), float(sigma_next - sigma)
 
     def _per_token_sigmas(self, per_token_timesteps):
         """The same three as float32 tensors ``[B, N, 1]``, with dt positive."""
-        sigma = _cast(per_token_timesteps, paddle.float32) / self.config.num_train_timesteps  # [B, N]
+        sigma = cast(per_token_timesteps, paddle.float32) / self.config.num_train_timesteps  # [B, N]
         table = paddle.to_tensor(self._sigma_array)[:, None, None]  # [n + 1, 1, 1]
         lower = (table < sigma[None] - 1e-6).astype(paddle.float32) * table  # [n + 1, B, N], 0 where not lower
         sigma, sigma_next = sigma[..., None], lower.max(axis=0)[..., None]
         return sigma, sigma_next, sigma - sigma_next
-
-    def __len__(self):
-        return self.config.num_train_timesteps
-
-
-def _cast(tensor, dtype):
-    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def _check_config(config):
@@ -339,9 +241,7 @@ def _check_config(config):
         raise ConfigError(f"{' and '.join(spacings)} exclude one another; set only one of them.")
     if config.use_beta_sigmas and importlib.util.find_spec("scipy") is None:
         raise ConfigError("use_beta_sigmas=True needs scipy: `pip install scipy`, or choose another spacing.")
-    if config.time_shift_type not in flow_sigmas.TIME_SHIFTS:
-        known = ", ".join(flow_sigmas.TIME_SHIFTS)
-        raise ConfigError(f"time_shift_type={config.time_shift_type!r} is not known; use one of {known}.")
+    check_choice("time_shift_type", config.time_shift_type, tuple(flow_sigmas.TIME_SHIFTS))
     if config.num_train_timesteps < 1:
         raise ConfigError(f"num_train_timesteps={config.num_train_timesteps} must be at least 1.")
     if not config.shift > 0:
@@ -351,13 +251,7 @@ def _check_config(config):
 
 
 def _check_step_arguments(timestep, s_churn, s_tmin, s_tmax, s_noise):
-    is_integer = isinstance(timestep, (int, np.integer)) or (
-        isinstance(timestep, (paddle.Tensor, np.ndarray)) and "int" in str(timestep.dtype)
-    )
-    if is_integer:
-        raise InputError(
-            f"step got the integer timestep {timestep}; pass an entry of scheduler.timesteps, not its index."
-        )
+    refuse_integer(timestep)
     if (s_churn, s_tmin, s_tmax, s_noise) != (0.0, 0.0, float("inf"), 1.0):
         raise InputError(
             "s_churn, s_tmin, s_tmax and s_noise have no effect in flow matching's Euler step; leave them out, "

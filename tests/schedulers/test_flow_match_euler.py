@@ -194,7 +194,7 @@ def test_bad_schedules(config, kwargs, message):
     "config,message",
     [
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude"),
-        ({"time_shift_type": "cubic"}, "exponential, linear"),
+        ({"time_shift_type": "cubic"}, "'exponential', 'linear'"),
         ({"num_train_timesteps": 0}, "at least 1"),
         ({"shift": 0.0}, "above 0"),
         ({"shift_terminal": 1.0}, "between 0 and 1"),

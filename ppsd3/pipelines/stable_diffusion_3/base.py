@@ -120,7 +120,8 @@ class StableDiffusion3Base(DiffusionPipeline):
         total = len(start.timesteps)
         with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
             velocity = VelocityModel(transformer, start.timesteps, call.joint_attention_kwargs, start.extra_channels)
-            for step, timestep, state in denoise(velocity, self.scheduler, start.timesteps, state, start.after_step):
+            steps = denoise(velocity, self.scheduler, start.timesteps, state, start.after_step, call.generator)
+            for step, timestep, state in steps:
                 if call.callback_on_step_end is not None:
                     self._call_back(start, step, timestep, state)
                 progress_bar.update()

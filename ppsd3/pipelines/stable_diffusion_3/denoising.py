@@ -80,7 +80,7 @@ def keep_latents(latents, step):
     return latents
 
 
-def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents):
+def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents, generator=None):
     """Moves ``state.latents`` along the flow from ``timesteps[0]`` to the last, yielding after each step.
 
     Args:
@@ -89,15 +89,17 @@ def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents):
         timesteps (Tensor): [n] fp32, descending.
         state (DenoisingState): mutated in place, and read anew at each step.
         after_step (callable): ``(latents, step) -> latents``, e.g. inpainting's re-noising outside the mask.
+        generator: source of a stochastic sampler's noise.
 
     Yields:
         ``(step, timestep, state)``.
     """
+    draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for step, timestep in enumerate(timesteps):
         queries = state.guidance.queries(state.condition, step, len(timesteps))
         predictions = [velocity(state.latents, step, query) for query in queries]
         prediction = state.guidance.combine(predictions)
-        latents = scheduler.step(prediction, timestep, state.latents, return_dict=False)[0]
+        latents = scheduler.step(prediction, timestep, state.latents, return_dict=False, **draws)[0]
         state.latents = after_step(latents, step)
         yield step, timestep, state
 
@@ -129,14 +131,14 @@ def prepare_timesteps(scheduler, num_inference_steps, sigmas, mu, image_seq_len)
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.16),
         )
-    arguments = {} if mu is None else {"mu": mu}
-    if sigmas is None:
-        arguments["num_inference_steps"] = num_inference_steps
-    elif "sigmas" in inspect.signature(scheduler.set_timesteps).parameters:
-        arguments["sigmas"] = sigmas
-    else:
-        raise InputError(
-            f"{type(scheduler).__name__} takes no `sigmas`; leave them out, or use FlowMatchEulerDiscreteScheduler."
-        )
-    scheduler.set_timesteps(**arguments)
+    given = {"num_inference_steps": num_inference_steps if sigmas is None else None, "sigmas": sigmas, "mu": mu}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise InputError(
+                f"{type(scheduler).__name__} takes no `{name}`; leave it out, or use FlowMatchEulerDiscreteScheduler."
+            )
+    scheduler.set_timesteps(**given)
+    if hasattr(scheduler, "set_begin_index"):  # else the first step is looked up, and timesteps may repeat
+        scheduler.set_begin_index(0)
     return scheduler.timesteps

@@ -1,0 +1,85 @@
+"""Consistency sampling of a flow: to the picture and back to noise; counterpart of diffusers' class."""
+
+import paddle.nn.functional as F
+
+from ..configuration_utils import register_to_config
+from ..utils.errors import ConfigError, InputError
+from ..utils.random import randn
+from .flow_scheduler import cast, check_choice, refuse_integer
+from .scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from .scheduling_utils import SchedulerOutput
+
+
+class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
+    """Each step goes to the predicted picture and adds new noise of the next level: for models distilled to few steps
+    (Luo et al., 2023, "Latent Consistency Models").
+
+    Schedules are those of :class:`FlowMatchEulerDiscreteScheduler`.
+
+    Args:
+        num_train_timesteps ... time_shift_type: as there.
+        scale_factors (sequence of float, optional): n - 1 sizes, relative to the first latents, that the predicted
+            picture is brought to after each step but the last (sampling that grows). Default None.
+        upscale_mode (str): how, "nearest", "bilinear", "bicubic" (default) or "area".
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps=1000,
+        shift=1.0,
+        use_dynamic_shifting=False,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+        invert_sigmas=False,
+        shift_terminal=None,
+        use_karras_sigmas=False,
+        use_exponential_sigmas=False,
+        use_beta_sigmas=False,
+        time_shift_type="exponential",
+        scale_factors=None,
+        upscale_mode="bicubic",
+    ):
+        check_choice("upscale_mode", upscale_mode, ("nearest", "bilinear", "bicubic", "area"))
+        if scale_factors is not None and not all(factor > 0 for factor in scale_factors):
+            raise ConfigError(f"scale_factors={scale_factors!r} must all be above 0.")
+        self._set_up()
+        self._first_size = None
+
+    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+        """One step, in float32.
+
+        Args:
+            model_output (tensor ``[B, C, H, W]``): the velocity.
+            timestep (float or float tensor): an entry of ``timesteps``; read only to find the first step's index.
+            sample (tensor ``[B, C, H, W]``): the current sample.
+            generator: source of the noise, as in ``utils.random.randn``.
+            return_dict (bool): False returns ``(prev_sample,)``.
+
+        Returns:
+            SchedulerOutput with ``prev_sample`` in the dtype of ``model_output``.
+
+        Raises:
+            InputError: an integer timestep, no step left, or ``scale_factors`` of another number than steps - 1.
+        """
+        refuse_integer(timestep)
+        factors = self.config.scale_factors
+        if factors and len(self._timestep_array) != len(factors) + 1:
+            raise InputError(
+                f"The schedule has {len(self._timestep_array)} steps and the scheduler {len(factors)} scale_factors; "
+                f"use {len(factors) + 1} steps."
+            )
+        if self._step_index is None:
+            self._first_size = model_output.shape[2:]
+        self._begin_step(timestep)
+        sigma, sigma_next, _ = self._step_sigmas()
+        picture = cast(sample, "float32") - sigma * cast(model_output, "float32")
+        if factors and self._step_index < len(factors):
+            size = [round(factors[self._step_index] * n) for n in self._first_size]
+            picture = F.interpolate(picture, size=size, mode=self.config.upscale_mode)
+        prev_sample = (1.0 - sigma_next) * picture + sigma_next * randn(picture.shape, generator)
+        self._step_index += 1
+        prev_sample = cast(prev_sample, model_output.dtype)
+        return SchedulerOutput(prev_sample=prev_sample) if return_dict else (prev_sample,)
