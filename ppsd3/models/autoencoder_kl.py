@@ -55,6 +55,8 @@ class AutoencoderKL(Compilable, ModelMixin):
         ConfigError: an unsupported block type or activation, or lengths that do not match.
     """
 
+    _components = ("vae",)
+
     @register_to_config
     def __init__(
         self,

@@ -59,7 +59,7 @@ class SingleFile:
         factors = {weight: _scalar(checkpoint, scale) for weight, scale in scales.items()}
         self.sources = {
             component: self._source(checkpoint, component, prefix, names, factors)
-            for component, prefix, names in self._split(named)
+            for component, prefix, names in self._split(named, checkpoint)
         }
 
     def source(self, component):
@@ -87,7 +87,7 @@ class SingleFile:
                 f"{self.path}: its metadata {CONFIGS_KEY!r} is not JSON ({error}). Write the file again."
             ) from error
 
-    def _split(self, names):
+    def _split(self, names, checkpoint):
         """[(component, prefix, its names without it)]."""
         found, left = [], list(names)
         for component, (_, prefixes) in COMPONENTS.items():
@@ -109,7 +109,10 @@ class SingleFile:
                 f"{self.path} is no part of Stable Diffusion 3: it begins with {', '.join(names[:3]) or 'nothing'}. "
                 "Pass a file with its transformer (joint_blocks... or transformer_blocks...), VAE or text encoders."
             )
-        return [(next(name for name, (known, _) in COMPONENTS.items() if known == kind), "", names)]
+        component = next(name for name, (known, _) in COMPONENTS.items() if known == kind)
+        if kind == "clip" and _clip_width(checkpoint) > _CLIP_L_LARGEST:
+            component = "text_encoder_2"
+        return [(component, "", names)]
 
     def _source(self, checkpoint, component, prefix, names, factors):
         kind, table = find_layout(names)
@@ -123,15 +126,22 @@ class SingleFile:
             for target, recipe in to_diffusers(names, table, self.path).items()
         }
         if kind == "clip" and "text_projection.weight" not in recipes:
-            self._add_projection(checkpoint, recipes)
+            _add_projection(checkpoint, recipes)
         return RearrangedCheckpoint(checkpoint, recipes, factors)
 
-    def _add_projection(self, checkpoint, recipes):
-        """CLIP-L's pooled output is used as it is, so that its files have no projection: it is the identity."""
-        table = recipes.get("text_model.embeddings.token_embedding.weight")
-        width = checkpoint.info(table.pieces[0].name).shape[-1] if table else 0
-        if 0 < width <= _CLIP_L_LARGEST:
-            recipes["text_projection.weight"] = np.eye(width, dtype=np.float32)
+
+def _add_projection(checkpoint, recipes):
+    """CLIP-L's pooled output is used as it is, so that its files have no projection: it is the identity."""
+    table = recipes.get("text_model.embeddings.token_embedding.weight")
+    width = checkpoint.info(table.pieces[0].name).shape[-1] if table else 0
+    if 0 < width <= _CLIP_L_LARGEST:
+        recipes["text_projection.weight"] = np.eye(width, dtype=np.float32)
+
+
+def _clip_width(checkpoint):
+    """Of the text tower that a file with nothing else holds."""
+    tables = [name for name in checkpoint.keys() if name.endswith("token_embedding.weight")]
+    return checkpoint.info(tables[0]).shape[-1] if tables else 0
 
 
 def _weight_scales(checkpoint):
