@@ -30,6 +30,7 @@ _PUBLIC = {
     "T5Tokenizer": "transformers",
     "TorchGenerator": "utils.random",
     "VaeImageProcessor": "pipelines",
+    "convert": "loaders.conversion",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -1,7 +1,7 @@
 """Configurations read off the shapes of the weights, for files that come without any.
 
-Shapes are those of diffusers' names. What shapes do not say is the same in all published models of Stable Diffusion 3 and
-3.5, and stands here: heads of 64, the VAE's scaling, CLIP's activation functions, the shift of the schedule.
+Shapes are those of diffusers' names. What shapes do not say is the same in all published models of Stable Diffusion 3
+and 3.5, and stands here: heads of 64, the VAE's scaling, CLIP's activation functions, the shift of the schedule.
 """
 
 import math

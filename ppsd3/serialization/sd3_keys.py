@@ -54,9 +54,7 @@ _MMDIT = (
     # (scale, shift). Such a norm ends each stream: the image's in the final layer, the text's in the last block.
     _rule("final_layer.adaLN_modulation.1.*", "norm_out.linear.*", "swap"),
     _rule("final_layer.linear.*", "proj_out.*"),
-    _rule(
-        "joint_blocks.$.context_block.adaLN_modulation.1.*", "transformer_blocks.$.norm1_context.linear.*", "swap"
-    ),
+    _rule("joint_blocks.$.context_block.adaLN_modulation.1.*", "transformer_blocks.$.norm1_context.linear.*", "swap"),
     _rule("joint_blocks.#.context_block.adaLN_modulation.1.*", "transformer_blocks.#.norm1_context.linear.*"),
     _rule("joint_blocks.#.context_block.attn.qkv.*", _qkv("transformer_blocks.#.attn.add_?_proj.*")),
     _rule("joint_blocks.#.context_block.attn.ln_q.weight", "transformer_blocks.#.attn.norm_added_q.weight"),
@@ -140,7 +138,11 @@ _SAME = "same"
 # (kind, a regular expression of names that only this layout has, table). The first layout of a kind is the one that
 # is written; "diffusers" ones are read as they are.
 LAYOUTS = (
-    ("transformer", r"^joint_blocks\.\d+\.", (*_MMDIT, *_image_block("joint_blocks.#.x_block.", "transformer_blocks.#."))),
+    (
+        "transformer",
+        r"^joint_blocks\.\d+\.",
+        (*_MMDIT, *_image_block("joint_blocks.#.x_block.", "transformer_blocks.#.")),
+    ),
     (
         "controlnet",  # Stability's ControlNets for SD3.5-large; others are published in diffusers' layout
         r"^transformer_blocks\.\d+\.attn\.qkv\.",
@@ -251,7 +253,8 @@ class _Ends:
     @classmethod
     def of(cls, names):
         return cls(
-            _largest(r"^(?:joint|transformer)_blocks\.(\d+)\.", names), _largest(r"^decoder\.up(?:_blocks)?\.(\d+)\.", names)
+            _largest(r"^(?:joint|transformer)_blocks\.(\d+)\.", names),
+            _largest(r"^decoder\.up(?:_blocks)?\.(\d+)\.", names),
         )
 
 

@@ -159,7 +159,7 @@ def _scalar(checkpoint, name):
     array = checkpoint.load(name, "float32")
     if array.size != 1:
         raise CheckpointFormatError(
-            f"{checkpoint.path}: {name} has the shape {list(array.shape)}; ppsd3 reads 8-bit floats with one scale for a "
-            "tensor. Use a file in fp16, or in that form."
+            f"{checkpoint.path}: {name} has the shape {list(array.shape)}; ppsd3 reads 8-bit floats with one scale "
+            "for a tensor. Use a file in fp16, or in that form."
         )
     return float(array.reshape(-1)[0])

@@ -81,7 +81,7 @@ def write_tensors(file, tensors, metadata=None):
 class StoredTensor:
     """A tensor of ``source`` (a Checkpoint or alike) that is read when it is written, and then forgotten.
 
-    Stands in for a Paddle tensor in the functions of this module, so that a checkpoint is written with one tensor in memory.
+    Stands in for a Paddle tensor in the functions of this module: a checkpoint is written with one tensor in memory.
 
     Args:
         source: has ``info``, ``load`` and ``forget``.

@@ -205,7 +205,7 @@ class _HubRepository:
         if isinstance(cached, str) and (local_files_only or constants.HF_HUB_OFFLINE):
             return cached
         if local_files_only or constants.HF_HUB_OFFLINE:
-            raise self._error(f"has no {file} in the cache, and the hub was not asked (offline mode). Download it first")
+            raise self._error(f"has no {file} in the cache, and the hub was not asked (offline mode). Connect first")
         try:
             with self._explained_errors():
                 return hf_hub_download(self.repo_id, file, token=self._token, **self._options)
