@@ -68,7 +68,7 @@ def to_float8(values):
 
 
 def scale_to_float8(tensors, prefix):
-    """``tensors`` with the matrices under ``prefix`` in scaled 8-bit floats, as ComfyUI writes them, and what they mean.
+    """``tensors`` with the matrices under ``prefix`` in scaled 8-bit floats, as ComfyUI writes them, and their values.
 
     Returns:
         (dict for :func:`write`, dict: name -> float32 array of the values that a reader should see).
@@ -126,7 +126,7 @@ def small_published_models():
         ),
         "text_encoder": CLIPTextModelWithProjection(**clip, **ids, **narrow, hidden_act="quick_gelu", pad_token_id=599),
         "text_encoder_2": CLIPTextModelWithProjection(**clip, **ids, **wide, hidden_act="gelu", pad_token_id=0),
-        "text_encoder_3": T5EncoderModel(**{**tiny.T5, "relative_attention_num_buckets": 32}),
+        "text_encoder_3": T5EncoderModel(**{**tiny.T5, "relative_attention_num_buckets": 32, "d_model": 200}),
     }
     for seed, (name, model) in enumerate(models.items()):
         tiny.randomize(model, seed, tiny.GAINS.get(name, 1.0))
