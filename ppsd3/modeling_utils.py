@@ -98,16 +98,8 @@ class ModelMixin(nn.Layer, ConfigMixin):
         )
         directory = os.path.join(directory, subfolder) if subfolder else directory
         config = cls.load_config(directory)
-        quantization = config.pop(CONFIG_KEY, None)
         checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
-        with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
-            model = cls(**cls.extract_init_arguments(config, source=os.path.join(directory, cls.config_name)))
-        prepare_for_loading(model, quantization, checkpoint)
-        if storage_dtype is not None:
-            cast_layers_(model, storage_dtype, unfilled=True, compute_dtype=dtype)
-        model.load_weights(checkpoint, dtype)
-        model.eval()
-        return model
+        return cls.from_source(checkpoint, config, dtype, storage_dtype, os.path.join(directory, cls.config_name))
 
     @classmethod
     def from_single_file(
@@ -116,6 +108,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         config=None,
         subfolder=None,
         paddle_dtype=None,
+        storage_dtype=None,
         cache_dir=None,
         revision=None,
         local_files_only=None,
@@ -131,11 +124,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
                 all published models.
             subfolder (str, optional): which network of the file and which folder of ``config``, if this class can be
                 several: "text_encoder" or "text_encoder_2".
-            paddle_dtype (paddle dtype or str, optional): see :meth:`from_pretrained`.
+            paddle_dtype, storage_dtype: see :meth:`from_pretrained`.
             cache_dir, revision, local_files_only, token: for the hub.
 
         Raises:
-            InputError: ``paddle_dtype`` or ``subfolder`` cannot be used, or ``subfolder`` is needed.
+            InputError: a dtype or ``subfolder`` cannot be used, or ``subfolder`` is needed.
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as from_pretrained.
         """
         dtype = floating_dtype(paddle_dtype)
@@ -148,14 +141,24 @@ class ModelMixin(nn.Layer, ConfigMixin):
             config = cls.load_config(folder if os.path.isdir(folder) else directory)
         source = file.source(component)
         config = config or file.configs.get(component) or infer_config(component, source)
-        return cls.from_source(source, config, dtype)
+        return cls.from_source(source, config, dtype, storage_dtype)
 
     @classmethod
-    def from_source(cls, source, config, dtype=None):
-        """The model that ``config`` (dict) describes, in evaluation mode, with the weights of ``source`` (see
-        :meth:`load_weights`)."""
-        with paddle.LazyGuard():
-            model = cls(**cls.extract_init_arguments(config, source=f"the configuration for {source.path}"))
+    def from_source(cls, source, config, dtype=None, storage_dtype=None, config_path="its configuration"):
+        """The model that ``config`` (dict) describes, in evaluation mode, with the weights of ``source``.
+
+        ``source`` and ``dtype`` are those of :meth:`load_weights`, ``storage_dtype`` that of :meth:`from_pretrained`;
+        ``config_path`` is what errors call the configuration.
+        """
+        if storage_dtype is not None:
+            check_storage_dtype(storage_dtype)
+        config = dict(config)
+        quantization = config.pop(CONFIG_KEY, None)
+        with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
+            model = cls(**cls.extract_init_arguments(config, source=config_path))
+        prepare_for_loading(model, quantization, source)
+        if storage_dtype is not None:
+            cast_layers_(model, storage_dtype, unfilled=True, compute_dtype=dtype)
         model.load_weights(source, dtype)
         model.eval()
         return model

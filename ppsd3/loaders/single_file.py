@@ -38,6 +38,7 @@ class FromSingleFileMixin:
         pretrained_model_link_or_path,
         config=None,
         paddle_dtype=None,
+        storage_dtype=None,
         cache_dir=None,
         revision=None,
         local_files_only=None,
@@ -57,6 +58,7 @@ class FromSingleFileMixin:
                 configurations. Of a hub id, no weights are fetched.
             paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
                 ``"default"`` for the rest. None: ``paddle.get_default_dtype()``.
+            storage_dtype (str, dict or None): as in ``from_pretrained``.
             cache_dir, revision, local_files_only, token: for the hub.
             **components: in the place of the file's: an object, the path of another file or directory (e.g.
                 ``text_encoder="clip_l.safetensors"``, ``tokenizer_3="path/to/t5"``), or None to do without it.
@@ -77,8 +79,9 @@ class FromSingleFileMixin:
         dtypes = paddle_dtype if isinstance(paddle_dtype, dict) else {"default": paddle_dtype}
         for name in dtypes:
             floating_dtype(dtypes[name])
+        held = cls._storage_dtypes(storage_dtype, [name for name in wanted if name in NETWORKS and sources.loads(name)])
         # Networks last: a mistake in the small parts shows before the large ones are read.
-        made = {name: sources.make(name, dtypes) for name in sorted(wanted, key=lambda name: name in NETWORKS)}
+        made = {name: sources.make(name, dtypes, held) for name in sorted(wanted, key=lambda name: name in NETWORKS)}
         return cls(**made)
 
 
@@ -91,6 +94,10 @@ class PipelineSources:
     def has(self, name):
         """Whether the pipeline will have the component ``name``."""
         return self.given[name] is not None if name in self.given else name in self.file.sources
+
+    def loads(self, name):
+        """Whether the component ``name`` is read from a file or directory."""
+        return self.has(name) and isinstance(self.given.get(name, ""), (str, os.PathLike))
 
     def require(self, names, optional, pipeline):
         """Raises CheckpointFormatError, naming everything that is nowhere to be found."""
@@ -116,12 +123,15 @@ class PipelineSources:
             return class_ is CLIPTokenizer
         return self.file.source(encoder).info(CLIP_TABLE).shape[0] == CLIP_VOCABULARY
 
-    def make(self, name, dtypes=None):
-        """The component ``name``: an object or None. ``dtypes`` as ``paddle_dtype`` of the pipeline, as a dict."""
+    def make(self, name, dtypes=None, held=None):
+        """The component ``name``: an object or None.
+
+        ``dtypes`` and ``held`` are the pipeline's ``paddle_dtype`` and ``storage_dtype`` as dicts.
+        """
         if name in self.given and not isinstance(self.given[name], (str, os.PathLike)):
             return self.given[name]
         if name in NETWORKS:
-            return self._make_network(name, dtypes or {})
+            return self._make_network(name, dtypes or {}, (held or {}).get(name))
         if name in TOKENIZERS:
             return self._tokenizer(name)
         if name == "scheduler":
@@ -130,14 +140,12 @@ class PipelineSources:
             raise InputError(f"`{name}` is the path {self.given[name]}; pass an object, made by its `from_pretrained`.")
         return None
 
-    def _make_network(self, name, dtypes):
+    def _make_network(self, name, dtypes, storage_dtype):
         if not self.has(name):
             return None
         dtype = floating_dtype(dtypes.get(name, dtypes.get("default")))
-        if name in self.given and os.path.isdir(self.given[name]):
-            return NETWORKS[name].from_pretrained(self.given[name], paddle_dtype=dtype)
         source, config = self.network(name)
-        return NETWORKS[name].from_source(source, config, dtype)
+        return NETWORKS[name].from_source(source, config, dtype, storage_dtype)
 
     def network(self, name):
         """``(source, config)``: the tensors of the network ``name`` under diffusers' names, and its configuration."""

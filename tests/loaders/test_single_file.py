@@ -201,3 +201,14 @@ def test_clip_tokenizers_are_built_in(published, tmp_path):
         49407,
     ]
     assert ppsd3.CLIPTokenizer.published("!").pad_token_id == 0
+
+
+def test_weights_held_in_16_bits(published):
+    pipe, file, directory = published
+    loaded = ppsd3.StableDiffusion3Pipeline.from_single_file(file, config=directory, storage_dtype="float16")
+    weight = loaded.transformer.context_embedder.weight
+    assert weight.dtype == paddle.float16 and loaded.transformer.dtype == paddle.float32
+    expected = pipe.transformer.context_embedder.weight.numpy().astype("float16")
+    np.testing.assert_array_equal(weight.numpy(), expected)
+    with pytest.raises(InputError, match="storage_dtype"):
+        ppsd3.StableDiffusion3Pipeline.from_single_file(file, config=directory, storage_dtype="int8")
