@@ -17,6 +17,7 @@ _PUBLIC = {
     "AutoPipelineForInpainting": "pipelines",
     "AutoPipelineForText2Image": "pipelines",
     "AutoencoderKL": "models",
+    "AutoencoderTiny": "models",
     "CLIPTextModelWithProjection": "transformers",
     "CLIPTokenizer": "transformers",
     "DiffusionPipeline": "pipelines",

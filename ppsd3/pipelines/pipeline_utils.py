@@ -39,6 +39,7 @@ INDEX_NAME = "model_index.json"
 COMPONENT_CLASSES = {
     "SD3Transformer2DModel": ("diffusers", "models", "SD3Transformer2DModel"),
     "AutoencoderKL": ("diffusers", "models", "AutoencoderKL"),
+    "AutoencoderTiny": ("diffusers", "models", "AutoencoderTiny"),
     "FlowMatchEulerDiscreteScheduler": ("diffusers", "schedulers", "FlowMatchEulerDiscreteScheduler"),
     "CLIPTextModelWithProjection": ("transformers", "transformers", "CLIPTextModelWithProjection"),
     "T5EncoderModel": ("transformers", "transformers", "T5EncoderModel"),
