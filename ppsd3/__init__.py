@@ -22,6 +22,7 @@ _PUBLIC = {
     "CLIPTokenizer": "transformers",
     "DiffusionPipeline": "pipelines",
     "FlowMatchEulerDiscreteScheduler": "schedulers",
+    "LatentPreview": "pipelines.latent_preview",
     "SD3Transformer2DModel": "models",
     "StableDiffusion3Img2ImgPipeline": "pipelines",
     "StableDiffusion3InpaintPipeline": "pipelines",

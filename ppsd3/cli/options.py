@@ -31,8 +31,11 @@ CALL_OPTIONS = {
 def add_model_options(parser):
     """Which model, in which form: what :func:`load_pipeline` reads."""
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="directory, hub id, .safetensors file or the bundled model (default: %(default)s)",
     )
+    parser.add_argument("--config", help="for a .safetensors file: directory or hub id with tokenizers and scheduler")
     parser.add_argument("--variant", help="which weight files, e.g. fp16")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
@@ -84,9 +87,19 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
     """The pipeline (by default for text to image) that the model options ask for; ``quiet`` hides its progress bar."""
     _choose_device(arguments.device, arguments.dtype)
     absent = {"text_encoder_3": None, "tokenizer_3": None} if arguments.without_t5 else {}
-    pipe = _or_text_to_image(pipeline_class).from_pretrained(
-        arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
-    )
+    pipeline_class = _or_text_to_image(pipeline_class)
+    if str(arguments.model).endswith(".safetensors"):
+        if arguments.variant is not None:
+            raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
+        pipe = pipeline_class.from_single_file(
+            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **absent
+        )
+    elif arguments.config is not None:
+        raise InputError("--config goes with a .safetensors file; a directory has its own. Leave it out.")
+    else:
+        pipe = pipeline_class.from_pretrained(
+            arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
+        )
     if arguments.quantize is not None:
         pipe.quantize(arguments.quantize)
     pipe.set_progress_bar_config(disable=quiet, file=sys.stderr)
