@@ -32,6 +32,7 @@ _PUBLIC = {
     "T5Tokenizer": "transformers",
     "TorchGenerator": "utils.random",
     "VaeImageProcessor": "pipelines",
+    "WeightedPrompts": "pipelines.stable_diffusion_3.prompt_reading",
     "convert": "loaders.conversion",
 }
 

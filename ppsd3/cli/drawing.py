@@ -164,6 +164,7 @@ def _settings(arguments, call, seed, image):
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
         "without_t5": arguments.without_t5 or None,
+        "prompt_weighting": arguments.prompt_weighting or None,
         "ppsd3_version": __version__,
     }
     if not getattr(arguments, "skip_guidance_layers", None):  # then its weight and its steps say nothing

@@ -42,6 +42,11 @@ def add_model_options(parser):
     parser.add_argument(
         "--quantize", choices=("int8",), help="int8 transformer and T5: less memory, and on CPUs with VNNI less time"
     )
+    parser.add_argument(
+        "--prompt-weighting",
+        action="store_true",
+        help="read (word:1.3), [word] and BREAK in prompts, and more than 77 tokens of them",
+    )
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
@@ -100,6 +105,10 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
         pipe = pipeline_class.from_pretrained(
             arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
         )
+    if arguments.prompt_weighting:
+        from ..pipelines.stable_diffusion_3.prompt_reading import WeightedPrompts
+
+        pipe.prompt_reader = WeightedPrompts()
     if arguments.quantize is not None:
         pipe.quantize(arguments.quantize)
     pipe.set_progress_bar_config(disable=quiet, file=sys.stderr)

@@ -98,6 +98,16 @@ def test_previews(run, tmp_path):
     assert run("--preview", str(tmp_path / "taken"))[0] == 2
 
 
+def test_prompt_weighting(run):
+    def draw(prompt, *arguments):
+        return run("--seed", "1", "--output", f"{len(os.listdir())}.png", *arguments, prompt=prompt)[1][0]
+
+    plain, weighted = draw(PROMPT), draw("a (red:1.5) circle", "--prompt-weighting")
+    np.testing.assert_array_equal(pixels(draw("a (red:1.0) circle", "--prompt-weighting")), pixels(plain))
+    assert (pixels(weighted) != pixels(plain)).any()
+    assert read_settings(weighted)["prompt_weighting"] is True
+
+
 def test_a_single_file(run, tiny_checkpoint, tmp_path):
     original = ppsd3.convert(tiny_checkpoint, tmp_path / "sd3.safetensors")
     _, (expected,), _ = run("--seed", "1", "--output", "a.png")
