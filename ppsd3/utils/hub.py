@@ -198,22 +198,18 @@ class _HubRepository:
         return self._download(wanted)
 
     def fetch_file(self, file, local_files_only):
-        """The local path of one file of the repository."""
+        """The local path of one file of the repository; if the hub does not answer, of the copy in the cache."""
         from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
-        cached = try_to_load_from_cache(self.repo_id, file, **self._options)
-        if isinstance(cached, str) and (local_files_only or constants.HF_HUB_OFFLINE):
-            return cached
         if local_files_only or constants.HF_HUB_OFFLINE:
-            raise self._error(f"has no {file} in the cache, and the hub was not asked (offline mode). Connect first")
-        try:
-            with self._explained_errors():
-                return hf_hub_download(self.repo_id, file, token=self._token, **self._options)
-        except _HubUnreachable as error:
-            if isinstance(cached, str):
-                logger.warning("%s; using the copy in %s.", error.reason, cached)
-                return cached
-            raise
+            cached = try_to_load_from_cache(self.repo_id, file, **self._options)
+            if not isinstance(cached, str):
+                raise self._error(
+                    f"has no {file} in the cache, and the hub was not asked (offline mode). Connect first"
+                )
+            return cached
+        with self._explained_errors():
+            return hf_hub_download(self.repo_id, file, token=self._token, **self._options)
 
     def _select(self, files, components, variant):
         try:
@@ -285,6 +281,8 @@ class _HubRepository:
             ) from error
         except utils.RevisionNotFoundError as error:
             raise self._error(f"has no revision {self._options['revision']!r}. Check `revision`") from error
+        except utils.LocalEntryNotFoundError as error:  # what a failed download of a file that is not cached becomes
+            raise _HubUnreachable(f"{page} cannot be reached ({error})") from error
         except utils.EntryNotFoundError as error:
             raise self._error(f"does not give a file that it lists ({error}). Try again") from error
         # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.
