@@ -85,21 +85,20 @@ class RearrangedCheckpoint:
         else:
             array = self._assemble(recipe, dtype, scale)
         index, count = part
-        rows = array.shape[0] // count if count > 1 else 0
-        return array[index * rows : (index + 1) * rows] if count > 1 else array
+        return array if count == 1 else np.split(array, count)[index]
 
     def _assemble(self, recipe, dtype, scale):
         arrays = [
             self._source.load(piece.name, dtype, piece[1:], scale * self._scales.get(piece.name, 1.0))
             for piece in recipe.pieces
         ]
-        if len(arrays) == 1 and recipe.form != "transposed":
-            return arrays[0].reshape(_formed_shape(arrays[0].shape, recipe.form))
-        array = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-        array = array.reshape(_formed_shape(array.shape, recipe.form) if recipe.form != "transposed" else array.shape)
-        array = np.ascontiguousarray(array.T) if recipe.form == "transposed" else array
-        for piece in recipe.pieces:  # copied by now
-            self._source.forget(piece.name)
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if recipe.form == "transposed":
+            array = np.ascontiguousarray(array.T)
+        else:
+            array = array.reshape(_formed_shape(array.shape, recipe.form))
+        if len(arrays) > 1 or recipe.form == "transposed":  # copied, so that the pages are no longer needed
+            self._forget_pieces(recipe)
         return array
 
     def read(self, name, dtype=None):
@@ -108,8 +107,11 @@ class RearrangedCheckpoint:
 
     def forget(self, name):
         """Gives back the memory of the mapped pages that ``name`` is made of."""
-        recipe = self._recipes[name]
-        for piece in () if isinstance(recipe, np.ndarray) else recipe.pieces:
+        if not isinstance(self._recipes[name], np.ndarray):
+            self._forget_pieces(self._recipes[name])
+
+    def _forget_pieces(self, recipe):
+        for piece in recipe.pieces:
             self._source.forget(piece.name)
 
 

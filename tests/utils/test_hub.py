@@ -206,7 +206,7 @@ def endpoint():
 
 
 def ask(home, endpoint, *calls, function="resolve_checkpoint", **environment):
-    """Runs the function of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or error messages."""
+    """Runs ``function`` of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or messages."""
     pytest.importorskip("huggingface_hub")
     code = """
 import json, sys, types
