@@ -24,13 +24,14 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ppsd3", "ppsd3.*"]),
-    # The bundled model `shapes`, and the sources of the kernels, which are compiled where they are used.
+    # The bundled model `shapes`, the sources of the kernels, which are compiled where they are used, and CLIP's merges.
     package_data={
         "ppsd3": [
             "shapes/checkpoint/*",
             "shapes/checkpoint/*/*",
             "ops/native/*.cpp",
             "ops/native/*.h",
+            "transformers/clip/*.gz",
             "**/*.json",
             "**/*.html",
         ]

@@ -17,6 +17,7 @@ _PUBLIC = {
     "AutoPipelineForInpainting": "pipelines",
     "AutoPipelineForText2Image": "pipelines",
     "AutoencoderKL": "models",
+    "AutoencoderTiny": "models",
     "CLIPTextModelWithProjection": "transformers",
     "CLIPTokenizer": "transformers",
     "DPMSolverMultistepScheduler": "schedulers",
@@ -24,6 +25,7 @@ _PUBLIC = {
     "FlowMatchEulerDiscreteScheduler": "schedulers",
     "FlowMatchHeunDiscreteScheduler": "schedulers",
     "FlowMatchLCMScheduler": "schedulers",
+    "LatentPreview": "pipelines.latent_preview",
     "SD3Transformer2DModel": "models",
     "StableDiffusion3Img2ImgPipeline": "pipelines",
     "StableDiffusion3InpaintPipeline": "pipelines",
@@ -34,6 +36,8 @@ _PUBLIC = {
     "TorchGenerator": "utils.random",
     "UniPCMultistepScheduler": "schedulers",
     "VaeImageProcessor": "pipelines",
+    "WeightedPrompts": "pipelines.stable_diffusion_3.prompt_reading",
+    "convert": "loaders.conversion",
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -16,12 +16,13 @@ from .quantization import (
     prepare_for_loading,
     quantize_,
 )
-from .serialization import Checkpoint, load_weights
+from .serialization import Checkpoint, SingleFile, load_weights
 from .serialization.loading import target_dtype
+from .serialization.sd3_configs import infer_config
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.errors import InputError
-from .utils.hub import resolve_checkpoint
+from .utils.hub import resolve_checkpoint, resolve_file
 
 
 class ModelMixin(nn.Layer, ConfigMixin):
@@ -35,6 +36,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         _quantizable_modules (tuple of str): modules whose linear layers :meth:`quantize` replaces.
         _keys_to_ignore_on_load (tuple of str): regular expressions of checkpoint names that may be left unused.
         _tied_keys (dict): alias -> owner, two names of one tensor; a file may hold either or both.
+        _components (tuple of str): what pipelines call such a network, for :meth:`from_single_file`.
     """
 
     config_name = "config.json"
@@ -44,6 +46,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
     _quantizable_modules = ()
     _keys_to_ignore_on_load = ()
     _tied_keys = {}
+    _components = ()
 
     @classmethod
     def from_pretrained(
@@ -95,16 +98,82 @@ class ModelMixin(nn.Layer, ConfigMixin):
         )
         directory = os.path.join(directory, subfolder) if subfolder else directory
         config = cls.load_config(directory)
-        quantization = config.pop(CONFIG_KEY, None)
         checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
+        return cls.from_source(checkpoint, config, dtype, storage_dtype, os.path.join(directory, cls.config_name))
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path,
+        config=None,
+        subfolder=None,
+        paddle_dtype=None,
+        storage_dtype=None,
+        cache_dir=None,
+        revision=None,
+        local_files_only=None,
+        token=None,
+    ):
+        """Loads a model, in evaluation mode, from one safetensors file: with the names of Stability AI, ComfyUI or
+        diffusers, with this network alone or others beside it, in 8-bit floats or wider ones.
+
+        Args:
+            pretrained_model_link_or_path (str or path): a file, or a link to one on the hub.
+            config (str, path or dict, optional): the configuration, or a directory (or hub id) in diffusers format that
+                has it. Default: what the file says, if ppsd3 wrote it, or else what its shapes say, which is enough for
+                all published models.
+            subfolder (str, optional): which network of the file and which folder of ``config``, if this class can be
+                several: "text_encoder" or "text_encoder_2".
+            paddle_dtype, storage_dtype: see :meth:`from_pretrained`.
+            cache_dir, revision, local_files_only, token: for the hub.
+
+        Raises:
+            InputError: a dtype or ``subfolder`` cannot be used, or ``subfolder`` is needed.
+            CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as from_pretrained.
+        """
+        dtype = floating_dtype(paddle_dtype)
+        hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
+        file = SingleFile(resolve_file(pretrained_model_link_or_path, **hub))
+        component = cls._component_in(file, subfolder)
+        if config is not None and not isinstance(config, dict):
+            directory = resolve_checkpoint(config, subfolder=component, **hub)
+            folder = os.path.join(directory, component)
+            config = cls.load_config(folder if os.path.isdir(folder) else directory)
+        source = file.source(component)
+        config = config or file.configs.get(component) or infer_config(component, source)
+        return cls.from_source(source, config, dtype, storage_dtype)
+
+    @classmethod
+    def from_source(cls, source, config, dtype=None, storage_dtype=None, config_path="its configuration"):
+        """The model that ``config`` (dict) describes, in evaluation mode, with the weights of ``source``.
+
+        ``source`` and ``dtype`` are those of :meth:`load_weights`, ``storage_dtype`` that of :meth:`from_pretrained`;
+        ``config_path`` is what errors call the configuration.
+        """
+        if storage_dtype is not None:
+            check_storage_dtype(storage_dtype)
+        config = dict(config)
+        quantization = config.pop(CONFIG_KEY, None)
         with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
-            model = cls(**cls.extract_init_arguments(config, source=os.path.join(directory, cls.config_name)))
-        prepare_for_loading(model, quantization, checkpoint)
+            model = cls(**cls.extract_init_arguments(config, source=config_path))
+        prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
             cast_layers_(model, storage_dtype, unfilled=True, compute_dtype=dtype)
-        model.load_weights(checkpoint, dtype)
+        model.load_weights(source, dtype)
         model.eval()
         return model
+
+    @classmethod
+    def _component_in(cls, file, subfolder):
+        """Which component of a SingleFile this class is asked to load."""
+        if subfolder is None:
+            there = [name for name in cls._components if name in file.sources]
+            if len(there) > 1:
+                raise InputError(f"{file.path} has {' and '.join(there)}. Say which one: subfolder={there[0]!r}.")
+            return (there or cls._components)[0]
+        if subfolder not in cls._components:
+            raise InputError(f"subfolder is {subfolder!r}; a {cls.__name__} is called {' or '.join(cls._components)}.")
+        return subfolder
 
     def load_weights(self, source, dtype=None):
         """Fills this model from ``source`` (see :func:`ppsd3.serialization.load_weights`), strictly.

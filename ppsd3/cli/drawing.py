@@ -1,6 +1,7 @@
 """What the commands that draw have in common: prompts, seeds, files, and the settings that go into each PNG."""
 
 import argparse
+import os
 
 from .. import __version__
 from ..utils.errors import InputError
@@ -23,6 +24,7 @@ def add_drawing_arguments(parser, pipeline_class):
         "(default: a random one)",
     )
     parser.add_argument("--output", metavar="FILE", help="a .png file or a directory (default: named after the prompt)")
+    parser.add_argument("--preview", metavar="DIR", help="save a small picture of each step into this directory")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no file names")
     add_call_options(parser, pipeline_class=pipeline_class)
 
@@ -60,8 +62,9 @@ def draw(arguments, pipeline_class, command="generate", own=None, files=None):
     targets = output_files(arguments.output, prompts, seeds)
     pipe = load_pipeline(arguments, arguments.quiet, pipeline_class)
     call = call_arguments(arguments, pipeline_class=pipeline_class)
-    for prompt in prompts:
-        images = pipe(prompt, generator=_generators(seeds), **call, **(own or {})).images
+    for number, prompt in enumerate(prompts, 1):
+        watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
+        images = pipe(prompt, generator=_generators(seeds), **call, **watching, **(own or {})).images
         for image, seed in zip(images, seeds):
             file = targets.pop(0)
             settings = {"prompt": prompt, **_settings(arguments, call, seed, image), **(files or {})}
@@ -113,6 +116,25 @@ def _prompts(arguments):
     return prompts
 
 
+def _previews(pipe, directory, prefix):
+    """Arguments of the call that save previews into ``directory`` (none, if that is None)."""
+    from ..pipelines.latent_preview import LatentPreview
+
+    if directory is None:
+        return {}
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--preview {directory}: {error}. Name a directory that can be made.") from error
+
+    def save(step, images):
+        for i, image in enumerate(images):
+            number = f"-{i + 1}" if len(images) > 1 else ""
+            image.save(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png"))
+
+    return {"callback_on_step_end": LatentPreview.of(pipe).callback(save)}
+
+
 def _seeds(seed, count):
     import random
 
@@ -137,11 +159,13 @@ def _settings(arguments, call, seed, image):
         "width": call["width"] or image.width,
         "height": call["height"] or image.height,
         "model": arguments.model,
+        "config": arguments.config,
         "variant": arguments.variant,
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
         "scheduler": arguments.scheduler,
         "without_t5": arguments.without_t5 or None,
+        "prompt_weighting": arguments.prompt_weighting or None,
         "ppsd3_version": __version__,
     }
     if not getattr(arguments, "skip_guidance_layers", None):  # then its weight and its steps say nothing

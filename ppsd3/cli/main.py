@@ -16,6 +16,7 @@ COMMANDS = {
     "inpaint": "draw a marked part of a picture anew",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
+    "convert": "a checkpoint from one layout or dtype to another",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 

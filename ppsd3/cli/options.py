@@ -42,8 +42,11 @@ SCHEDULERS = {
 def add_model_options(parser):
     """Which model, in which form: what :func:`load_pipeline` reads."""
     parser.add_argument(
-        "--model", default=DEFAULT_MODEL, help="directory, hub id or the bundled model (default: %(default)s)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="directory, hub id, .safetensors file or the bundled model (default: %(default)s)",
     )
+    parser.add_argument("--config", help="for a .safetensors file: directory or hub id with tokenizers and scheduler")
     parser.add_argument("--variant", help="which weight files, e.g. fp16")
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
@@ -51,6 +54,11 @@ def add_model_options(parser):
         "--quantize", choices=("int8",), help="int8 transformer and T5: less memory, and on CPUs with VNNI less time"
     )
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
+    parser.add_argument(
+        "--prompt-weighting",
+        action="store_true",
+        help="read (word:1.3), [word] and BREAK in prompts, and more than 77 tokens of them",
+    )
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
@@ -96,11 +104,25 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
     """The pipeline (by default for text to image) that the model options ask for; ``quiet`` hides its progress bar."""
     _choose_device(arguments.device, arguments.dtype)
     absent = {"text_encoder_3": None, "tokenizer_3": None} if arguments.without_t5 else {}
-    pipe = _or_text_to_image(pipeline_class).from_pretrained(
-        arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
-    )
+    pipeline_class = _or_text_to_image(pipeline_class)
+    if str(arguments.model).endswith(".safetensors"):
+        if arguments.variant is not None:
+            raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
+        pipe = pipeline_class.from_single_file(
+            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **absent
+        )
+    elif arguments.config is not None:
+        raise InputError("--config goes with a .safetensors file; a directory has its own. Leave it out.")
+    else:
+        pipe = pipeline_class.from_pretrained(
+            arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
+        )
     if arguments.scheduler is not None:
         pipe.scheduler = make_scheduler(arguments.scheduler, pipe.scheduler)
+    if arguments.prompt_weighting:
+        from ..pipelines.stable_diffusion_3.prompt_reading import WeightedPrompts
+
+        pipe.prompt_reader = WeightedPrompts()
     if arguments.quantize is not None:
         pipe.quantize(arguments.quantize)
     pipe.set_progress_bar_config(disable=quiet, file=sys.stderr)

@@ -73,6 +73,7 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
     """
 
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
+    _components = ("transformer",)
 
     @register_to_config
     def __init__(

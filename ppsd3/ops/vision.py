@@ -22,14 +22,14 @@ class Conv2D(nn.Conv2D):
     Args:
         in_channels, out_channels, kernel_size, stride (int)
         padding (int or 4 ints): zeros on every side, or at the top, bottom, left and right.
+        bias (bool): default True.
     """
 
-    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, padding=0, bias=True):
         bound = (in_channels * kernel_size * kernel_size) ** -0.5
         uniform = nn.initializer.Uniform(-bound, bound)
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, weight_attr=uniform, bias_attr=uniform
-        )
+        attributes = {"weight_attr": uniform, "bias_attr": uniform if bias else False}
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, **attributes)
         self.window = stride, ((padding,) * 4 if isinstance(padding, int) else tuple(padding))
 
     def forward(self, x, upsample=False, added=None):
@@ -43,15 +43,15 @@ class Conv2D(nn.Conv2D):
 
 
 def conv2d(x, weight, bias, stride, padding, added=None):
-    """Convolution: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]`` -> [B, out, H', W'].
+    """Convolution: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]`` or None -> [B, out, H', W'].
 
     ``padding`` is four ints: zeros at the top, bottom, left and right. ``added`` (of the result's shape) is added.
     """
     direct = weight.shape[2:] != [3, 3] or stride != 1  # else Winograd's, twice as fast as either
-    wide = direct and weight.shape[0] * weight.shape[1] >= _WIDE and onednn.usable(x, weight, bias)
+    wide = direct and bias is not None and weight.shape[0] * weight.shape[1] >= _WIDE and onednn.usable(x, weight, bias)
     if not wide and kernels.supports_conv2d(x, weight, stride, padding) and native.usable(x, weight, bias):
         return kernels.conv2d(x, weight, bias, stride, added)
-    if wide or onednn.usable(x, weight, bias):
+    if wide or (bias is not None and onednn.usable(x, weight, bias)):
         y = onednn.conv2d(x, weight, bias, stride, padding)
     else:
         y = F.conv2d(x, weight, bias, stride, list(padding))

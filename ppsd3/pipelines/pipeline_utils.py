@@ -9,8 +9,6 @@ import importlib
 import inspect
 import json
 import os
-import shutil
-import tempfile
 
 import paddle
 from paddle import nn
@@ -18,10 +16,11 @@ from paddle import nn
 from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig, read_json
 from ..layerwise_casting import check_storage_dtype
+from ..loaders import FromSingleFileMixin
 from ..quantization import choose_layers
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import resolve_checkpoint
 from ..utils.weight_names import choose_variants
 from .residency import (
@@ -40,6 +39,7 @@ INDEX_NAME = "model_index.json"
 COMPONENT_CLASSES = {
     "SD3Transformer2DModel": ("diffusers", "models", "SD3Transformer2DModel"),
     "AutoencoderKL": ("diffusers", "models", "AutoencoderKL"),
+    "AutoencoderTiny": ("diffusers", "models", "AutoencoderTiny"),
     "FlowMatchEulerDiscreteScheduler": ("diffusers", "schedulers", "FlowMatchEulerDiscreteScheduler"),
     "FlowMatchHeunDiscreteScheduler": ("diffusers", "schedulers", "FlowMatchHeunDiscreteScheduler"),
     "FlowMatchLCMScheduler": ("diffusers", "schedulers", "FlowMatchLCMScheduler"),
@@ -67,7 +67,7 @@ PIPELINE_CLASSES = {
 _LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
 
 
-class DiffusionPipeline:
+class DiffusionPipeline(FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -295,7 +295,7 @@ class DiffusionPipeline:
             raise InputError(f"{save_directory} is a file; a pipeline is saved into a directory. Choose another name.")
         index = {name: list(entry) for name, entry in self.config.items() if self._is_listed(name)}
         os.makedirs(os.path.dirname(save_directory), exist_ok=True)
-        with _staging_directory(save_directory) as staging:
+        with staging_directory(save_directory) as staging:
             for name, component in self.components.items():
                 if component is not None:
                     options = {"variant": variant, "max_shard_size": max_shard_size}
@@ -311,7 +311,7 @@ class DiffusionPipeline:
                     "_ppsd3_version": __version__,
                 }
                 file.write((json.dumps({**header, **index}, indent=2) + "\n").encode())
-            _move_into(staging, save_directory)
+            move_into(staging, save_directory, last=INDEX_NAME)
 
     def _is_listed(self, name):
         return getattr(self, name) is not None or name not in self._optional_components
@@ -502,26 +502,6 @@ def _index_entry(name, component):
         f"The component {name!r} is a {type(component).__name__}, which has no name in a diffusers checkpoint. Use one "
         f"of {', '.join(COMPONENT_CLASSES)} or a subclass."
     )
-
-
-@contextlib.contextmanager
-def _staging_directory(target):
-    """A temporary directory beside ``target``, hence on the same disk, so that moving into place copies nothing."""
-    staging = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".", suffix=".tmp")
-    try:
-        yield staging
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _move_into(staging, target):
-    """Replaces in ``target`` what ``staging`` has under the same name; the index moves last."""
-    os.makedirs(target, exist_ok=True)
-    for name in sorted(os.listdir(staging), key=lambda name: name == INDEX_NAME):
-        final = os.path.join(target, name)
-        if os.path.isdir(final):
-            shutil.rmtree(final)
-        os.replace(os.path.join(staging, name), final)
 
 
 def _is_device(value):

@@ -4,5 +4,6 @@ from .checkpoint import Checkpoint
 from .loading import load_weights
 from .readers import SafetensorsFile
 from .report import LoadReport
+from .single_file import SingleFile
 
-__all__ = ["Checkpoint", "LoadReport", "SafetensorsFile", "load_weights"]
+__all__ = ["Checkpoint", "LoadReport", "SafetensorsFile", "SingleFile", "load_weights"]

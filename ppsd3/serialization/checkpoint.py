@@ -84,6 +84,10 @@ class Checkpoint:
         """TensorInfo (dtype name, shape, ...) of ``name``."""
         return self._owner[name].info(name)
 
+    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
+        """Array ``name``, see :meth:`SafetensorsFile.load`."""
+        return self._owner[name].load(name, dtype, part, scale)
+
     def read(self, name, dtype=None):
         """Tensor ``name``, see :meth:`SafetensorsFile.read`."""
         return self._owner[name].read(name, dtype)

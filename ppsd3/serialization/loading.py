@@ -38,9 +38,33 @@ def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), ti
     Raises:
         WeightMismatchError: a name is missing or unexpected, or a shape differs.
     """
+    slots, places, transposed, report = fit(layer, source, ignored_keys, tied_keys, layout)
+    report.raise_if_bad()
+
+    def fill(name):
+        slot = slots[name]
+        target = slot.dtype if name in held else target_dtype(name, slot.dtype, dtype, keep_in_fp32)
+        tensor = source.read(places[name], target)
+        if name in transposed:
+            tensor = paddle.transpose(tensor, [1, 0])
+            source.forget(places[name])
+        put(slot, tensor)
+
+    with paddle.no_grad(), ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(fill, places))
+    return report
+
+
+def fit(layer, source, ignored_keys=(), tied_keys=None, layout=None):
+    """How ``source`` would fill ``layer``, by names and shapes alone; arguments as in :func:`load_weights`.
+
+    Returns:
+        (slots, places, transposed, report): the layer's tensors by name; the source's name for each; the names of those
+        that the source holds transposed; and the LoadReport.
+    """
     slots, places, dropped = match_names(layer, source, ignored_keys, tied_keys or {})
     layout = layout or detect_layout(source, layer)
-    transposed = linear_weights(layer) if layout == "paddle" else set()
+    transposed = linear_weights(layer) & set(places) if layout == "paddle" else set()
 
     def shape_of(name):
         shape = tuple(source.info(places[name]).shape)
@@ -58,20 +82,7 @@ def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), ti
         ],
         dropped=dropped,
     )
-    report.raise_if_bad()
-
-    def fill(name):
-        slot = slots[name]
-        target = slot.dtype if name in held else target_dtype(name, slot.dtype, dtype, keep_in_fp32)
-        tensor = source.read(places[name], target)
-        if name in transposed:
-            tensor = paddle.transpose(tensor, [1, 0])
-            source.forget(places[name])
-        put(slot, tensor)
-
-    with paddle.no_grad(), ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(fill, places))
-    return report
+    return slots, places, transposed, report
 
 
 def match_names(layer, source, ignored_keys, tied_keys):

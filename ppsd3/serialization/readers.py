@@ -18,7 +18,7 @@ import paddle
 
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.weight_names import PICKLE_SUFFIXES
-from .tensors import NUMPY_DTYPES, PIECE, convert, dtype_name, from_numpy, pieces
+from .tensors import NUMPY_DTYPES, PIECE, convert, dtype_name, from_numpy, on_current_device, pieces
 
 # Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
 DTYPES = {
@@ -136,35 +136,43 @@ class SafetensorsFile:
 
         bfloat16 comes as uint16 and the 8-bit floats as uint8.
         """
-        info = self._infos[name]
+        return self._mapped(self._infos[name])
+
+    def _mapped(self, info):
         dtype = NUMPY_DTYPES.get(info.dtype, np.dtype(np.uint8))
         if info.start == info.stop:
             return np.empty(info.shape, dtype)
         array = np.frombuffer(self._map, np.uint8, count=info.stop - info.start, offset=info.start)
         return array.view(dtype).reshape(info.shape)
 
-    def read(self, name, dtype=None):
-        """``name`` as a tensor on the current device.
+    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
+        """``name`` as a writable numpy array; bfloat16 is uint16.
 
         Args:
-            dtype (paddle dtype or str, optional): what to cast to; default the file's own dtype (float32 for the
-                8-bit floats). On the CPU nothing is copied if the dtype is the file's own: the tensor is the
-                mapped memory.
+            dtype (paddle dtype or str, optional): what to convert to; default the file's own dtype (float32 for the
+                8-bit floats). If it is the file's own, nothing is copied: the array is the mapped memory.
+            part (tuple of int): (index, count): only the index-th of ``count`` equal parts along the first axis.
+            scale (float): what the values are multiplied by, in float32.
         """
-        info, array = self._infos[name], self.array(name)
+        info = _part(self._infos[name], *part)
+        array = self._mapped(info)
         own = info.dtype if info.dtype in NUMPY_DTYPES else "float32"
         target = own if dtype is None else dtype_name(dtype)
-        if target != info.dtype or not array.flags.aligned:
-            array = self._converted(array, info, target)
-        tensor = from_numpy(array)
+        if target != info.dtype or scale != 1.0 or not array.flags.aligned:
+            array = self._converted(array, info, target, scale)
+        return array
+
+    def read(self, name, dtype=None):
+        """``name`` as a tensor on the current device; on the CPU, it has the memory that :meth:`load` gives."""
+        tensor = from_numpy(self.load(name, dtype))
         if paddle.get_device() == "cpu":
             return tensor
-        tensor = tensor._copy_to(paddle.framework._current_expected_place(), True)
+        tensor = on_current_device(tensor)
         self.forget(name)
         return tensor
 
-    def _converted(self, array, info, target):
-        """A copy of ``array`` in the dtype ``target``; its bytes are read anew, a piece at a time.
+    def _converted(self, array, info, target, scale):
+        """A copy of ``array``, times ``scale``, in the dtype ``target``; its bytes are read anew, a piece at a time.
 
         The mapping would cost more: a fault for each few pages, and their return to the system.
         """
@@ -173,7 +181,13 @@ class SafetensorsFile:
         for piece in pieces(array.size):
             source = buffer[: piece.stop - piece.start]
             self._read_at(info.start + piece.start * array.itemsize, source)
-            convert(source, info.dtype, target, out[piece])
+            if scale == 1.0:
+                convert(source, info.dtype, target, out[piece])
+            else:
+                scaled = np.empty(source.shape, np.float32)
+                convert(source, info.dtype, "float32", scaled)
+                scaled *= np.float32(scale)
+                convert(scaled, "float32", target, out[piece])
         return result
 
     def _read_at(self, position, array):
@@ -201,6 +215,15 @@ class SafetensorsFile:
         length = stop // mmap.PAGESIZE * mmap.PAGESIZE - start
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
+
+
+def _part(info, index, count):
+    """TensorInfo of the ``index``-th of ``count`` equal parts along the first axis."""
+    if count == 1:
+        return info
+    size = (info.stop - info.start) // count
+    start = info.start + index * size
+    return TensorInfo(info.dtype, (info.shape[0] // count, *info.shape[1:]), start, start + size)
 
 
 def _itemsize(dtype):

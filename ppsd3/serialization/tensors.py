@@ -78,6 +78,13 @@ def from_numpy(array):
     )
 
 
+def on_current_device(tensor):
+    """The CPU tensor ``tensor`` where Paddle computes at present: itself on the CPU, else a copy."""
+    if paddle.get_device() == "cpu":
+        return tensor
+    return tensor._copy_to(paddle.framework._current_expected_place(), True)
+
+
 def cast(tensor, dtype):
     """``tensor`` in ``dtype``, rounded to nearest even as torch rounds."""
     source, target = dtype_name(tensor.dtype), dtype_name(dtype)

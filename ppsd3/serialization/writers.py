@@ -13,7 +13,7 @@ from ..utils.errors import CheckpointError, InputError
 from ..utils.files import atomic_write
 from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
 from .readers import DTYPES
-from .tensors import NUMPY_DTYPES, dtype_name
+from .tensors import FLOATING, NUMPY_DTYPES, dtype_name
 
 _FORMAT_NAMES = {name: code for code, name in DTYPES.items()}
 _ALIGNMENT = 64  # of the data section: mapped tensors then start where vector loads like them to
@@ -60,7 +60,7 @@ def write_tensors(file, tensors, metadata=None):
     """Writes one safetensors file to the open binary ``file``, holding one tensor at a time in memory.
 
     Args:
-        tensors (dict): name -> Paddle tensor.
+        tensors (dict): name -> Paddle tensor or :class:`StoredTensor`.
         metadata (dict of str, optional): stored in the header, e.g. ``{"format": "pt"}``.
     """
     # Wide dtypes first, as the reference writer does, so that every tensor is aligned to its own item size.
@@ -78,17 +78,46 @@ def write_tensors(file, tensors, metadata=None):
         file.write(tensor_bytes(tensors[name]))
 
 
-def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10GB", texts=None):
+class StoredTensor:
+    """A tensor of ``source`` (a Checkpoint or alike) that is read when it is written, and then forgotten.
+
+    Stands in for a Paddle tensor in the functions of this module: a checkpoint is written with one tensor in memory.
+
+    Args:
+        source: has ``info``, ``load`` and ``forget``.
+        name (str): in ``source``.
+        dtype (str, optional): of a floating-point tensor as it is written. Default: its own; 8-bit floats, which only
+            mean something with their scales, become bfloat16, which holds them exactly.
+    """
+
+    def __init__(self, source, name, dtype=None):
+        info = source.info(name)
+        self._source, self._name = source, name
+        self.shape = info.shape
+        own = "bfloat16" if info.dtype.startswith("float8") else info.dtype
+        self.dtype = own if dtype is None or own not in FLOATING else dtype
+
+    def numpy(self):
+        """The values; bfloat16 is uint16."""
+        array = self._source.load(self._name, self.dtype)
+        if array.base is not None:  # mapped: its pages would stay until the end
+            array = array.copy()
+            self._source.forget(self._name)
+        return array
+
+
+def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10GB", texts=None, format="pt"):
     """Writes ``tensors`` as ``stem`` into ``directory``: one file, or shards and their index if they are larger.
 
     Every file is written under a temporary name, and all are renamed at the end; the shards and the index that an
     earlier save of the same variant left are removed then.
 
     Args:
-        tensors (dict): name -> Paddle tensor, in torch's layout.
+        tensors (dict): name -> Paddle tensor or :class:`StoredTensor`.
         variant (str, optional): e.g. "fp16"; becomes part of the names.
         max_shard_size (int or str): most bytes of tensor data per file.
         texts (dict, optional): file name -> content of further files that belong to the same save.
+        format (str): what the files say of their layout: "pt" for torch's, "pd" or "np" for Paddle's.
 
     Raises:
         InputError: ``directory`` is a file, or ``max_shard_size`` is no size.
@@ -109,12 +138,12 @@ def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10G
         texts[index_file(stem, variant)] = json.dumps(index, indent=2) + "\n"
 
     with _made_directory(directory), contextlib.ExitStack() as stack:
-        _require_space(directory, total)
+        require_space(directory, total)
         # The stack unwinds backwards: the index and the texts come to life after the shards they speak of.
         for name, text in texts.items():
             stack.enter_context(atomic_write(os.path.join(directory, name))).write(text.encode())
         for name, shard in zip(names, shards):
-            write_tensors(stack.enter_context(atomic_write(os.path.join(directory, name))), shard, {"format": "pt"})
+            write_tensors(stack.enter_context(atomic_write(os.path.join(directory, name))), shard, {"format": format})
     _remove_stale(directory, stem, variant, keep=set(names) | set(texts))
 
 
@@ -132,7 +161,8 @@ def _made_directory(directory):
         raise
 
 
-def _require_space(directory, needed):
+def require_space(directory, needed):
+    """Raises CheckpointError unless the disk of ``directory`` has ``needed`` bytes free."""
     free = shutil.disk_usage(directory).free
     if free < needed:
         raise CheckpointError(

@@ -160,6 +160,11 @@ class PretrainedTokenizer:
             attention_mask[index, : len(row)] = 1
         return TokenizerOutput(input_ids, attention_mask, truncated)
 
+    def spans(self, text):
+        """[(id, start, end)] of all of ``text``'s tokens, without start and end token; positions are in ``text``."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return [(token, *offsets) for token, offsets in zip(encoding.ids, encoding.offsets)]
+
     def decode(self, ids, skip_special_tokens=True):
         """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)

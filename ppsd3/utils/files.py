@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 
 
@@ -22,3 +23,23 @@ def atomic_write(path):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+@contextlib.contextmanager
+def staging_directory(target):
+    """A temporary directory beside ``target``, hence on the same disk, so that moving into place copies nothing."""
+    staging = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".", suffix=".tmp")
+    try:
+        yield staging
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def move_into(staging, target, last):
+    """Replaces in ``target`` what ``staging`` has under the same name; the file called ``last`` moves last."""
+    os.makedirs(target, exist_ok=True)
+    for name in sorted(os.listdir(staging), key=lambda name: name == last):
+        final = os.path.join(target, name)
+        if os.path.isdir(final):
+            shutil.rmtree(final)
+        os.replace(os.path.join(staging, name), final)

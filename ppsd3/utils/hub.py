@@ -28,6 +28,10 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUNDLED = {"shapes": os.path.join(_PACKAGE, "shapes", "checkpoint")}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_HUB_FILE = re.compile(
+    rf"(?:https?://[^/]+/)?(?P<repo>{_HUB_ID.pattern})/(?:(?:blob|resolve)/(?P<revision>[^/]+)/)?"
+    r"(?P<file>[^?]+\.safetensors)(?:\?.*)?"
+)
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 # Files by which a component's folder is found in the cache when the hub cannot be asked.
 _ANCHORS = (
@@ -70,8 +74,8 @@ def resolve_checkpoint(
         return _bundled(name)
     if os.path.isfile(name):
         raise CheckpointNotFoundError(
-            f"{name} is a file, and a directory is needed. Single-file checkpoints are not "
-            "read: pass one in diffusers format, with model_index.json."
+            f"{name} is a file, and from_pretrained reads directories in diffusers format, with model_index.json. Load "
+            "it with from_single_file."
         )
     if not _HUB_ID.fullmatch(name):
         raise CheckpointNotFoundError(
@@ -81,6 +85,34 @@ def resolve_checkpoint(
     return _HubRepository(name, cache_dir, revision, token).fetch(
         subfolder, variant, frozenset(skip_components), local_files_only
     )
+
+
+def resolve_file(path_or_link, cache_dir=None, revision=None, local_files_only=None, token=None):
+    """The local path of one weights file, downloaded if it is a link to the hub.
+
+    Args:
+        path_or_link (str or path): an existing file; else ``"https://huggingface.co/org/name/blob/main/file"`` (any
+            host) or ``"org/name/file"``, whose file may be in folders.
+        cache_dir, revision, local_files_only, token: as in :func:`resolve_checkpoint`.
+
+    Raises:
+        CheckpointNotFoundError: no such file; the message says what was tried.
+    """
+    name = os.path.expanduser(os.fspath(path_or_link))
+    if os.path.isfile(name):
+        return name
+    if os.path.isdir(name):
+        raise CheckpointNotFoundError(
+            f"{name} is a directory, and a single file is needed. Load a directory with from_pretrained."
+        )
+    match = _HUB_FILE.fullmatch(str(path_or_link))
+    if not match:
+        raise CheckpointNotFoundError(
+            f"There is no file {name} (looked for {os.path.abspath(name)}), and it is no link to one on the hub "
+            "(https://huggingface.co/org/name/blob/main/file.safetensors). Check the path."
+        )
+    repository = _HubRepository(match["repo"], cache_dir, match["revision"] or revision, token)
+    return repository.fetch_file(match["file"], local_files_only)
 
 
 def select_files(files, components, variant):
@@ -156,7 +188,7 @@ class _HubRepository:
             if PIPELINE_INDEX not in files:
                 raise self._error(
                     f"has no {PIPELINE_INDEX}, so it is no diffusers pipeline. If it is one component (a ControlNet, a "
-                    "VAE), load it with that class; single-file checkpoints are not read"
+                    "VAE), load it with that class; pass a single-file checkpoint's link to from_single_file"
                 )
             components = [name for name in self._pipeline_components() if name not in skip]
             return self._download([PIPELINE_INDEX] + self._select(files, components, variant))
@@ -164,6 +196,20 @@ class _HubRepository:
         if not wanted:
             raise self._error(f"has no files in {subfolder or 'its root'!r}. Check `subfolder`")
         return self._download(wanted)
+
+    def fetch_file(self, file, local_files_only):
+        """The local path of one file of the repository; if the hub does not answer, of the copy in the cache."""
+        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+
+        if local_files_only or constants.HF_HUB_OFFLINE:
+            cached = try_to_load_from_cache(self.repo_id, file, **self._options)
+            if not isinstance(cached, str):
+                raise self._error(
+                    f"has no {file} in the cache, and the hub was not asked (offline mode). Connect first"
+                )
+            return cached
+        with self._explained_errors():
+            return hf_hub_download(self.repo_id, file, token=self._token, **self._options)
 
     def _select(self, files, components, variant):
         try:
@@ -235,6 +281,8 @@ class _HubRepository:
             ) from error
         except utils.RevisionNotFoundError as error:
             raise self._error(f"has no revision {self._options['revision']!r}. Check `revision`") from error
+        except utils.LocalEntryNotFoundError as error:  # what a failed download of a file that is not cached becomes
+            raise _HubUnreachable(f"{page} cannot be reached ({error})") from error
         except utils.EntryNotFoundError as error:
             raise self._error(f"does not give a file that it lists ({error}). Try again") from error
         # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.

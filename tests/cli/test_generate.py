@@ -89,6 +89,40 @@ def test_a_picture_can_be_drawn_again_from_its_settings(run):
     assert seed == read_settings("first-1.png")["seed"] + 1
 
 
+def test_previews(run, tmp_path):
+    code, (file,), _ = run("--steps", "3", "--num-images", "1", "--preview", str(tmp_path / "steps"))
+    assert code == 0 and "callback_on_step_end" not in read_settings(file)
+    assert sorted(os.listdir(tmp_path / "steps")) == ["step-001.png", "step-002.png", "step-003.png"]
+    assert pixels(tmp_path / "steps" / "step-002.png").shape == (16, 16, 3)
+    (tmp_path / "taken").write_text("x")
+    assert run("--preview", str(tmp_path / "taken"))[0] == 2
+
+
+def test_prompt_weighting(run):
+    def draw(prompt, *arguments):
+        return run("--seed", "1", "--output", f"{len(os.listdir())}.png", *arguments, prompt=prompt)[1][0]
+
+    plain, weighted = draw(PROMPT), draw("a (red:1.5) circle", "--prompt-weighting")
+    np.testing.assert_array_equal(pixels(draw("a (red:1.0) circle", "--prompt-weighting")), pixels(plain))
+    assert (pixels(weighted) != pixels(plain)).any()
+    assert read_settings(weighted)["prompt_weighting"] is True
+
+
+def test_a_single_file(run, tiny_checkpoint, tmp_path):
+    original = ppsd3.convert(tiny_checkpoint, tmp_path / "sd3.safetensors")
+    _, (expected,), _ = run("--seed", "1", "--output", "a.png")
+    code, (file,), _ = run("--seed", "1", "--output", "b.png", "--model", original, "--config", str(tiny_checkpoint))
+    assert code == 0
+    np.testing.assert_array_equal(pixels(file), pixels(expected))
+    assert read_settings(file)["config"] == str(tiny_checkpoint)
+    for arguments, message in (
+        (["--variant", "fp16", "--model", original], "--variant"),
+        (["--config", "x"], "--config"),
+    ):
+        code, _, error = run(*arguments)
+        assert code == 2 and message in error
+
+
 def test_names(run):
     assert run("--seed", "7")[1] == [os.path.join(".", "a-red-circle-7.png")]
     os.mkdir("album")

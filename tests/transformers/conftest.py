@@ -30,7 +30,9 @@ def clip_bpe(tmp_path_factory):
         for name in ("vocab.json", "merges.txt"):
             shutil.copyfile(os.path.join(given, name), target / name)
         return target
-    text = gzip.decompress((HERE.parent / "data" / "clip_bpe" / "merges.txt.gz").read_bytes()).decode()
+    text = gzip.decompress(
+        (HERE.parent.parent / "ppsd3" / "transformers" / "clip" / "merges.txt.gz").read_bytes()
+    ).decode()
     merges = [line.split(" ") for line in text.splitlines()[1:]]
     (target / "merges.txt").write_text(text, encoding="utf-8")
     (target / "vocab.json").write_text(json.dumps(clip_vocabulary(merges)), encoding="utf-8")

@@ -171,3 +171,19 @@ def test_damaged_files(tmp_path, clip, t5, clip_bpe, spiece):
         (tmp_path / "merges.txt").write_text(f"#version: 0.2\n{merges}")
         with pytest.raises(CheckpointFormatError, match="merges"):
             CLIPTokenizer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("pad_token, fixture", [("<|endoftext|>", "clip_bpe"), ("!", "clip_bpe_padded_with_zero")])
+def test_the_built_in_clip_vocabulary_is_the_published_one(pad_token, fixture, request, tmp_path):
+    ours = CLIPTokenizer.published(pad_token)
+    theirs = CLIPTokenizer.from_pretrained(request.getfixturevalue(fixture))
+    texts = ["a photo of a cat", "naïve café 日本 🎨!  !!", "", "x" * 300, "<|endoftext|> it's 3"]
+    np.testing.assert_array_equal(ours(texts).input_ids, theirs(texts).input_ids)
+    ours.save_pretrained(tmp_path)
+    np.testing.assert_array_equal(CLIPTokenizer.from_pretrained(tmp_path)(texts).input_ids, ours(texts).input_ids)
+
+
+def test_spans_are_places_in_the_text():
+    text = "a Photo,  of a CAT"
+    spans = CLIPTokenizer.published().spans(text)
+    assert [text[start:end] for _, start, end in spans] == ["a", "Photo", ",", "of", "a", "CAT"]

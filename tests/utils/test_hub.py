@@ -205,24 +205,24 @@ def endpoint():
     server.shutdown()
 
 
-def ask(home, endpoint, *calls, **environment):
-    """Runs resolve_checkpoint once for each (args, kwargs) of ``calls`` in one new process: paths or error messages."""
+def ask(home, endpoint, *calls, function="resolve_checkpoint", **environment):
+    """Runs ``function`` of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or messages."""
     pytest.importorskip("huggingface_hub")
     code = """
 import json, sys, types
 package = types.ModuleType("ppsd3"); package.__path__ = [sys.argv[1]]; sys.modules["ppsd3"] = package  # without Paddle
 from ppsd3.utils.errors import CheckpointNotFoundError
-from ppsd3.utils.hub import resolve_checkpoint
+from ppsd3.utils import hub
 for name, options in json.loads(sys.argv[2]):
     try:
-        print(json.dumps(resolve_checkpoint(name, **options)))
+        print(json.dumps(getattr(hub, sys.argv[3])(name, **options)))
     except CheckpointNotFoundError as error:
         print(json.dumps("error: " + str(error)))
 """
     keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
     package = os.path.dirname(os.path.dirname(hub.__file__))
     result = subprocess.run(
-        [sys.executable, "-c", code, package, json.dumps(calls)],
+        [sys.executable, "-c", code, package, json.dumps(calls), function],
         env={**keep, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", **environment},
         cwd=home,
         capture_output=True,
@@ -288,3 +288,21 @@ def test_errors_say_what_was_tried_and_what_to_do(tmp_path, endpoint):
     assert "org/other" in offline and str(tmp_path) in offline and "offline" in offline
     (unreachable,) = ask(tmp_path, "http://127.0.0.1:9", ("org/other", {}))
     assert "cannot be reached" in unreachable and "HF_ENDPOINT" in unreachable
+
+
+def test_a_single_file_by_its_link(tmp_path, endpoint):
+    def file(name, where=endpoint, **options):
+        return ask(tmp_path, where, (name, options), function="resolve_file")[0]
+
+    path = file("https://huggingface.co/org/sd3/blob/main/text_encoders/clip_l.safetensors")
+    assert path.endswith(f"{COMMIT}/text_encoders/clip_l.safetensors") and os.path.isfile(path)
+    same = "org/sd3/text_encoders/clip_l.safetensors"
+    assert file(same) == path == file(same, local_files_only=True) == file(same, "http://127.0.0.1:9")
+    assert file("https://mirror.example/org/sd3/resolve/main/sd3_medium.safetensors?download=true").endswith(
+        "sd3_medium.safetensors"
+    )
+    assert "in the cache" in file("org/sd3/sd3_medium_incl_clips_t5xxlfp8.safetensors", local_files_only=True)
+    assert "is gated" in file("org/gated/x.safetensors")
+    assert "cannot be reached" in file("org/other/x.safetensors", "http://127.0.0.1:9")
+    assert "does not give a file" in file("org/sd3/nowhere.safetensors")
+    assert "There is no file nowhere.safetensors" in file("nowhere.safetensors")

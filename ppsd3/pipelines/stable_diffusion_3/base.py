@@ -11,6 +11,7 @@ from .guidance import make_guidance
 from .latents import decode_latents
 from .pipeline_output import StableDiffusion3PipelineOutput
 from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encode_conditions
+from .prompt_reading import PromptReader
 
 
 class StableDiffusion3Base(DiffusionPipeline):
@@ -22,6 +23,9 @@ class StableDiffusion3Base(DiffusionPipeline):
         text_encoder_3 (T5EncoderModel).
         tokenizer, tokenizer_2 (CLIPTokenizer), tokenizer_3 (T5Tokenizer): of the three encoders.
         image_encoder, feature_extractor: None; places that a diffusers checkpoint has for an IP-adapter.
+
+    Attributes:
+        prompt_reader (PromptReader): makes tokens of prompts; a ``WeightedPrompts`` reads weights in them.
 
     Any text encoder may be None (with its tokenizer): zeros take its place, as in training. Without T5 a published
     model needs 9 GB (fp16) less and loses mostly spelled-out text and long descriptions.
@@ -66,6 +70,7 @@ class StableDiffusion3Base(DiffusionPipeline):
         )
         self.default_sample_size = 128 if transformer is None else transformer.config.sample_size
         self.patch_size = 2 if transformer is None else transformer.config.patch_size
+        self.prompt_reader = PromptReader()
         self._guidance_scale = 7.0
         self._call = self._num_timesteps = None
         self._interrupt = False
@@ -229,6 +234,7 @@ class StableDiffusion3Base(DiffusionPipeline):
             dtype=self.transformer.dtype,
             clip_max_length=self.tokenizer_max_length,
             using=self.using,
+            reader=self.prompt_reader,
         )
 
     def _guidance(self):

@@ -21,9 +21,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ...utils.errors import InputError
-from ...utils.logging import get_logger
-
-logger = get_logger(__name__)
+from .prompt_reading import PromptReader
 
 CLIP_MAX_LENGTH = 77  # when no CLIP tokenizer is there to ask
 
@@ -62,6 +60,7 @@ class TextEncoders:
 
     ``joint_attention_dim`` and ``pooled_projection_dim`` are the transformer's: the widths of what is made here.
     ``using`` (callable, optional): name of a tower -> context manager that gives the tower, ready to compute.
+    ``reader`` (PromptReader): makes tokens of prompts.
     """
 
     tokenizer: Any
@@ -75,6 +74,7 @@ class TextEncoders:
     dtype: Any
     clip_max_length: int = CLIP_MAX_LENGTH
     using: Any = None
+    reader: Any = dataclasses.field(default_factory=PromptReader)
 
     def tower(self, name):
         """Context manager that gives the tower ``name``: towers are needed one after the other."""
@@ -152,15 +152,22 @@ def encode_prompts(encoders, requests, max_sequence_length=256):
         max_sequence_length (int): tokens that T5 gets, cut or padded to.
 
     Returns:
-        list of TextCondition: embeds [B, clip_max_length + max_sequence_length, joint_attention_dim].
+        list of TextCondition: embeds [B, chunks * clip_max_length + max_sequence_length, joint_attention_dim]; chunks
+        is 1, unless the reader goes on in further rows.
     """
     if not requests:
         return []
     sizes = [len(request.prompt) for request in requests]
     skips = [request.clip_skip or 0 for request in requests]
+    length, reason = encoders.clip_max_length, f"CLIP reads {encoders.clip_max_length} tokens at most"
+    clip_tokens = [
+        _read(encoders, "", [r.prompt for r in requests], length, reason, in_chunks=True),
+        _read(encoders, "_2", [r.prompt_2 for r in requests], length, reason, in_chunks=True),
+    ]
+    chunks = max((tokens.chunks for tokens in clip_tokens if tokens is not None), default=1)
     clip = [
-        _encode_clip(encoders, "", [r.prompt for r in requests], skips),
-        _encode_clip(encoders, "_2", [r.prompt_2 for r in requests], skips),
+        _encode_clip(encoders, suffix, tokens and tokens.with_chunks(chunks), sizes, skips)
+        for suffix, tokens in zip(("", "_2"), clip_tokens)
     ]
     t5 = _encode_t5(encoders, [r.prompt_3 for r in requests], max_sequence_length)
     features, pooled = _join_clip(clip, encoders, sum(sizes))
@@ -179,28 +186,35 @@ def _split(rows, sizes):
     return paddle.split(rows, sizes) if len(sizes) > 1 else [rows]
 
 
-def _encode_clip(encoders, suffix, prompts, skips):
-    """-> features [sum of B, 77, d] and pooled [sum of B, P] of one CLIP tower, or None if it is absent.
+def _encode_clip(encoders, suffix, tokens, sizes, skips):
+    """-> features [sum of B, chunks * 77, d] and pooled [sum of B, P] of one CLIP tower, or None if it is absent.
 
     Args:
         suffix (str): of the components' names.
-        prompts (list of lists of str), skips (list of int): of each request.
+        tokens (PromptTokens): of all requests.
+        sizes, skips (lists of int): of each request, its B and how many more layers it leaves out.
     """
-    if getattr(encoders, "text_encoder" + suffix) is None:
+    if tokens is None:
         return None
-    name, length = "tokenizer" + suffix, encoders.clip_max_length
-    reason = f"CLIP reads {length} tokens at most"
-    ids = _tokenize(name, getattr(encoders, name), sum(prompts, []), length, reason)
     with encoders.tower("text_encoder" + suffix) as encoder:
-        output = encoder(ids, output_hidden_states=True)
-    # hidden_states counts the embeddings and stops before final_layer_norm: [-2] is the layer before the last.
-    sizes = [len(some) for some in prompts]
-    if len(set(skips)) == 1:
-        features = output.hidden_states[-2 - skips[0]]
-    else:
-        rows = [_split(output.hidden_states[-2 - skip], sizes)[i] for i, skip in enumerate(skips)]
-        features = paddle.concat(rows)
-    return features.astype(encoders.dtype), output.text_embeds.astype(encoders.dtype)
+        output = encoder(tokens.rows(), output_hidden_states=True)
+    features, first = [], 0
+    for size, skip in zip(sizes, skips):
+        # hidden_states counts the embeddings and stops before final_layer_norm: [-2] is the layer before the last.
+        features.append(_weighted(encoders, output.hidden_states[-2 - skip], tokens, first, size))
+        first += size
+    features = paddle.concat(features) if len(features) > 1 else features[0]
+    pooled = output.text_embeds[: first * tokens.chunks : tokens.chunks]  # of each prompt's first row
+    return features.astype(encoders.dtype), pooled.astype(encoders.dtype)
+
+
+def _weighted(encoders, states, tokens, first, size):
+    """The features [size, chunks * L, d] of the prompts from ``first`` on, out of the ``states`` of all rows."""
+    rows = states[first * tokens.chunks : (first + size) * tokens.chunks].reshape([size, -1, states.shape[-1]])
+    if tokens.weights is None:
+        return rows
+    weights = paddle.to_tensor(tokens.weights[first : first + size].reshape(size, -1, 1)).astype(rows.dtype)
+    return encoders.reader.emphasize(rows, states[-1:].tile([1, tokens.chunks, 1]), weights)
 
 
 def _join_clip(outputs, encoders, batch):
@@ -224,22 +238,22 @@ def _join_clip(outputs, encoders, batch):
 
 def _encode_t5(encoders, prompts, max_sequence_length):
     """-> [sum of B, max_sequence_length, joint_attention_dim]; zeros if T5 is absent."""
-    prompts = sum(prompts, [])
-    if encoders.text_encoder_3 is None:
-        shape = [len(prompts), max_sequence_length, encoders.joint_attention_dim]
-        return paddle.zeros(shape, encoders.dtype)
+    count = sum(len(some) for some in prompts)
     reason = f"max_sequence_length is {max_sequence_length} tokens (T5 takes up to 512)"
-    ids = _tokenize("tokenizer_3", encoders.tokenizer_3, prompts, max_sequence_length, reason)
+    tokens = _read(encoders, "_3", prompts, max_sequence_length, reason, in_chunks=False)
+    if tokens is None:
+        return paddle.zeros([count, max_sequence_length, encoders.joint_attention_dim], encoders.dtype)
     with encoders.tower("text_encoder_3") as encoder:
-        return encoder(ids)[0].astype(encoders.dtype)
+        states = encoder(tokens.rows())[0]
+    return _weighted(encoders, states, tokens, 0, count).astype(encoders.dtype)
 
 
-def _tokenize(name, tokenizer, prompts, length, reason):
-    """-> ids [B, length] int64; warns about each prompt that loses its end."""
+def _read(encoders, suffix, prompts, length, reason, in_chunks):
+    """-> PromptTokens of all requests' ``prompts`` (lists of str) for one tower, or None if it is absent."""
+    name = "tokenizer" + suffix
+    tokenizer = getattr(encoders, name)
+    if getattr(encoders, "text_encoder" + suffix) is None:
+        return None
     if tokenizer is None:
         raise InputError(f"The pipeline has a text encoder but no `{name}` for it. Load both, or pass both as None.")
-    tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
-    for prompt, removed in zip(prompts, getattr(tokens, "truncated", None) or ()):
-        if removed:
-            logger.warning("%s cut the end off a prompt, because %s: %r was removed.", name, reason, removed)
-    return paddle.to_tensor(tokens.input_ids, dtype="int64")
+    return encoders.reader.read(name, tokenizer, sum(prompts, []), length, reason, in_chunks)

@@ -63,6 +63,7 @@ class CLIPTextModelWithProjection(TextEncoder):
     ignored_config_keys = (*TextEncoder.ignored_config_keys, "dropout", "gradient_checkpointing")
     # A buffer 0..76 in files written by transformers before 4.31.
     _keys_to_ignore_on_load = (r"^text_model\.embeddings\.position_ids$",)
+    _components = ("text_encoder", "text_encoder_2")
 
     @register_to_config
     def __init__(

@@ -1,5 +1,6 @@
 """CLIP's byte-pair tokenizer: lower case, words end in ``</w>``, 77 ids with start and end."""
 
+import gzip
 import json
 import os
 
@@ -39,6 +40,19 @@ class CLIPTokenizer(PretrainedTokenizer):
         self._vocab, self._merges = vocab, [tuple(merge) for merge in merges]
         backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
         super().__init__(backend, tokens, added_tokens, model_max_length)
+
+    @classmethod
+    def published(cls, pad_token="<|endoftext|>"):
+        """The tokenizer of all published CLIP models, built in: 49408 ids.
+
+        The vocabulary is that of OpenAI's CLIP (MIT licence); it follows from the merges, which are beside this module.
+
+        Args:
+            pad_token (str): ``"<|endoftext|>"`` for CLIP-L, ``"!"`` for bigG.
+        """
+        with gzip.open(os.path.join(os.path.dirname(__file__), "merges.txt.gz"), "rt", encoding="utf-8") as file:
+            merges = [tuple(line.split()) for line in file if not line.startswith("#version")]
+        return cls(_vocabulary_of(merges), merges, {"pad_token": pad_token})
 
     @classmethod
     def _from_files(cls, path, content, settings):
@@ -93,6 +107,16 @@ def _build(vocab, merges, unk_token):
     )
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _vocabulary_of(merges):
+    """token -> id: all bytes, all bytes that end a word, the merges in order, start and end."""
+    # GPT-2's way of writing bytes: those that print stand for themselves, the others for characters from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = [letter + _END_OF_WORD for letter in letters]
+    tokens = [*letters, *words, *("".join(merge) for merge in merges), "<|startoftext|>", "<|endoftext|>"]
+    return {token: id for id, token in enumerate(tokens)}
 
 
 def _read_vocabulary(path, content):

@@ -73,6 +73,7 @@ class T5EncoderModel(TextEncoder):
     # The output projections of the feed-forward overflow in fp16.
     _keep_in_fp32_modules = ("wo",)
     _quantizable_modules = ("SelfAttention", "DenseReluDense")
+    _components = ("text_encoder_3",)
 
     @register_to_config
     def __init__(

@@ -1,0 +1,5 @@
+"""What pipelines load beside directories in diffusers format."""
+
+from .single_file import FromSingleFileMixin
+
+__all__ = ["FromSingleFileMixin"]

@@ -1,0 +1,313 @@
+"""Checkpoints from one layout to another: a single file, a directory in diffusers format, one in ppdiffusers format.
+
+Networks are never built: their tensors go from one mapped file to another, one at a time.
+"""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import paddle
+
+from ..configuration_utils import read_json
+from ..serialization import Checkpoint
+from ..serialization.layout import linear_weights
+from ..serialization.loading import fit
+from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
+from ..serialization.sd3_keys import original_table, to_original
+from ..serialization.single_file import COMPONENTS, CONFIGS_KEY
+from ..serialization.tensors import dtype_name, floating_dtype
+from ..serialization.writers import StoredTensor, byte_size, require_space, write_checkpoint, write_tensors
+from ..utils.errors import CheckpointFormatError, InputError
+from ..utils.files import atomic_write, move_into, staging_directory
+from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
+from ..utils.weight_names import choose_variants
+from .single_file import NETWORKS, TOKENIZERS, PipelineSources
+
+LAYOUTS = ("original", "diffusers", "ppdiffusers")
+_PIPELINE = "StableDiffusion3Pipeline"
+_QUANTIZATION = "quantization_config"
+# Library named in the index, and name and mark of the weights, of what diffusers defines and of what transformers does.
+_LIBRARIES = {
+    "diffusers": ("diffusers", "transformers"),
+    "ppdiffusers": ("ppdiffusers", "ppdiffusers.transformers"),
+}
+_PADDLE_FILES = {"diffusion_pytorch_model": ("diffusion_paddle_model", "pd"), "model": ("model", "np")}
+
+
+def convert(
+    source,
+    target,
+    layout=None,
+    dtype=None,
+    variant=None,
+    max_shard_size="10GB",
+    source_variant=None,
+    config=None,
+    **components,
+):
+    """Writes the checkpoint ``source`` as ``target`` in another layout, dtype or number of files.
+
+    One tensor at a time is in memory. Nothing appears under its final name before everything is written.
+
+    Args:
+        source (str or path): a single file (Stability AI's, ComfyUI's, or one with diffusers' names) or a link to one;
+            a directory or hub id in diffusers or ppdiffusers format, of a pipeline or of one network.
+        target (str or path): a ``.safetensors`` file for the original layout, else a directory.
+        layout (str): "original", "diffusers" or "ppdiffusers" (linear weights [in, out], as Paddle has them). Default:
+            "original" if ``target`` ends in ``.safetensors``, else "diffusers".
+        dtype (str): "float32", "float16" or "bfloat16". Default: as it is; 8-bit floats become bfloat16.
+        variant (str): e.g. "fp16", in the names of a directory's weights.
+        max_shard_size (int or str): most bytes of a file in a directory. A single file is never split.
+        source_variant (str): which weights of a directory to read.
+        config (str): a directory or hub id in diffusers format, for what a single file lacks: tokenizers, scheduler.
+        **components: paths of parts that are not in a single file, or None to leave a part out, e.g.
+            ``text_encoder="clip_l.safetensors"``, ``text_encoder_3=None``.
+
+    Returns:
+        str: ``target``.
+
+    Raises:
+        InputError: arguments that contradict one another, a quantized source, or something else in the target's place.
+        CheckpointError: the source is incomplete or no Stable Diffusion 3, or the disk has too little space.
+    """
+    target = os.path.abspath(target)
+    is_file = target.endswith(".safetensors")
+    layout = layout or ("original" if is_file else "diffusers")
+    _check_arguments(target, layout, is_file, variant)
+    dtype = None if dtype is None else dtype_name(floating_dtype(dtype))
+    parts = _open(source, source_variant, config, components, whole=not is_file)
+    if is_file:
+        _write_file(target, parts, dtype)
+    elif parts.single:
+        (name,) = parts.networks
+        _write_network(target, parts.network(name), layout, dtype, variant, max_shard_size)
+    else:
+        _write_directory(target, parts, layout, dtype, variant, max_shard_size)
+    return target
+
+
+def _check_arguments(target, layout, is_file, variant):
+    if layout not in LAYOUTS:
+        raise InputError(f"layout is {layout!r}; it is one of {', '.join(LAYOUTS)}.")
+    if is_file != (layout == "original"):
+        raise InputError(
+            f"The target {target} does not go with the layout {layout!r}: 'original' is a file called "
+            "....safetensors, the others are directories."
+        )
+    if is_file and variant is not None:
+        raise InputError(f"variant={variant!r} is part of the names in a directory; the file {target} has its name.")
+    if os.path.isdir(target) if is_file else os.path.isfile(target):
+        raise InputError(f"{target} is a {'directory' if is_file else 'file'} already. Choose another name.")
+
+
+class _Network:
+    """One network on its way: ``model`` (unallocated), ``config`` (dict) and ``source``, in torch's layout and with the
+    model's names, complete and without surplus."""
+
+    def __init__(self, name, config, source):
+        class_ = NETWORKS[name]
+        if _QUANTIZATION in config:
+            raise InputError(
+                f"{source.path} is quantized, and only this directory's own layout says how. Convert the model that it "
+                "was made from, and quantize the result."
+            )
+        with paddle.LazyGuard():
+            self.model = class_(**class_.extract_init_arguments(config, source=f"the configuration for {source.path}"))
+        _, places, transposed, report = fit(
+            self.model, source, self.model._keys_to_ignore_on_load, self.model._tied_keys
+        )
+        report.raise_if_bad()
+        recipes = {
+            target: Recipe((Piece(place),), "transposed" if target in transposed else "same")
+            for target, place in places.items()
+        }
+        self.name, self.source = name, RearrangedCheckpoint(source, recipes)
+
+    def config_json(self, dtype):
+        """The configuration as the network's class saves it."""
+        config = self.model.to_json_dict()
+        if "torch_dtype" in config:
+            tensors = self.tensors(dtype).values()
+            config["torch_dtype"] = next(tensor.dtype for tensor in tensors)
+        return config
+
+    def tensors(self, dtype, layout="diffusers"):
+        """dict: name -> StoredTensor."""
+        source = self.source
+        if layout == "ppdiffusers":
+            linear = linear_weights(self.model)
+            recipes = {n: Recipe((Piece(n),), "transposed" if n in linear else "same") for n in source.keys()}
+            source = RearrangedCheckpoint(source, recipes)
+        return {name: StoredTensor(source, name, dtype) for name in source.keys()}
+
+    def original_tensors(self, dtype):
+        """dict: original name, with the prefix that it has in a single file -> StoredTensor."""
+        kind, (prefix, *_) = COMPONENTS[self.name]
+        names = [name for name in self.source.keys() if not self._is_implied(name)]
+        recipes = to_original(names, original_table(kind), self.source.path)
+        source = RearrangedCheckpoint(self.source, recipes)
+        return {prefix + name: StoredTensor(source, name, dtype) for name in source.keys()}
+
+    def _is_implied(self, name):
+        """Whether original files lack the tensor because it is the identity: CLIP-L's projection."""
+        if (self.name, name) != ("text_encoder", "text_projection.weight"):
+            return False
+        matrix = self.source.load(name, "float32")
+        return np.array_equal(matrix, np.eye(*matrix.shape, dtype=np.float32))
+
+
+class _DirectoryParts:
+    """The parts of a pipeline's directory, or of one network's (``single``)."""
+
+    def __init__(self, directory, variant, given):
+        self.directory, self.given = directory, given
+        index = os.path.join(directory, PIPELINE_INDEX)
+        self.single = not os.path.isfile(index)
+        if self.single:
+            self.index, self.networks = {}, [_component_of(directory)]
+            self._variants = {self.networks[0]: variant}
+            return
+        self.index = read_json(index, purpose="the list of the pipeline's components")
+        listed = [n for n, entry in self.index.items() if isinstance(entry, list) and entry[1] and n not in given]
+        self.networks = [name for name in listed if name in NETWORKS]
+        self.others = [name for name in listed if name not in NETWORKS]
+        for name in (name for name in self.others if name != "scheduler" and name not in TOKENIZERS):
+            raise CheckpointFormatError(
+                f"{index} lists {name!r}, which cannot be converted. Pass {name}=None to leave it out."
+            )
+        self._variants = choose_variants({n: os.listdir(self.folder(n)) for n in self.networks}, variant)
+
+    def folder(self, name):
+        return self.directory if self.single else os.path.join(self.directory, name)
+
+    def network(self, name):
+        folder = self.folder(name)
+        checkpoint = Checkpoint.open(folder, NETWORKS[name].weights_name, self._variants[name])
+        return _Network(name, NETWORKS[name].load_config(folder), checkpoint)
+
+    def scheduler_config(self):
+        file = os.path.join(self.directory, "scheduler", "scheduler_config.json")
+        return None if self.single or "scheduler" not in self.others else read_json(file, purpose="the scheduler")
+
+    def save_others(self, target):
+        for name in self.others:
+            shutil.copytree(self.folder(name), os.path.join(target, name))
+
+    def classes(self):
+        """dict: component -> class name, None for one that is absent."""
+        listed = {name: entry[1] for name, entry in self.index.items() if isinstance(entry, list)}
+        return {name: None if name in self.given else class_name for name, class_name in listed.items()}
+
+
+class _FileParts:
+    """The parts of a single file, and those that were passed beside it."""
+
+    def __init__(self, path, config, given, whole):
+        self.sources = PipelineSources(path, config, given)
+        self.networks = [name for name in NETWORKS if self.sources.has(name)]
+        self.single = whole and len(self.networks) == 1 and not given and config is None
+        if whole and not self.single:
+            self.sources.require([*NETWORKS, *TOKENIZERS], (), _PIPELINE)
+
+    def network(self, name):
+        source, config = self.sources.network(name)
+        return _Network(name, config, source)
+
+    def scheduler_config(self):
+        return self.sources.make("scheduler").to_json_dict()
+
+    def save_others(self, target):
+        for name in ("scheduler", *TOKENIZERS):
+            part = self.sources.make(name)
+            if part is not None:
+                part.save_pretrained(os.path.join(target, name))
+
+    def classes(self):
+        made = {name: self.sources.make(name) for name in TOKENIZERS}
+        names = {name: NETWORKS[name].__name__ if name in self.networks else None for name in NETWORKS}
+        names.update({name: part and type(part).__name__ for name, part in made.items()})
+        return {**names, "scheduler": "FlowMatchEulerDiscreteScheduler"}
+
+
+def _open(source, variant, config, components, whole):
+    unknown = [name for name in components if name not in (*NETWORKS, *TOKENIZERS)]
+    if unknown:
+        raise InputError(f"convert does not know {unknown}; components are {', '.join((*NETWORKS, *TOKENIZERS))}.")
+    path = os.path.expanduser(os.fspath(source))
+    if os.path.isfile(path) or path.endswith(".safetensors"):
+        if variant is not None:
+            raise InputError(f"source_variant={variant!r} chooses among the weights of a directory; {path} is a file.")
+        config = None if config is None else resolve_checkpoint(config, skip_components=tuple(NETWORKS))
+        return _FileParts(resolve_file(path), config, components, whole)
+    wrong = [name for name, value in components.items() if value is not None]
+    if wrong or config is not None:
+        raise InputError(
+            f"{source} is a directory with its own {', '.join(wrong) or 'configurations'}. Leave the argument out, or "
+            "pass None to leave a component out."
+        )
+    directory = resolve_checkpoint(path, variant=variant, skip_components=tuple(components))
+    return _DirectoryParts(directory, variant, components)
+
+
+def _component_of(directory):
+    """What a pipeline calls the network in ``directory``."""
+    config = read_json(os.path.join(directory, "config.json"), purpose="a network's configuration")
+    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    components = [component for component, class_ in NETWORKS.items() if class_.__name__ == name]
+    if not components:
+        known = ", ".join(sorted({class_.__name__ for class_ in NETWORKS.values()}))
+        raise CheckpointFormatError(f"{directory} holds a {name}; what can be converted is a pipeline, {known}.")
+    # The two CLIP towers are one class; bigG has the other activation.
+    return components[-1] if len(components) > 1 and config.get("hidden_act") == "gelu" else components[0]
+
+
+def _write_file(target, parts, dtype):
+    tensors, configs = {}, {}
+    for name in parts.networks:
+        network = parts.network(name)
+        tensors.update(network.original_tensors(dtype))
+        configs[name] = _arguments_only(network.config_json(dtype))
+    scheduler = parts.scheduler_config()
+    if scheduler is not None:
+        configs["scheduler"] = _arguments_only(scheduler)
+    directory = os.path.dirname(target)
+    os.makedirs(directory, exist_ok=True)
+    require_space(directory, sum(byte_size(tensor) for tensor in tensors.values()))
+    with atomic_write(target) as file:
+        write_tensors(file, tensors, {"format": "pt", CONFIGS_KEY: json.dumps(configs)})
+
+
+def _arguments_only(config):
+    """``config`` without what describes the files that it was beside."""
+    return {key: value for key, value in config.items() if not key.startswith("_") and key != "torch_dtype"}
+
+
+def _write_network(directory, network, layout, dtype, variant, max_shard_size):
+    stem, mark = network.model.weights_name, "pt"
+    if layout == "ppdiffusers":
+        stem, mark = _PADDLE_FILES[stem]
+    config = json.dumps(network.config_json(dtype), indent=2, sort_keys=True) + "\n"
+    texts = {network.model.config_name: config}
+    write_checkpoint(directory, stem, network.tensors(dtype, layout), variant, max_shard_size, texts, mark)
+
+
+def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
+    from .. import __version__
+
+    own, foreign = _LIBRARIES[layout]
+    index = {"_class_name": parts.index.get("_class_name", _PIPELINE) if hasattr(parts, "index") else _PIPELINE}
+    index.update({"_diffusers_version": "0.42.1", "_ppsd3_version": __version__})
+    for name, class_name in sorted(parts.classes().items()):
+        library = foreign if name.startswith(("text_encoder", "tokenizer")) else own
+        index[name] = [None, None] if class_name is None else [library, class_name]
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with staging_directory(target) as staging:
+        for name in parts.networks:
+            folder = os.path.join(staging, name)
+            _write_network(folder, parts.network(name), layout, dtype, variant, max_shard_size)
+        parts.save_others(staging)
+        with atomic_write(os.path.join(staging, PIPELINE_INDEX)) as file:
+            file.write((json.dumps(index, indent=2) + "\n").encode())
+        move_into(staging, target, last=PIPELINE_INDEX)

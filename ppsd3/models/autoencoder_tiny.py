@@ -1,0 +1,233 @@
+"""The tiny autoencoder that stands in for the large one where a quick look will do: ``AutoencoderTiny``.
+
+Source: Ollin Boer Bohan's TAESD (github.com/madebyollin/taesd), whose TAESD3 goes with SD3's latents; signature and
+checkpoint names of diffusers' ``AutoencoderTiny``.
+"""
+
+from dataclasses import dataclass
+
+import paddle
+from paddle import nn
+from paddle.distributed.fleet.utils import recompute
+
+from ..configuration_utils import register_to_config
+from ..modeling_utils import ModelMixin
+from ..ops.vision import Conv2D
+from ..outputs import BaseOutput
+from ..utils.errors import ConfigError
+from .tiling import Tileable
+from .vae import DecoderOutput, DiagonalGaussianDistribution
+
+_ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu, "swish": nn.Silu, "gelu": nn.GELU, "mish": nn.Mish}
+_SOFT_LIMIT = 3.0  # latents beyond it are squeezed before they are decoded: tanh(z / 3) * 3
+_DEFAULT_TILE = 512  # pixels
+
+
+@dataclass
+class AutoencoderTinyOutput(BaseOutput):
+    """``latents [B, C, H, W]``."""
+
+    latents: paddle.Tensor
+
+    @property
+    def latent_dist(self):
+        """The latents as a distribution without variance, for callers that know ``AutoencoderKL``."""
+        return DiagonalGaussianDistribution(paddle.concat([self.latents] * 2, axis=1), deterministic=True)
+
+
+class AutoencoderTiny(Tileable, ModelMixin):
+    """Picture [B, 3, 8H, 8W] in [-1, 1] <-> latents [B, C, H, W] as the diffusion model sees them, by 3x3 convolutions
+    of 64 channels: some thirty times less work than SD3's own VAE, and somewhat blurred.
+
+    Args:
+        in_channels, out_channels (int): colour channels. Default 3.
+        encoder_block_out_channels, decoder_block_out_channels (tuple of int): width at each resolution; in each of the
+            two, all are equal. Default (64, 64, 64, 64).
+        act_fn (str): "relu" (default), "silu", "gelu" or "mish".
+        upsample_fn (str): only "nearest".
+        latent_channels (int): C. Default 4 (TAESD3: 16).
+        upsampling_scaling_factor (int): only 2.
+        num_encoder_blocks (tuple of int): residual blocks at each resolution, full size first. Default (1, 3, 3, 3).
+        num_decoder_blocks (tuple of int): the same, smallest size first. Default (3, 3, 3, 1).
+        latent_magnitude (float), latent_shift (float): range of latents as bytes, used by ``forward``. Defaults 3, 0.5.
+        force_upcast (bool): kept; nothing acts on it.
+        scaling_factor (float), shift_factor (float): see ``scale_latents``; 1 and 0, since latents need no scaling.
+
+    Raises:
+        ConfigError: what only diffusers' signature has, or lengths and widths that do not match.
+    """
+
+    ignored_config_keys = ("block_out_channels",)  # diffusers derives it and saves it
+    _components = ("vae",)
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels=3,
+        out_channels=3,
+        encoder_block_out_channels=(64, 64, 64, 64),
+        decoder_block_out_channels=(64, 64, 64, 64),
+        act_fn="relu",
+        upsample_fn="nearest",
+        latent_channels=4,
+        upsampling_scaling_factor=2,
+        num_encoder_blocks=(1, 3, 3, 3),
+        num_decoder_blocks=(3, 3, 3, 1),
+        latent_magnitude=3,
+        latent_shift=0.5,
+        force_upcast=False,
+        scaling_factor=1.0,
+        shift_factor=0.0,
+    ):
+        super().__init__()
+        _check_config(self.config)
+        self.encoder = _Encoder(in_channels, latent_channels, num_encoder_blocks, encoder_block_out_channels, act_fn)
+        self.decoder = _Decoder(latent_channels, out_channels, num_decoder_blocks, decoder_block_out_channels, act_fn)
+        # What pipelines read the factor between pixels and latents from.
+        self.register_to_config(block_out_channels=tuple(decoder_block_out_channels))
+        self._init_tiling(_DEFAULT_TILE)
+
+    @property
+    def spatial_factor(self):
+        """Pixels per latent position along a side."""
+        return 2 ** (len(self.config.num_encoder_blocks) - 1)
+
+    def encode(self, x, return_dict=True):
+        """Picture ``x [B, in_channels, 8H, 8W]`` -> ``.latents [B, C, H, W]`` (or a 1-tuple of it).
+
+        Raises:
+            InputError: wrong rank or channel count, or a side that is no multiple of ``spatial_factor``.
+        """
+        self._check_input(x, "encode", self.config.in_channels, multiple_of=self.spatial_factor)
+        latents = self._by_slices(self._encode, x)
+        return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
+
+    def decode(self, x, generator=None, return_dict=True):
+        """Latents ``x [B, C, H, W]`` -> ``.sample [B, out_channels, 8H, 8W]`` (or a 1-tuple of it).
+
+        ``generator`` changes nothing: no noise is drawn.
+
+        Raises:
+            InputError: wrong rank or channel count.
+        """
+        self._check_input(x, "decode", self.config.latent_channels)
+        sample = self._by_slices(self._decode, x)
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(self, sample, return_dict=True):
+        """Encodes ``sample``, rounds the latents to bytes as a file of four-channel pictures would, and decodes."""
+        reach, shift = 2 * self.config.latent_magnitude, self.config.latent_shift
+        latents = self.encode(sample).latents
+        rounded = paddle.round(paddle.clip(latents / reach + shift, 0, 1) * 255) / 255
+        return self.decode((rounded - shift) * reach, return_dict=return_dict)
+
+    def scale_latents(self, z):
+        """As ``AutoencoderKL.scale_latents``: latents as encoded -> as the diffusion model sees them."""
+        return (z - self.config.shift_factor) * self.config.scaling_factor
+
+    def unscale_latents(self, z):
+        """The inverse of ``scale_latents``, to be called before ``decode``."""
+        return z / self.config.scaling_factor + self.config.shift_factor
+
+    def _set_gradient_checkpointing(self, value):
+        self.gradient_checkpointing = self.encoder.gradient_checkpointing = self.decoder.gradient_checkpointing = value
+
+    def _encode_tile(self, x):
+        return self.encoder(x)
+
+    def _decode_tile(self, z):
+        return self.decoder(z)
+
+
+class _Block(nn.Layer):
+    """``relu(conv(x) + x)``; three convolutions with the activation between them."""
+
+    def __init__(self, channels, act_fn):
+        super().__init__()
+        activation = _ACTIVATIONS[act_fn]
+        self.conv = nn.Sequential(
+            Conv2D(channels, channels, 3, padding=1),
+            activation(),
+            Conv2D(channels, channels, 3, padding=1),
+            activation(),
+            Conv2D(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x):
+        return nn.functional.relu(self.conv[4](self.conv[:4](x), added=x))
+
+
+class _UpsampledConv2D(Conv2D):
+    """A 3x3 convolution of its input at twice the size."""
+
+    def forward(self, x):
+        return super().forward(x, upsample=True)
+
+
+class _Layers(nn.Layer):
+    """A sequence of layers under the name that checkpoints have."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.gradient_checkpointing = False
+
+    def _run(self, x):
+        if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
+            return self.layers(x)
+        x = self.layers[0](x)  # recompute() gives parameters no gradient if its input needs none, as pictures do
+        for layer in self.layers[1:]:
+            x = recompute(layer, x)
+        return x
+
+
+class _Encoder(_Layers):
+    """Picture in [-1, 1] -> latents. Each resolution after the first begins with a strided convolution."""
+
+    def __init__(self, in_channels, latent_channels, num_blocks, widths, act_fn):
+        layers = []
+        for i, (count, width) in enumerate(zip(num_blocks, widths)):
+            first = Conv2D(in_channels, width, 3, padding=1)
+            layers.append(Conv2D(width, width, 3, stride=2, padding=1, bias=False) if i else first)
+            layers += [_Block(width, act_fn) for _ in range(count)]
+        super().__init__([*layers, Conv2D(widths[-1], latent_channels, 3, padding=1)])
+
+    def forward(self, x):
+        return self._run((x + 1) / 2)
+
+
+class _Decoder(_Layers):
+    """Latents -> picture in about [-1, 1]. Each resolution but the last ends with a convolution at twice its size."""
+
+    def __init__(self, latent_channels, out_channels, num_blocks, widths, act_fn):
+        layers = [Conv2D(latent_channels, widths[0], 3, padding=1), _ACTIVATIONS[act_fn]()]
+        for i, (count, width) in enumerate(zip(num_blocks, widths)):
+            layers += [_Block(width, act_fn) for _ in range(count)]
+            if i < len(num_blocks) - 1:
+                # The upsampling, which is a layer of its own elsewhere, leaves its number empty here.
+                layers += [nn.Identity(), _UpsampledConv2D(width, width, 3, padding=1, bias=False)]
+        super().__init__([*layers, Conv2D(widths[-1], out_channels, 3, padding=1)])
+
+    def forward(self, z):
+        z = paddle.tanh(z / _SOFT_LIMIT) * _SOFT_LIMIT
+        return self._run(z) * 2 - 1
+
+
+def _check_config(config):
+    for side in ("encoder", "decoder"):
+        widths, blocks = config[f"{side}_block_out_channels"], config[f"num_{side}_blocks"]
+        if len(widths) != len(blocks):
+            raise ConfigError(
+                f"num_{side}_blocks has {len(blocks)} entries and {side}_block_out_channels {len(widths)}."
+            )
+        if len(set(widths)) != 1:
+            raise ConfigError(f"{side}_block_out_channels is {tuple(widths)}; all widths of one side have to be equal.")
+    if len(config.num_encoder_blocks) != len(config.num_decoder_blocks):
+        raise ConfigError("num_encoder_blocks and num_decoder_blocks differ in length: sizes would not come back.")
+    if config.act_fn not in _ACTIVATIONS:
+        raise ConfigError(f"act_fn={config.act_fn!r}; AutoencoderTiny has {', '.join(_ACTIVATIONS)}.")
+    if (config.upsample_fn, config.upsampling_scaling_factor) != ("nearest", 2):
+        raise ConfigError(
+            f"upsample_fn={config.upsample_fn!r} by {config.upsampling_scaling_factor}; AutoencoderTiny has only "
+            "'nearest' by 2."
+        )

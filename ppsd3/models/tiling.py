@@ -1,0 +1,134 @@
+"""Encoding and decoding with bounded memory: a picture of the batch at a time, or tiles of a picture."""
+
+import paddle
+
+from ..utils.errors import InputError
+
+_MAX_DEFAULT_TILE = 512  # pixels; SD3's sample_size of 1024 as a tile would leave a 1024x1024 picture in one piece
+
+
+class Tileable:
+    """Mixed into autoencoders that have ``_encode_tile`` (picture -> latents or their moments), ``_decode_tile`` and
+    ``spatial_factor``, the pixels per latent position along a side."""
+
+    def _init_tiling(self, sample_size):
+        """``sample_size`` (int or pair): picture side that the model was trained for; bounds the default tile."""
+        self.use_slicing = False
+        self.use_tiling = False
+        side = max(sample_size) if isinstance(sample_size, (list, tuple)) else sample_size
+        self.tile_sample_min_size = max(min(side, _MAX_DEFAULT_TILE) // self.spatial_factor, 1) * self.spatial_factor
+        self.tile_overlap_factor = 0.25
+
+    @property
+    def tile_latent_min_size(self):
+        """Side of a tile in latent positions."""
+        return self.tile_sample_min_size // self.spatial_factor
+
+    def enable_slicing(self):
+        """Encode and decode one row of the batch at a time: the same result, the memory of one picture."""
+        self.use_slicing = True
+
+    def disable_slicing(self):
+        """Whole batches again."""
+        self.use_slicing = False
+
+    def enable_tiling(self, tile_sample_min_size=None, tile_overlap_factor=None):
+        """Encode and decode pictures larger than a tile in overlapping tiles that are blended linearly.
+
+        Memory then depends on the tile and no longer on the picture. Normalisation and attention see one tile at a
+        time, so the result differs slightly from an untiled one.
+
+        Args:
+            tile_sample_min_size (int or None): side of a tile in pixels, a multiple of ``spatial_factor``. None keeps
+                the present one; it starts as the smaller of ``sample_size`` and 512. (diffusers starts at
+                ``sample_size``, 1024 for SD3, and so tiles nothing up to 1024x1024.)
+            tile_overlap_factor (float or None): part of a tile shared with its neighbour, in [0, 1). None keeps the
+                present one; it starts as 0.25.
+
+        Raises:
+            InputError: a value outside these ranges.
+        """
+        tile = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
+        overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
+        if tile < self.spatial_factor or tile % self.spatial_factor:
+            raise InputError(
+                f"tile_sample_min_size={tile} must be a positive multiple of {self.spatial_factor}, the pixels per "
+                "latent position."
+            )
+        if not 0 <= overlap < 1 or int(tile // self.spatial_factor * (1 - overlap)) < 1:
+            raise InputError(
+                f"tile_overlap_factor={overlap} must be in [0, 1) and leave at least one latent position of a "
+                f"{tile}-pixel tile to advance by."
+            )
+        self.tile_sample_min_size, self.tile_overlap_factor = tile, overlap
+        self.use_tiling = True
+
+    def disable_tiling(self):
+        """Whole pictures again."""
+        self.use_tiling = False
+
+    def _by_slices(self, function, x):
+        if self.use_slicing and x.shape[0] > 1:
+            return paddle.concat([function(row) for row in paddle.split(x, x.shape[0])])
+        return function(x)
+
+    def _encode(self, x):
+        if self.use_tiling and max(x.shape[2:]) > self.tile_sample_min_size:
+            return self._tiled(self._encode_tile, x, self.spatial_factor, 1)
+        return self._encode_tile(x)
+
+    def _decode(self, z):
+        if self.use_tiling and max(z.shape[2:]) > self.tile_latent_min_size:
+            return self._tiled(self._decode_tile, z, 1, self.spatial_factor)
+        return self._decode_tile(z)
+
+    def _tiled(self, function, x, unit_in, unit_out):
+        """``function`` on overlapping tiles of ``x``, blended; ``unit_in`` and ``unit_out`` are the pixels that one
+        latent position has in ``x`` and in the result (1 on the latent side)."""
+        size = self.tile_latent_min_size
+        # In whole latent positions, so that input and output stay aligned for every overlap factor.
+        step = int(size * (1 - self.tile_overlap_factor))
+        blend = (size - step) * unit_out
+        rows, above = [], None
+        for top in range(0, x.shape[2], step * unit_in):
+            tiles = []
+            for column, left in enumerate(range(0, x.shape[3], step * unit_in)):
+                tile = function(x[:, :, top : top + size * unit_in, left : left + size * unit_in])
+                if above is not None:
+                    tile = _blend(above[column], tile, blend, axis=2)
+                if tiles:
+                    tile = _blend(tiles[-1], tile, blend, axis=3)
+                tiles.append(tile)
+            keep = step * unit_out  # the rest of a tile lives on in its blended neighbour
+            rows.append(paddle.concat([tile[:, :, :keep, :keep] for tile in tiles], axis=3))
+            above = tiles
+        return paddle.concat(rows, axis=2)
+
+    def _check_input(self, x, method, channels, multiple_of=1):
+        shape = list(x.shape)
+        if len(shape) != 4 or shape[1] != channels:
+            raise InputError(
+                f"{type(self).__name__}.{method} takes [B, {channels}, height, width] ({channels} channels by its "
+                f"configuration); got {shape}."
+            )
+        if shape[2] % multiple_of or shape[3] % multiple_of or 0 in shape:
+            fitting = [max(side // multiple_of, 1) * multiple_of for side in shape[2:]]
+            raise InputError(
+                f"{type(self).__name__}.{method} takes a non-empty batch whose height and width are positive multiples "
+                f"of {multiple_of}; got {shape}. Resize or crop to {fitting[0]}x{fitting[1]}, for example."
+            )
+
+
+def _blend(before, after, extent, axis):
+    """``after`` with its first ``extent`` rows (``axis`` 2) or columns (3) faded in from the end of ``before``."""
+    extent = min(before.shape[axis], after.shape[axis], extent)
+    if extent == 0:
+        return after
+    fade = (paddle.arange(extent, dtype="float32") / extent).astype(after.dtype)
+    fade = fade.reshape([-1, 1] if axis == 2 else [1, -1])
+    start, end = before.shape[axis] - extent, after.shape[axis]
+    old = paddle.slice(before, [axis], [start], [start + extent])
+    mixed = old * (1 - fade) + paddle.slice(after, [axis], [0], [extent]) * fade
+    if extent == end:  # no empty tensors: Paddle 2.6 refuses some of them
+        return mixed
+    return paddle.concat([mixed, paddle.slice(after, [axis], [extent], [end])], axis)

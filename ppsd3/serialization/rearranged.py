@@ -1,0 +1,127 @@
+"""A source whose tensors are made of another source's: renamed, cut by rows, joined, transposed.
+
+Every difference between the layouts of published Stable Diffusion 3 files comes down to that, so one class reads, loads
+and converts all of them, a tensor at a time.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Tuple
+
+import numpy as np
+
+from ..utils.errors import CheckpointFormatError
+from .readers import TensorInfo
+from .tensors import NUMPY_DTYPES, convert, dtype_name, from_numpy, on_current_device
+
+
+class Piece(NamedTuple):
+    """The ``index``-th of ``count`` equal parts of tensor ``name`` along its first axis; all of it by default."""
+
+    name: str
+    index: int = 0
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``pieces`` one after the other along the first axis, then brought into ``form``: "same", "transposed" (a matrix),
+    "linear" (a 1x1 convolution [O, I, 1, 1] as a matrix [O, I]) or "convolution" (back)."""
+
+    pieces: Tuple[Piece, ...]
+    form: str = "same"
+
+
+class RearrangedCheckpoint:
+    """Tensors of ``source`` under other names; has the methods of :class:`~ppsd3.serialization.Checkpoint`.
+
+    Args:
+        source: a Checkpoint, or anything with its methods.
+        recipes (dict): name -> :class:`Recipe`, or a numpy array that stands for itself.
+        scales (dict, optional): name in ``source`` -> number that its values are multiplied by (scaled 8-bit floats).
+        metadata (dict, optional): default none, for what ``source`` says of its layout may no longer hold.
+
+    Raises:
+        CheckpointFormatError: a tensor cannot be cut into as many equal parts as a recipe asks for.
+    """
+
+    def __init__(self, source, recipes, scales=None, metadata=None):
+        self.path, self.metadata = source.path, metadata or {}
+        self._source, self._recipes, self._scales = source, recipes, scales or {}
+        order = {name: position for position, name in enumerate(source.keys())}
+        self._names = sorted(recipes, key=lambda name: _position(recipes[name], order))
+        for recipe in recipes.values():
+            self._check(recipe)
+
+    def _check(self, recipe):
+        for piece in () if isinstance(recipe, np.ndarray) else recipe.pieces:
+            shape = self._source.info(piece.name).shape
+            if piece.count > 1 and (not shape or shape[0] % piece.count):
+                raise CheckpointFormatError(
+                    f"{self.path}: {piece.name} has the shape {list(shape)}, whose rows are not {piece.count} equal "
+                    "parts; it is not the tensor of a Stable Diffusion 3 that has this name."
+                )
+
+    def keys(self):
+        """Names of all tensors, in the order of the source's bytes."""
+        return list(self._names)
+
+    def info(self, name):
+        """TensorInfo of ``name``, without byte offsets; the dtype is that of its first piece."""
+        recipe = self._recipes[name]
+        if isinstance(recipe, np.ndarray):
+            return TensorInfo(recipe.dtype.name, recipe.shape, None, None)
+        infos = [self._source.info(piece.name) for piece in recipe.pieces]
+        rows = [info.shape[0] // piece.count for info, piece in zip(infos, recipe.pieces) if info.shape]
+        shape = (sum(rows), *infos[0].shape[1:]) if rows else ()
+        return TensorInfo(infos[0].dtype, _formed_shape(shape, recipe.form), None, None)
+
+    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
+        """``name`` as a numpy array, see :meth:`ppsd3.serialization.SafetensorsFile.load`."""
+        recipe = self._recipes[name]
+        if isinstance(recipe, np.ndarray):
+            target = recipe.dtype.name if dtype is None else dtype_name(dtype)
+            array = np.empty(recipe.shape, NUMPY_DTYPES[target])
+            convert(recipe * np.float32(scale), recipe.dtype.name, target, array)
+        else:
+            array = self._assemble(recipe, dtype, scale)
+        index, count = part
+        return array if count == 1 else np.split(array, count)[index]
+
+    def _assemble(self, recipe, dtype, scale):
+        arrays = [
+            self._source.load(piece.name, dtype, piece[1:], scale * self._scales.get(piece.name, 1.0))
+            for piece in recipe.pieces
+        ]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if recipe.form == "transposed":
+            array = np.ascontiguousarray(array.T)
+        else:
+            array = array.reshape(_formed_shape(array.shape, recipe.form))
+        if len(arrays) > 1 or recipe.form == "transposed":  # copied, so that the pages are no longer needed
+            self._forget_pieces(recipe)
+        return array
+
+    def read(self, name, dtype=None):
+        """``name`` as a tensor on the current device, see :meth:`ppsd3.serialization.SafetensorsFile.read`."""
+        return on_current_device(from_numpy(self.load(name, dtype)))
+
+    def forget(self, name):
+        """Gives back the memory of the mapped pages that ``name`` is made of."""
+        if not isinstance(self._recipes[name], np.ndarray):
+            self._forget_pieces(self._recipes[name])
+
+    def _forget_pieces(self, recipe):
+        for piece in recipe.pieces:
+            self._source.forget(piece.name)
+
+
+def _position(recipe, order):
+    return -1 if isinstance(recipe, np.ndarray) else order[recipe.pieces[0].name]
+
+
+def _formed_shape(shape, form):
+    if form == "transposed":
+        return tuple(shape[::-1])
+    if form == "linear":
+        return tuple(shape[:2]) if tuple(shape[2:]) == (1, 1) else tuple(shape)
+    return (*shape, 1, 1) if form == "convolution" and len(shape) == 2 else tuple(shape)

@@ -1,0 +1,176 @@
+"""Configurations read off the shapes of the weights, for files that come without any.
+
+Shapes are those of diffusers' names. What shapes do not say is the same in all published models of Stable Diffusion 3
+and 3.5, and stands here: heads of 64, the VAE's scaling, CLIP's activation functions, the shift of the schedule.
+"""
+
+import math
+
+from ..utils.errors import CheckpointFormatError
+
+HEAD_DIM = 64
+SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0}  # of SD3-medium, SD3.5-medium, -large and -large-turbo alike
+
+
+def infer_config(component, source):
+    """dict: the constructor's arguments of the network ``component`` with the tensors of ``source``.
+
+    Args:
+        component (str): "transformer", "controlnet", "vae", "text_encoder", "text_encoder_2" or "text_encoder_3".
+        source: has ``path``, ``keys()`` and ``info(name)``, with diffusers' names.
+
+    Raises:
+        CheckpointFormatError: a tensor is missing whose shape is needed, or the shapes are no published model's.
+    """
+    return _INFERENCES[component](_Shapes(source))
+
+
+class _Shapes:
+    """Shapes by name, and which numbers occur in names."""
+
+    def __init__(self, source):
+        self.path, self._source = source.path, source
+        self._names = set(source.keys())
+
+    def __contains__(self, name):
+        return name in self._names
+
+    def __getitem__(self, name):
+        if name not in self._names:
+            raise CheckpointFormatError(
+                f"{self.path} has no {name}, from which the model's size is known. Download it again, or pass "
+                "`config=`, a directory in diffusers format."
+            )
+        return self._source.info(name).shape
+
+    def numbers(self, before, after="."):
+        """Sorted numbers n for which a name begins with ``before + n + after``."""
+        rests = (name[len(before) :].split(".", 1) for name in self._names if name.startswith(before))
+        found = {int(rest[0]) for rest in rests if rest[0].isdigit() and ("." + "".join(rest[1:])).startswith(after)}
+        return sorted(found)
+
+    def refuse(self, what):
+        raise CheckpointFormatError(
+            f"{self.path}: {what}, which no published Stable Diffusion 3 has, so that its shapes do not say all. Pass "
+            "`config=`, a directory in diffusers format with the configurations."
+        )
+
+
+def _transformer(shapes):
+    width, in_channels, patch, _ = shapes["pos_embed.proj.weight"]
+    blocks = "transformer_blocks."
+    normed = f"{blocks}0.attn.norm_q.weight" in shapes
+    head_dim = shapes[f"{blocks}0.attn.norm_q.weight"][0] if normed else HEAD_DIM
+    if width % head_dim:
+        shapes.refuse(f"the transformer has the width {width}, no multiple of {head_dim}")
+    return {
+        "sample_size": 128,
+        "patch_size": patch,
+        "in_channels": in_channels,
+        "num_layers": len(shapes.numbers(blocks)),
+        "attention_head_dim": head_dim,
+        "num_attention_heads": width // head_dim,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "caption_projection_dim": width,
+        "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        "out_channels": shapes["proj_out.weight"][0] // patch**2,
+        "pos_embed_max_size": math.isqrt(shapes["pos_embed.pos_embed"][1]),
+        "dual_attention_layers": tuple(shapes.numbers(blocks, ".attn2.")),
+        "qk_norm": "rms_norm" if normed else None,
+    }
+
+
+def _controlnet(shapes):
+    """Stability's for SD3.5-large: image tokens alone, positions from the transformer."""
+    width, in_channels, patch, _ = shapes["pos_embed_input.proj.weight"]
+    if "context_embedder.weight" in shapes or "pos_embed.proj.weight" in shapes:
+        shapes.refuse("the ControlNet has blocks that read text")
+    return {
+        "sample_size": 128,
+        "patch_size": patch,
+        "in_channels": in_channels,
+        "num_layers": len(shapes.numbers("controlnet_blocks.")),
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": width // HEAD_DIM,
+        "joint_attention_dim": None,
+        "caption_projection_dim": 2048,
+        "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
+        "out_channels": 16,
+        "pos_embed_max_size": None,
+        "pos_embed_type": None,
+        "use_pos_embed": False,
+        "force_zeros_for_pooled_projection": False,
+    }
+
+
+def _vae(shapes):
+    down = shapes.numbers("encoder.down_blocks.")
+    widths = tuple(shapes[f"encoder.down_blocks.{i}.resnets.0.conv1.weight"][0] for i in down)
+    latent_channels = shapes["decoder.conv_in.weight"][1]
+    if latent_channels != 16 or any(width % 32 for width in widths):
+        shapes.refuse(f"the VAE has {latent_channels} latent channels and blocks of widths {list(widths)}")
+    return {
+        "in_channels": shapes["encoder.conv_in.weight"][1],
+        "out_channels": shapes["decoder.conv_out.weight"][0],
+        "down_block_types": ("DownEncoderBlock2D",) * len(down),
+        "up_block_types": ("UpDecoderBlock2D",) * len(down),
+        "block_out_channels": widths,
+        "layers_per_block": len(shapes.numbers("encoder.down_blocks.0.resnets.")),
+        "latent_channels": latent_channels,
+        "norm_num_groups": 32,
+        "sample_size": 1024,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.to_q.weight" in shapes,
+    }
+
+
+def _clip(hidden_act, pad_token_id):
+    def infer(shapes):
+        vocab, width = shapes["text_model.embeddings.token_embedding.weight"]
+        if width % HEAD_DIM:
+            shapes.refuse(f"the text encoder has the width {width}, no multiple of {HEAD_DIM}")
+        return {
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "intermediate_size": shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+            "projection_dim": shapes["text_projection.weight"][0],
+            "num_hidden_layers": len(shapes.numbers("text_model.encoder.layers.")),
+            "num_attention_heads": width // HEAD_DIM,
+            "max_position_embeddings": shapes["text_model.embeddings.position_embedding.weight"][0],
+            "hidden_act": hidden_act,
+            "bos_token_id": vocab - 2,
+            "eos_token_id": vocab - 1,
+            "pad_token_id": vocab - 1 if pad_token_id is None else pad_token_id,
+        }
+
+    return infer
+
+
+def _t5(shapes):
+    table = "shared.weight" if "shared.weight" in shapes else "encoder.embed_tokens.weight"
+    block = "encoder.block.0.layer."
+    buckets, heads = shapes[f"{block}0.SelfAttention.relative_attention_bias.weight"]
+    gated = f"{block}1.DenseReluDense.wi_0.weight" in shapes
+    return {
+        "vocab_size": shapes[table][0],
+        "d_model": shapes[table][1],
+        "d_kv": shapes[f"{block}0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": shapes[f"{block}1.DenseReluDense.wo.weight"][1],
+        "num_layers": len(shapes.numbers("encoder.block.")),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu" if gated else "relu",
+    }
+
+
+_INFERENCES = {
+    "transformer": _transformer,
+    "controlnet": _controlnet,
+    "vae": _vae,
+    "text_encoder": _clip("quick_gelu", None),
+    "text_encoder_2": _clip("gelu", 0),
+    "text_encoder_3": _t5,
+}

@@ -1,0 +1,165 @@
+"""One file with several networks in it, as Stability AI and ComfyUI publish Stable Diffusion 3, or with one alone.
+
+``sd3_medium_incl_clips_t5xxlfp8.safetensors`` holds all five networks, the files of SD3.5 the transformer and the VAE;
+ComfyUI has the text encoders in files of their own. Each network comes out as a source of tensors under diffusers'
+names, read from the one mapped file when they are needed.
+"""
+
+import json
+import re
+
+import numpy as np
+
+from ..utils.errors import CheckpointFormatError
+from .checkpoint import Checkpoint
+from .rearranged import Piece, RearrangedCheckpoint, Recipe
+from .sd3_keys import find_layout, to_diffusers
+
+# Component -> (kind of network, prefixes of its names); the first prefix is the one that is written.
+COMPONENTS = {
+    "transformer": ("transformer", ("model.diffusion_model.",)),
+    "vae": ("vae", ("first_stage_model.", "vae.")),
+    "text_encoder": ("clip", ("text_encoders.clip_l.transformer.", "clip_l.transformer.")),
+    "text_encoder_2": ("clip", ("text_encoders.clip_g.transformer.", "clip_g.transformer.")),
+    "text_encoder_3": ("t5", ("text_encoders.t5xxl.transformer.", "t5xxl.transformer.")),
+    "controlnet": ("controlnet", ("control_model.",)),
+}
+
+# Metadata under which a file that ppsd3 wrote says what cannot be read off shapes: component -> configuration.
+CONFIGS_KEY = "ppsd3_configs"
+
+# What ComfyUI stores beside the weights: a temperature of CLIP's training that no text tower uses, marks of 8-bit
+# formats, ranges of activations for 8-bit products, a tokenizer; and buffers 0, 1, 2, ... of old CLIP files.
+_BESIDE = re.compile(
+    r"(.*\.)?(logit_scale|scaled_fp8|comfy_quant|scale_input|input_scale|spiece_model|embeddings\.position_ids)"
+)
+_SCALES = re.compile(r"(.*\.)(?:scale_weight|weight_scale)")
+_CLIP_L_LARGEST = 1024  # width: CLIP-L has 768, bigG 1280
+
+
+class SingleFile:
+    """The networks in one safetensors file (headers only until they are read).
+
+    Attributes:
+        path (str)
+        sources (dict): component -> tensors under diffusers' names, e.g. ``sources["vae"]``.
+        configs (dict): component -> configuration, for a file that ppsd3 wrote; else empty.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointFormatError: no such file, no safetensors file, or names in it that belong to
+            no part of Stable Diffusion 3.
+    """
+
+    def __init__(self, path):
+        checkpoint = Checkpoint.open_file(path)
+        self.path = checkpoint.path
+        self.configs = self._read_configs(checkpoint.metadata)
+        scales = _weight_scales(checkpoint)
+        named = [name for name in checkpoint.keys() if name not in scales.values() and not _BESIDE.fullmatch(name)]
+        factors = {weight: _scalar(checkpoint, scale) for weight, scale in scales.items()}
+        self.sources = {
+            component: self._source(checkpoint, component, prefix, names, factors)
+            for component, prefix, names in self._split(named, checkpoint)
+        }
+
+    def source(self, component):
+        """The tensors of ``component``. A file with one CLIP tower alone is either, as the caller says.
+
+        Raises:
+            CheckpointFormatError: the file has none; the message says what it has.
+        """
+        found = self.sources.get(component)
+        if found is None and len(self.sources) == 1:
+            (only,) = self.sources
+            if COMPONENTS[only][0] == COMPONENTS[component][0]:
+                found = self.sources[only]
+        if found is None:
+            raise CheckpointFormatError(
+                f"{self.path} has no {component}; it has {', '.join(self.sources)}. Pass the file that has it."
+            )
+        return found
+
+    def _read_configs(self, metadata):
+        try:
+            return json.loads(metadata.get(CONFIGS_KEY, "{}"))
+        except ValueError as error:
+            raise CheckpointFormatError(
+                f"{self.path}: its metadata {CONFIGS_KEY!r} is not JSON ({error}). Write the file again."
+            ) from error
+
+    def _split(self, names, checkpoint):
+        """[(component, prefix, its names without it)]."""
+        found, left = [], list(names)
+        for component, (_, prefixes) in COMPONENTS.items():
+            for prefix in prefixes:
+                mine = [name[len(prefix) :] for name in left if name.startswith(prefix)]
+                if mine:
+                    found.append((component, prefix, mine))
+                    left = [name for name in left if not name.startswith(prefix)]
+        if found and left:
+            raise CheckpointFormatError(
+                f"{self.path} has {len(left)} tensors that belong to no part of Stable Diffusion 3: "
+                f"{', '.join(left[:5])}. Check that it is one; remove them if they are something else's."
+            )
+        if found:
+            return found
+        kind, _ = find_layout(names)
+        if kind is None:
+            raise CheckpointFormatError(
+                f"{self.path} is no part of Stable Diffusion 3: it begins with {', '.join(names[:3]) or 'nothing'}. "
+                "Pass a file with its transformer (joint_blocks... or transformer_blocks...), VAE or text encoders."
+            )
+        component = next(name for name, (known, _) in COMPONENTS.items() if known == kind)
+        if kind == "clip" and _clip_width(checkpoint) > _CLIP_L_LARGEST:
+            component = "text_encoder_2"
+        return [(component, "", names)]
+
+    def _source(self, checkpoint, component, prefix, names, factors):
+        kind, table = find_layout(names)
+        if kind != COMPONENTS[component][0]:
+            raise CheckpointFormatError(
+                f"{self.path} has tensors called {prefix}..., but they are not those of a "
+                f"{component}: {', '.join(names[:3])}. Check that it is a Stable Diffusion 3."
+            )
+        recipes = {
+            target: Recipe(tuple(Piece(prefix + name, *part) for name, *part in recipe.pieces), recipe.form)
+            for target, recipe in to_diffusers(names, table, self.path).items()
+        }
+        if kind == "clip" and "text_projection.weight" not in recipes:
+            _add_projection(checkpoint, recipes)
+        return RearrangedCheckpoint(checkpoint, recipes, factors)
+
+
+def _add_projection(checkpoint, recipes):
+    """CLIP-L's pooled output is used as it is, so that its files have no projection: it is the identity."""
+    table = recipes.get("text_model.embeddings.token_embedding.weight")
+    width = checkpoint.info(table.pieces[0].name).shape[-1] if table else 0
+    if 0 < width <= _CLIP_L_LARGEST:
+        recipes["text_projection.weight"] = np.eye(width, dtype=np.float32)
+
+
+def _clip_width(checkpoint):
+    """Of the text tower that a file with nothing else holds."""
+    tables = [name for name in checkpoint.keys() if name.endswith("token_embedding.weight")]
+    return checkpoint.info(tables[0]).shape[-1] if tables else 0
+
+
+def _weight_scales(checkpoint):
+    """dict: weight in 8-bit floats -> name of the tensor that scales it, as ComfyUI writes it."""
+    names, scales = set(checkpoint.keys()), {}
+    for name in checkpoint.keys():
+        match = _SCALES.fullmatch(name)
+        weight = match and match.group(1) + "weight"
+        if weight in names and checkpoint.info(weight).dtype.startswith("float8"):
+            scales[weight] = name
+    return scales
+
+
+def _scalar(checkpoint, name):
+    array = checkpoint.load(name, "float32")
+    if array.size != 1:
+        raise CheckpointFormatError(
+            f"{checkpoint.path}: {name} has the shape {list(array.shape)}; ppsd3 reads 8-bit floats with one scale "
+            "for a tensor. Use a file in fp16, or in that form."
+        )
+    return float(array.reshape(-1)[0])
