@@ -164,6 +164,8 @@ def _settings(arguments, call, seed, image):
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
         "scheduler": arguments.scheduler,
+        "cache": arguments.cache,
+        "on_demand": arguments.on_demand or None,
         "without_t5": arguments.without_t5 or None,
         "prompt_weighting": arguments.prompt_weighting or None,
         "ppsd3_version": __version__,

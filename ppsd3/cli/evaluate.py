@@ -1,6 +1,7 @@
 """Score how well a model follows prompts: it draws unseen ones of GenEval's six tasks, and a judge reads the pictures.
 
-`shapes` is the world that the bundled model draws; another model scores by drawing the same flat shapes.
+`shapes` is the world that the bundled model draws; another model scores by drawing the same flat shapes. `samplers`
+compares samplers with 200 Euler steps, by the distance of their final latents.
 """
 
 import os
@@ -13,11 +14,12 @@ CALL_OPTIONS = ("--steps", "--guidance-scale", "--max-sequence-length")
 
 
 def add_arguments(parser):
-    parser.add_argument("world", choices=("shapes",), metavar="WORLD", help="shapes")
+    parser.add_argument("what", choices=("shapes", "samplers"), metavar="WHAT", help="shapes or samplers")
     parser.add_argument(
         "--per-task", type=int, default=50, help="prompts of each task, up to 75 (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=32, help="pictures for `samplers` (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=25, help="pictures drawn at once (default: %(default)s)")
     parser.add_argument("--sheet", metavar="FILE", help="save the first pictures of each task on one sheet (.png)")
     add_model_options(parser)
@@ -25,18 +27,35 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    _check(arguments)
+    pipe = load_pipeline(arguments, quiet=True)
+    settings = call_arguments(arguments, CALL_OPTIONS)
+    if arguments.what == "samplers":
+        _compare_samplers(pipe, arguments, settings)
+    else:
+        _score(pipe, arguments, settings)
+
+
+def _compare_samplers(pipe, arguments, settings):
+    from ..shapes.samplers import REFERENCE_STEPS, compare_samplers
+
+    del settings["num_inference_steps"]  # each sampler has its own
+    found = compare_samplers(pipe, arguments.count, arguments.seed, arguments.batch, **settings)
+    print(f"{'sampler':<8} {'steps':>5} {'calls':>5}  RMSE to {REFERENCE_STEPS} Euler steps")
+    for one in found:
+        print(f"{one.name:<8} {one.steps:>5} {one.calls:>5}  {one.rmse:.3f}  ({one.rmse / found[0].rmse:.2f})")
+
+
+def _score(pipe, arguments, settings):
     from ..shapes.evaluation import evaluate
     from ..shapes.sheet import contact_sheet
 
-    _check(arguments)
-    pipe = load_pipeline(arguments, quiet=True)
     shown = {}
 
     def keep(task, prompt, picture, right):
         if len(shown.setdefault(task, [])) < 8:
             shown[task].append((picture, ("" if right else "WRONG: ") + prompt))
 
-    settings = call_arguments(arguments, CALL_OPTIONS)
     result = evaluate(pipe, arguments.per_task, arguments.seed, arguments.batch, on_picture=keep, **settings)
     print(result.table())
     if arguments.sheet:
@@ -51,7 +70,8 @@ def _check(arguments):
     from ..shapes.prompts import evaluation_prompts
     from ..shapes.scene import TASKS
 
-    for option, value in (("--per-task", arguments.per_task), ("--batch", arguments.batch)):
+    counts = {"--per-task": arguments.per_task, "--batch": arguments.batch, "--count": arguments.count}
+    for option, value in counts.items():
         if value < 1:
             raise InputError(f"{option} is {value}; it has to be 1 or more.")
     for task in TASKS:

@@ -39,6 +39,9 @@ SCHEDULERS = {
 }
 
 
+CACHES = {"taylor": "TaylorCache", "first-block": "FirstBlockCache", "easy": "EasyCache"}  # name -> class of ppsd3
+
+
 def add_model_options(parser):
     """Which model, in which form: what :func:`load_pipeline` reads."""
     parser.add_argument(
@@ -52,6 +55,12 @@ def add_model_options(parser):
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
     parser.add_argument(
         "--quantize", choices=("int8",), help="int8 transformer and T5: less memory, and on CPUs with VNNI less time"
+    )
+    parser.add_argument("--cache", choices=tuple(CACHES), help="evaluate the transformer at fewer steps; see the guide")
+    parser.add_argument(
+        "--on-demand",
+        action="store_true",
+        help="read each network when it is used, with weights in 16 bits, and forget it afterwards: least memory",
     )
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
     parser.add_argument(
@@ -106,6 +115,8 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
     absent = {"text_encoder_3": None, "tokenizer_3": None} if arguments.without_t5 else {}
     pipeline_class = _or_text_to_image(pipeline_class)
     if str(arguments.model).endswith(".safetensors"):
+        if arguments.on_demand:
+            raise InputError("--on-demand reads directories of networks; --model is one file. Convert it first.")
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
         pipe = pipeline_class.from_single_file(
@@ -114,9 +125,14 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
     elif arguments.config is not None:
         raise InputError("--config goes with a .safetensors file; a directory has its own. Leave it out.")
     else:
+        memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
         pipe = pipeline_class.from_pretrained(
-            arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **absent
+            arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **memory, **absent
         )
+    if arguments.cache is not None:
+        from ..pipelines.stable_diffusion_3 import step_caching
+
+        pipe.enable_cache(getattr(step_caching, CACHES[arguments.cache])())
     if arguments.scheduler is not None:
         pipe.scheduler = make_scheduler(arguments.scheduler, pipe.scheduler)
     if arguments.prompt_weighting:
@@ -131,10 +147,10 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
 
 def make_scheduler(name, model_scheduler):
     """The sampler that ``SCHEDULERS`` calls ``name``, with the shift of the model's own."""
-    import ppsd3
+    from .. import schedulers
 
     class_name, settings = SCHEDULERS[name]
-    return getattr(ppsd3, class_name).from_config(model_scheduler.config, **settings)
+    return getattr(schedulers, class_name).from_config(model_scheduler.config, **settings)
 
 
 def _choose_device(device, dtype):

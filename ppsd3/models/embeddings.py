@@ -63,13 +63,17 @@ class PatchEmbed(nn.Layer):
         self.height, self.width = height // patch_size, width // patch_size
         self.base_size = self.height
         self.proj = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
-        rows, columns = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
+        self._grid = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
         if pos_embed_max_size and lazy_init_helper().state:
             # A checkpoint brings the table, under paddle.LazyGuard: SD3.5-medium's takes 6 seconds and 0.9 GB.
-            table = paddle.empty([1, rows * columns, embed_dim], "float32")
+            table = paddle.empty([1, self._grid[0] * self._grid[1], embed_dim], "float32")
         else:
-            table = paddle.to_tensor(sincos_2d(embed_dim, rows, columns, self.base_size)[None])
+            table = paddle.to_tensor(self.table(embed_dim))
         self.register_buffer("pos_embed", table, persistable=bool(pos_embed_max_size))
+
+    def table(self, embed_dim):
+        """What ``pos_embed`` holds in a new model: float32 array [1, rows * columns, embed_dim]."""
+        return sincos_2d(embed_dim, *self._grid, self.base_size)[None]
 
     def positions(self, height, width):
         """Positions of a grid of ``height x width`` patches: [1, height * width, D].

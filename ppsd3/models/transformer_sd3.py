@@ -138,6 +138,7 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         return_dict=True,
         skip_layers=None,
         prepared=None,
+        run_blocks=None,
     ):
         """Velocity at ``hidden_states``.
 
@@ -154,6 +155,8 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             prepared (PreparedCondition, optional): text and timestep as :meth:`prepare` made them, in the place of
                 ``encoder_hidden_states``, ``pooled_projections`` and ``timestep``. It may have a multiple of B rows:
                 all latents, then all again.
+            run_blocks (callable, optional): ``(blocks, image tokens, text tokens) -> image tokens``, called in the
+                place of running ``blocks`` one after the other, each ``(image, text) -> (text, image)``; for caches.
 
         Raises:
             InputError: a layer index, a size or an attention argument that this model does not have.
@@ -178,11 +181,14 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             def run(i, *streams):
                 return self._run_block(self.transformer_blocks[i], *streams, temb, joint_attention_kwargs)
 
-            hidden_states = self.norm_out(self._run_blocks(*streams, run, skip_layers, controls), temb)
-        elif self.is_compiled and controls is None and joint_attention_kwargs is None:
+            hidden_states = self._run_blocks(*streams, run, skip_layers, controls, run_blocks or run_all)
+            hidden_states = self.norm_out(hidden_states, temb)
+        elif self.is_compiled and controls is None and joint_attention_kwargs is None and run_blocks is None:
             hidden_states = self._run_compiled(*streams, prepared.flat(), skip_layers)
         else:
-            hidden_states = self._run_prepared(*streams, prepared, skip_layers, controls, joint_attention_kwargs)
+            hidden_states = self._run_prepared(
+                *streams, prepared, skip_layers, controls, joint_attention_kwargs, run_blocks or run_all
+            )
         hidden_states = self.proj_out(hidden_states)  # [B, N, p * p * C]
         sample = unpatchify(hidden_states, *grid, self.config.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
@@ -217,15 +223,19 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             for t in range(steps)
         ]
 
-    def _run_blocks(self, hidden_states, encoder_hidden_states, run, skip_layers, controls):
+    def _run_blocks(self, hidden_states, encoder_hidden_states, run, skip_layers, controls, run_blocks):
         """All blocks but the skipped, ``run(i, *streams)`` being one; returns the image stream."""
-        for i, block in enumerate(self.transformer_blocks):
+
+        def controlled(i, hidden_states, encoder_hidden_states):
             if i not in skip_layers:
                 encoder_hidden_states, hidden_states = run(i, hidden_states, encoder_hidden_states)
-            if controls is not None and not block.context_pre_only:
+            if controls is not None and not self.transformer_blocks[i].context_pre_only:
                 interval = len(self.transformer_blocks) / len(controls)
                 hidden_states = hidden_states + controls[int(i / interval)]
-        return hidden_states
+            return encoder_hidden_states, hidden_states
+
+        blocks = [partial(controlled, i) for i in range(len(self.transformer_blocks))]
+        return run_blocks(blocks, hidden_states, encoder_hidden_states)
 
     def _run_block(self, block, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs):
         arguments = (hidden_states, encoder_hidden_states, temb, joint_attention_kwargs)
@@ -235,13 +245,23 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             return None, recompute(lambda *inputs: block(*inputs)[1], *arguments)
         return recompute(block, *arguments)
 
-    def _run_prepared(self, hidden_states, context, prepared, skip_layers, controls=None, joint_attention_kwargs=None):
+    def _run_prepared(
+        self,
+        hidden_states,
+        context,
+        prepared,
+        skip_layers,
+        controls=None,
+        joint_attention_kwargs=None,
+        run_blocks=None,
+    ):
         """The blocks and the last norm, given what :meth:`prepare` made."""
 
         def run(i, *streams):
             return self.transformer_blocks[i].with_modulation(*streams, prepared.blocks[i], joint_attention_kwargs)
 
-        hidden_states = self._run_blocks(hidden_states, context, run, skip_layers, controls)
+        streams = hidden_states, context
+        hidden_states = self._run_blocks(*streams, run, skip_layers, controls, run_blocks or run_all)
         return self.norm_out.with_modulation(hidden_states, prepared.out)
 
     def _run_compiled(self, hidden_states, context, modulation, skip_layers):
@@ -328,6 +348,13 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
 
     def _attentions(self):
         return [(name, layer) for name, layer in self.named_sublayers() if isinstance(layer, Attention)]
+
+
+def run_all(blocks, hidden_states, encoder_hidden_states):
+    """``blocks`` one after the other; returns the image stream."""
+    for block in blocks:
+        encoder_hidden_states, hidden_states = block(hidden_states, encoder_hidden_states)
+    return hidden_states
 
 
 def unpatchify(tokens, rows, columns, patch_size):

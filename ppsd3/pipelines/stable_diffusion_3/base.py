@@ -12,6 +12,7 @@ from .latents import decode_latents
 from .pipeline_output import StableDiffusion3PipelineOutput
 from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encode_conditions
 from .prompt_reading import PromptReader
+from .step_caching import StepCache
 
 
 class StableDiffusion3Base(DiffusionPipeline):
@@ -72,7 +73,7 @@ class StableDiffusion3Base(DiffusionPipeline):
         self.patch_size = 2 if transformer is None else transformer.config.patch_size
         self.prompt_reader = PromptReader()
         self._guidance_scale = 7.0
-        self._call = self._num_timesteps = None
+        self._call = self._num_timesteps = self._cache = None
         self._interrupt = False
 
     @paddle.no_grad()
@@ -125,6 +126,8 @@ class StableDiffusion3Base(DiffusionPipeline):
         total = len(start.timesteps)
         with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
             velocity = VelocityModel(transformer, start.timesteps, call.joint_attention_kwargs, start.extra_channels)
+            if self._cache is not None:
+                velocity = self._cache.start(velocity)
             steps = denoise(velocity, self.scheduler, start.timesteps, state, start.after_step, call.generator)
             for step, timestep, state in steps:
                 if call.callback_on_step_end is not None:
@@ -187,6 +190,24 @@ class StableDiffusion3Base(DiffusionPipeline):
         )
         negative = negative or TextCondition(None, None)
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
+
+    def enable_cache(self, cache):
+        """Answers some steps from what earlier ones computed, from the next call on: faster, nearly the same picture.
+
+        Args:
+            cache (StepCache): e.g. ``TaylorCache()``, ``FirstBlockCache()`` or ``EasyCache()`` of ``ppsd3``. Its
+                ``evaluations`` and ``calls`` say after a call how often the whole transformer ran.
+
+        Raises:
+            InputError: something else.
+        """
+        if not isinstance(cache, StepCache):
+            raise InputError(f"enable_cache takes a cache such as TaylorCache(), not a {type(cache).__name__}.")
+        self._cache = cache
+
+    def disable_cache(self):
+        """Evaluates the transformer at every step again."""
+        self._cache = None
 
     def _check(self, call):
         self._check_components()

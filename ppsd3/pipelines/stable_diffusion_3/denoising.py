@@ -50,8 +50,8 @@ class VelocityModel:
         self.joint_attention_kwargs, self.extra_channels = joint_attention_kwargs, extra_channels
         self._windows = []  # (condition, first step, prepared steps), of the conditions in use
 
-    def __call__(self, latents, step, query):
-        """latents [B, C, H, W] -> velocity [copies * B, C, H, W]."""
+    def __call__(self, latents, step, query, run_blocks=None):
+        """latents [B, C, H, W] -> velocity [copies * B, C, H, W]; ``run_blocks`` goes to the transformer."""
         if self.extra_channels is not None:
             latents = paddle.concat([latents, self.extra_channels()], axis=1)
         return self.transformer(
@@ -59,6 +59,7 @@ class VelocityModel:
             prepared=self._prepared(query.condition, step),
             joint_attention_kwargs=self.joint_attention_kwargs,
             skip_layers=query.skip_layers,
+            run_blocks=run_blocks,
             return_dict=False,
         )[0]
 

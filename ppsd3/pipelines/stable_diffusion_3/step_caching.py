@@ -1,0 +1,168 @@
+"""Sampling with fewer full evaluations of the transformer: neighbouring steps ask it nearly the same.
+
+A cache stands between the loop and the velocity model (``pipe.enable_cache(...)``) and answers some calls itself. Each
+guidance query has memories of its own, and each picture starts without any. ``evaluations`` and ``calls`` of the last
+picture say what was saved.
+"""
+
+import paddle
+
+from ...utils.errors import InputError
+
+
+class StepCache:
+    """Base of the caches: a subclass's :meth:`answer` gives the velocity of one call.
+
+    Args:
+        warmup (int): first steps of a picture that are always evaluated: they decide what it shows.
+
+    Attributes:
+        calls (int), evaluations (int): of the velocity, and of the whole transformer, in the last or present picture.
+    """
+
+    def __init__(self, warmup):
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise InputError(f"warmup is {warmup!r}; it has to be a number of steps, 0 or more.")
+        self.warmup = warmup
+        self.calls = self.evaluations = 0
+
+    def start(self, velocity):
+        """The callable that takes the place of ``velocity`` (a ``VelocityModel``) for one picture."""
+        self.calls = self.evaluations = 0
+        memories = []  # (condition, skipped layers, what the subclass keeps): of the conditions in use
+
+        def cached(latents, step, query):
+            self.calls += 1
+            last = step == len(velocity.timesteps) - 1
+            for condition, layers, memory in memories:
+                if condition is query.condition and layers == query.skip_layers:
+                    break
+            else:
+                memory = {}
+                memories.append((query.condition, query.skip_layers, memory))
+                del memories[:-4]  # a callback that replaces the condition leaves its memories behind
+            return self.answer(memory, velocity, latents, step, query, step < self.warmup or last)
+
+        return cached
+
+    def answer(self, memory, velocity, latents, step, query, whole):
+        """The velocity; ``memory`` is a dict of this query's own, ``whole`` asks for a full evaluation."""
+        raise NotImplementedError
+
+    def evaluate(self, velocity, latents, step, query, **options):
+        """A full evaluation, counted."""
+        self.evaluations += 1
+        return velocity(latents, step, query, **options)
+
+
+class TaylorCache(StepCache):
+    """Evaluates every ``interval``-th step after the warm-up and continues the velocity between by a polynomial in time
+    through the last evaluations (as TaylorSeer, Liu et al., 2025, does with features).
+
+    Args:
+        interval (int): 1 evaluates all steps. Default 3.
+        order (int): of the polynomial: 0 repeats the last velocity, 1 is a straight line. Default 1.
+        warmup (int): default 8.
+    """
+
+    def __init__(self, interval=3, order=1, warmup=8):
+        super().__init__(warmup)
+        for name, value, least in (("interval", interval, 1), ("order", order, 0)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise InputError(f"{name} is {value!r}; it has to be a whole number, {least} or more.")
+        self.interval, self.order = interval, order
+
+    def answer(self, memory, velocity, latents, step, query, whole):
+        known = memory.setdefault("known", [])  # (time, velocity), the newest last
+        now = float(velocity.timesteps[step])
+        due = (step - self.warmup) % self.interval == self.interval - 1
+        if whole or due or not known:
+            result = self.evaluate(velocity, latents, step, query)
+            known.append((now, result))
+            del known[: -self.order - 1]
+            return result
+        # Lagrange's form: weights are numbers, so one pass over the velocities does
+        weights = []
+        for i, (time, _) in enumerate(known):
+            weight = 1.0
+            for j, (other, _) in enumerate(known):
+                if i != j:
+                    weight *= (now - other) / (time - other)
+            weights.append(weight)
+        return sum(weight * value for weight, (_, value) in zip(weights, known))
+
+
+class EasyCache(StepCache):
+    """Repeats the last difference of velocity and latents as long as the change that must have built up is small
+    (Zhou et al., 2025, "EasyCache"): how strongly the velocity answers to the latents is measured at evaluations.
+
+    Args:
+        threshold (float): of the accumulated relative change; 0 evaluates all steps. Default 0.1.
+        warmup (int): default 6.
+    """
+
+    def __init__(self, threshold=0.1, warmup=6):
+        super().__init__(warmup)
+        self.threshold = _checked_threshold(threshold)
+
+    def answer(self, memory, velocity, latents, step, query, whole):
+        moved = _mean(latents - memory["latents"]) if "latents" in memory else None
+        memory["latents"] = latents
+        if not whole and "rate" in memory:
+            memory["change"] += memory["rate"] * moved / memory["size"]
+            if memory["change"] < self.threshold:
+                return memory["difference"] + _copies(latents, memory["difference"])
+        result = self.evaluate(velocity, latents, step, query)
+        if "result" in memory:
+            since = _mean(latents - memory["evaluated at"])
+            memory["rate"] = _mean(result - memory["result"]) / max(since, 1e-12)
+        memory.update({"result": result, "evaluated at": latents, "size": max(_mean(result), 1e-12), "change": 0.0})
+        memory["difference"] = result - _copies(latents, result)
+        return result
+
+
+class FirstBlockCache(StepCache):
+    """Runs the first block; if it changed little since the last full evaluation, the other blocks' part is repeated
+    (first-block caching, as in ParaAttention).
+
+    Args:
+        threshold (float): of the first block's relative change; 0 evaluates all steps. Default 0.1.
+        warmup (int): default 6.
+    """
+
+    def __init__(self, threshold=0.1, warmup=6):
+        super().__init__(warmup)
+        self.threshold = _checked_threshold(threshold)
+
+    def answer(self, memory, velocity, latents, step, query, whole):
+        def run(blocks, hidden_states, context):
+            context, after = blocks[0](hidden_states, context)
+            first = after - hidden_states
+            if not whole and "rest" in memory:
+                change = _mean(first - memory["first"]) / max(_mean(memory["first"]), 1e-12)
+                if change < self.threshold:
+                    return after + memory["rest"]
+            self.evaluations += 1
+            result = after
+            for block in blocks[1:]:
+                context, result = block(result, context)
+            memory.update({"first": first, "rest": result - after})
+            return result
+
+        return velocity(latents, step, query, run_blocks=run)
+
+
+def _checked_threshold(threshold):
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
+        raise InputError(f"threshold is {threshold!r}; it has to be a number, 0 or more.")
+    return threshold
+
+
+def _mean(tensor):
+    return float(tensor.astype("float32").abs().mean())
+
+
+def _copies(latents, result):
+    """``latents`` as often on the batch axis as ``result`` has them."""
+    copies = result.shape[0] // latents.shape[0]
+    return paddle.concat([latents] * copies) if copies > 1 else latents
