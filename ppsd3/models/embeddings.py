@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.nn.initializer.lazy_init import lazy_init_helper
 
+from ..modeling_utils import is_to_be_filled
 from ..ops import Linear
 from ..utils.errors import InputError
 
@@ -64,8 +64,7 @@ class PatchEmbed(nn.Layer):
         self.base_size = self.height
         self.proj = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
         rows, columns = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
-        if pos_embed_max_size and lazy_init_helper().state:
-            # A checkpoint brings the table, under paddle.LazyGuard: SD3.5-medium's takes 6 seconds and 0.9 GB.
+        if pos_embed_max_size and is_to_be_filled():  # SD3.5-medium's table takes 6 seconds and 0.9 GB
             table = paddle.empty([1, rows * columns, embed_dim], "float32")
         else:
             table = paddle.to_tensor(sincos_2d(embed_dim, rows, columns, self.base_size)[None])
