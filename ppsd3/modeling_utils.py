@@ -1,7 +1,9 @@
 """What every network of ppsd3 can do: load, save, change dtype, recompute activations."""
 
+import contextlib
 import json
 import os
+import threading
 
 import paddle
 from paddle import nn
@@ -154,7 +156,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
             check_storage_dtype(storage_dtype)
         config = dict(config)
         quantization = config.pop(CONFIG_KEY, None)
-        with paddle.LazyGuard():  # parameters without memory: each gets the loaded tensor's
+        with to_be_filled():
             model = cls(**cls.extract_init_arguments(config, source=config_path))
         prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
@@ -337,6 +339,28 @@ class ModelMixin(nn.Layer, ConfigMixin):
 
     def _set_gradient_checkpointing(self, value):
         self.gradient_checkpointing = value
+
+
+_filling = threading.local()
+
+
+@contextlib.contextmanager
+def to_be_filled():
+    """Networks made inside have no values: parameters no memory (``paddle.LazyGuard``), saved buffers none worth it.
+
+    Every tensor gets its memory from a checkpoint, or the network is only asked for names and shapes.
+    """
+    before, _filling.on = is_to_be_filled(), True
+    try:
+        with paddle.LazyGuard():
+            yield
+    finally:
+        _filling.on = before
+
+
+def is_to_be_filled():
+    """Whether a network that is being made need not compute what a checkpoint brings."""
+    return getattr(_filling, "on", False)
 
 
 def _is_dtype(value):

@@ -34,10 +34,7 @@ def write(directory, component, config, dtype="float32"):
     tensors = {}
     for name, slot in model.state_dict().items():
         if name not in model._tied_keys:
-            if name in parameters:
-                array = _draw(pool, name, list(slot.shape))
-            else:  # the one that has no memory yet is the table of positions
-                array = model.pos_embed.table(slot.shape[-1]) if name == "pos_embed.pos_embed" else slot.numpy()
+            array = _draw(pool, name, list(slot.shape)) if name in parameters else slot.numpy()
             tensors[name] = from_numpy(array.astype(dtype))
     text = json.dumps(model.to_json_dict(), indent=2, sort_keys=True) + "\n"
     write_checkpoint(directory, model.weights_name, tensors, texts={model.config_name: text})

@@ -8,9 +8,9 @@ import os
 import shutil
 
 import numpy as np
-import paddle
 
 from ..configuration_utils import read_json
+from ..modeling_utils import to_be_filled
 from ..serialization import Checkpoint
 from ..serialization.layout import linear_weights
 from ..serialization.loading import fit
@@ -113,7 +113,7 @@ class _Network:
                 f"{source.path} is quantized, and only this directory's own layout says how. Convert the model that it "
                 "was made from, and quantize the result."
             )
-        with paddle.LazyGuard():
+        with to_be_filled():
             self.model = class_(**class_.extract_init_arguments(config, source=f"the configuration for {source.path}"))
         _, places, transposed, report = fit(
             self.model, source, self.model._keys_to_ignore_on_load, self.model._tied_keys

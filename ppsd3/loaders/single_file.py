@@ -2,6 +2,7 @@
 
 import os
 
+from .. import schedulers
 from ..models import AutoencoderKL, SD3Transformer2DModel
 from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..serialization import Checkpoint, SingleFile
@@ -170,7 +171,8 @@ class PipelineSources:
     def _scheduler(self):
         folder = self.given.get("scheduler") or self._folder("scheduler")
         if folder:
-            return FlowMatchEulerDiscreteScheduler.from_pretrained(folder)
+            saved = FlowMatchEulerDiscreteScheduler.load_config(folder).get("_class_name")
+            return getattr(schedulers, str(saved), FlowMatchEulerDiscreteScheduler).from_pretrained(folder)
         return FlowMatchEulerDiscreteScheduler.from_config(self.file.configs.get("scheduler", SCHEDULER))
 
     def _tokenizer(self, name):

@@ -10,8 +10,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from paddle.nn.initializer.lazy_init import lazy_init_helper
 
+from ..modeling_utils import is_to_be_filled
 from ..ops import Linear
 from ..utils.errors import InputError
 
@@ -63,17 +63,12 @@ class PatchEmbed(nn.Layer):
         self.height, self.width = height // patch_size, width // patch_size
         self.base_size = self.height
         self.proj = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
-        self._grid = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
-        if pos_embed_max_size and lazy_init_helper().state:
-            # A checkpoint brings the table, under paddle.LazyGuard: SD3.5-medium's takes 6 seconds and 0.9 GB.
-            table = paddle.empty([1, self._grid[0] * self._grid[1], embed_dim], "float32")
+        rows, columns = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
+        if pos_embed_max_size and is_to_be_filled():  # SD3.5-medium's table takes 6 seconds and 0.9 GB
+            table = paddle.empty([1, rows * columns, embed_dim], "float32")
         else:
-            table = paddle.to_tensor(self.table(embed_dim))
+            table = paddle.to_tensor(sincos_2d(embed_dim, rows, columns, self.base_size)[None])
         self.register_buffer("pos_embed", table, persistable=bool(pos_embed_max_size))
-
-    def table(self, embed_dim):
-        """What ``pos_embed`` holds in a new model: float32 array [1, rows * columns, embed_dim]."""
-        return sincos_2d(embed_dim, *self._grid, self.base_size)[None]
 
     def positions(self, height, width):
         """Positions of a grid of ``height x width`` patches: [1, height * width, D].

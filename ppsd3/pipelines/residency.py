@@ -10,6 +10,7 @@ import os
 import paddle
 from paddle import nn
 
+from ..modeling_utils import to_be_filled
 from ..quantization import CONFIG_KEY
 from ..serialization.tensors import floating_dtype, put
 from ..utils.device import release_freed_memory
@@ -34,7 +35,7 @@ class OnDemandNetwork:
     def __init__(self, class_, directory, name, options):
         self.network_class, self.directory, self.name, self.options = class_, directory, name, options
         self.dtype = floating_dtype(options.get("paddle_dtype"))
-        with paddle.LazyGuard():  # a skeleton without weights, for the defaults that its file leaves out
+        with to_be_filled():  # a skeleton without weights, for the defaults that its file leaves out
             config = class_.load_config(os.path.join(directory, name))
             config.pop(CONFIG_KEY, None)  # of an int8 checkpoint
             self.config = class_.from_config(config).config

@@ -52,7 +52,7 @@ def test_damaged(tiny_checkpoint, tmp_path, capsys, damage):
     directory = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
     if damage == "class":
         path = directory / "model_index.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "vae": ["diffusers", "AutoencoderOobleck"]}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "vae": ["diffusers", "AutoencoderDC"]}))
     elif damage == "shard":
         file = directory / "vae" / "diffusion_pytorch_model.safetensors"
         file.write_bytes(file.read_bytes()[:-10])

@@ -159,8 +159,8 @@ def test_another_pipeline(checkpoint):
 
 
 def test_unknown_component_class(checkpoint):
-    edit_index(checkpoint, vae=["diffusers", "AutoencoderOobleck"])
-    with pytest.raises(ConfigError, match="'vae'.*AutoencoderOobleck.*vae="):
+    edit_index(checkpoint, vae=["diffusers", "AutoencoderDC"])
+    with pytest.raises(ConfigError, match="'vae'.*AutoencoderDC.*vae="):
         load(checkpoint)
     assert load(checkpoint, vae=None).vae is None
 
