@@ -28,6 +28,7 @@ _PUBLIC = {
     "FlowMatchHeunDiscreteScheduler": "schedulers",
     "FlowMatchLCMScheduler": "schedulers",
     "LatentPreview": "pipelines.latent_preview",
+    "PromptCache": "pipelines.stable_diffusion_3.prompt_cache",
     "SD3Transformer2DModel": "models",
     "StableDiffusion3Img2ImgPipeline": "pipelines",
     "StableDiffusion3InpaintPipeline": "pipelines",

@@ -62,6 +62,12 @@ class OnDemandNetwork:
         """Where it will be."""
         return paddle.framework._current_expected_place() if self._network is None else self._network.device
 
+    def fingerprint(self):
+        """Bytes that change when the network's files or the way to load them do."""
+        folder = os.path.join(self.directory, self.name)
+        files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(folder)]
+        return repr((self.network_class.__name__, sorted(files), sorted(self.options.items(), key=str))).encode()
+
     def save_pretrained(self, save_directory, **options):
         """See :meth:`ppsd3.modeling_utils.ModelMixin.save_pretrained`."""
         with self.resident() as network:

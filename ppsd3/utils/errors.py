@@ -17,6 +17,10 @@ class ConfigError(PPSD3Error, ValueError):
     """A configuration file or a constructor argument holds an unknown key or an impossible value."""
 
 
+class NotFiniteError(PPSD3Error, FloatingPointError):
+    """A network gave numbers that are infinite or not a number."""
+
+
 class CheckpointError(PPSD3Error):
     """Base of everything that can be wrong with a checkpoint."""
 

@@ -3,6 +3,7 @@
 import paddle
 
 from ...utils.errors import InputError
+from ...utils.finite import check_finite
 from ..image_processor import VaeImageProcessor, check_output_type
 from ..pipeline_utils import DiffusionPipeline
 from . import inputs
@@ -10,6 +11,7 @@ from .denoising import DenoisingState, VelocityModel, denoise, prepare_timesteps
 from .guidance import make_guidance
 from .latents import decode_latents
 from .pipeline_output import StableDiffusion3PipelineOutput
+from .prompt_cache import PromptCache
 from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encode_conditions
 from .prompt_reading import PromptReader
 from .step_caching import StepCache
@@ -73,7 +75,7 @@ class StableDiffusion3Base(DiffusionPipeline):
         self.patch_size = 2 if transformer is None else transformer.config.patch_size
         self.prompt_reader = PromptReader()
         self._guidance_scale = 7.0
-        self._call = self._num_timesteps = self._cache = None
+        self._call = self._num_timesteps = self._cache = self._prompt_cache = None
         self._interrupt = False
 
     @paddle.no_grad()
@@ -113,10 +115,10 @@ class StableDiffusion3Base(DiffusionPipeline):
         self._denoise(start, state)
 
         # 5. Latents -> picture.
-        images = state.latents
+        images = check_finite(state.latents, "transformer")
         if call.output_type != "latent":
             with self.using("vae") as vae:
-                images = decode_latents(vae, images)
+                images = check_finite(decode_latents(vae, images), "vae")
             images = task.finish(self, self.image_processor.postprocess(images, call.output_type))
         return StableDiffusion3PipelineOutput(images=images) if call.return_dict else (images,)
 
@@ -209,6 +211,20 @@ class StableDiffusion3Base(DiffusionPipeline):
         """Evaluates the transformer at every step again."""
         self._cache = None
 
+    def enable_prompt_cache(self, cache):
+        """Encodes each prompt once: conditions come from ``cache`` (:class:`~ppsd3.PromptCache`) where it has them.
+
+        Raises:
+            InputError: something else than a cache.
+        """
+        if not isinstance(cache, PromptCache):
+            raise InputError(f"enable_prompt_cache takes a PromptCache, not a {type(cache).__name__}.")
+        self._prompt_cache = cache
+
+    def disable_prompt_cache(self):
+        """Encodes every prompt again."""
+        self._prompt_cache = None
+
     def _check(self, call):
         self._check_components()
         multiple = self.vae_scale_factor * self.patch_size
@@ -237,7 +253,13 @@ class StableDiffusion3Base(DiffusionPipeline):
 
     def _encode(self, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip):
         return encode_conditions(
-            self._text_encoders(), texts, guided, num_images_per_prompt, max_sequence_length, clip_skip
+            self._text_encoders(),
+            texts,
+            guided,
+            num_images_per_prompt,
+            max_sequence_length,
+            clip_skip,
+            self._prompt_cache,
         )
 
     def _text_encoders(self):

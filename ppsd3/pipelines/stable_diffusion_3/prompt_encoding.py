@@ -21,6 +21,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ...utils.errors import InputError
+from ...utils.finite import check_finite
 from .prompt_reading import PromptReader
 
 CLIP_MAX_LENGTH = 77  # when no CLIP tokenizer is there to ask
@@ -92,7 +93,7 @@ class Request:
     clip_skip: Optional[int] = None
 
 
-def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip):
+def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip, cache=None):
     """The conditions that guidance weighs against one another.
 
     Args:
@@ -101,6 +102,7 @@ def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequen
         num_images_per_prompt (int): n.
         max_sequence_length (int): as in ``encode_prompts``.
         clip_skip (int or None): as in ``Request``, for the positive prompts alone.
+        cache (PromptCache, optional): what was encoded before.
 
     Returns:
         (TextCondition, TextCondition or None): of B * n rows each; the negative one is None if not ``guided`` and
@@ -115,7 +117,10 @@ def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequen
         requests.append(Request(*texts.texts("negative_")))
     if positive is None:
         requests.append(Request(*texts.texts(), clip_skip))
-    encoded = encode_prompts(encoders, requests, max_sequence_length)
+    if cache is None:
+        encoded = encode_prompts(encoders, requests, max_sequence_length)
+    else:
+        encoded = cache.encode(encode_prompts, encoders, requests, max_sequence_length)
     if positive is None:
         positive = encoded.pop()
     if encoded:
@@ -205,7 +210,8 @@ def _encode_clip(encoders, suffix, tokens, sizes, skips):
         first += size
     features = paddle.concat(features) if len(features) > 1 else features[0]
     pooled = output.text_embeds[: first * tokens.chunks : tokens.chunks]  # of each prompt's first row
-    return features.astype(encoders.dtype), pooled.astype(encoders.dtype)
+    name = "text_encoder" + suffix
+    return tuple(check_finite(made, name).astype(encoders.dtype) for made in (features, pooled))
 
 
 def _weighted(encoders, states, tokens, first, size):
@@ -244,7 +250,7 @@ def _encode_t5(encoders, prompts, max_sequence_length):
     if tokens is None:
         return paddle.zeros([count, max_sequence_length, encoders.joint_attention_dim], encoders.dtype)
     with encoders.tower("text_encoder_3") as encoder:
-        states = encoder(tokens.rows())[0]
+        states = check_finite(encoder(tokens.rows())[0], "text_encoder_3")
     return _weighted(encoders, states, tokens, 0, count).astype(encoders.dtype)
 
 

@@ -1,0 +1,151 @@
+"""Prompts that are encoded once: their conditions are kept in memory and, if wanted, in files.
+
+A condition belongs to the text, to how it is read, and to the encoders with all that was done to them (weights,
+adapters, quantization), so all of it is in its key. With encoders that are loaded on demand, a hit saves the loading.
+"""
+
+import collections
+import hashlib
+import os
+
+import numpy as np
+import paddle
+
+from ...utils.errors import InputError
+from ...utils.files import atomic_write
+from ..residency import OnDemandNetwork
+from .prompt_encoding import Request, TextCondition
+from .prompt_reading import PromptReader
+
+_SAMPLES = 16  # numbers of each weight that go into a network's fingerprint
+
+
+class PromptCache:
+    """Conditions by prompt. Prompts that a ``WeightedPrompts`` reads are not kept.
+
+    Args:
+        directory (str, optional): where they are kept beyond this process, one ``.npz`` file of some megabytes each;
+            made if missing.
+        max_entries (int): most conditions in memory; the least recently used one goes first. Default 64.
+
+    Attributes:
+        hits (int), misses (int): of prompts, since the cache was made.
+    """
+
+    def __init__(self, directory=None, max_entries=64):
+        if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
+            raise InputError(f"max_entries is {max_entries!r}; it has to be 1 or more.")
+        self.directory = None if directory is None else os.path.abspath(os.fspath(directory))
+        if self.directory is not None:
+            if os.path.exists(self.directory) and not os.path.isdir(self.directory):
+                raise InputError(f"{self.directory} is a file; conditions are kept in a directory. Name another one.")
+            os.makedirs(self.directory, exist_ok=True)
+        self.max_entries, self.hits, self.misses = max_entries, 0, 0
+        self._entries = collections.OrderedDict()
+
+    def encode(self, encode, encoders, requests, max_sequence_length):
+        """What ``encode(encoders, requests, max_sequence_length)`` gives, encoding only what is not known.
+
+        Each prompt of a request is kept by itself, so a negative prompt is encoded once for all.
+        """
+        if type(encoders.reader) is not PromptReader:  # prompts of any length take as much room as the longest beside
+            return encode(encoders, requests, max_sequence_length)
+        reading = f"{_reading(encoders)} {max_sequence_length}"
+        rows, known, missing = [], {}, {}
+        for request in requests:
+            texts = zip(request.prompt, request.prompt_2, request.prompt_3)
+            rows.append([_key(reading, text, request.clip_skip) for text in texts])
+            for index, key in enumerate(rows[-1]):
+                if key not in known and key not in missing:
+                    found = self._get(key)
+                    if found is None:
+                        missing[key] = request, index
+                        self.misses += 1
+                        continue
+                    known[key] = found
+                self.hits += 1
+        known.update(self._encode_missing(encode, encoders, missing, max_sequence_length))
+        return [TextCondition.cat([known[key] for key in keys]).astype(encoders.dtype) for keys in rows]
+
+    def _encode_missing(self, encode, encoders, missing, max_sequence_length):
+        by_skip = {}
+        for key, (request, index) in missing.items():
+            by_skip.setdefault(request.clip_skip, []).append((key, request, index))
+        groups = list(by_skip.items())
+        requests = [
+            Request(
+                *([getattr(request, name)[index] for _, request, index in some] for name in _TEXTS), clip_skip=clip_skip
+            )
+            for clip_skip, some in groups
+        ]
+        fresh = {}
+        for (_, some), condition in zip(groups, encode(encoders, requests, max_sequence_length) if requests else []):
+            for row, (key, _, _) in enumerate(some):
+                fresh[key] = TextCondition(condition.embeds[row : row + 1], condition.pooled[row : row + 1])
+                self._put(key, fresh[key])
+        return fresh
+
+    def _get(self, key):
+        if key in self._entries:
+            self._entries.move_to_end(key)
+            return self._entries[key]
+        path = self._path(key)
+        if path is None or not os.path.isfile(path):
+            return None
+        try:
+            with np.load(path) as arrays:
+                condition = TextCondition(*(paddle.to_tensor(arrays[name]) for name in ("embeds", "pooled")))
+        except (OSError, ValueError, KeyError):  # damaged: made anew
+            return None
+        self._remember(key, condition)
+        return condition
+
+    def _put(self, key, condition):
+        self._remember(key, condition)
+        path = self._path(key)
+        if path is not None:
+            arrays = {name: getattr(condition, name).astype("float32").numpy() for name in ("embeds", "pooled")}
+            with atomic_write(path) as file:
+                np.savez(file, **arrays)
+
+    def _remember(self, key, condition):
+        self._entries[key] = condition
+        while len(self._entries) > self.max_entries:
+            self._entries.popitem(last=False)
+
+    def _path(self, key):
+        return None if self.directory is None else os.path.join(self.directory, key + ".npz")
+
+
+_TEXTS = ("prompt", "prompt_2", "prompt_3")
+
+
+def _key(reading, texts, clip_skip):
+    return hashlib.sha256(repr((reading, texts, clip_skip or 0)).encode()).hexdigest()[:40]
+
+
+def _reading(encoders):
+    """All that a condition depends on but its text, as a short string."""
+    digest = hashlib.sha256()
+    for suffix in ("", "_2", "_3"):
+        tower, tokenizer = (getattr(encoders, name + suffix) for name in ("text_encoder", "tokenizer"))
+        digest.update(_fingerprint(tower))
+        digest.update(repr(None if tokenizer is None else tokenizer(["a b", "<s> ü"]).input_ids).encode())
+        digest.update(repr(sorted(getattr(tokenizer, "added_tokens", ()) or ())).encode())
+    digest.update(repr((encoders.joint_attention_dim, encoders.pooled_projection_dim)).encode())
+    digest.update(repr(encoders.clip_max_length).encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(network):
+    """Bytes that change with the weights of ``network``, its layers and their settings."""
+    if network is None:
+        return b"absent"
+    if isinstance(network, OnDemandNetwork):
+        return network.fingerprint()
+    digest = hashlib.sha256(repr(network).encode())
+    for name, tensor in network.state_dict().items():
+        flat = tensor.detach().reshape([-1])
+        some = flat[:: max(1, flat.shape[0] // _SAMPLES)]
+        digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode() + some.astype("float32").numpy().tobytes())
+    return digest.digest()
