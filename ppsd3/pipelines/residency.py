@@ -40,6 +40,7 @@ class OnDemandNetwork:
             config.pop(CONFIG_KEY, None)  # of an int8 checkpoint
             self.config = class_.from_config(config).config
         self._network, self._users = None, 0
+        self._calls = {}  # method -> its keyword arguments, called after each loading
 
     @contextlib.contextmanager
     def resident(self):
@@ -48,6 +49,8 @@ class OnDemandNetwork:
         try:
             if self._network is None:
                 self._network = self.network_class.from_pretrained(self.directory, subfolder=self.name, **self.options)
+                for method, options in self._calls.items():
+                    getattr(self._network, method)(**options)
             yield self._network
         finally:
             self._users -= 1
@@ -61,6 +64,11 @@ class OnDemandNetwork:
     def device(self):
         """Where it will be."""
         return paddle.framework._current_expected_place() if self._network is None else self._network.device
+
+    def call_after_loading(self, method, **options):
+        """Calls ``network.method(**options)`` whenever the network has been read."""
+        self._calls.pop(method, None)
+        self._calls[method] = options
 
     def fingerprint(self):
         """Bytes that change when the network's files or the way to load them do."""

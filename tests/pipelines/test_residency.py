@@ -72,6 +72,20 @@ def test_weights_held_in_16_bits(directory):
     assert not np.array_equal(draw(pipe), draw(load(directory)))
 
 
+@pytest.mark.parametrize("load_components", ["all", "on_demand"])
+def test_vae_in_tiles_and_slices(directory, load_components):
+    pipe = load(directory, load_components=load_components)
+    whole = draw(pipe)
+    pipe.enable_vae_tiling(tile_sample_min_size=32)
+    tiled = draw(pipe)
+    assert 0 < np.abs(tiled - whole).max()
+    pipe.disable_vae_tiling()
+    pipe.enable_vae_slicing()
+    assert np.abs(draw(pipe) - whole).max() < 1e-5
+    pipe.disable_vae_slicing()
+    assert np.array_equal(draw(pipe), whole)
+
+
 def test_refusals(directory):
     with pytest.raises(InputError, match="'all' or 'on_demand'"):
         load(directory, load_components="lazily")

@@ -1,0 +1,30 @@
+"""The short examples run as they stand."""
+
+import pathlib
+import runpy
+
+import pytest
+from PIL import Image
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+PICTURES = {
+    "text_to_image": ["text_to_image.png"],
+    "image_to_image": ["before.png", "image_to_image.png"],
+    "inpainting": ["before.png", "inpainting.png"],
+    "samplers": [f"sampler_{name}.png" for name in ("euler", "heun", "dpm", "unipc")],
+    "step_caching": [f"{name}.png" for name in ("all_steps", "TaylorCache", "FirstBlockCache", "EasyCache")],
+    "low_memory": ["low_memory_0.png", "low_memory_1.png"],
+    "single_file": ["single_file.png"],
+    "weighted_prompt": ["weight_0.0.png", "weight_2.0.png", "weight_1.0_step_4.png", "weight_1.0_step_9.png"],
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_example(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 30
+    runpy.run_path(str(path), run_name="__main__")
+    for picture in PICTURES[name]:
+        with Image.open(tmp_path / picture) as image:
+            assert image.size == ((8, 8) if "step_" in picture and name == "weighted_prompt" else (64, 64))
