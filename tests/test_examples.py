@@ -12,6 +12,7 @@ PICTURES = {
     "image_to_image": ["before.png", "image_to_image.png"],
     "inpainting": ["before.png", "inpainting.png"],
     "samplers": [f"sampler_{name}.png" for name in ("euler", "heun", "dpm", "unipc")],
+    "guidance": ["guidance_projected.png", "guidance_rescaled_perturbed.png"],
     "step_caching": [f"{name}.png" for name in ("all_steps", "TaylorCache", "FirstBlockCache", "EasyCache")],
     "low_memory": ["low_memory_0.png", "low_memory_1.png"],
     "single_file": ["single_file.png"],

@@ -8,6 +8,7 @@ A processor is one of the three seams of the package: an adapter that must read 
 import inspect
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import Linear, QuantizedLinear, attention, joint_attention, linear, shared_input
@@ -137,6 +138,38 @@ class JointAttnProcessor2_5:
     @staticmethod
     def _project_out(attn, tokens):
         return attn.to_out[1](attn.to_out[0](tokens.flatten(2)))  # [B, N, h, d] -> [B, N, D]
+
+
+class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
+    """The weakened attention of perturbed-attention guidance: an image token sees itself and the text, but no other
+    image token (Ahn et al., 2024). Text tokens see everything.
+
+    Counterpart of the perturbed half of diffusers' ``PAGJointAttnProcessor2_0``; Q and K are normalised as the model
+    does elsewhere, which diffusers leaves out for SD3.5.
+    """
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None):
+        """As :class:`JointAttnProcessor2_5`; without text each image token is left its own value."""
+        q, k, v = attn.qkv(hidden_states)
+        if encoder_hidden_states is None:
+            return self._project_out(attn, v)
+        text_q, text_k, text_v = attn.added_qkv(encoder_hidden_states)
+        image = self._self_and_text(q, k, v, text_k, text_v)
+        text = None
+        if text_q is not None:
+            keys, values = paddle.concat([k, text_k], axis=1), paddle.concat([v, text_v], axis=1)
+            text = attn.to_add_out(attention(text_q, keys, values).flatten(2))
+        return self._project_out(attn, image), text
+
+    @staticmethod
+    def _self_and_text(q, k, v, text_k, text_v):
+        """One softmax over a token's own key and the L keys of the text: all [B, N or L, h, d] -> [B, N, h, d]."""
+        q = q * q.shape[-1] ** -0.5
+        q_heads, text_k, text_v = (x.transpose([0, 2, 1, 3]) for x in (q, text_k, text_v))  # [B, h, ., d]
+        own = (q * k).sum(axis=-1, keepdim=True).transpose([0, 2, 1, 3])  # [B, h, N, 1]
+        scores = paddle.concat([own, paddle.matmul(q_heads, text_k, transpose_y=True)], axis=-1)
+        own, text = F.softmax(scores, axis=-1).split([1, text_k.shape[2]], axis=-1)
+        return paddle.matmul(text, text_v).transpose([0, 2, 1, 3]) + own.transpose([0, 2, 1, 3]) * v
 
 
 def check_attention_kwargs(processors, kwargs):

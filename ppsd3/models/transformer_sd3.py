@@ -4,6 +4,7 @@ Legend: B batch, C latent channels, H W latent grid, p patch side, N = (H/p)(W/p
 D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 """
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -267,7 +268,8 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
     def _run_compiled(self, hidden_states, context, modulation, skip_layers):
         """:meth:`_run_prepared` as a graph; ``modulation [B, chunks * D]`` is what ``PreparedCondition.flat`` gives."""
         shapes = [[-1, -1, self.inner_dim], [-1, -1, self.inner_dim], [-1, modulation.shape[1]]]
-        graph = self._graph("trunk", partial(self._run_flat, skip_layers), shapes, skip_layers)
+        processors = tuple(layer.processor for _, layer in self._attentions())
+        graph = self._graph("trunk", partial(self._run_flat, skip_layers), shapes, skip_layers, processors)
         return graph(hidden_states, context, modulation)
 
     def _run_flat(self, skip_layers, hidden_states, context, modulation):
@@ -323,6 +325,23 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         for name, layer in attentions.items():
             layer.set_processor(processor[name])
         self._forget_graphs()
+
+    @contextmanager
+    def attention_of(self, processors):
+        """Within the block some attentions have other processors.
+
+        Args:
+            processors (dict): name of an attention plus ``.processor``, as in :attr:`attn_processors` -> its processor.
+        """
+        attentions = {f"{name}.processor": layer for name, layer in self._attentions()} if processors else {}
+        before = {name: attentions[name].processor for name in processors}
+        try:
+            for name, processor in processors.items():
+                attentions[name].set_processor(processor)
+            yield self
+        finally:
+            for name, processor in before.items():
+                attentions[name].set_processor(processor)
 
     def fuse_qkv_projections(self):
         """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""

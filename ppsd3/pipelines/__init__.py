@@ -6,6 +6,7 @@ from .pipeline_utils import DiffusionPipeline
 from .stable_diffusion_3 import (
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
+    StableDiffusion3PAGPipeline,
     StableDiffusion3Pipeline,
     StableDiffusion3PipelineOutput,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "DiffusionPipeline",
     "StableDiffusion3Img2ImgPipeline",
     "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3PAGPipeline",
     "StableDiffusion3Pipeline",
     "StableDiffusion3PipelineOutput",
     "VaeImageProcessor",

@@ -60,6 +60,7 @@ PIPELINE_CLASSES = {
         "StableDiffusion3Pipeline",
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3PAGPipeline",
     )
 }
 

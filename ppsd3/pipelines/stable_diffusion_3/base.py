@@ -128,6 +128,7 @@ class StableDiffusion3Base(DiffusionPipeline):
         call = self._call
         total = len(start.timesteps)
         with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
+            state.guidance.check(transformer)
             velocity = VelocityModel(transformer, start.timesteps, call.joint_attention_kwargs, start.extra_channels)
             if self._cache is not None:
                 velocity = self._cache.start(velocity)
@@ -264,6 +265,8 @@ class StableDiffusion3Base(DiffusionPipeline):
             ip_adapter_image=call.ip_adapter_image, ip_adapter_image_embeds=call.ip_adapter_image_embeds
         )
         check_output_type(call.output_type)
+        if call.guidance is not None and not isinstance(self.transformer, OnDemandNetwork):
+            call.guidance.check(self.transformer)
 
     def _check_components(self):
         for name in ("transformer", "scheduler", "vae"):

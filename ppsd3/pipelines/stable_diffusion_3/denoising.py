@@ -12,6 +12,7 @@ from typing import Any
 import paddle
 
 from ...utils.errors import InputError
+from .guidance import Moment
 from .prompt_encoding import TextCondition
 
 
@@ -54,14 +55,15 @@ class VelocityModel:
         """latents [B, C, H, W] -> velocity [copies * B, C, H, W]; ``run_blocks`` goes to the transformer."""
         if self.extra_channels is not None:
             latents = paddle.concat([latents, self.extra_channels()], axis=1)
-        return self.transformer(
-            hidden_states=latents,
-            prepared=self._prepared(query.condition, step),
-            joint_attention_kwargs=self.joint_attention_kwargs,
-            skip_layers=query.skip_layers,
-            run_blocks=run_blocks,
-            return_dict=False,
-        )[0]
+        with self.transformer.attention_of(query.attention):
+            return self.transformer(
+                hidden_states=latents,
+                prepared=self._prepared(query.condition, step),
+                joint_attention_kwargs=self.joint_attention_kwargs,
+                skip_layers=query.skip_layers,
+                run_blocks=run_blocks,
+                return_dict=False,
+            )[0]
 
     def _prepared(self, condition, step):
         for known, first, prepared in self._windows:
@@ -97,9 +99,10 @@ def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents, gene
     """
     draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for step, timestep in enumerate(timesteps):
-        queries = state.guidance.queries(state.condition, step, len(timesteps))
+        moment = Moment(step, len(timesteps), timestep)
+        queries = state.guidance.queries(state.condition, moment)
         predictions = [velocity(state.latents, step, query) for query in queries]
-        prediction = state.guidance.combine(predictions)
+        prediction = state.guidance.combine(predictions, moment)
         latents = scheduler.step(prediction, timestep, state.latents, return_dict=False, **draws)[0]
         state.latents = after_step(latents, step)
         yield step, timestep, state

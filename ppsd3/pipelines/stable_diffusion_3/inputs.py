@@ -154,7 +154,8 @@ def check_guidance(call, num_layers):
     if call.guidance is None:
         check_skip_layers(call.skip_guidance_layers, num_layers, call.guidance_scale > 1)
         return
-    if not all(hasattr(call.guidance, name) for name in ("copies", "expand", "queries", "combine", "fit")):
+    members = ("copies", "expand", "queries", "combine", "fit", "check")
+    if not all(hasattr(call.guidance, name) for name in members):
         raise InputError(
             f"`guidance` is a {type(call.guidance).__name__}; pass an object such as ClassifierFreeGuidance(7.0), or "
             "leave it out and set guidance_scale."

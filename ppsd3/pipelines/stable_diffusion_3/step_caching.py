@@ -29,17 +29,17 @@ class StepCache:
     def start(self, velocity):
         """The callable that takes the place of ``velocity`` (a ``VelocityModel``) for one picture."""
         self.calls = self.evaluations = 0
-        memories = []  # (condition, skipped layers, what the subclass keeps): of the conditions in use
+        memories = []  # (query, what the subclass keeps): of the queries in use
 
         def cached(latents, step, query):
             self.calls += 1
             last = step == len(velocity.timesteps) - 1
-            for condition, layers, memory in memories:
-                if condition is query.condition and layers == query.skip_layers:
+            for known, memory in memories:
+                if known.asks_like(query):
                     break
             else:
                 memory = {}
-                memories.append((query.condition, query.skip_layers, memory))
+                memories.append((query, memory))
                 del memories[:-4]  # a callback that replaces the condition leaves its memories behind
             return self.answer(memory, velocity, latents, step, query, step < self.warmup or last)
 
@@ -60,12 +60,12 @@ class TaylorCache(StepCache):
     through the last evaluations (as TaylorSeer, Liu et al., 2025, does with features).
 
     Args:
-        interval (int): 1 evaluates all steps. Default 3.
+        interval (int): 1 evaluates all steps. Default 2.
         order (int): of the polynomial: 0 repeats the last velocity, 1 is a straight line. Default 1.
-        warmup (int): default 8.
+        warmup (int): default 6.
     """
 
-    def __init__(self, interval=3, order=1, warmup=8):
+    def __init__(self, interval=2, order=1, warmup=6):
         super().__init__(warmup)
         for name, value, least in (("interval", interval, 1), ("order", order, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
