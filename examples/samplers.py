@@ -10,7 +10,7 @@ model = pipe.scheduler.config  # shift and all: each sampler takes from it what 
 for name, scheduler, steps in (
     ("euler", ppsd3.FlowMatchEulerDiscreteScheduler.from_config(model), 28),
     ("heun", ppsd3.FlowMatchHeunDiscreteScheduler.from_config(model), 14),  # two model calls a step
-    ("dpm", ppsd3.DPMSolverMultistepScheduler.from_config(model, flow_shift=3.0), 12),
+    ("dpm", ppsd3.DPMSolverMultistepScheduler.from_config(model, flow_shift=5.0), 12),
     ("unipc", ppsd3.UniPCMultistepScheduler.from_config(model, flow_shift=3.0), 12),
 ):
     pipe.scheduler = scheduler

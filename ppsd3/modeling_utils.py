@@ -36,6 +36,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
             ``{"architectures": ["T5EncoderModel"], "model_type": "t5"}`` for transformers.
         _keep_in_fp32_modules (tuple of str): modules that stay float32 in a float16 model.
         _quantizable_modules (tuple of str): modules whose linear layers :meth:`quantize` replaces.
+        _weight_only_modules (tuple of str): more of them, whose activations are not rounded.
         _keys_to_ignore_on_load (tuple of str): regular expressions of checkpoint names that may be left unused.
         _tied_keys (dict): alias -> owner, two names of one tensor; a file may hold either or both.
         _components (tuple of str): what pipelines call such a network, for :meth:`from_single_file`.
@@ -46,6 +47,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
     extra_saved_config = {}
     _keep_in_fp32_modules = ()
     _quantizable_modules = ()
+    _weight_only_modules = ()
     _keys_to_ignore_on_load = ()
     _tied_keys = {}
     _components = ()

@@ -1,8 +1,9 @@
 """Models in int8: which linear layers become :class:`~ppsd3.ops.QuantizedLinear`, and how a checkpoint says so.
 
-Only layers that a step spends its time in: those that read every token, named by each model in
-``_quantizable_modules``. Embedders, adaLN modulation and the output projection stay as they are: they are a percent of
-the work, and their rounding would act on all tokens alike instead of averaging out.
+Layers that a step spends its time in, those that read every token, are named by each model in ``_quantizable_modules``.
+The adaLN modulation, a third of the weights and next to none of the work, holds them in int8 too, but its activations
+stay exact (``_weight_only_modules``): their rounding would act on all tokens alike instead of averaging out. Embedders
+and the output projection stay as they are.
 
 A saved model has ``"quantization_config": {"quant_method": "int8"}`` in its ``config.json``, and for each int8 layer
 ``weight`` (I8) and ``weight_scale`` in its weights. Which layers are int8 is read from the latter.
@@ -12,7 +13,7 @@ takes no gradient itself. A layer with something around it gets its tokens as a 
 (:func:`ppsd3.ops.shared_input`).
 """
 
-from .ops import Linear, QuantizedLinear
+from .ops import Linear, QuantizedLinear, WeightOnlyLinear
 from .serialization.tensors import is_floating
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
 
@@ -24,7 +25,7 @@ def quantize_(model, kind, skip=()):
     """Replaces linear layers of ``model`` by int8 ones in place, one at a time.
 
     Args:
-        model (ModelMixin): its ``_quantizable_modules`` names the modules whose layers are replaced.
+        model (ModelMixin): its ``_quantizable_modules`` and ``_weight_only_modules`` say whose layers are replaced.
         kind (str): "int8".
         skip (sequence of str): modules to leave as they are, by any run of the parts of their names, e.g.
             ``"ff_context"`` or ``"transformer_blocks.0"``.
@@ -40,7 +41,7 @@ def quantize_(model, kind, skip=()):
                 f"{type(model).__name__} has weights in {name} that are no finite numbers; load or train it again."
             )
     for name, layer in layers.items():
-        replace_layer(model, name, QuantizedLinear.from_linear(layer))
+        replace_layer(model, name, _class_of(model, name).from_linear(layer))
 
 
 def choose_layers(model, kind, skip=()):
@@ -58,7 +59,7 @@ def choose_layers(model, kind, skip=()):
     layers = {
         name: layer
         for name, layer in model.named_sublayers()
-        if type(layer) is Linear and set(model._quantizable_modules) & set(name.split("."))
+        if type(layer) is Linear and _is_in(name, (*model._quantizable_modules, *model._weight_only_modules))
     }
     if not layers:
         raise InputError(f"{owner} has no layers that gain from int8. Quantize the transformer or T5.")
@@ -110,11 +111,19 @@ def prepare_for_loading(model, config, checkpoint):
             f"{checkpoint.path} should hold an int8 model, but {what}. Quantize the original again and save it."
         )
     for name in names:
-        replace_layer(model, name, QuantizedLinear.unfilled(layers[name]))
+        replace_layer(model, name, _class_of(model, name).unfilled(layers[name]))
 
 
 def _is_int8_linear(layer, weight, checkpoint):
     return type(layer) is Linear and weight in checkpoint.keys() and checkpoint.info(weight).dtype == "int8"
+
+
+def _class_of(model, name):
+    return WeightOnlyLinear if _is_in(name, model._weight_only_modules) else QuantizedLinear
+
+
+def _is_in(name, modules):
+    return not set(modules).isdisjoint(name.split("."))
 
 
 def _has_part(name, part):

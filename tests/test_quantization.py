@@ -13,7 +13,7 @@ import ppsd3
 from ppsd3.cli import info
 from ppsd3.cli.main import main
 from ppsd3.cli.png import read_settings
-from ppsd3.ops import Linear, QuantizedLinear, use_native
+from ppsd3.ops import Linear, QuantizedLinear, WeightOnlyLinear, use_native
 from ppsd3.serialization import Checkpoint
 from ppsd3.serialization.writers import write_checkpoint
 from ppsd3.utils.errors import CheckpointFormatError, ConfigError, InputError, WeightMismatchError
@@ -56,7 +56,9 @@ class TestQuantize:
     def test_the_layers_of_all_tokens(self, transformer):
         assert transformer.quantize("int8") is transformer and transformer.is_quantized
         everywhere = {type(layer) for layer in (transformer.context_embedder, transformer.proj_out)}
-        assert everywhere == {Linear} == types(transformer, "linear", "linear_1", "linear_2")
+        assert everywhere == {Linear} == types(transformer, "linear_1", "linear_2")
+        assert types(transformer.transformer_blocks, "linear") == {WeightOnlyLinear}  # the modulation
+        assert type(transformer.norm_out.linear) is Linear
         inside = [
             *transformer.transformer_blocks[0].attn.sublayers(),
             *transformer.transformer_blocks[1].ff.sublayers(),

@@ -74,6 +74,7 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
     """
 
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
+    _weight_only_modules = ("norm1", "norm1_context")
     _components = ("transformer",)
 
     @register_to_config

@@ -5,12 +5,13 @@ from .casting import CastingLinear
 from .linear import Linear, gelu, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
 from .native import float32_matmul_precision, use_native
-from .quantized import QuantizedLinear, shared_input
+from .quantized import QuantizedLinear, WeightOnlyLinear, shared_input
 
 __all__ = [
     "CastingLinear",
     "Linear",
     "QuantizedLinear",
+    "WeightOnlyLinear",
     "attention",
     "causal_bias",
     "float32_matmul_precision",

@@ -73,6 +73,13 @@ class QuantizedLinear(nn.Layer):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, int8"
 
 
+class WeightOnlyLinear(QuantizedLinear):
+    """A :class:`QuantizedLinear` whose activations are never rounded: for layers of many weights and few rows."""
+
+    def forward(self, x):
+        return weight_only_linear(x, self.weight, self.weight_scale, self.bias)
+
+
 def quantize_weight(weight):
     """``weight [out, in]`` -> int8 of the same shape, and ``scale [out]`` in the weight's dtype."""
     weight, dtype = weight.astype("float32"), weight.dtype

@@ -3,11 +3,12 @@
 import numpy as np
 import paddle
 import pytest
-from helpers import reference
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 guiders = pytest.importorskip("diffusers.guiders")
+
+from helpers import reference  # noqa: E402
 
 import ppsd3  # noqa: E402
 from ppsd3.pipelines.stable_diffusion_3 import guidance  # noqa: E402
