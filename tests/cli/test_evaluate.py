@@ -1,4 +1,4 @@
-"""`ppsd3 evaluate shapes`."""
+"""`ppsd3 evaluate shapes` and `ppsd3 evaluate samplers`."""
 
 import pytest
 
@@ -28,3 +28,16 @@ def test_impossible_numbers_are_refused_before_loading(arguments, message, capsy
 def test_sheet_needs_a_directory(tmp_path, capsys):
     assert main(["evaluate", "shapes", "--sheet", str(tmp_path / "missing" / "sheet.png")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+def test_compares_samplers(tiny_checkpoint, capsys):
+    arguments = ["--model", str(tiny_checkpoint), "--count", "2", "--batch", "2", "--guidance-scale", "1"]
+    assert main(["evaluate", "samplers", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["euler", "28", "28"],
+        ["heun", "14", "27"],
+        ["dpm", "12", "12"],
+        ["unipc", "12", "12"],
+    ]
+    assert all(0 < float(line.split()[3]) < 10 for line in lines[1:])
