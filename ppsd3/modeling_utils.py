@@ -11,6 +11,7 @@ from paddle import nn
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights
 from .ops import CastingLinear, QuantizedLinear
+from .ops.adapted import checkpoint_tensors
 from .quantization import (
     CONFIG_KEY,
     config_entries,
@@ -215,7 +216,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         if not safe_serialization:
             raise InputError("safe_serialization=False would write a pickle; ppsd3 writes safetensors only.")
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
-        tensors = {name: tensor for name, tensor in self.state_dict().items() if name not in self._tied_keys}
+        tensors = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
         write_checkpoint(
             os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
         )

@@ -11,7 +11,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-from ..ops import Linear, QuantizedLinear, attention, joint_attention, linear, shared_input
+from ..ops import Linear, QuantizedLinear, adapt, attention, base_of, joint_attention, linear, shared_input
 from ..utils.errors import ConfigError, InputError
 from .normalization import RMSNorm
 
@@ -76,10 +76,11 @@ class Attention(nn.Layer):
         return _ADDED_NAMES[1:] if self.context_pre_only else _ADDED_NAMES
 
     def _project(self, tokens, names, norm_q, norm_k):
+        layers = [getattr(self, name) for name in names]
         if self._fused is not None and paddle.in_dynamic_mode():  # a static graph holds parameters, not copies
             projected = self._fused[names](tokens).chunk(len(names), axis=-1)
+            projected = [adapt(layer, tokens, y) for layer, y in zip(layers, projected)]
         else:
-            layers = [getattr(self, name) for name in names]
             tokens = shared_input(tokens, *layers)
             projected = [layer(tokens) for layer in layers]
         *q, k, v = (x.reshape([0, 0, self.heads, self.dim_head]) for x in projected)
@@ -94,7 +95,7 @@ class Attention(nn.Layer):
         """
         fused = {}
         for names in (_NAMES, self._added_names) if self.has_context else (_NAMES,):
-            layers = [getattr(self, name) for name in names]
+            layers = [base_of(getattr(self, name)) for name in names]
             fused[names] = _fuse(layers)
         object.__setattr__(self, "_fused", fused)
 

@@ -16,7 +16,7 @@ from paddle.distributed.fleet.utils import recompute
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
-from ..ops import Linear
+from ..ops import Linear, adapter_scale, scaled_adapters
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import JointTransformerBlock, set_chunk_feed_forward
@@ -151,7 +151,8 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             timestep (Tensor [B]): 0 to 1000, kept in fp32.
             block_controlnet_hidden_states (sequence of Tensor [B, N, D], optional): residuals of a ControlNet,
                 spread evenly over the blocks; the last block gets none.
-            joint_attention_kwargs (dict, optional): handed to every attention processor.
+            joint_attention_kwargs (dict, optional): handed to every attention processor, but for ``"scale"``: a factor
+                of the strength of all LoRA layers. (Text that was prepared has it from ``ops.scaled_adapters``.)
             return_dict (bool): return :class:`Transformer2DModelOutput` (default) or a tuple of one.
             skip_layers (sequence of int, optional): blocks to leave out (skip-layer guidance).
             prepared (PreparedCondition, optional): text and timestep as :meth:`prepare` made them, in the place of
@@ -165,8 +166,35 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         """
         grid = [size // self.config.patch_size for size in hidden_states.shape[-2:]]
         skip_layers = self._check_skip_layers(skip_layers)
-        joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
+        scale, joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
+        with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
+            tokens = self._run(
+                hidden_states,
+                encoder_hidden_states,
+                pooled_projections,
+                timestep,
+                block_controlnet_hidden_states,
+                joint_attention_kwargs,
+                skip_layers,
+                prepared,
+                run_blocks,
+            )
+        sample = unpatchify(tokens, *grid, self.config.patch_size)
+        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
 
+    def _run(
+        self,
+        hidden_states,
+        encoder_hidden_states,
+        pooled_projections,
+        timestep,
+        controls,
+        joint_attention_kwargs,
+        skip_layers,
+        prepared,
+        run_blocks,
+    ):
+        """:meth:`forward` with checked arguments, up to the tokens [B, N, p * p * C]."""
         hidden_states = self.pos_embed(hidden_states)  # [B, C, H, W] -> [B, N, D]
         if prepared is None:
             temb = self.time_text_embed(timestep, pooled_projections)  # [B, D]
@@ -177,7 +205,6 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             hidden_states = paddle.concat([hidden_states] * copies) if copies > 1 else hidden_states
 
         streams = hidden_states, encoder_hidden_states
-        controls = block_controlnet_hidden_states
         if prepared is None:
 
             def run(i, *streams):
@@ -191,9 +218,7 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             hidden_states = self._run_prepared(
                 *streams, prepared, skip_layers, controls, joint_attention_kwargs, run_blocks or run_all
             )
-        hidden_states = self.proj_out(hidden_states)  # [B, N, p * p * C]
-        sample = unpatchify(hidden_states, *grid, self.config.patch_size)
-        return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        return self.proj_out(hidden_states)
 
     def prepare(self, encoder_hidden_states, pooled_projections, timesteps):
         """What sampling can know before it starts: projected text, and the modulation of each step.
@@ -270,7 +295,8 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         """:meth:`_run_prepared` as a graph; ``modulation [B, chunks * D]`` is what ``PreparedCondition.flat`` gives."""
         shapes = [[-1, -1, self.inner_dim], [-1, -1, self.inner_dim], [-1, modulation.shape[1]]]
         processors = tuple(layer.processor for _, layer in self._attentions())
-        graph = self._graph("trunk", partial(self._run_flat, skip_layers), shapes, skip_layers, processors)
+        variant = skip_layers, processors, adapter_scale(self)
+        graph = self._graph("trunk", partial(self._run_flat, skip_layers), shapes, *variant)
         return graph(hidden_states, context, modulation)
 
     def _run_flat(self, skip_layers, hidden_states, context, modulation):
@@ -293,13 +319,11 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
 
     def _check_attention_kwargs(self, kwargs):
         if not kwargs:
-            return None
+            return 1.0, None
         kwargs = dict(kwargs)
         scale = kwargs.pop("scale", 1.0)
-        if scale != 1.0:
-            raise InputError(f"joint_attention_kwargs['scale'] is {scale}: it scales LoRA layers, and none is loaded.")
         check_attention_kwargs(self.attn_processors.values(), kwargs)
-        return kwargs
+        return scale, kwargs or None
 
     # Seams and switches, under their diffusers names.
 

@@ -1,5 +1,6 @@
 """The only place that knows kernels; everything else calls these names."""
 
+from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, scaled_adapters
 from .attention import attention, causal_bias, joint_attention
 from .casting import CastingLinear
 from .linear import Linear, gelu, linear, linear_gelu
@@ -8,11 +9,15 @@ from .native import float32_matmul_precision, use_native
 from .quantized import QuantizedLinear, WeightOnlyLinear, shared_input
 
 __all__ = [
+    "AdaptedLinear",
     "CastingLinear",
     "Linear",
     "QuantizedLinear",
     "WeightOnlyLinear",
+    "adapt",
+    "adapter_scale",
     "attention",
+    "base_of",
     "causal_bias",
     "float32_matmul_precision",
     "gated_residual",
@@ -24,6 +29,7 @@ __all__ = [
     "linear_gelu",
     "modulate",
     "rms_norm",
+    "scaled_adapters",
     "shared_input",
     "use_native",
 ]

@@ -5,6 +5,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from . import native, onednn
+from .linear import Linear
 from .native import vision as kernels
 
 # in * out channels from which oneDNN's convolution outruns our direct one. Measured, GFLOP/s per core forward, ours and
@@ -84,7 +85,12 @@ def upsample_nearest_2x(x):
 
 
 def linear_channels_first(x, layer):
-    """``layer`` (an ``ops.Linear``) along the channels of ``x [B, C, N]`` -> ``[B, out, N]``, without a transpose."""
+    """``layer`` (a linear layer) along the channels of ``x [B, C, N]`` -> ``[B, out, N]``.
+
+    A plain ``ops.Linear`` needs no transpose; any other (in int8, with adapters) is called as it is.
+    """
+    if type(layer) is not Linear:
+        return layer(x.transpose([0, 2, 1])).transpose([0, 2, 1])
     if layer.bias is not None and native.usable(x, layer.weight, layer.bias):  # a 1x1 convolution
         weight = layer.weight.unsqueeze([2, 3])
         return kernels.conv2d(x.unsqueeze(2), weight, layer.bias, 1).squeeze(2)

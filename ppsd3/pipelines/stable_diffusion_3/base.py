@@ -2,6 +2,7 @@
 
 import paddle
 
+from ...loaders import SD3LoraLoaderMixin
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
 from ..image_processor import VaeImageProcessor, check_output_type
@@ -18,7 +19,7 @@ from .prompt_reading import PromptReader
 from .step_caching import StepCache
 
 
-class StableDiffusion3Base(DiffusionPipeline):
+class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
     """Base of the pipelines: a subclass's call makes a task (``tasks.py``) and hands it to :meth:`_draw`.
 
     Args:
@@ -105,15 +106,16 @@ class StableDiffusion3Base(DiffusionPipeline):
         start = task.start(self, call, timesteps)
         self._num_timesteps = len(start.timesteps)
 
-        # 3. Prompts -> condition.
-        guidance = self._guidance()
-        positive, negative = self._encode(
-            call.texts, guidance.copies > 1, call.num_images_per_prompt, call.max_sequence_length, call.clip_skip
-        )
+        with self.lora_scaled((call.joint_attention_kwargs or {}).get("scale"), "joint_attention_kwargs['scale']"):
+            # 3. Prompts -> condition.
+            guidance = self._guidance()
+            positive, negative = self._encode(
+                call.texts, guidance.copies > 1, call.num_images_per_prompt, call.max_sequence_length, call.clip_skip
+            )
 
-        # 4. Latents -> latents of the picture.
-        state = DenoisingState(start.latents, guidance.expand(positive, negative), guidance)
-        self._denoise(start, state)
+            # 4. Latents -> latents of the picture.
+            state = DenoisingState(start.latents, guidance.expand(positive, negative), guidance)
+            self._denoise(start, state)
 
         # 5. Latents -> picture.
         images = check_finite(state.latents, "transformer")
@@ -129,7 +131,7 @@ class StableDiffusion3Base(DiffusionPipeline):
         total = len(start.timesteps)
         with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
             state.guidance.check(transformer)
-            velocity = VelocityModel(transformer, start.timesteps, call.joint_attention_kwargs, start.extra_channels)
+            velocity = VelocityModel(transformer, start.timesteps, kwargs, start.extra_channels)
             if self._cache is not None:
                 velocity = self._cache.start(velocity)
             steps = denoise(velocity, self.scheduler, start.timesteps, state, start.after_step, call.generator)
@@ -162,7 +164,8 @@ class StableDiffusion3Base(DiffusionPipeline):
     ):
         """Encodes prompts without drawing; the arguments are those of the call.
 
-        ``device`` may name the device that the pipeline is on; ``lora_scale`` must be None or 1.
+        ``device`` may name the device that the pipeline is on; ``lora_scale`` is a factor of
+        the strength of the text encoders' LoRA layers.
 
         Returns:
             ``(prompt_embeds [B * n, L, D], negative_prompt_embeds, pooled_prompt_embeds [B * n, P],
@@ -188,10 +191,10 @@ class StableDiffusion3Base(DiffusionPipeline):
         inputs.check_sequence_length(max_sequence_length)
         inputs.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
         inputs.check_device(device, self.device)
-        inputs.check_lora_scale(lora_scale)
-        positive, negative = self._encode(
-            texts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
-        )
+        with self.lora_scaled(lora_scale, "lora_scale"):
+            positive, negative = self._encode(
+                texts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
+            )
         negative = negative or TextCondition(None, None)
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 

@@ -258,8 +258,3 @@ def check_device(device, own):
     kind = "cpu" if own.is_cpu_place() else "gpu"
     if device is not None and str(device).split(":")[0].replace("cuda", "gpu") not in (kind, str(own)):
         raise InputError(f"`device` is {device}, but the pipeline is on {own}. Call pipe.to({str(device)!r}) first.")
-
-
-def check_lora_scale(lora_scale):
-    if lora_scale not in (None, 1, 1.0):
-        raise InputError(f"`lora_scale` is {lora_scale}, but no LoRA is loaded into the text encoders. Leave it out.")

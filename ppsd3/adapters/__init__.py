@@ -1,0 +1,16 @@
+"""Adapters of linear layers: LoRA, DoRA, LoHa, LoKr. They know networks, and no pipeline."""
+
+from .files import read_adapters, write_adapters
+from .layers import Dense, Kronecker, LowRank
+from .network import LoraConfig, add_adapter, train_adapter
+
+__all__ = [
+    "Dense",
+    "Kronecker",
+    "LoraConfig",
+    "LowRank",
+    "add_adapter",
+    "read_adapters",
+    "train_adapter",
+    "write_adapters",
+]

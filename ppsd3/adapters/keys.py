@@ -1,0 +1,126 @@
+"""How files name the tensors of an adapter: programs differ in prefixes, in suffixes, and in the names of modules.
+
+A key is ``<prefix><module><suffix>``. The suffix says which tensor it is; prefix and module are compared with dots
+written as underscores, which is how kohya's scripts write them, so that one table per network serves all dialects:
+
+- diffusers and PEFT: ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``
+- diffusers before PEFT: ``….attn.processor.to_q_lora.down.weight``, ``….q_proj.lora_linear_layer.down.weight``
+- kohya's sd-scripts: ``lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight``, ``lora_te1_…``
+- ComfyUI: ``diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight``, ``text_encoders.clip_l.transformer.…``
+- LyCORIS: ``lycoris_transformer_blocks_0_attn_to_q.hada_w1_a``, ``.lokr_w1``, ``.diff``
+
+The modules of the original layout come from :mod:`ppsd3.serialization.sd3_keys`. Where it joins Q, K and V, the rows of
+a joint adapter are shared out; where it has the halves of a modulation the other way round, its rows change places.
+"""
+
+import re
+from typing import NamedTuple, Tuple
+
+from ..serialization.sd3_keys import original_table, to_original
+
+# Component of the pipeline -> prefixes of its keys, dots written as underscores.
+PREFIXES = {
+    "transformer": (
+        *("transformer_", "lora_unet_", "lora_transformer_", "lycoris_", "diffusion_model_", "model_diffusion_model_"),
+        *("base_model_model_", "transformer_base_model_model_", "unet_", ""),
+    ),
+    "text_encoder": (
+        "text_encoder_",
+        "lora_te1_",
+        "lora_te_",
+        "text_encoders_clip_l_transformer_",
+        "clip_l_transformer_",
+    ),
+    "text_encoder_2": ("text_encoder_2_", "lora_te2_", "text_encoders_clip_g_transformer_", "clip_g_transformer_"),
+    "text_encoder_3": ("text_encoder_3_", "lora_te3_", "text_encoders_t5xxl_transformer_", "t5xxl_transformer_"),
+}
+
+# Regular expression of a key's end -> which tensor of the adapter it is.
+_SUFFIXES = (
+    (r"\.lora_A(?:\.[^.]+)?\.weight", "down"),
+    (r"\.lora_B(?:\.[^.]+)?\.weight", "up"),
+    (r"\.lora_B(?:\.[^.]+)?\.bias", "bias"),
+    (r"(?:\.|_)lora(?:\.|_|_linear_layer\.)down\.weight", "down"),
+    (r"(?:\.|_)lora(?:\.|_|_linear_layer\.)up\.weight", "up"),
+    (r"(?:_lora|\.lora|\.lora_linear_layer)?\.(?:lora_)?alpha", "alpha"),
+    (r"\.lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?", "magnitude"),
+    (r"\.dora_scale", "magnitude"),
+    (r"\.(hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|diff(?:_b)?)", None),
+)
+_SUFFIX = [(re.compile(f"(.+?){pattern}"), part) for pattern, part in _SUFFIXES]
+
+# Modules as diffusers before PEFT called them.
+_OLD_NAMES = {"self_attn_to_q": "self_attn_q_proj", "self_attn_to_k": "self_attn_k_proj"}
+_OLD_NAMES.update({"self_attn_to_v": "self_attn_v_proj", "self_attn_to_out": "self_attn_out_proj"})
+
+
+class Place(NamedTuple):
+    """A linear layer of a network, and which rows of the key's tensor are its own.
+
+    Attributes:
+        module (str): name in the network.
+        rows (tuple): pairs (index, count): the ``index``-th of ``count`` equal parts, one after the other.
+    """
+
+    module: str
+    rows: Tuple = ((0, 1),)
+
+
+def split_key(key):
+    """``(module with prefix, tensor)`` of a key, e.g. "down" or "lokr_w1"; ``(key, None)`` if it is no adapter's."""
+    for pattern, part in _SUFFIX:
+        match = pattern.fullmatch(key)
+        if match:
+            return match.group(1), part or match.group(2)
+    return key, None
+
+
+class ModuleNames:
+    """Finds the linear layers that keys speak of.
+
+    Args:
+        modules (dict): component -> names of its linear layers.
+    """
+
+    def __init__(self, modules):
+        self._places = {component: _places(component, names) for component, names in modules.items()}
+
+    def find(self, name):
+        """``(component, [Place])`` of a module's name with its prefix; None if no network has it."""
+        flat = name.replace(".processor.", ".").replace(".", "_")
+        for component, places in self._places.items():
+            for prefix in PREFIXES[component]:
+                if flat.startswith(prefix) and flat[len(prefix) :] in places:
+                    return component, places[flat[len(prefix) :]]
+        return None
+
+
+def _places(component, names):
+    """dict: module in any dialect, dots as underscores -> list of Place."""
+    places = {}
+    if component == "transformer":
+        weights = [name + ".weight" for name in names]
+        for original, recipe in to_original(weights, original_table("transformer"), "the transformer").items():
+            places[_flat(original)] = _shares(recipe.pieces)
+    for name in names:
+        places[_flat(name + ".weight")] = [Place(name)]
+        if name.endswith(".to_out.0"):
+            places[_flat(name[:-2] + ".weight")] = [Place(name)]
+    for old, new in _OLD_NAMES.items():
+        places.update({flat.replace(new, old): place for flat, place in list(places.items()) if flat.endswith(new)})
+    return places
+
+
+def _flat(weight):
+    return weight[: -len(".weight")].replace(".", "_")
+
+
+def _shares(pieces):
+    """What the layers get whose rows, piece after piece, make up the original's."""
+    by_layer = {}
+    for position, piece in enumerate(pieces):
+        by_layer.setdefault(piece.name[: -len(".weight")], []).append((piece.index, (position, len(pieces))))
+    return [
+        Place(module, ((0, 1),) if len(by_layer) == len(pieces) == 1 else tuple(share for _, share in sorted(shares)))
+        for module, shares in by_layer.items()
+    ]

@@ -1,0 +1,156 @@
+"""What LoRA and its relatives add to a linear layer, each exactly.
+
+==========  ===============================================================  ========================
+format      change of the weight W [out, in]                                 layer here
+==========  ===============================================================  ========================
+LoRA        ``alpha / r * B A``                                              :class:`LowRank`
+DoRA        the rows of W with any change get the lengths ``m``              a ``magnitude`` of any
+LoHa        ``alpha / r * (B1 A1) o (B2 A2)``, entry by entry                :class:`LowRank` of rank r * r
+LoKr        ``alpha / r * kron(W1, W2)``                                     :class:`Kronecker`
+full        ``D``                                                            :class:`Dense`
+==========  ===============================================================  ========================
+
+Sources: LoRA, arXiv 2106.09685; DoRA, 2402.09353; LoHa, 2108.06098; LoKr, 2309.14859 (LyCORIS).
+"""
+
+import paddle
+from paddle import nn
+
+from ..ops import linear
+from ..ops.adapted import Adapter, dense_weight
+
+
+class WeightChange(Adapter):
+    """A change of the weight, ``scaling * M``, where a subclass knows M.
+
+    Args:
+        scaling (float): e.g. alpha / r.
+        magnitude (Tensor [out], optional): lengths that the rows of the whole weight are given (DoRA).
+        bias (Tensor [out], optional): added to the output with the same scaling.
+    """
+
+    def __init__(self, scaling=1.0, magnitude=None, bias=None):
+        super().__init__()
+        self.scaling = float(scaling)
+        self.lora_magnitude_vector = None if magnitude is None else _parameter(magnitude)
+        self.lora_bias = None if bias is None else _parameter(bias)
+
+    def product(self, x):
+        """``x M^T``: [..., in] -> [..., out]."""
+        raise NotImplementedError
+
+    def matrix(self):
+        """M [out, in] in float32."""
+        raise NotImplementedError
+
+    def added(self, x, y, layer, strength):
+        strength = strength * self.scaling
+        change = self.product(x) * strength
+        if self.lora_magnitude_vector is not None:
+            plain = y if layer.bias is None else y - layer.bias
+            with paddle.no_grad():  # no gradient passes through the norm (DoRA, section 4.3)
+                norm = _row_norms(dense_weight(layer) + self.matrix() * strength)
+            factor = (self.lora_magnitude_vector.astype("float32") / norm).astype(y.dtype)
+            change = (factor - 1.0) * plain + factor * change
+        return change if self.lora_bias is None else change + self.lora_bias * strength
+
+    def weight_change(self, weight, strength):
+        change = self.matrix() * (strength * self.scaling)
+        if self.lora_magnitude_vector is None:
+            return change
+        whole = weight + change
+        return whole * (self.lora_magnitude_vector.astype("float32") / _row_norms(whole)).unsqueeze(1) - weight
+
+    def bias_change(self, strength):
+        return None if self.lora_bias is None else self.lora_bias.astype("float32") * (strength * self.scaling)
+
+    def extra_repr(self):
+        return f"scaling={self.scaling:g}" + ("" if self.lora_magnitude_vector is None else ", dora")
+
+
+class LowRank(WeightChange):
+    """``M = B A``.
+
+    Args:
+        down (Tensor [r, in]), up (Tensor [out, r]): A and B, the parameters ``lora_A`` and ``lora_B``.
+        **options: of :class:`WeightChange`.
+    """
+
+    def __init__(self, down, up, **options):
+        super().__init__(**options)
+        self.lora_A, self.lora_B = _parameter(down), _parameter(up)
+
+    rank = property(lambda self: self.lora_A.shape[0])
+
+    def product(self, x):
+        return linear(linear(x, self.lora_A), self.lora_B)
+
+    def matrix(self):
+        return paddle.matmul(self.lora_B.astype("float32"), self.lora_A.astype("float32"))
+
+
+class Kronecker(WeightChange):
+    """``M = kron(first, second)``, applied without ever being made: ``first X second^T``.
+
+    Args:
+        first (Tensor [a, b]), second (Tensor [c, d]): a * c is ``out``, b * d is ``in``; ``lokr_w1`` and ``lokr_w2``.
+        **options: of :class:`WeightChange`.
+    """
+
+    def __init__(self, first, second, **options):
+        super().__init__(**options)
+        self.lokr_w1, self.lokr_w2 = _parameter(first), _parameter(second)
+
+    def product(self, x):
+        (a, b), (c, d) = self.lokr_w1.shape, self.lokr_w2.shape
+        inner = linear(x.reshape([*x.shape[:-1], b, d]), self.lokr_w2)  # [..., b, c]
+        return paddle.matmul(self.lokr_w1, inner).reshape([*x.shape[:-1], a * c])
+
+    def matrix(self):
+        return paddle.kron(self.lokr_w1.astype("float32"), self.lokr_w2.astype("float32"))
+
+
+class Dense(WeightChange):
+    """M itself, the parameter ``diff``.
+
+    Args:
+        matrix (Tensor [out, in])
+        **options: of :class:`WeightChange`.
+    """
+
+    def __init__(self, matrix, **options):
+        super().__init__(**options)
+        self.diff = _parameter(matrix)
+
+    def product(self, x):
+        return linear(x, self.diff)
+
+    def matrix(self):
+        return self.diff.astype("float32")
+
+
+def _row_norms(weight):
+    return weight.square().sum(axis=1).sqrt()
+
+
+def hadamard(up1, down1, up2, down2, **options):
+    """``M = (up1 down1) o (up2 down2)`` as a low-rank change.
+
+    Entry (i, j) is the sum over p and q of ``up1[i, p] up2[i, q] * down1[p, j] down2[q, j]``: a product of rank r * r.
+    Where such a product holds more numbers than the matrix does, the matrix is made.
+    """
+    (out, r1), (r2, width) = up1.shape, down2.shape
+    if r1 * r2 * (out + width) > out * width:
+        return Dense(paddle.matmul(up1, down1) * paddle.matmul(up2, down2), **options)
+    up = (up1.unsqueeze(2) * up2.unsqueeze(1)).reshape([out, r1 * r2])
+    down = (down1.unsqueeze(1) * down2.unsqueeze(0)).reshape([r1 * r2, width])
+    return LowRank(down, up, **options)
+
+
+def _parameter(tensor):
+    """A parameter over the memory of ``tensor``; not trainable until someone wants to train it."""
+    attribute = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), trainable=False)
+    parameter = paddle.create_parameter([1], str(tensor.dtype).split(".")[-1], attr=attribute)
+    tensor = tensor.contiguous() if not tensor.is_contiguous() else tensor
+    tensor._share_buffer_to(parameter)
+    return parameter

@@ -1,0 +1,303 @@
+"""Adapters of a network: put around its linear layers, weighed, put into the weights, taken away."""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Dict, Optional, Sequence, Union
+
+import paddle
+
+from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
+from ..ops.adapted import adapted_layers, base_of, dense_weight
+from ..quantization import replace_layer
+from ..utils.errors import InputError
+from .layers import LowRank
+
+_LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
+
+# What the published training recipes adapt in the transformer.
+ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+@dataclass
+class LoraConfig:
+    """A LoRA that is to be trained; PEFT's names.
+
+    Attributes:
+        r (int): rank.
+        lora_alpha (float): the change is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
+        target_modules (sequence of str, or str): ends of the names of linear layers, or a regular expression of whole
+            names. Default: the projections of the transformer's attention.
+        init_lora_weights (str or bool): how A begins; B begins with zeros. "gaussian": normal with deviation 1 / r;
+            True: uniform, as PEFT's own default.
+        use_dora (bool), use_rslora (bool)
+        rank_pattern, alpha_pattern (dict): regular expression of a name's end -> its own rank or alpha.
+    """
+
+    r: int = 4
+    lora_alpha: float = 4
+    target_modules: Union[str, Sequence[str]] = ATTENTION_MODULES
+    init_lora_weights: Union[str, bool] = "gaussian"
+    use_dora: bool = False
+    use_rslora: bool = False
+    rank_pattern: Optional[Dict[str, int]] = None
+    alpha_pattern: Optional[Dict[str, float]] = None
+
+    def matches(self, name):
+        """Whether the linear layer called ``name`` gets an adapter."""
+        if isinstance(self.target_modules, str):
+            return re.fullmatch(self.target_modules, name) is not None
+        return any(name == target or name.endswith("." + target) for target in self.target_modules)
+
+    def make(self, name, layer):
+        """A fresh :class:`LowRank` for ``layer``, which changes nothing yet."""
+        rank, alpha = _own(self.rank_pattern, name, self.r), _own(self.alpha_pattern, name, self.lora_alpha)
+        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            raise InputError(f"r is {rank!r} for {name}; a rank is a whole number, 1 or more.")
+        if self.init_lora_weights == "gaussian":
+            down = paddle.randn([rank, layer.in_features]) / rank
+        elif self.init_lora_weights is True:
+            bound = layer.in_features**-0.5
+            down = paddle.uniform([rank, layer.in_features], min=-bound, max=bound)
+        else:
+            raise InputError(f"init_lora_weights is {self.init_lora_weights!r}; it can be 'gaussian' or True.")
+        dtype = layer.compute_dtype
+        magnitude = None
+        if self.use_dora:
+            magnitude = dense_weight(base_of(layer)).square().sum(axis=1).sqrt().astype(dtype)
+        scaling = alpha / (math.sqrt(rank) if self.use_rslora else rank)
+        up = paddle.zeros([layer.out_features, rank], dtype)
+        return LowRank(down.astype(dtype), up, scaling=scaling, magnitude=magnitude)
+
+
+def _own(pattern, name, default):
+    return next((v for key, v in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+
+
+def linear_layers(network):
+    """dict: name in the checkpoint -> linear layer of ``network``, with or without adapters around it."""
+    return {
+        name: layer
+        for name, layer in network.named_sublayers()
+        if isinstance(layer, _LINEARS) and not name.endswith(".base_layer")
+    }
+
+
+def add_adapter(network, config, adapter_name="default"):
+    """Puts a new LoRA around linear layers of ``network``, and makes its weights the only ones that train.
+
+    Args:
+        network (ModelMixin): of any dtype; its weights may be in int8 or held in 16 bits.
+        config (LoraConfig)
+        adapter_name (str)
+
+    Raises:
+        InputError: the name is taken or cannot be one, or no layer matches.
+    """
+    with paddle.no_grad():
+        chosen = {
+            name: config.make(name, layer) for name, layer in linear_layers(network).items() if config.matches(name)
+        }
+    if not chosen:
+        raise InputError(
+            f"target_modules={config.target_modules!r} matches no linear layer of {type(network).__name__}, e.g. "
+            f"{', '.join(list(linear_layers(network))[:3])}."
+        )
+    attach(network, adapter_name, chosen)
+    train_adapter(network, adapter_name)
+
+
+def train_adapter(network, adapter_name):
+    """Makes the weights of this adapter trainable and all others of ``network`` not.
+
+    Raises:
+        InputError: there is no such adapter.
+    """
+    _require(network, [adapter_name])
+    for parameter in network.parameters():
+        parameter.stop_gradient = True
+    for adapter in adapters_called(network, adapter_name).values():
+        for parameter in adapter.parameters():
+            parameter.stop_gradient = False
+
+
+def adapters_called(network, name):
+    """dict: module -> Adapter of the adapter ``name``."""
+    return {
+        module: layer.adapters[name]
+        for module, layer in adapted_layers(network).items()
+        if name in layer.adapters.keys()
+    }
+
+
+def attach(network, name, adapters):
+    """Puts ``adapters`` (module -> Adapter) around layers of ``network`` under one name, active beside the others.
+
+    Raises:
+        InputError: the name is taken or cannot be one.
+    """
+    check_name(network, name)
+    for module, adapter in adapters.items():
+        layer = linear_layers_at(network, module)
+        if not isinstance(layer, AdaptedLinear):
+            wrapped = AdaptedLinear(layer)
+            wrapped.enabled = is_enabled(network)
+            replace_layer(network, module, wrapped)
+            layer = wrapped
+        adapter.training = layer.training
+        layer.adapters[name] = adapter
+        layer.strengths[name] = 1.0
+        layer.active = (*layer.active, name)
+    _changed(network)
+
+
+def linear_layers_at(network, module):
+    """The sublayer called ``module``."""
+    for part in module.split("."):
+        network = getattr(network, part)
+    return network
+
+
+def check_name(network, name):
+    """Refuses a name that is no string, or taken."""
+    if not isinstance(name, str) or not name or "." in name:
+        raise InputError(f"adapter_name is {name!r}; it has to be a string without dots.")
+    if name in adapter_names(network):
+        raise InputError(
+            f"There is an adapter called {name!r} already. Choose another name, or delete_adapters() first."
+        )
+
+
+def adapter_names(network):
+    """Names of all adapters, in the order in which they came."""
+    return list(dict.fromkeys(name for layer in adapted_layers(network).values() for name in layer.adapters.keys()))
+
+
+def active_adapters(network):
+    """Names of those that act; none while they are disabled."""
+    layers = adapted_layers(network).values()
+    return list(dict.fromkeys(name for layer in layers if layer.enabled for name in layer.active))
+
+
+def fused_adapters(network):
+    """Names of those that are in the weights."""
+    return list(dict.fromkeys(name for layer in adapted_layers(network).values() for name in layer.fused))
+
+
+def is_enabled(network):
+    """Whether adapters act, if there are any."""
+    return all(layer.enabled for layer in adapted_layers(network).values())
+
+
+def set_strengths(network, strengths):
+    """Makes the adapters of ``strengths`` (name -> float) the active ones, in this order.
+
+    Raises:
+        InputError: a fused adapter would get another strength, or would no longer act.
+    """
+    layers = adapted_layers(network).values()
+    for layer in layers:
+        for name, strength in layer.fused.items():
+            if strengths.get(name) != layer.strengths[name]:
+                raise InputError(f"The adapter {name!r} is in the weights. Call unfuse_lora() to change its weight.")
+    for layer in layers:
+        own = {name: float(strength) for name, strength in strengths.items() if name in layer.strengths}
+        layer.strengths.update(own)
+        layer.active = tuple(own)
+    _changed(network)
+
+
+def set_enabled(network, enabled):
+    """Lets the adapters act, or not. What is fused stays."""
+    for layer in adapted_layers(network).values():
+        layer.enabled = enabled
+    _changed(network)
+
+
+def detach(network, names):
+    """Takes adapters away; a layer without any is again what it was.
+
+    Raises:
+        InputError: one of them is in the weights.
+    """
+    fused = [name for name in fused_adapters(network) if name in names]
+    if fused:
+        raise InputError(f"{', '.join(fused)} is in the weights. Call unfuse_lora() before deleting it.")
+    for module, layer in adapted_layers(network).items():
+        for name in [name for name in layer.adapters.keys() if name in names]:
+            del layer.adapters[name]
+            del layer.strengths[name]
+        layer.active = tuple(name for name in layer.active if name not in names)
+        if not len(layer.adapters):
+            replace_layer(network, module, layer.base_layer)
+    _changed(network)
+
+
+def unload(network):
+    """Takes all adapters away. What is fused stays in the weights."""
+    for module, layer in adapted_layers(network).items():
+        replace_layer(network, module, layer.base_layer)
+    _changed(network)
+
+
+@paddle.no_grad()
+def fuse(network, names=None, scale=1.0, safe=False):
+    """Puts adapters into the weights.
+
+    int8 weights are rounded anew from the sum, those held in 16 bits to their dtype.
+
+    Args:
+        names (sequence of str): default the active ones.
+        scale (float): factor of their strengths.
+        safe (bool): look at all sums first.
+
+    Raises:
+        InputError: there is no such adapter, one is in the weights already, or ``safe`` and a sum is not finite: then
+            nothing has changed.
+    """
+    names = active_adapters(network) if names is None else names
+    again = [name for name in names if name in fused_adapters(network)]
+    if again:
+        raise InputError(f"{', '.join(again)} is in the weights already. Call unfuse_lora() first.")
+    chosen = {}
+    for module, layer in adapted_layers(network).items():
+        new = {name: layer.strengths[name] * scale for name in names if name in layer.strengths}
+        if new:
+            chosen[module] = layer, {**layer.fused, **new}
+    for module, (layer, strengths) in chosen.items() if safe else ():
+        if not all(
+            bool(part.astype("float32").isfinite().all()) for part in layer.merged(strengths) if part is not None
+        ):
+            raise InputError(
+                f"{', '.join(names)} makes numbers that are not finite in the weights of {module}. Download it again, "
+                "or use a smaller lora_scale."
+            )
+    for layer, strengths in chosen.values():
+        layer.fuse(strengths)
+    _changed(network)
+
+
+@paddle.no_grad()
+def unfuse(network):
+    """Gives the network the very weights again that it had before :func:`fuse`."""
+    for layer in adapted_layers(network).values():
+        layer.unfuse()
+    _changed(network)
+
+
+def _require(network, names):
+    unknown = [name for name in names if name not in adapter_names(network)]
+    if unknown:
+        known = ", ".join(adapter_names(network)) or "none"
+        raise InputError(
+            f"There is no adapter {', '.join(map(repr, unknown))}; this {type(network).__name__} has {known}."
+        )
+
+
+def _changed(network):
+    """Copies of weights and traced graphs follow."""
+    for layer in network.sublayers():
+        if getattr(layer, "_fused", None) is not None:
+            layer.fuse_projections()
+    if hasattr(network, "_forget_graphs"):
+        network._forget_graphs()

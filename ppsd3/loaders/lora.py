@@ -1,0 +1,335 @@
+"""LoRA and its relatives for the pipelines: loaded, weighed, put into the weights, saved. Names are diffusers'."""
+
+import contextlib
+import json
+import os
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ..adapters import network as adapted
+from ..adapters.files import read_adapters, write_adapters
+from ..ops import scaled_adapters
+from ..serialization.readers import SafetensorsFile
+from ..serialization.tensors import from_numpy
+from ..serialization.writers import write_tensors
+from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
+from ..utils.files import atomic_write
+from ..utils.hub import resolve_file
+from ..utils.logging import get_logger
+
+LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
+
+logger = get_logger(__name__)
+
+
+class SD3LoraLoaderMixin:
+    """Adapters for a pipeline with a ``transformer`` and text encoders.
+
+    All adapters that are loaded act together, each with a weight of its own (:meth:`set_adapters`).
+    """
+
+    _lora_loadable_modules = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, strict=True, **options):
+        """Loads a LoRA, DoRA, LoHa or LoKr, in any of the dialects of :mod:`ppsd3.adapters.keys`.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (str, path or dict): a file, a directory, a hub id, a link to a file
+                on the hub, or a dict of key -> tensor (Paddle's, torch's or numpy's).
+            adapter_name (str, optional): default ``default_0``, ``default_1`` and so on.
+            strict (bool): whether a key for which there is no layer is an error; otherwise a warning. Default True.
+            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token``: of
+                the file, as :meth:`lora_state_dict` takes them. ``network_alphas`` (dict): alphas beside a dict's.
+
+        Raises:
+            CheckpointFormatError: none of the keys has a place here, or the file is none.
+            WeightMismatchError: some of them have not (with ``strict``), or tensors have other shapes.
+            InputError: the name is taken; a network is loaded on demand.
+        """
+        alphas = options.pop("network_alphas", None)
+        tensors, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **options
+        )
+        path = "The dict" if isinstance(pretrained_model_name_or_path_or_dict, dict) else str(
+            pretrained_model_name_or_path_or_dict
+        )
+        networks = self._lora_networks()
+        if adapter_name is None:
+            taken = {name for network in networks.values() for name in adapted.adapter_names(network)}
+            adapter_name = next(f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
+        for network in networks.values():
+            adapted.check_name(network, adapter_name)
+        linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
+        with paddle.no_grad():
+            found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
+        if lost:
+            logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
+        for name, adapters in found.items():
+            adapted.attach(networks[name], adapter_name, adapters)
+
+    @classmethod
+    def lora_state_dict(
+        cls,
+        pretrained_model_name_or_path_or_dict,
+        weight_name=None,
+        subfolder=None,
+        return_lora_metadata=False,
+        **hub_options,
+    ):
+        """The tensors of an adapter's file, as it names them.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: as in :meth:`load_lora_weights`.
+            weight_name (str, optional): name of the file in a directory or a repository. Default
+                ``pytorch_lora_weights.safetensors``, or in a directory its only safetensors file.
+            subfolder (str, optional): where it is.
+            return_lora_metadata (bool): return a pair, the second being PEFT's configuration in the file, or None.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+        """
+        given = pretrained_model_name_or_path_or_dict
+        if isinstance(given, dict):
+            tensors, metadata = {name: _to_paddle(name, value) for name, value in given.items()}, None
+        else:
+            file = SafetensorsFile(_find_file(os.fspath(given), weight_name, subfolder, hub_options))
+            tensors = {name: file.read(name) for name in file.keys()}
+            metadata = _read_metadata(file)
+        return (tensors, metadata) if return_lora_metadata else tensors
+
+    def save_lora_weights(
+        self,
+        save_directory,
+        adapter_name=None,
+        weight_name=None,
+        transformer_lora_layers=None,
+        text_encoder_lora_layers=None,
+        text_encoder_2_lora_layers=None,
+        transformer_lora_adapter_metadata=None,
+        text_encoder_lora_adapter_metadata=None,
+        text_encoder_2_lora_adapter_metadata=None,
+    ):
+        """Writes an adapter of this pipeline into one file, which diffusers reads too.
+
+        (LoKr and full matrices are written under LyCORIS' names, which diffusers has no layers for.)
+
+        Args:
+            save_directory (str or path): made if missing.
+            adapter_name (str, optional): default the only one there is.
+            weight_name (str, optional): default ``pytorch_lora_weights.safetensors``.
+            transformer_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers (dict): in place of an adapter
+                of this pipeline, key -> tensor without the component's name, e.g.
+                ``transformer_blocks.0.attn.to_q.lora_A.weight``.
+            *_lora_adapter_metadata (dict): PEFT's configuration for each of these.
+
+        Raises:
+            InputError: there is no such adapter, or it is not clear which.
+        """
+        layers = {
+            "transformer": (transformer_lora_layers, transformer_lora_adapter_metadata),
+            "text_encoder": (text_encoder_lora_layers, text_encoder_lora_adapter_metadata),
+            "text_encoder_2": (text_encoder_2_lora_layers, text_encoder_2_lora_adapter_metadata),
+        }
+        layers = {name: (tensors, config or {}) for name, (tensors, config) in layers.items() if tensors}
+        if not layers:
+            layers = self._layers_to_save(adapter_name)
+        elif adapter_name is not None:
+            raise InputError("Both adapter_name and layers are given. Give one of the two.")
+        tensors = {
+            f"{name}.{key}": _to_paddle(key, value) for name, (some, _) in layers.items() for key, value in some.items()
+        }
+        config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
+        metadata = {"format": "pt"}
+        if config:
+            config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+            metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config, indent=2, sort_keys=True)
+        if os.path.isfile(save_directory):
+            raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
+        os.makedirs(save_directory, exist_ok=True)
+        with atomic_write(os.path.join(save_directory, weight_name or LORA_WEIGHT_NAME)) as file:
+            write_tensors(file, tensors, metadata)
+
+    def _layers_to_save(self, adapter_name):
+        names = self._adapter_names()
+        if adapter_name is None and len(names) == 1:
+            adapter_name = names[0]
+        if adapter_name not in names:
+            raise InputError(
+                f"adapter_name is {adapter_name!r}; the adapters of this pipeline are {names or 'none'}. Name one."
+            )
+        found = {name: adapted.adapters_called(part, adapter_name) for name, part in self._lora_networks().items()}
+        return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
+
+    def set_adapters(self, adapter_names, adapter_weights=None):
+        """Makes these adapters, and no others, act.
+
+        Args:
+            adapter_names (str or list of str)
+            adapter_weights (float, dict, or list of these): the weight of each, 1 by default. A dict gives one for each
+                component, e.g. ``{"transformer": 0.8, "text_encoder": 0.5}``.
+
+        Raises:
+            InputError: an unknown adapter or component, or another number of weights than of names.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._require_adapters(names)
+        weights = adapter_weights if isinstance(adapter_weights, (list, tuple)) else [adapter_weights] * len(names)
+        if len(weights) != len(names):
+            raise InputError(f"There are {len(names)} adapter_names and {len(weights)} adapter_weights.")
+        networks = self._lora_networks()
+        weights = [
+            {component: _weight_of(weight, component, networks) for component in networks} for weight in weights
+        ]
+        for component, network in networks.items():
+            adapted.set_strengths(network, {name: weight[component] for name, weight in zip(names, weights)})
+
+    def get_active_adapters(self):
+        """Names of the adapters that act."""
+        return list(dict.fromkeys(n for part in self._lora_networks().values() for n in adapted.active_adapters(part)))
+
+    def get_list_adapters(self):
+        """dict: component -> names of its adapters, for components that have any."""
+        found = {name: adapted.adapter_names(network) for name, network in self._lora_networks().items()}
+        return {name: adapters for name, adapters in found.items() if adapters}
+
+    def delete_adapters(self, adapter_names):
+        """Takes adapters (a name, or several) away.
+
+        Raises:
+            InputError: an unknown adapter, or one that is in the weights.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._require_adapters(names)
+        for network in self._lora_networks().values():
+            adapted.detach(network, names)
+
+    def disable_lora(self):
+        """Lets no adapter act until :meth:`enable_lora`. What is fused stays in the weights."""
+        for network in self._lora_networks().values():
+            adapted.set_enabled(network, False)
+
+    def enable_lora(self):
+        """Lets the adapters act again."""
+        for network in self._lora_networks().values():
+            adapted.set_enabled(network, True)
+
+    def fuse_lora(self, components=None, lora_scale=1.0, safe_fusing=False, adapter_names=None):
+        """Puts adapters into the weights: no more time than without them. :meth:`unfuse_lora` restores every bit.
+
+        Args:
+            components (str or list of str): default all that have adapters.
+            lora_scale (float): factor of the adapters' weights.
+            safe_fusing (bool): refuse sums that are not finite.
+            adapter_names (list of str): default the active ones.
+
+        Raises:
+            InputError: an unknown component or adapter, one that is fused already, or no finite sum.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if names is not None:
+            self._require_adapters(names)
+        for network in self._lora_components(components):
+            adapted.fuse(network, names, lora_scale, safe_fusing)
+
+    def unfuse_lora(self, components=None):
+        """Gives the networks the very weights again that they had before :meth:`fuse_lora`."""
+        for network in self._lora_components(components):
+            adapted.unfuse(network)
+
+    def unload_lora_weights(self):
+        """Takes all adapters away. What is fused stays in the weights, for good."""
+        for network in self._lora_networks().values():
+            adapted.unload(network)
+
+    @property
+    def fused_loras(self):
+        """set of str: adapters that are in the weights."""
+        return {name for network in self._lora_networks().values() for name in adapted.fused_adapters(network)}
+
+    @property
+    def num_fused_loras(self):
+        """How many adapters are in the weights."""
+        return len(self.fused_loras)
+
+    @contextlib.contextmanager
+    def lora_scaled(self, scale, argument="scale"):
+        """Multiplies the weight of all adapters by ``scale`` as long as the block lasts; None leaves them.
+
+        Raises:
+            InputError: ``scale`` is no number, or not 1 though no adapter is loaded; names ``argument``.
+        """
+        with scaled_adapters(list(self._lora_networks().values()), scale, argument):
+            yield
+
+    def _lora_networks(self):
+        """dict: component -> network, of those that are in memory."""
+        parts = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
+        return {name: part for name, part in parts.items() if isinstance(part, nn.Layer)}
+
+    def _lora_components(self, components):
+        networks = self._lora_networks()
+        names = list(networks) if components is None else [components] if isinstance(components, str) else components
+        unknown = [name for name in names if name not in networks]
+        if unknown:
+            raise InputError(f"components is {list(names)}; adapters can be in {', '.join(networks)}.")
+        return [networks[name] for name in names]
+
+    def _adapter_names(self):
+        return list(dict.fromkeys(n for part in self._lora_networks().values() for n in adapted.adapter_names(part)))
+
+    def _require_adapters(self, names):
+        known = self._adapter_names()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise InputError(f"There is no adapter {unknown[0]!r}; this pipeline has {', '.join(known) or 'none'}.")
+
+
+def _weight_of(weight, component, networks):
+    if isinstance(weight, dict):
+        unknown = [name for name in weight if name not in networks]
+        if unknown:
+            raise InputError(f"adapter_weights has {unknown[0]!r}; the components are {', '.join(networks)}.")
+        weight = weight.get(component)
+    if weight is None:
+        return 1.0
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise InputError(f"adapter_weights has {weight!r}; a weight is a number, or a dict of one for each component.")
+    return float(weight)
+
+
+def _find_file(path, weight_name, subfolder, hub_options):
+    """The adapter's file: ``path`` itself, or in that directory or repository."""
+    path = os.path.expanduser(path)
+    if os.path.isdir(path):
+        directory = os.path.join(path, subfolder or "")
+        name = weight_name or LORA_WEIGHT_NAME
+        files = sorted(f for f in os.listdir(directory) if f.endswith(".safetensors")) if os.path.isdir(directory) else []
+        if weight_name is None and name not in files and len(files) == 1:
+            name = files[0]
+        if name not in files:
+            there = ", ".join(files) or "no safetensors file"
+            raise CheckpointNotFoundError(f"{directory} has no {name}; it has {there}. Pass weight_name.")
+        return os.path.join(directory, name)
+    if os.path.isfile(path) or path.endswith(".safetensors"):
+        return resolve_file(path, **hub_options)
+    return resolve_file("/".join(part for part in (path, subfolder, weight_name or LORA_WEIGHT_NAME) if part), **hub_options)
+
+
+def _read_metadata(file):
+    text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
+
+
+def _to_paddle(name, value):
+    """A Paddle tensor of a Paddle tensor, a numpy array, a number, or torch's tensor."""
+    if isinstance(value, paddle.Tensor):
+        return value
+    if hasattr(value, "detach"):  # torch's
+        value = value.detach().float().cpu().numpy()
+    if isinstance(value, (int, float, np.ndarray, np.generic)):
+        return from_numpy(np.array(value))
+    raise InputError(f"{name} is a {type(value).__name__}; it has to be a tensor or an array.")

@@ -1,0 +1,250 @@
+"""A linear layer with adapters around it: the seam that LoRA and its relatives use.
+
+The layer inside stays what it is, whether in float, in int8 or held in 16 bits. An adapter is a layer that says what to
+add to the output (:class:`Adapter`); which formats exist, and how their files are called, is known in
+:mod:`ppsd3.adapters` alone.
+
+``AdaptedLinear`` has no ``weight``: code that reads the weights of a linear layer directly has to ask for a plain
+layer's type, as everything in ``ops`` does, and otherwise call the layer. What reads one without asking fails, instead
+of leaving the adapters out without a word.
+"""
+
+import contextlib
+
+import paddle
+from paddle import nn
+
+from ..utils.errors import InputError
+
+
+class Adapter(nn.Layer):
+    """What one adapter adds to a linear layer."""
+
+    def added(self, x, y, layer, strength):
+        """What to add to ``y``.
+
+        Args:
+            x (Tensor [..., in_features]): the layer's input.
+            y (Tensor [..., out_features]): what the layer makes of it, bias included.
+            layer: the linear layer.
+            strength (float): the adapter's weight.
+        """
+        raise NotImplementedError
+
+    def weight_change(self, weight, strength):
+        """The float32 matrix [out_features, in_features] which does the same, added to ``weight``."""
+        raise NotImplementedError
+
+    def bias_change(self, strength):
+        """The float32 vector [out_features] which does the rest, added to the bias; None for nothing."""
+        return None
+
+
+class AdaptedLinear(nn.Layer):
+    """``layer(x)`` plus what each active adapter adds to it.
+
+    Args:
+        layer: a linear layer of ``ops``.
+
+    Attributes:
+        base_layer: that layer; with fused adapters its weights contain them.
+        adapters (nn.LayerDict): name -> :class:`Adapter`.
+        strengths (dict): name of each adapter -> float.
+        active (tuple of str): names of the adapters that act, in the order in which they are added.
+        enabled (bool): whether they act at all.
+        fused (dict): name of an adapter in the weights -> strength there.
+        scale (float): factor of all strengths, for a while (:func:`scaled_adapters`).
+    """
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer = layer
+        self.adapters = nn.LayerDict()
+        self.strengths, self.active, self.enabled = {}, (), True
+        self.fused, self.scale = {}, 1.0
+        self._without = None  # weight and bias without the fused adapters
+
+    in_features = property(lambda self: self.base_layer.in_features)
+    out_features = property(lambda self: self.base_layer.out_features)
+    compute_dtype = property(lambda self: self.base_layer.compute_dtype)
+
+    def forward(self, x):
+        return self.adapt(x, self.base_layer(x))
+
+    def adapt(self, x, y):
+        """``y``, which the layer made of ``x``, plus what the adapters add."""
+        total = y
+        for name in self.pending:
+            strength = self.strengths[name] * self.scale
+            if strength != 0:
+                total = total + self.adapters[name].added(x, y, self.base_layer, strength)
+        return total
+
+    @property
+    def pending(self):
+        """Names of the active adapters that are not in the weights."""
+        return [name for name in self.active if name not in self.fused] if self.enabled else []
+
+    @paddle.no_grad()
+    def merged(self, strengths):
+        """float32 (weight, bias or None) with the adapters of ``strengths`` (name -> float) in them and no others."""
+        layer = self.base_layer
+        weight, bias = self._originals()
+        weight = dense_weight(layer, weight)
+        change = sum((self.adapters[name].weight_change(weight, s) for name, s in strengths.items()), 0.0)
+        bias_changes = [self.adapters[name].bias_change(s) for name, s in strengths.items()]
+        bias_changes = [change for change in bias_changes if change is not None]
+        if bias_changes:
+            if bias is None:
+                raise InputError("An adapter has a bias for a layer that has none, so it cannot be fused.")
+            bias = bias.astype("float32") + sum(bias_changes)
+        return weight + change, bias
+
+    @paddle.no_grad()
+    def fuse(self, strengths, merged=None):
+        """Puts the adapters of ``strengths`` into the weights, which hold these and no others then."""
+        layer = self.base_layer
+        weight, bias = self.merged(strengths) if merged is None else merged
+        self._without = self._originals()
+        store_weight(layer, weight)
+        if bias is not None:
+            put_values(layer.bias, bias)
+        self.fused = dict(strengths)
+
+    @paddle.no_grad()
+    def unfuse(self):
+        """Gives the layer the very weights again that it had."""
+        if self._without is None:
+            return
+        weight, bias = self._without
+        for name, tensor in weight.items():
+            share(tensor, getattr(self.base_layer, name))
+        if bias is not None:
+            share(bias, self.base_layer.bias)
+        self._without, self.fused = None, {}
+
+    def _originals(self):
+        """({"weight": ..., "weight_scale": ...}, bias) as they are without fused adapters.
+
+        They share the layer's memory: fusing gives the layer new memory, and leaves what was mapped from a file there.
+        """
+        if self._without is not None:
+            return self._without
+        layer = self.base_layer
+        names = [name for name in ("weight", "weight_scale") if getattr(layer, name, None) is not None]
+        return {name: alias(getattr(layer, name)) for name in names}, None if layer.bias is None else alias(layer.bias)
+
+    def extra_repr(self):
+        acting = {name: self.strengths[name] * self.scale for name in self.pending}
+        return f"adapters={acting}, fused={self.fused}"
+
+
+def base_of(layer):
+    """The linear layer inside, or ``layer`` itself."""
+    return layer.base_layer if isinstance(layer, AdaptedLinear) else layer
+
+
+def adapt(layer, x, y):
+    """``y``, which the weights of ``layer`` made of ``x``, with what adapters around the layer add."""
+    return layer.adapt(x, y) if isinstance(layer, AdaptedLinear) else y
+
+
+def adapted_layers(network):
+    """dict: name -> :class:`AdaptedLinear` of ``network``."""
+    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, AdaptedLinear)}
+
+
+def adapter_scale(network):
+    """The factor that :func:`scaled_adapters` has set, 1 outside of it."""
+    return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLinear)), 1.0)
+
+
+@contextlib.contextmanager
+def scaled_adapters(networks, scale, argument):
+    """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts.
+
+    Raises:
+        InputError: ``scale`` is no number, or not 1 though there is no adapter; names ``argument``.
+    """
+    if scale is None or (scale == 1 and not isinstance(scale, bool)):
+        yield
+        return
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise InputError(
+            f"{argument} is {scale!r}; it is a number, by which the strength of LoRA layers is multiplied."
+        )
+    layers = [layer for network in networks for layer in adapted_layers(network).values()]
+    if not layers:
+        raise InputError(f"{argument} is {scale}: it scales LoRA layers, and none is loaded. Leave it out.")
+    before = [layer.scale for layer in layers]
+    for layer, value in zip(layers, before):
+        layer.scale = value * scale
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before):
+            layer.scale = value
+
+
+def checkpoint_tensors(network):
+    """``state_dict()`` of ``network`` as a checkpoint has it: without adapters, but with what is fused.
+
+    Raises:
+        InputError: an active adapter is not in the weights, so that what is saved would not be what is used.
+    """
+    layers = adapted_layers(network)
+    pending = sorted({name for layer in layers.values() for name in layer.pending})
+    if pending:
+        raise InputError(
+            f"This {type(network).__name__} has the adapters {', '.join(pending)} beside its weights. Save them with "
+            "save_lora_weights(), and before saving the network call fuse_lora() to put them into the weights, or "
+            "disable_lora() or unload_lora_weights() to save it without."
+        )
+    tensors = network.state_dict()
+    for name in layers:
+        tensors = {
+            key.replace(name + ".base_layer.", name + ".", 1) if key.startswith(name + ".") else key: tensor
+            for key, tensor in tensors.items()
+            if not key.startswith(name + ".adapters.")
+        }
+    return tensors
+
+
+def dense_weight(layer, tensors=None):
+    """The float32 matrix [out_features, in_features] that ``layer`` multiplies by.
+
+    Args:
+        tensors (dict, optional): "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.
+    """
+    tensors = tensors or {name: getattr(layer, name, None) for name in ("weight", "weight_scale")}
+    weight, scale = tensors["weight"].astype("float32"), tensors.get("weight_scale")
+    return weight if scale is None else weight * scale.astype("float32").unsqueeze(1)
+
+
+def store_weight(layer, weight):
+    """Makes ``layer`` multiply by ``weight`` (float32), rounded as the layer holds its weights, in new memory."""
+    if getattr(layer, "weight_scale", None) is None:
+        put_values(layer.weight, weight)
+        return
+    from .quantized import quantize_weight
+
+    levels, scale = quantize_weight(weight)
+    share(levels, layer.weight)
+    put_values(layer.weight_scale, scale)
+
+
+def put_values(slot, values):
+    """Gives ``slot`` new memory with ``values`` in the slot's dtype."""
+    share(values.astype(slot.dtype), slot)
+
+
+def share(tensor, slot):
+    """Makes ``slot``, which stays the same object, hold the memory of ``tensor``."""
+    tensor._share_buffer_to(slot)
+
+
+def alias(tensor):
+    """Another tensor over the same memory, which keeps it when ``tensor`` is given other memory."""
+    other = paddle.empty([0], tensor.dtype)
+    tensor._share_buffer_to(other)
+    return other
