@@ -36,6 +36,7 @@ _PUBLIC = {
     "NoGuidance": "pipelines.stable_diffusion_3.guidance",
     "PerturbedAttentionGuidance": "pipelines.stable_diffusion_3.guidance",
     "PromptCache": "pipelines.stable_diffusion_3.prompt_cache",
+    "LoraConfig": "adapters",
     "SD3Transformer2DModel": "models",
     "SkipLayerGuidance": "pipelines.stable_diffusion_3.guidance",
     "StableDiffusion3Img2ImgPipeline": "pipelines",

@@ -69,8 +69,8 @@ def _check_found(found, lost, path, components, strict):
     if lost and strict:
         raise WeightMismatchError(
             f"{path} has {len(lost)} keys for which {', '.join(components)} have no linear layer: {shown}. It may be "
-            "made for another size of Stable Diffusion 3, or for a text encoder that is not loaded. Pass strict=False to "
-            "leave them out."
+            "made for another size of Stable Diffusion 3, or for a text encoder that is not loaded. Pass strict=False "
+            "to leave them out."
         )
 
 

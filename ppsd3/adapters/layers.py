@@ -150,7 +150,7 @@ def hadamard(up1, down1, up2, down2, **options):
 def _parameter(tensor):
     """A parameter over the memory of ``tensor``; not trainable until someone wants to train it."""
     attribute = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), trainable=False)
-    parameter = paddle.create_parameter([1], str(tensor.dtype).split(".")[-1], attr=attribute)
+    parameter = paddle.create_parameter(tensor.shape, str(tensor.dtype).split(".")[-1], attr=attribute)
     tensor = tensor.contiguous() if not tensor.is_contiguous() else tensor
     tensor._share_buffer_to(parameter)
     return parameter

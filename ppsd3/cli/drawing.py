@@ -163,6 +163,7 @@ def _settings(arguments, call, seed, image):
         "variant": arguments.variant,
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
+        "lora": arguments.lora,
         "scheduler": arguments.scheduler,
         "cache": arguments.cache,
         "on_demand": arguments.on_demand or None,

@@ -62,6 +62,12 @@ def add_model_options(parser):
         action="store_true",
         help="read each network when it is used, with weights in 16 bits, and forget it afterwards: least memory",
     )
+    parser.add_argument(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        action="append",
+        help="a LoRA, LoHa or LoKr: file, directory or hub id, and its weight (default: 1); several are added",
+    )
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
     parser.add_argument(
         "--prompt-weighting",
@@ -133,6 +139,7 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
         from ..pipelines.stable_diffusion_3 import step_caching
 
         pipe.enable_cache(getattr(step_caching, CACHES[arguments.cache])())
+    load_loras(pipe, arguments.lora or ())
     if arguments.scheduler is not None:
         pipe.scheduler = make_scheduler(arguments.scheduler, pipe.scheduler)
     if arguments.prompt_weighting:
@@ -143,6 +150,31 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
         pipe.quantize(arguments.quantize)
     pipe.set_progress_bar_config(disable=quiet, file=sys.stderr)
     return pipe
+
+
+def load_loras(pipe, loras):
+    """Loads every ``FILE[:SCALE]`` of ``loras`` into ``pipe``, with its weight.
+
+    Raises:
+        InputError, CheckpointError: see ``load_lora_weights``.
+    """
+    weights = {}
+    for index, text in enumerate(loras):
+        path, weight = split_scale(text)
+        name = f"lora_{index}"
+        pipe.load_lora_weights(path, adapter_name=name)
+        weights[name] = weight
+    if weights:
+        pipe.set_adapters(list(weights), list(weights.values()))
+
+
+def split_scale(text):
+    """``("file", 0.5)`` of ``"file:0.5"``; the scale is 1 where none is given (a path may have colons)."""
+    path, colon, scale = text.rpartition(":")
+    try:
+        return (path, float(scale)) if colon and path else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def make_scheduler(name, model_scheduler):

@@ -53,9 +53,12 @@ class SD3LoraLoaderMixin:
         tensors, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **options
         )
-        path = "The dict" if isinstance(pretrained_model_name_or_path_or_dict, dict) else str(
-            pretrained_model_name_or_path_or_dict
+        path = (
+            "The dict"
+            if isinstance(pretrained_model_name_or_path_or_dict, dict)
+            else str(pretrained_model_name_or_path_or_dict)
         )
+        self._refuse_on_demand()
         networks = self._lora_networks()
         if adapter_name is None:
             taken = {name for network in networks.values() for name in adapted.adapter_names(network)}
@@ -178,9 +181,7 @@ class SD3LoraLoaderMixin:
         if len(weights) != len(names):
             raise InputError(f"There are {len(names)} adapter_names and {len(weights)} adapter_weights.")
         networks = self._lora_networks()
-        weights = [
-            {component: _weight_of(weight, component, networks) for component in networks} for weight in weights
-        ]
+        weights = [{component: _weight_of(weight, component, networks) for component in networks} for weight in weights]
         for component, network in networks.items():
             adapted.set_strengths(network, {name: weight[component] for name, weight in zip(names, weights)})
 
@@ -262,6 +263,16 @@ class SD3LoraLoaderMixin:
         with scaled_adapters(list(self._lora_networks().values()), scale, argument):
             yield
 
+    def _refuse_on_demand(self):
+        for name in self._lora_loadable_modules:
+            part = getattr(self, name, None)
+            if part is not None and not isinstance(part, nn.Layer):
+                raise InputError(
+                    f"The {name} is loaded on demand, so an adapter would be forgotten with it. Load the pipeline "
+                    "without load_components='on_demand', load the LoRA, call fuse_lora(), unload_lora_weights() and "
+                    "save_pretrained(): then load that on demand."
+                )
+
     def _lora_networks(self):
         """dict: component -> network, of those that are in memory."""
         parts = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
@@ -304,7 +315,9 @@ def _find_file(path, weight_name, subfolder, hub_options):
     if os.path.isdir(path):
         directory = os.path.join(path, subfolder or "")
         name = weight_name or LORA_WEIGHT_NAME
-        files = sorted(f for f in os.listdir(directory) if f.endswith(".safetensors")) if os.path.isdir(directory) else []
+        files = (
+            sorted(f for f in os.listdir(directory) if f.endswith(".safetensors")) if os.path.isdir(directory) else []
+        )
         if weight_name is None and name not in files and len(files) == 1:
             name = files[0]
         if name not in files:
@@ -313,7 +326,9 @@ def _find_file(path, weight_name, subfolder, hub_options):
         return os.path.join(directory, name)
     if os.path.isfile(path) or path.endswith(".safetensors"):
         return resolve_file(path, **hub_options)
-    return resolve_file("/".join(part for part in (path, subfolder, weight_name or LORA_WEIGHT_NAME) if part), **hub_options)
+    return resolve_file(
+        "/".join(part for part in (path, subfolder, weight_name or LORA_WEIGHT_NAME) if part), **hub_options
+    )
 
 
 def _read_metadata(file):

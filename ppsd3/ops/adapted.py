@@ -245,6 +245,6 @@ def share(tensor, slot):
 
 def alias(tensor):
     """Another tensor over the same memory, which keeps it when ``tensor`` is given other memory."""
-    other = paddle.empty([0], tensor.dtype)
+    other = paddle.empty(tensor.shape, tensor.dtype)
     tensor._share_buffer_to(other)
     return other

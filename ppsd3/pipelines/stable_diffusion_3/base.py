@@ -129,6 +129,8 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         """Runs the loop over ``start.timesteps``, with progress bar, callback and interruption."""
         call = self._call
         total = len(start.timesteps)
+        # the scale of LoRA layers holds for the whole call, also where text is prepared
+        kwargs = {name: value for name, value in (call.joint_attention_kwargs or {}).items() if name != "scale"}
         with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
             state.guidance.check(transformer)
             velocity = VelocityModel(transformer, start.timesteps, kwargs, start.extra_channels)
