@@ -51,6 +51,7 @@ _PUBLIC = {
     "UniPCMultistepScheduler": "schedulers",
     "VaeImageProcessor": "pipelines",
     "WeightedPrompts": "pipelines.stable_diffusion_3.prompt_reading",
+    "add_adapter": "adapters",
     "convert": "loaders.conversion",
 }
 

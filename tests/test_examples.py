@@ -16,6 +16,7 @@ PICTURES = {
     "step_caching": [f"{name}.png" for name in ("all_steps", "TaylorCache", "FirstBlockCache", "EasyCache")],
     "low_memory": ["low_memory_0.png", "low_memory_1.png"],
     "single_file": ["single_file.png"],
+    "lora": ["lora_0.0.png", "lora_1.0.png"],
     "weighted_prompt": ["weight_0.0.png", "weight_2.0.png", "weight_1.0_step_4.png", "weight_1.0_step_9.png"],
 }
 

@@ -44,18 +44,27 @@ def for_pipeline(pipe, seed=0, rank=3):
     }
 
 
+def changes(tensors, scale=1.0):
+    """Name of a weight -> ``scale * B A``, keys being PEFT's without prefix."""
+    end = ".lora_A.weight"
+    modules = [key[: -len(end)] for key in tensors if key.endswith(end)]
+    return {
+        f"{module}.weight": tensors[f"{module}.lora_B.weight"] @ tensors[module + end] * scale for module in modules
+    }
+
+
 def merge(network, tensors, scale=1.0):
-    """Adds ``scale * B A`` to the weights of ``network`` (Paddle's or torch's), keys being PEFT's without prefix."""
+    """Adds the changes to the weights of ``network``."""
     state = network.state_dict()
-    for key in tensors:
-        if key.endswith(".lora_A.weight"):
-            module = key[: -len(".lora_A.weight")]
-            change = tensors[f"{module}.lora_B.weight"] @ tensors[key] * scale
-            weight = state[module + ".weight"]
-            if hasattr(weight, "set_value"):
-                weight.set_value(weight.numpy() + change)
-            else:
-                weight += weight.new_tensor(change)
+    for name, change in changes(tensors, scale).items():
+        state[name].set_value(state[name].numpy() + change)
+
+
+def merge_torch(network, tensors, scale=1.0):
+    """As :func:`merge`, for a torch module."""
+    state = network.state_dict()
+    for name, change in changes(tensors, scale).items():
+        state[name] += state[name].new_tensor(change)
 
 
 def part(tensors, prefix):
