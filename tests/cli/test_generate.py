@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from helpers import loras
 from PIL import Image
 
 import ppsd3
@@ -96,6 +97,24 @@ def test_previews(run, tmp_path):
     assert pixels(tmp_path / "steps" / "step-002.png").shape == (16, 16, 3)
     (tmp_path / "taken").write_text("x")
     assert run("--preview", str(tmp_path / "taken"))[0] == 2
+
+
+def test_loras(run, tiny_checkpoint, tmp_path):
+    pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained(tiny_checkpoint)
+    for name, seed in (("a", 0), ("b", 5)):
+        pipe.load_lora_weights(loras.for_pipeline(pipe, seed), adapter_name=name)
+        pipe.save_lora_weights(tmp_path / name, name)
+    pipe.set_adapters(["a", "b"], [0.5, 1.0])
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe(PROMPT, num_inference_steps=1, generator=ppsd3.TorchGenerator(3)).images[0]
+    options = ["--lora", f"{tmp_path / 'a'}:0.5", "--lora", str(tmp_path / "b")]
+    code, (file,), _ = run("--seed", "3", *options)
+    assert code == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(expected))
+    code, (again,), _ = run("--from-png", file, "--output", "again.png", prompt=None)
+    np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(expected))
+    code, _, err = run("--lora", "nowhere.safetensors:0.5")
+    assert code != 0 and "nowhere.safetensors" in err
 
 
 def test_prompt_weighting(run):
