@@ -133,19 +133,14 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         if order > 1:
             slope, curve = self._differences(order, h)
             by_midpoint = order == 2 and self.config.solver_type == "midpoint"
-            weight = -0.5 * vanishing if by_midpoint else self._integral(vanishing, rate, noise)
+            weight = -0.5 * vanishing if by_midpoint else vanishing / rate + 1.0
             result = result + alpha * weight * slope
             if curve is not None:
-                # For the stochastic solver, diffusers' own signs, which are not those of the deterministic one.
-                second = (vanishing + rate) / rate**2 - 0.5 if noise is None else (-vanishing - rate) / rate**2 - 0.5
-                result = result + (-1.0 if noise is None else 1.0) * alpha * second * curve
+                # diffusers gives the half another sign for the stochastic solver, whose steps then do not converge.
+                result = result + alpha * (0.5 - (vanishing + rate) / rate**2) * curve
         if noise is not None:
             result = result + sigma_next * math.sqrt(-vanishing) * noise
         return result
-
-    @staticmethod
-    def _integral(vanishing, rate, noise):
-        return vanishing / rate + 1.0
 
     def _differences(self, order, h):
         """Divided differences of the predicted pictures by lambda, scaled by h: first, and second or None."""

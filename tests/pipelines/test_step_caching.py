@@ -8,6 +8,7 @@ from helpers import tiny
 from ppsd3 import (
     EasyCache,
     FirstBlockCache,
+    FlowMatchHeunDiscreteScheduler,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
     TaylorCache,
@@ -87,6 +88,32 @@ def test_a_replaced_condition_is_evaluated(pipe):
     draw(pipe, cache, callback_on_step_end=replace, callback_on_step_end_tensor_inputs=names)
     # the callback makes a new condition at every step, changed or not
     assert cache.evaluations > 3
+
+
+def test_a_callback_that_replaces_nothing_costs_nothing(pipe):
+    cache, seen = TaylorCache(), []
+    silent = draw(pipe, cache)
+    evaluations = cache.evaluations
+
+    def look(pipe, step, timestep, tensors):
+        seen.append(step)
+        return tensors
+
+    names = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    looked_at = draw(pipe, cache, callback_on_step_end=look, callback_on_step_end_tensor_inputs=names)
+    assert len(seen) == 12 and cache.evaluations == evaluations < 12
+    assert np.array_equal(looked_at, silent)
+
+
+def test_two_evaluations_at_one_time(pipe):
+    """Heun's sampler asks twice at each timestep; a polynomial goes through one of the two."""
+    heun = FlowMatchHeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    own, pipe.scheduler = pipe.scheduler, heun
+    try:
+        cache = TaylorCache(order=2, interval=3)
+        assert np.isfinite(draw(pipe, cache)).all() and cache.evaluations < cache.calls == 23
+    finally:
+        pipe.scheduler = own
 
 
 def test_polynomials_are_exact_on_polynomials():

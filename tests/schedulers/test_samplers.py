@@ -55,6 +55,31 @@ def test_higher_orders_are_nearer():
     assert max(error["dpm"], error["unipc"], error["heun"]) < 0.8 * error["euler"]
 
 
+@pytest.mark.parametrize("algorithm_type,rate", [("dpmsolver++", 1), ("sde-dpmsolver++", 2)])
+def test_third_order_is_nearer_than_second_for_pictures_that_bend(algorithm_type, rate):
+    """The solution is ``x_t = keep x_s + alpha_t rate int_0^h e^(-rate (h - s)) x_0(s) ds``, noise apart."""
+
+    def picture(lam):
+        return 0.3 - 0.5 * lam + 0.8 * lam**2
+
+    errors = []
+    for order in (2, 3):
+        scheduler = DPMSolverMultistepScheduler(solver_order=order, algorithm_type=algorithm_type)
+        scheduler.set_timesteps(sigmas=[0.8, 0.7, 0.55, 0.4, 0.2])
+        sigmas = scheduler.sigmas.numpy().astype("float64")[:4]
+        lambdas = np.log(1 - sigmas) - np.log(sigmas)
+        x, nothing = paddle.ones([1, 1]), paddle.zeros([1, 1])
+        for i in range(3):
+            before, velocity = x.item(), (x - float(picture(lambdas[i]))) / float(sigmas[i])
+            x = scheduler.step(velocity, scheduler.timesteps[i], x, variance_noise=nothing).prev_sample
+        h = lambdas[3] - lambdas[2]
+        s = (np.arange(10000) + 0.5) / 10000 * h
+        integral = (rate * np.exp(-rate * (h - s)) * picture(lambdas[2] + s)).mean() * h
+        keep = sigmas[3] / sigmas[2] * np.exp(-h * (rate - 1))
+        errors.append(abs(x.item() - keep * before - (1 - sigmas[3]) * integral))
+    assert errors[0] > 2 * errors[1]
+
+
 @pytest.mark.parametrize(
     "scheduler", [FlowMatchLCMScheduler(shift=3.0), make_scheduler("dpm-sde", DETERMINISTIC["euler"])]
 )

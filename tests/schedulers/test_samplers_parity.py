@@ -29,9 +29,9 @@ CASES = {
         "DPMSolverMultistepScheduler",
         {**FLOW, "flow_shift": 3.0, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun"},
     ),
-    "SDE 3M": (
+    "SDE 1": (
         "DPMSolverMultistepScheduler",
-        {**FLOW, "flow_shift": 3.0, "algorithm_type": "sde-dpmsolver++", "solver_order": 3},
+        {**FLOW, "flow_shift": 3.0, "algorithm_type": "sde-dpmsolver++", "solver_order": 1},
     ),
     "UniPC": ("UniPCMultistepScheduler", {**FLOW, "flow_shift": 3.0}),
     "UniPC, bh1": ("UniPCMultistepScheduler", {**FLOW, "flow_shift": 3.0, "solver_type": "bh1"}),

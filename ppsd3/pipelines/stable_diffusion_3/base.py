@@ -342,8 +342,10 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         state.latents = tensors["latents"]
         start.tensors.update({name: tensors[name] for name in start.tensors})
         state.guidance = self._guidance()
-        condition = TextCondition(tensors["prompt_embeds"], tensors["pooled_prompt_embeds"])
-        state.condition = state.guidance.fit(condition, state.latents.shape[0])
+        embeds, pooled = tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
+        if embeds is not state.condition.embeds or pooled is not state.condition.pooled:
+            state.condition = TextCondition(embeds, pooled)  # else the object stays, and what is known about it with it
+        state.condition = state.guidance.fit(state.condition, state.latents.shape[0])
 
     @property
     def guidance_scale(self):

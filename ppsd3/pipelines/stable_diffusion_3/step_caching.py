@@ -78,8 +78,8 @@ class TaylorCache(StepCache):
         due = (step - self.warmup) % self.interval == self.interval - 1
         if whole or due or not known:
             result = self.evaluate(velocity, latents, step, query)
-            known.append((now, result))
-            del known[: -self.order - 1]
+            # of two evaluations at one time, Heun's correction and the step after it, the newer is the nearer
+            known[:] = [*(pair for pair in known if pair[0] != now), (now, result)][-self.order - 1 :]
             return result
         # Lagrange's form: weights are numbers, so one pass over the velocities does
         weights = []
