@@ -21,7 +21,10 @@ class _AutoPipeline:
     def from_pretrained(cls, pretrained_model_name_or_path, **options):
         """See :meth:`DiffusionPipeline.from_pretrained`; the class is that of the task."""
         hub = {k: options[k] for k in ("cache_dir", "local_files_only", "revision", "token") if k in options}
-        directory = resolve_checkpoint(pretrained_model_name_or_path, variant=options.get("variant"), **hub)
+        given = tuple(name for name in options if name not in (*hub, "variant"))
+        directory = resolve_checkpoint(
+            pretrained_model_name_or_path, variant=options.get("variant"), skip_components=given, **hub
+        )
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         control = options["controlnet"] if "controlnet" in options else (index.get("controlnet") or [None, None])[1]
         return cls._choose(control).from_pretrained(pretrained_model_name_or_path, **options)

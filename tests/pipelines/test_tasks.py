@@ -285,6 +285,30 @@ def test_inpainting_refuses_other_transformers(pipes):
         draw({StableDiffusion3InpaintPipeline: pipe}, StableDiffusion3InpaintPipeline)
 
 
+@pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
+def test_latents_as_the_picture(task):
+    vae = ppsd3.AutoencoderKL(**{**tiny.VAE, "latent_channels": 16})
+    first = tiny.make_pipeline(in_channels=16, out_channels=16)
+    pipe = getattr(ppsd3, f"StableDiffusion3{task}Pipeline").from_pipe(first, vae=vae)
+    latents = paddle.to_tensor(np.random.RandomState(0).randn(1, 16, 16, 16).astype("float32"))
+    own = {"mask_image": mask()} if task == "Inpaint" else {}
+    settings = {"num_inference_steps": 4, "output_type": "latent", "generator": TorchGenerator(3)}
+    assert pipe(PROMPT, image=latents, **own, **settings).images.shape == [1, 16, 16, 16]
+
+
+def test_latents_cannot_be_masked(pipes):
+    with pytest.raises(InputError, match="cannot be masked"):
+        draw(pipes, "reads mask", image=paddle.zeros([1, 4, 16, 16]))
+
+
+def test_from_pipe_takes_reader_and_caches_along(pipes):
+    first = StableDiffusion3Pipeline.from_pipe(pipes[StableDiffusion3Pipeline])
+    first.prompt_reader = ppsd3.WeightedPrompts()
+    first.enable_cache(ppsd3.TaylorCache())
+    other = StableDiffusion3Img2ImgPipeline.from_pipe(first)
+    assert other.prompt_reader is first.prompt_reader and other._cache is first._cache
+
+
 def test_from_pipe_shares_components(pipes, tmp_path):
     first = pipes[StableDiffusion3Pipeline]
     for class_, made in (

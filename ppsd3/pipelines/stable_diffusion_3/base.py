@@ -69,7 +69,10 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
             feature_extractor=feature_extractor,
         )
         self.vae_scale_factor = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=self.vae_scale_factor,
+            vae_latent_channels=16 if vae is None else vae.config.latent_channels,
+        )
         self.tokenizer_max_length = next(
             (t.model_max_length for t in (tokenizer, tokenizer_2) if t is not None), CLIP_MAX_LENGTH
         )
@@ -199,6 +202,14 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
             )
         negative = negative or TextCondition(None, None)
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
+
+    @classmethod
+    def from_pipe(cls, pipeline, **components):
+        """See :meth:`DiffusionPipeline.from_pipe`; the prompt reader and the caches come along."""
+        made = super().from_pipe(pipeline, **components)
+        for name in ("prompt_reader", "_cache", "_prompt_cache"):  # of another kind of pipeline, they are not there
+            setattr(made, name, getattr(pipeline, name, getattr(made, name)))
+        return made
 
     def enable_cache(self, cache):
         """Answers some steps from what earlier ones computed, from the next call on: faster, nearly the same picture.

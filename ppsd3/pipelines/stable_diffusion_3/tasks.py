@@ -118,6 +118,10 @@ class Inpainting(Task):
         shape = _shape(pipe, call, own)
         pixels, mask = self._pictures(pipe, call)
         reads_mask = pipe.transformer.config.in_channels != own
+        if reads_mask and pixels.shape[1] == own and self.masked_image_latents is None:
+            raise InputError(
+                "`image` holds latents, which cannot be masked. Pass `masked_image_latents` too, or pixels."
+            )
 
         clean = None
         if not reads_mask or self.strength < 1:
