@@ -2,6 +2,7 @@
 
     python examples/train_shapes.py --output runs/shapes            # all stages, resumable: run it again to go on
     python examples/train_shapes.py --output runs/shapes --stage transformer
+    python examples/train_shapes.py --output runs/shapes --stage controlnet  # reads silhouettes: shapes-silhouette
 
 Every stage writes its state to OUTPUT/<stage>/state.npz every few minutes and its curve to log.jsonl. The packed
 model, in half precision and in diffusers format, is OUTPUT/shapes; the package ships it as ppsd3/shapes/checkpoint.
@@ -12,12 +13,15 @@ import argparse
 from ppsd3.shapes import recipe
 
 STAGES = ("vae", "text", "latents", "transformer", "pack")
+APART = ("controlnet",)  # for the model that the package ships, whatever the other stages made
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="runs/shapes", help="directory of states, logs and the packed model")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="run only this stage (may be repeated)")
+    parser.add_argument(
+        "--stage", choices=(*STAGES, *APART), action="append", help="run only this stage (may be repeated)"
+    )
     parser.add_argument("--steps", type=int, help="stop the stage early, after this many steps in all (for a trial)")
     arguments = parser.parse_args()
     for stage in arguments.stage or STAGES:

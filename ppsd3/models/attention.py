@@ -1,5 +1,7 @@
 """The MM-DiT block: two streams with weights of their own that meet in one attention (paper, figure 2b)."""
 
+from contextlib import contextmanager
+
 import paddle
 from paddle import nn
 
@@ -50,7 +52,27 @@ class FeedForward(nn.Layer):
         return hidden_states
 
 
-class JointTransformerBlock(nn.Layer):
+class _ModulatedBlock(nn.Layer):
+    """What blocks have in common: time and pooled text steer them, through :meth:`modulation`."""
+
+    def forward(self, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
+        return self.with_modulation(hidden_states, encoder_hidden_states, self.modulation(temb), joint_attention_kwargs)
+
+    def modulation(self, temb):
+        """Shifts, scales and gates: ``temb [..., B, D]`` -> for each stream a list of [..., B, D]."""
+        raise NotImplementedError
+
+    def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
+        """The block, given what :meth:`modulation` returned."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _feed_forward(feed_forward, tokens, modulation):
+        normalized = layer_norm_modulate(tokens, modulation.shift_mlp, modulation.scale_mlp)
+        return gated_residual(tokens, modulation.gate_mlp, feed_forward(normalized))
+
+
+class JointTransformerBlock(_ModulatedBlock):
     """One MM-DiT block.
 
     Args:
@@ -83,15 +105,10 @@ class JointTransformerBlock(nn.Layer):
         self.ff = FeedForward(dim)
         self.ff_context = None if context_pre_only else FeedForward(dim)
 
-    def forward(self, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
-        return self.with_modulation(hidden_states, encoder_hidden_states, self.modulation(temb), joint_attention_kwargs)
-
     def modulation(self, temb):
-        """Shifts, scales and gates of both streams: ``temb [..., B, D]`` -> (image, text), lists of [..., B, D]."""
         return self.norm1.modulation(temb), self.norm1_context.modulation(temb)
 
     def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
-        """The block, given what :meth:`modulation` returned."""
         kwargs = joint_attention_kwargs or {}
         image_modulation, text_modulation = modulation
         image = self.norm1.with_modulation(hidden_states, image_modulation)
@@ -110,10 +127,105 @@ class JointTransformerBlock(nn.Layer):
         encoder_hidden_states = gated_residual(encoder_hidden_states, text.gate_msa, text_output)
         return self._feed_forward(self.ff_context, encoder_hidden_states, text), hidden_states
 
-    @staticmethod
-    def _feed_forward(feed_forward, tokens, modulation):
-        normalized = layer_norm_modulate(tokens, modulation.shift_mlp, modulation.scale_mlp)
-        return gated_residual(tokens, modulation.gate_mlp, feed_forward(normalized))
+
+class SD3SingleTransformerBlock(_ModulatedBlock):
+    """A block of image tokens alone, as ControlNets of SD3.5-large have it.
+
+    Args:
+        dim (int): width D.
+        num_attention_heads (int), attention_head_dim (int): h and d.
+
+    Shapes: those of :class:`JointTransformerBlock`, with None for the text that goes in and out.
+    """
+
+    def __init__(self, dim, num_attention_heads, attention_head_dim):
+        super().__init__()
+        self.norm1 = AdaLayerNormZero(dim)
+        self.attn = Attention(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim)
+        self.ff = FeedForward(dim)
+
+    def modulation(self, temb):
+        return (self.norm1.modulation(temb),)
+
+    def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
+        image = self.norm1.with_modulation(hidden_states, *modulation)
+        output = self.attn(image.hidden_states, **(joint_attention_kwargs or {}))
+        hidden_states = gated_residual(hidden_states, image.gate_msa, output)
+        return None, self._feed_forward(self.ff, hidden_states, image)
+
+
+class AttentionMixin:
+    """The seam of attention processors and the switches of blocks, under their diffusers names: for networks that have
+    :class:`Attention` and :class:`FeedForward` in them."""
+
+    def _forget_graphs(self):
+        """For changes that a traced graph would not see; there is none here."""
+
+    @property
+    def attn_processors(self):
+        """dict: name of each attention plus ``.processor`` -> its processor."""
+        return {f"{name}.processor": layer.processor for name, layer in self._attentions()}
+
+    def set_attn_processor(self, processor):
+        """Sets one processor for all attentions, or one per name from a dict like :attr:`attn_processors`.
+
+        Raises:
+            InputError: the dict lacks or misnames an attention.
+        """
+        attentions = {f"{name}.processor": layer for name, layer in self._attentions()}
+        if not isinstance(processor, dict):
+            processor = dict.fromkeys(attentions, processor)
+        wrong = sorted(set(attentions) ^ set(processor))
+        if wrong:
+            raise InputError(
+                f"set_attn_processor takes one processor for each of the {len(attentions)} attentions; "
+                f"missing or unknown: {wrong[:5]}. Start from model.attn_processors."
+            )
+        for name, layer in attentions.items():
+            layer.set_processor(processor[name])
+        self._forget_graphs()
+
+    @contextmanager
+    def attention_of(self, processors):
+        """Within the block some attentions have other processors.
+
+        Args:
+            processors (dict): name of an attention plus ``.processor``, as in :attr:`attn_processors` -> its processor.
+        """
+        attentions = {f"{name}.processor": layer for name, layer in self._attentions()} if processors else {}
+        before = {name: attentions[name].processor for name in processors}
+        try:
+            for name, processor in processors.items():
+                attentions[name].set_processor(processor)
+            yield self
+        finally:
+            for name, processor in before.items():
+                attentions[name].set_processor(processor)
+
+    def fuse_qkv_projections(self):
+        """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""
+        for _, layer in self._attentions():
+            layer.fuse_projections()
+        self._forget_graphs()
+
+    def unfuse_qkv_projections(self):
+        """Undoes :meth:`fuse_qkv_projections`."""
+        for _, layer in self._attentions():
+            layer.unfuse_projections()
+        self._forget_graphs()
+
+    def enable_forward_chunking(self, chunk_size=None, dim=0):
+        """Runs feed-forwards on ``chunk_size`` (default 1) slices of axis ``dim``: less memory, more time."""
+        set_chunk_feed_forward(self, chunk_size or 1, dim)
+        self._forget_graphs()
+
+    def disable_forward_chunking(self):
+        """Runs feed-forwards on all tokens at once again."""
+        set_chunk_feed_forward(self, None, 0)
+        self._forget_graphs()
+
+    def _attentions(self):
+        return [(name, layer) for name, layer in self.named_sublayers() if isinstance(layer, Attention)]
 
 
 def set_chunk_feed_forward(model, chunk_size, dim):

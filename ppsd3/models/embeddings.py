@@ -13,7 +13,7 @@ from paddle import nn
 
 from ..modeling_utils import is_to_be_filled
 from ..ops import Linear
-from ..utils.errors import InputError
+from ..utils.errors import ConfigError, InputError
 
 
 def sincos_2d(embed_dim, height, width, base_size):
@@ -52,17 +52,28 @@ class PatchEmbed(nn.Layer):
         pos_embed_max_size (int, optional): side M of the stored position table; a smaller picture uses its centre,
             so that one model serves every aspect ratio. Without it the table is the native grid, and other
             sizes are computed (SD 2-style).
+        pos_embed_type (str, optional): ``"sincos"``, or None to add no positions.
+
+    Raises:
+        ConfigError: another ``pos_embed_type``.
 
     Shapes: ``[B, C, H, W] -> [B, (H/p)(W/p), D]``. Buffer ``pos_embed [1, M * M, D]``, part of the checkpoint
     when ``pos_embed_max_size`` is set.
     """
 
-    def __init__(self, height, width, patch_size, in_channels, embed_dim, pos_embed_max_size=None):
+    def __init__(
+        self, height, width, patch_size, in_channels, embed_dim, pos_embed_max_size=None, pos_embed_type="sincos"
+    ):
         super().__init__()
+        if pos_embed_type not in (None, "sincos"):
+            raise ConfigError(f"pos_embed_type is {pos_embed_type!r}; it can be 'sincos' or None.")
         self.patch_size, self.pos_embed_max_size = patch_size, pos_embed_max_size
         self.height, self.width = height // patch_size, width // patch_size
         self.base_size = self.height
         self.proj = nn.Conv2D(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.has_positions = pos_embed_type is not None
+        if not self.has_positions:
+            return
         rows, columns = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
         if pos_embed_max_size and is_to_be_filled():  # SD3.5-medium's table takes 6 seconds and 0.9 GB
             table = paddle.empty([1, rows * columns, embed_dim], "float32")
@@ -97,6 +108,8 @@ class PatchEmbed(nn.Layer):
             raise InputError(f"The latents have {given} channels, the transformer takes {taken} (in_channels).")
         height, width = (size // self.patch_size for size in latent.shape[-2:])
         tokens = self.proj(latent).flatten(2).transpose([0, 2, 1])  # [B, D, H/p, W/p] -> [B, N, D]
+        if not self.has_positions:
+            return tokens
         return tokens + self.positions(height, width).astype(tokens.dtype)
 
 
@@ -162,3 +175,9 @@ class CombinedTimestepTextProjEmbeddings(nn.Layer):
     def forward(self, timestep, pooled_projection):
         features = self.time_proj(timestep).astype(pooled_projection.dtype)
         return self.timestep_embedder(features) + self.text_embedder(pooled_projection)
+
+    def of_steps(self, timesteps, pooled_projection):
+        """Each of the ``timesteps [T]`` with all of ``pooled_projection [B, P]``: [T, B, D]."""
+        steps, rows = timesteps.shape[0], pooled_projection.shape[0]
+        temb = self(timesteps.repeat_interleave(rows), paddle.concat([pooled_projection] * steps))
+        return temb.reshape([steps, rows, -1])

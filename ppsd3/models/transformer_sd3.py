@@ -4,7 +4,6 @@ Legend: B batch, C latent channels, H W latent grid, p patch side, N = (H/p)(W/p
 D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 """
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,8 +18,8 @@ from ..modeling_utils import ModelMixin
 from ..ops import Linear, adapter_scale, scaled_adapters
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
-from .attention import JointTransformerBlock, set_chunk_feed_forward
-from .attention_processor import Attention, check_attention_kwargs
+from .attention import AttentionMixin, JointTransformerBlock
+from .attention_processor import check_attention_kwargs
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from .normalization import AdaLayerNormContinuous
 
@@ -37,9 +36,9 @@ class PreparedCondition:
     """Text and one timestep, as far as they can be worked on without the latents.
 
     Attributes:
-        context (Tensor [B, L, D]): projected text tokens.
-        blocks (list): for each block the modulation of image and text, as ``JointTransformerBlock.modulation`` returns.
-        out (list of Tensor [B, D]): modulation of the last norm.
+        context (Tensor [B, L, D] or None): projected text tokens, where the blocks read some.
+        blocks (list): for each block the modulation of its streams, as ``JointTransformerBlock.modulation`` returns.
+        out (list of Tensor [B, D]): modulation of the last norm, where there is one.
     """
 
     context: paddle.Tensor
@@ -51,8 +50,22 @@ class PreparedCondition:
         chunks = [chunk for block in self.blocks for stream in block for chunk in stream]
         return paddle.concat([*chunks, *self.out], axis=-1)
 
+    @classmethod
+    def of_steps(cls, context, temb, blocks, norm_out=None):
+        """The :class:`PreparedCondition` of each step, from ``temb [T, B, D]``, with the same ``context``."""
+        blocks = [block.modulation(temb) for block in blocks]
+        out = [] if norm_out is None else norm_out.modulation(temb)
+        return [
+            cls(
+                context,
+                [tuple([chunk[t] for chunk in stream] for stream in block) for block in blocks],
+                [chunk[t] for chunk in out],
+            )
+            for t in range(temb.shape[0])
+        ]
 
-class SD3Transformer2DModel(Compilable, ModelMixin):
+
+class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
     """MM-DiT of SD3 and SD3.5 (paper, section 4; counterpart of diffusers' class of the same name).
 
     Args:
@@ -235,20 +248,8 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
             list of T :class:`PreparedCondition`, for ``forward(prepared=...)``.
         """
         context = self.context_embedder(encoder_hidden_states)
-        steps, rows = timesteps.shape[0], pooled_projections.shape[0]
-        temb = self.time_text_embed(
-            timesteps.repeat_interleave(rows), paddle.concat([pooled_projections] * steps)
-        ).reshape([steps, rows, -1])
-        blocks = [block.modulation(temb) for block in self.transformer_blocks]
-        out = self.norm_out.modulation(temb)
-        return [
-            PreparedCondition(
-                context,
-                [tuple([chunk[t] for chunk in stream] for stream in block) for block in blocks],
-                [chunk[t] for chunk in out],
-            )
-            for t in range(steps)
-        ]
+        temb = self.time_text_embed.of_steps(timesteps, pooled_projections)
+        return PreparedCondition.of_steps(context, temb, self.transformer_blocks, self.norm_out)
 
     def _run_blocks(self, hidden_states, encoder_hidden_states, run, skip_layers, controls, run_blocks):
         """All blocks but the skipped, ``run(i, *streams)`` being one; returns the image stream."""
@@ -324,74 +325,6 @@ class SD3Transformer2DModel(Compilable, ModelMixin):
         scale = kwargs.pop("scale", 1.0)
         check_attention_kwargs(self.attn_processors.values(), kwargs)
         return scale, kwargs or None
-
-    # Seams and switches, under their diffusers names.
-
-    @property
-    def attn_processors(self):
-        """dict: name of each attention plus ``.processor`` -> its processor."""
-        return {f"{name}.processor": layer.processor for name, layer in self._attentions()}
-
-    def set_attn_processor(self, processor):
-        """Sets one processor for all attentions, or one per name from a dict like :attr:`attn_processors`.
-
-        Raises:
-            InputError: the dict lacks or misnames an attention.
-        """
-        attentions = {f"{name}.processor": layer for name, layer in self._attentions()}
-        if not isinstance(processor, dict):
-            processor = dict.fromkeys(attentions, processor)
-        wrong = sorted(set(attentions) ^ set(processor))
-        if wrong:
-            raise InputError(
-                f"set_attn_processor takes one processor for each of the {len(attentions)} attentions; "
-                f"missing or unknown: {wrong[:5]}. Start from model.attn_processors."
-            )
-        for name, layer in attentions.items():
-            layer.set_processor(processor[name])
-        self._forget_graphs()
-
-    @contextmanager
-    def attention_of(self, processors):
-        """Within the block some attentions have other processors.
-
-        Args:
-            processors (dict): name of an attention plus ``.processor``, as in :attr:`attn_processors` -> its processor.
-        """
-        attentions = {f"{name}.processor": layer for name, layer in self._attentions()} if processors else {}
-        before = {name: attentions[name].processor for name in processors}
-        try:
-            for name, processor in processors.items():
-                attentions[name].set_processor(processor)
-            yield self
-        finally:
-            for name, processor in before.items():
-                attentions[name].set_processor(processor)
-
-    def fuse_qkv_projections(self):
-        """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""
-        for _, layer in self._attentions():
-            layer.fuse_projections()
-        self._forget_graphs()
-
-    def unfuse_qkv_projections(self):
-        """Undoes :meth:`fuse_qkv_projections`."""
-        for _, layer in self._attentions():
-            layer.unfuse_projections()
-        self._forget_graphs()
-
-    def enable_forward_chunking(self, chunk_size=None, dim=0):
-        """Runs feed-forwards on ``chunk_size`` (default 1) slices of axis ``dim``: less memory, more time."""
-        set_chunk_feed_forward(self, chunk_size or 1, dim)
-        self._forget_graphs()
-
-    def disable_forward_chunking(self):
-        """Runs feed-forwards on all tokens at once again."""
-        set_chunk_feed_forward(self, None, 0)
-        self._forget_graphs()
-
-    def _attentions(self):
-        return [(name, layer) for name, layer in self.named_sublayers() if isinstance(layer, Attention)]
 
 
 def run_all(blocks, hidden_states, encoder_hidden_states):

@@ -17,8 +17,11 @@ def scene_of(seed, index):
 
 
 @paddle.no_grad()
-def encode_scenes(vae, directory, count, seed=1, shard=4096, batch=64):
-    """Writes the scaled latent means of scenes 0 to ``count`` - 1 as ``latents_<k>.npy``; finished shards are kept."""
+def encode_scenes(vae, directory, count, seed=1, shard=4096, batch=64, draw=render_batch):
+    """Writes the scaled latent means of scenes 0 to ``count`` - 1 as ``latents_<k>.npy``; finished shards are kept.
+
+    ``draw`` makes pixels [B, H, W, 3] of a list of scenes.
+    """
     os.makedirs(directory, exist_ok=True)
     for k, start in enumerate(range(0, count, shard)):
         path = os.path.join(directory, f"latents_{k:03d}.npy")
@@ -26,7 +29,7 @@ def encode_scenes(vae, directory, count, seed=1, shard=4096, batch=64):
             continue
         latents = []
         for first in range(start, min(start + shard, count), batch):
-            pictures = render_batch([scene_of(seed, i) for i in range(first, min(first + batch, start + shard, count))])
+            pictures = draw([scene_of(seed, i) for i in range(first, min(first + batch, start + shard, count))])
             latents.append(vae.scale_latents(vae.encode(to_model_range(pictures)).latent_dist.mode()).numpy())
         with atomic_write(path) as file:
             np.save(file, np.concatenate(latents).astype(np.float16))
@@ -47,13 +50,14 @@ class LatentScenes:
         seed (int): that the scenes were encoded with.
         padded (dict of int to float): chance of a batch padded to this T5 length.
         image_tokens (int): per picture.
+        controls (str, optional): another directory of the same scenes, drawn otherwise: batches then have ``controls``.
     """
 
     POOL = 4
 
-    def __init__(self, directory, encoders, batch, seed=1, padded=None, image_tokens=16):
-        files = sorted(os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".npy"))
-        self.latents = np.concatenate([np.load(file) for file in files])
+    def __init__(self, directory, encoders, batch, seed=1, padded=None, image_tokens=16, controls=None):
+        self.latents = _load(directory)
+        self.controls = None if controls is None else _load(controls)
         self.tokenizers = (encoders.tokenizer, encoders.tokenizer_3)
         self.clip_max_length = encoders.clip_max_length
         self.batch, self.seed, self.image_tokens = batch, seed, image_tokens
@@ -69,7 +73,7 @@ class LatentScenes:
         size = max(8, self.batch * 64 // max(64, tokens))
         indices = rng.integers(len(self.latents), size=size)
         prompts = [caption(scene_of(self.seed, int(i)), rng) for i in indices]
-        return Batch(self._rows(indices), prompts, self.clip_max_length, int(t5_length))
+        return self._batch(indices, prompts, self.clip_max_length, int(t5_length))
 
     def _short(self, step):
         number, place = divmod(step, self.POOL)
@@ -84,9 +88,17 @@ class LatentScenes:
         groups = np.array_split(np.argsort(counts[0], kind="stable"), self.POOL)
         rng.shuffle(groups)
         return [
-            Batch(self._rows(indices[rows]), [prompts[i] for i in rows], *(int(count[rows].max()) for count in counts))
+            self._batch(indices[rows], [prompts[i] for i in rows], *(int(count[rows].max()) for count in counts))
             for rows in groups
         ]
 
-    def _rows(self, indices):
-        return self.latents[indices].astype(np.float32)
+    def _batch(self, indices, prompts, clip_length, t5_length):
+        latents, controls = (
+            None if stored is None else stored[indices].astype(np.float32) for stored in (self.latents, self.controls)
+        )
+        return Batch(latents, prompts, clip_length, t5_length, controls)
+
+
+def _load(directory):
+    files = sorted(os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".npy"))
+    return np.concatenate([np.load(file) for file in files])

@@ -7,17 +7,20 @@ import os
 
 import paddle
 
-from ..models import AutoencoderKL, SD3Transformer2DModel
+from ..models import AutoencoderKL, SD3ControlNetModel, SD3Transformer2DModel
 from ..ops import float32_matmul_precision
 from ..pipelines import StableDiffusion3Pipeline
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
 from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..training.autoencoder import AutoencoderTask, latent_statistics
+from ..training.controlnet import ControlNetTask
 from ..training.text_to_image import TextDropout, TextToImageTask
 from ..training.trainer import Trainer
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from ..utils.hub import BUNDLED
 from .dataset import LatentScenes, encode_scenes
 from .reading import CaptionReadingTask
+from .rendering import silhouettes
 from .vocabulary import MAX_LENGTH, captions, train_clip_tokenizers, train_t5_tokenizer
 from .world import RESOLUTION, render_batch, sample_scene
 
@@ -73,6 +76,8 @@ TOWERS = {
 }
 SHIFT = 1.0  # of the sampling schedule: 64 latent cells need no more time at high noise
 SCENES = 65536  # encoded pictures the transformer learns from
+CONTROLLED_SCENES = 16384  # and its ControlNet
+CONTROL_LAYERS = 2
 
 
 def pictures(rng, batch):
@@ -179,6 +184,40 @@ def run_transformer(output, steps=None):
         trainer.run(steps)
     with trainer.ema.applied():
         transformer.save_pretrained(os.path.join(output, "checkpoint", "transformer"))
+
+
+def run_controlnet(output, steps=None):
+    """Beside the pipeline: a ControlNet that reads silhouettes, trained for the bundled model; OUTPUT/shapes-silhouette."""
+    shapes = BUNDLED["shapes"]
+    encoders = load_encoders(shapes)
+    vae = AutoencoderKL.from_pretrained(shapes, subfolder="vae")
+    transformer = SD3Transformer2DModel.from_pretrained(shapes, subfolder="transformer")
+    latents, controls = (os.path.join(output, "controlnet_" + name) for name in ("latents", "silhouettes"))
+    for directory, draw in ((latents, render_batch), (controls, silhouettes)):
+        encode_scenes(vae, directory, CONTROLLED_SCENES, draw=draw)
+    controlnet = SD3ControlNetModel.from_transformer(transformer, num_layers=CONTROL_LAYERS)
+    task = ControlNetTask(
+        controlnet,
+        transformer,
+        encoders,
+        LatentScenes(latents, encoders, batch=64, controls=controls),
+        dropout=TextDropout(encoder=0.12, caption=0.1),
+        density=dict(logit_mean=0.6),
+    )
+    trainer = Trainer(
+        task,
+        os.path.join(output, "controlnet"),
+        max_steps=3000,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        ema_decay=0.998,
+        save_every=250,
+    )
+    with float32_matmul_precision("medium"):
+        trainer.run(steps)
+    trainer.ema.copy_to_parameters()
+    controlnet.to(dtype="float16")
+    controlnet.save_pretrained(os.path.join(output, "shapes-silhouette"))
 
 
 def load_encoders(checkpoint):

@@ -49,12 +49,14 @@ def coverage(shape: str, x, y, radius):
     return np.clip(0.5 - _DISTANCES[shape](x, y, radius), 0.0, 1.0)
 
 
-def render_batch(scenes: Sequence[Scene], resolution: int = RESOLUTION) -> np.ndarray:
-    """Draws scenes as uint8 [B, resolution, resolution, 3], RGB."""
+def render_batch(
+    scenes: Sequence[Scene], resolution: int = RESOLUTION, colors=COLORS, backgrounds=BACKGROUNDS
+) -> np.ndarray:
+    """Draws scenes as uint8 [B, resolution, resolution, 3], RGB; ``colors`` and ``backgrounds`` say what names mean."""
     margin = math.ceil(max(SIZES.values()) * resolution) + 1  # so that windows never leave the canvas
     side = resolution + 2 * margin
     canvas = np.empty((len(scenes), side, side, 3), np.float32)
-    canvas[:] = np.array([BACKGROUNDS[s.background] for s in scenes], np.float32).reshape(-1, 1, 1, 3)
+    canvas[:] = np.array([backgrounds[s.background] for s in scenes], np.float32).reshape(-1, 1, 1, 3)
 
     window = np.arange(-margin, margin)
     placed = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
@@ -65,7 +67,7 @@ def render_batch(scenes: Sequence[Scene], resolution: int = RESOLUTION) -> np.nd
         batch = np.array([b for b, _ in chosen])
         middle = np.array([(o.x, o.y) for _, o in chosen]) * resolution  # [K, 2] in pixels
         radius = np.array([SIZES[o.size] for _, o in chosen], np.float32) * resolution
-        color = np.array([COLORS[o.color] for _, o in chosen], np.float32)
+        color = np.array([colors[o.color] for _, o in chosen], np.float32)
         pixel = np.rint(middle).astype(int)[:, :, None] + window  # [K, 2, P]
         offset = (pixel + 0.5 - middle[:, :, None]).astype(np.float32)
         mask = coverage(shape, offset[:, 0, None, :], offset[:, 1, :, None], radius[:, None, None])
@@ -81,3 +83,9 @@ def render_batch(scenes: Sequence[Scene], resolution: int = RESOLUTION) -> np.nd
 def render(scene: Scene, resolution: int = RESOLUTION) -> np.ndarray:
     """Draws one scene as uint8 [resolution, resolution, 3], RGB."""
     return render_batch([scene], resolution)[0]
+
+
+def silhouettes(scenes: Sequence[Scene], resolution: int = RESOLUTION) -> np.ndarray:
+    """The objects in white on black, uint8 [B, resolution, resolution, 3]: shapes and places without colours."""
+    white, black = dict.fromkeys(COLORS, (255, 255, 255)), dict.fromkeys(BACKGROUNDS, (0, 0, 0))
+    return render_batch(scenes, resolution, white, black)

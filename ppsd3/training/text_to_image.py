@@ -1,7 +1,7 @@
 """Training task of the transformer: the velocity of a rectified flow, given text (paper, sections 2, 3 and 5.1)."""
 
 import dataclasses
-from typing import List
+from typing import List, Optional
 
 import numpy as np
 import paddle
@@ -14,12 +14,14 @@ from .timestep_sampling import sample_timesteps
 
 @dataclasses.dataclass
 class Batch:
-    """Latents ``[B, C, H, W]`` (numpy, shifted and scaled), their captions, and the token lengths to pad to."""
+    """Latents ``[B, C, H, W]`` (numpy, shifted and scaled), their captions, and the token lengths to pad to; for a
+    ControlNet also ``controls``, the guiding latents [B, C', H, W]."""
 
     latents: np.ndarray
     prompts: List[str]
     clip_length: int
     t5_length: int
+    controls: Optional[np.ndarray] = None
 
 
 @dataclasses.dataclass
@@ -62,14 +64,18 @@ class TextToImageTask:
         noise = paddle.to_tensor(rng.standard_normal(batch.latents.shape, dtype=np.float32))
         t = paddle.to_tensor(sample_timesteps(rng, size, **self.density))
         condition = self.condition(batch, rng)
-        velocity = self.transformer(
-            self.flow.interpolate(x0, noise, t),
+        inputs = dict(
+            hidden_states=self.flow.interpolate(x0, noise, t),
             encoder_hidden_states=condition.embeds,
             pooled_projections=condition.pooled,
             timestep=t * 1000,
             return_dict=False,
-        )[0]
-        return F.mse_loss(velocity, self.flow.target(x0, noise)), {"batch": float(size)}
+        )
+        return F.mse_loss(self.velocity(inputs, batch), self.flow.target(x0, noise)), {"batch": float(size)}
+
+    def velocity(self, inputs, batch):
+        """The velocity [B, C, H, W] that is trained; ``inputs`` are arguments of the transformer."""
+        return self.transformer(**inputs)[0]
 
     @paddle.no_grad()
     def condition(self, batch, rng):

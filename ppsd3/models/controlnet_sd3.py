@@ -1,0 +1,370 @@
+"""ControlNets of SD3 and SD3.5: from noisy latents and a picture that guides them to residuals for the transformer.
+
+Legend: B batch, C latent channels, H W latent grid, N image tokens, L text tokens, D width.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from itertools import count
+
+import paddle
+from paddle import nn
+from paddle.distributed.fleet.utils import recompute
+
+from ..configuration_utils import FrozenConfig, register_to_config
+from ..modeling_utils import ModelMixin, is_to_be_filled
+from ..ops import Linear, scaled_adapters
+from ..outputs import BaseOutput
+from ..utils.errors import ConfigError, InputError
+from .attention import AttentionMixin, JointTransformerBlock, SD3SingleTransformerBlock
+from .attention_processor import check_attention_kwargs
+from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
+from .transformer_sd3 import PreparedCondition
+
+
+@dataclass
+class SD3ControlNetOutput(BaseOutput):
+    """``controlnet_block_samples``: list of Tensor [B, N, D], what the transformer adds to its image tokens."""
+
+    controlnet_block_samples: list
+
+
+class SD3ControlNetModel(AttentionMixin, ModelMixin):
+    """ControlNet (Zhang et al., 2023) with blocks of the MM-DiT; counterpart of diffusers' class of the same name.
+
+    Published ones have 6 or 12 joint blocks (SD3-medium) or 19 blocks of image tokens alone (SD3.5-large: no text, and
+    tokens that the transformer has embedded).
+
+    Args:
+        sample_size, patch_size, in_channels, num_layers, attention_head_dim, num_attention_heads,
+            pooled_projection_dim, out_channels, pos_embed_max_size, dual_attention_layers, qk_norm: as in
+            :class:`SD3Transformer2DModel`. (``out_channels`` is in published files and changes nothing.)
+        joint_attention_dim (int or None): width of the text tokens that come in; None makes blocks without text.
+        caption_projection_dim (int): width that the text is projected to; equals D.
+        extra_conditioning_channels (int): of the guiding latents, beside ``in_channels``: 1 for the mask of an
+            inpainting ControlNet.
+        pos_embed_type (str or None): "sincos", or None for latents without positions.
+        use_pos_embed (bool): False for tokens [B, N, D] in place of latents, from the transformer's ``pos_embed``.
+        force_zeros_for_pooled_projection (bool): trained without pooled text, and with guiding latents that were not
+            shifted. Pipelines read it.
+
+    Raises:
+        ConfigError: the text is not projected to the model's width, or blocks without text are to have ``qk_norm`` or
+            dual attention.
+    """
+
+    _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
+    _weight_only_modules = ("norm1", "norm1_context")
+    _components = ("controlnet",)
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size=128,
+        patch_size=2,
+        in_channels=16,
+        num_layers=18,
+        attention_head_dim=64,
+        num_attention_heads=18,
+        joint_attention_dim=4096,
+        caption_projection_dim=1152,
+        pooled_projection_dim=2048,
+        out_channels=16,
+        pos_embed_max_size=96,
+        extra_conditioning_channels=0,
+        dual_attention_layers=(),
+        qk_norm=None,
+        pos_embed_type="sincos",
+        use_pos_embed=True,
+        force_zeros_for_pooled_projection=True,
+    ):
+        super().__init__()
+        self.inner_dim = num_attention_heads * attention_head_dim
+        patches = dict(height=sample_size, width=sample_size, patch_size=patch_size, embed_dim=self.inner_dim)
+        self.pos_embed = None
+        if use_pos_embed:
+            self.pos_embed = PatchEmbed(
+                in_channels=in_channels,
+                pos_embed_max_size=pos_embed_max_size,
+                pos_embed_type=pos_embed_type,
+                **patches,
+            )
+        self.time_text_embed = CombinedTimestepTextProjEmbeddings(self.inner_dim, pooled_projection_dim)
+        heads = dict(dim=self.inner_dim, num_attention_heads=num_attention_heads, attention_head_dim=attention_head_dim)
+        if joint_attention_dim is None:
+            if qk_norm is not None or dual_attention_layers:
+                raise ConfigError(
+                    "joint_attention_dim is None, which makes blocks without text; these have neither qk_norm nor "
+                    "dual_attention_layers. Leave both out."
+                )
+            self.context_embedder = None
+            blocks = [SD3SingleTransformerBlock(**heads) for _ in range(num_layers)]
+        else:
+            if caption_projection_dim != self.inner_dim:
+                raise ConfigError(
+                    f"caption_projection_dim is {caption_projection_dim}, but text and image meet at the model's width "
+                    f"of {self.inner_dim} (num_attention_heads * attention_head_dim). Make them equal."
+                )
+            self.context_embedder = Linear(joint_attention_dim, caption_projection_dim)
+            blocks = [
+                JointTransformerBlock(qk_norm=qk_norm, use_dual_attention=i in dual_attention_layers, **heads)
+                for i in range(num_layers)
+            ]
+        self.transformer_blocks = nn.LayerList(blocks)
+        self.controlnet_blocks = nn.LayerList([_zeroed(Linear(self.inner_dim, self.inner_dim)) for _ in blocks])
+        self.pos_embed_input = _zeroed(
+            PatchEmbed(in_channels=in_channels + extra_conditioning_channels, pos_embed_type=None, **patches)
+        )
+        self.gradient_checkpointing = False
+
+    @classmethod
+    def from_transformer(
+        cls, transformer, num_layers=12, num_extra_conditioning_channels=0, load_weights_from_transformer=True
+    ):
+        """A ControlNet to be trained for ``transformer``: its first blocks, which at first add nothing.
+
+        It reads pooled text and shifted latents (``force_zeros_for_pooled_projection=False``).
+
+        Args:
+            transformer (SD3Transformer2DModel)
+            num_layers (int): blocks; at most the transformer's for its weights.
+            num_extra_conditioning_channels (int): 1 for inpainting.
+            load_weights_from_transformer (bool): False begins with fresh weights.
+
+        Raises:
+            InputError: more layers than the transformer has.
+        """
+        depth = len(transformer.transformer_blocks)
+        if not 0 < num_layers <= depth:
+            raise InputError(f"num_layers is {num_layers}; the transformer has {depth} blocks. Use 1 to {depth}.")
+        made = cls(
+            **{
+                **transformer.config,
+                "num_layers": num_layers,
+                "extra_conditioning_channels": num_extra_conditioning_channels,
+                "dual_attention_layers": tuple(i for i in transformer.config.dual_attention_layers if i < num_layers),
+                "force_zeros_for_pooled_projection": False,
+            }
+        )
+        if load_weights_from_transformer:
+            theirs = transformer.state_dict()
+            with paddle.no_grad():
+                for name, tensor in made.state_dict().items():
+                    # the text of the transformer's last block ends there, so a few tensors may be missing
+                    if name in theirs and list(theirs[name].shape) == list(tensor.shape):
+                        tensor.set_value(theirs[name].astype(tensor.dtype))
+        return made
+
+    def forward(
+        self,
+        hidden_states,
+        controlnet_cond,
+        conditioning_scale=1.0,
+        encoder_hidden_states=None,
+        pooled_projections=None,
+        timestep=None,
+        joint_attention_kwargs=None,
+        return_dict=True,
+        prepared=None,
+    ):
+        """What guides the transformer at ``hidden_states``.
+
+        Args:
+            hidden_states (Tensor): noisy latents [B, C, H, W], or tokens [B, N, D] without ``use_pos_embed``.
+            controlnet_cond (Tensor [B, C + extra_conditioning_channels, H, W]): guiding latents.
+            conditioning_scale (float): weight of the result.
+            encoder_hidden_states (Tensor [B, L, joint_attention_dim]): text tokens; None for blocks without text.
+            pooled_projections (Tensor [B, pooled_projection_dim]), timestep (Tensor [B], 0 to 1000, fp32).
+            joint_attention_kwargs (dict, optional): as in :class:`SD3Transformer2DModel`.
+            return_dict (bool): return :class:`SD3ControlNetOutput` (default) or a tuple of one list.
+            prepared (PreparedCondition, optional): text and timestep as :meth:`prepare` made them, in the place of
+                ``encoder_hidden_states``, ``pooled_projections`` and ``timestep``. It may have a multiple of B rows.
+
+        Raises:
+            InputError: latents where tokens are needed or the reverse; text that is not read, or is missing.
+        """
+        if hidden_states.ndim != (3 if self.pos_embed is None else 4):
+            raise InputError(
+                f"hidden_states has {hidden_states.ndim} axes. This ControlNet "
+                + (
+                    "embeds no latents itself (use_pos_embed=False): pass the tokens [B, N, D] of the transformer's "
+                    "pos_embed."
+                    if self.pos_embed is None
+                    else "takes latents [B, C, H, W]."
+                )
+            )
+        kwargs = dict(joint_attention_kwargs or {})
+        scale = kwargs.pop("scale", 1.0)
+        check_attention_kwargs(self.attn_processors.values(), kwargs)
+        with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
+            if prepared is None:
+                self._check_text(encoder_hidden_states)
+                temb = self.time_text_embed(timestep, pooled_projections)
+                context = None if self.context_embedder is None else self.context_embedder(encoder_hidden_states)
+
+                def run(i, *streams):
+                    return self._run_block(self.transformer_blocks[i], *streams, temb, kwargs or None)
+            else:
+                context = prepared.context
+
+                def run(i, *streams):
+                    return self.transformer_blocks[i].with_modulation(*streams, prepared.blocks[i], kwargs or None)
+
+            tokens = hidden_states if self.pos_embed is None else self.pos_embed(hidden_states)
+            tokens = tokens + self.pos_embed_input(controlnet_cond)
+            if prepared is not None:
+                copies = prepared.blocks[0][0][0].shape[0] // tokens.shape[0]
+                tokens = paddle.concat([tokens] * copies) if copies > 1 else tokens
+            residuals = []
+            for i, project in enumerate(self.controlnet_blocks):
+                context, tokens = run(i, tokens, context)
+                residual = project(tokens)
+                residuals.append(residual if conditioning_scale == 1 else residual * conditioning_scale)
+        return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
+
+    def prepare(self, encoder_hidden_states, pooled_projections, timesteps):
+        """What sampling can know before it starts, for ``forward(prepared=...)``; as
+        :meth:`SD3Transformer2DModel.prepare`, with None for the text that is not read."""
+        self._check_text(encoder_hidden_states)
+        context = None if self.context_embedder is None else self.context_embedder(encoder_hidden_states)
+        temb = self.time_text_embed.of_steps(timesteps, pooled_projections)
+        return PreparedCondition.of_steps(context, temb, self.transformer_blocks)
+
+    def _check_text(self, encoder_hidden_states):
+        if (encoder_hidden_states is None) != (self.context_embedder is None):
+            raise InputError(
+                "This ControlNet reads text tokens. Pass encoder_hidden_states."
+                if encoder_hidden_states is None
+                else "This ControlNet has blocks without text (joint_attention_dim is None). Leave "
+                "encoder_hidden_states out."
+            )
+
+    def _run_block(self, block, hidden_states, context, temb, kwargs):
+        if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
+            return block(hidden_states, context, temb, kwargs)
+        if context is None:  # recompute() cannot return the None that stands for the text
+            return None, recompute(lambda *inputs: block(inputs[0], None, inputs[1], kwargs)[1], hidden_states, temb)
+        return recompute(block, hidden_states, context, temb, kwargs)
+
+
+class SD3MultiControlNetModel(ModelMixin):
+    """Several ControlNets, whose residuals are added.
+
+    Saved as ``controlnet``, ``controlnet_1``, ... side by side, as diffusers saves several ControlNets of other models.
+
+    Args:
+        controlnets (sequence of SD3ControlNetModel)
+
+    Raises:
+        InputError: none, or something else.
+    """
+
+    _components = ()
+
+    def __init__(self, controlnets):
+        super().__init__()
+        wrong = [type(net).__name__ for net in controlnets if not isinstance(net, SD3ControlNetModel)]
+        if wrong or not controlnets:
+            raise InputError(f"SD3MultiControlNetModel takes SD3ControlNetModels, not {wrong or 'an empty list'}.")
+        self.nets = nn.LayerList(list(controlnets))
+
+    @property
+    def config(self):
+        """FrozenConfig: ``nets`` is the list of the ControlNets' own."""
+        return FrozenConfig({"nets": [net.config for net in self.nets]})
+
+    def forward(
+        self,
+        hidden_states,
+        controlnet_cond,
+        conditioning_scale,
+        pooled_projections=None,
+        encoder_hidden_states=None,
+        timestep=None,
+        joint_attention_kwargs=None,
+        return_dict=True,
+    ):
+        """As :class:`SD3ControlNetModel`, with a list of ``controlnet_cond`` and of ``conditioning_scale``, one for
+        each net. Nets without text are not given any.
+
+        Raises:
+            InputError: lists of another length, or what a net refuses.
+        """
+        for name, values in (("controlnet_cond", controlnet_cond), ("conditioning_scale", conditioning_scale)):
+            if len(values) != len(self.nets):
+                raise InputError(f"`{name}` has {len(values)} entries for {len(self.nets)} ControlNets.")
+        residuals = add_residuals(
+            net(
+                hidden_states,
+                cond,
+                scale,
+                None if net.context_embedder is None else encoder_hidden_states,
+                pooled_projections,
+                timestep,
+                joint_attention_kwargs,
+                return_dict=False,
+            )[0]
+            for net, cond, scale in zip(self.nets, controlnet_cond, conditioning_scale)
+        )
+        return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **options):
+        """Loads a directory and those beside it with ``_1``, ``_2``, ... after its name; ``options`` are those of
+        :meth:`SD3ControlNetModel.from_pretrained`."""
+        path = os.path.join(os.fspath(pretrained_model_name_or_path), subfolder or "")
+        return cls([SD3ControlNetModel.from_pretrained(folder, **options) for folder in _folders(path)])
+
+    def save_pretrained(self, save_directory, **options):
+        """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
+        ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""
+        for index, net in enumerate(self.nets):
+            net.save_pretrained(_numbered(save_directory, index), **options)
+
+    @classmethod
+    def load_config(cls, path):
+        """dict: ``nets`` is the list of configurations found at ``path`` and beside it."""
+        return {"nets": [SD3ControlNetModel.load_config(folder) for folder in _folders(path)]}
+
+    @classmethod
+    def from_config(cls, config):
+        """Fresh ControlNets of these configurations."""
+        return cls([SD3ControlNetModel.from_config(net) for net in config["nets"]])
+
+
+def add_residuals(lists):
+    """The sum of several ControlNets' residuals, each a list of Tensor [B, N, D].
+
+    A list is spread evenly over the transformer's blocks, however long it is; so lists of different lengths are
+    first brought to their least common multiple.
+    """
+    total = None
+    for residuals in lists:
+        if total is None:
+            total = residuals
+            continue
+        length = math.lcm(len(total), len(residuals))
+        total = [total[i * len(total) // length] + residuals[i * len(residuals) // length] for i in range(length)]
+    return total
+
+
+def _zeroed(layer):
+    """``layer`` with all parameters zero: what is trained starts as nothing."""
+    if not is_to_be_filled():
+        for parameter in layer.parameters():
+            parameter.set_value(paddle.zeros_like(parameter))
+    return layer
+
+
+def _numbered(path, index):
+    return f"{os.fspath(path).rstrip(os.sep)}{f'_{index}' if index else ''}"
+
+
+def _folders(path):
+    """``path`` and those beside it that are numbered from 1 on without a gap."""
+    found = [os.fspath(path)]
+    for index in count(1):
+        if not os.path.isdir(_numbered(path, index)):
+            return found
+        found.append(_numbered(path, index))
