@@ -1,9 +1,12 @@
 """From arguments to pictures."""
 
 from .auto_pipeline import AutoPipelineForImage2Image, AutoPipelineForInpainting, AutoPipelineForText2Image
-from .image_processor import VaeImageProcessor
+from .image_processor import SD3CannyImageProcessor, VaeImageProcessor
 from .pipeline_utils import DiffusionPipeline
 from .stable_diffusion_3 import (
+    StableDiffusion3ControlNetImg2ImgPipeline,
+    StableDiffusion3ControlNetInpaintingPipeline,
+    StableDiffusion3ControlNetPipeline,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusion3PAGPipeline,
@@ -16,6 +19,10 @@ __all__ = [
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
     "DiffusionPipeline",
+    "SD3CannyImageProcessor",
+    "StableDiffusion3ControlNetImg2ImgPipeline",
+    "StableDiffusion3ControlNetInpaintingPipeline",
+    "StableDiffusion3ControlNetPipeline",
     "StableDiffusion3Img2ImgPipeline",
     "StableDiffusion3InpaintPipeline",
     "StableDiffusion3PAGPipeline",

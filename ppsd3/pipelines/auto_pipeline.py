@@ -41,10 +41,7 @@ class _AutoPipeline:
 
     @classmethod
     def _choose(cls, control):
-        name = cls.plain if control is None else cls.with_control
-        if name not in pipeline_utils.PIPELINE_CLASSES:
-            raise InputError(f"{cls.__name__} has no pipeline with a ControlNet. Pass controlnet=None.")
-        return pipeline_utils.pipeline_class(name)
+        return pipeline_utils.pipeline_class(cls.plain if control is None else cls.with_control)
 
 
 class AutoPipelineForText2Image(_AutoPipeline):
@@ -54,9 +51,9 @@ class AutoPipelineForText2Image(_AutoPipeline):
 
 
 class AutoPipelineForImage2Image(_AutoPipeline):
-    """:class:`StableDiffusion3Img2ImgPipeline`."""
+    """:class:`StableDiffusion3Img2ImgPipeline`, or :class:`StableDiffusion3ControlNetImg2ImgPipeline`."""
 
-    plain = "StableDiffusion3Img2ImgPipeline"
+    plain, with_control = "StableDiffusion3Img2ImgPipeline", "StableDiffusion3ControlNetImg2ImgPipeline"
 
 
 class AutoPipelineForInpainting(_AutoPipeline):

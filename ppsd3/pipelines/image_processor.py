@@ -287,6 +287,29 @@ def _widened(start, end, length, size):
     return start, min(end, size)
 
 
+class SD3CannyImageProcessor(VaeImageProcessor):
+    """Control pictures as Stability AI's canny ControlNet for SD3.5-large was trained with them: pixels x in [0, 1]
+    become 127.5 x + 0.5 (Stability-AI/sd3.5, ``sd3_infer.py``; diffusers' documentation has the same class).
+
+    Args:
+        **options: those of :class:`VaeImageProcessor`, but ``do_normalize``.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**{**options, "do_normalize": False})
+
+    def preprocess(self, image, *args, **options):
+        """As :meth:`VaeImageProcessor.preprocess`, in [0.5, 128]."""
+        return super().preprocess(image, *args, **options) * (255 * 0.5) + 0.5
+
+
+def mask_processor(vae_scale_factor):
+    """The processor of masks: white and black of any kind -> [B, 1, H, W] of 1 and 0."""
+    return VaeImageProcessor(
+        vae_scale_factor=vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+    )
+
+
 def check_output_type(output_type):
     """Raises InputError unless ``output_type`` is one that ``VaeImageProcessor.postprocess`` knows."""
     if output_type not in OUTPUT_TYPES:

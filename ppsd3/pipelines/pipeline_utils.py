@@ -38,6 +38,8 @@ INDEX_NAME = "model_index.json"
 # knows: a name that transformers or ppdiffusers writes for the same thing is one more line.
 COMPONENT_CLASSES = {
     "SD3Transformer2DModel": ("diffusers", "models", "SD3Transformer2DModel"),
+    "SD3ControlNetModel": ("diffusers", "models", "SD3ControlNetModel"),
+    "SD3MultiControlNetModel": ("diffusers", "models", "SD3MultiControlNetModel"),
     "AutoencoderKL": ("diffusers", "models", "AutoencoderKL"),
     "AutoencoderTiny": ("diffusers", "models", "AutoencoderTiny"),
     "FlowMatchEulerDiscreteScheduler": ("diffusers", "schedulers", "FlowMatchEulerDiscreteScheduler"),
@@ -61,6 +63,9 @@ PIPELINE_CLASSES = {
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
         "StableDiffusion3PAGPipeline",
+        "StableDiffusion3ControlNetPipeline",
+        "StableDiffusion3ControlNetImg2ImgPipeline",
+        "StableDiffusion3ControlNetInpaintingPipeline",
     )
 }
 
@@ -76,15 +81,19 @@ class DiffusionPipeline(FromSingleFileMixin):
     """
 
     config_name = INDEX_NAME
+    _component_names = ()
     _optional_components = ()
-    _quantized_components = ("transformer", "text_encoder_3")
-    _held_components = ("transformer", "text_encoder")  # prefixes of what storage_dtype is for
+    _quantized_components = ("transformer", "controlnet", "text_encoder_3")
+    _held_components = ("transformer", "controlnet", "text_encoder")  # prefixes of what storage_dtype is for
+
+    def __init__(self, **components):
+        self._progress_bar_config = {}
+        self._residency = Resident()
+        self.register_modules(**components)
 
     def register_modules(self, **components):
         """Makes each component an attribute and remembers it as such."""
-        self._component_names = tuple(components)
-        self._progress_bar_config = {}
-        self._residency = Resident()
+        self._component_names = (*self._component_names, *components)
         for name, component in components.items():
             setattr(self, name, component)
 

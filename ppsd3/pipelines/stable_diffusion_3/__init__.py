@@ -3,10 +3,16 @@
 from .pipeline_output import StableDiffusion3PipelineOutput
 from .pipeline_pag_sd_3 import StableDiffusion3PAGPipeline
 from .pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from .pipeline_stable_diffusion_3_controlnet import StableDiffusion3ControlNetPipeline
+from .pipeline_stable_diffusion_3_controlnet_img2img import StableDiffusion3ControlNetImg2ImgPipeline
+from .pipeline_stable_diffusion_3_controlnet_inpainting import StableDiffusion3ControlNetInpaintingPipeline
 from .pipeline_stable_diffusion_3_img2img import StableDiffusion3Img2ImgPipeline
 from .pipeline_stable_diffusion_3_inpaint import StableDiffusion3InpaintPipeline
 
 __all__ = [
+    "StableDiffusion3ControlNetImg2ImgPipeline",
+    "StableDiffusion3ControlNetInpaintingPipeline",
+    "StableDiffusion3ControlNetPipeline",
     "StableDiffusion3Img2ImgPipeline",
     "StableDiffusion3InpaintPipeline",
     "StableDiffusion3PAGPipeline",

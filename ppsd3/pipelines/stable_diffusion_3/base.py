@@ -1,5 +1,7 @@
 """What the Stable Diffusion 3 pipelines have in common: all but their arguments and what their task adds."""
 
+import contextlib
+
 import paddle
 
 from ...loaders import SD3LoraLoaderMixin
@@ -55,7 +57,7 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         feature_extractor=None,
     ):
         inputs.check_ip_adapter(image_encoder=image_encoder, feature_extractor=feature_extractor)
-        self.register_modules(
+        super().__init__(
             vae=vae,
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
@@ -134,9 +136,15 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         total = len(start.timesteps)
         # the scale of LoRA layers holds for the whole call, also where text is prepared
         kwargs = {name: value for name, value in (call.joint_attention_kwargs or {}).items() if name != "scale"}
-        with self.using("transformer") as transformer, self.progress_bar(total=total) as progress_bar:
+        with contextlib.ExitStack() as stack:
+            transformer = stack.enter_context(self.using("transformer"))
             state.guidance.check(transformer)
-            velocity = VelocityModel(transformer, start.timesteps, kwargs, start.extra_channels)
+            control = None
+            if start.control is not None:
+                controlnet = stack.enter_context(self.using("controlnet"))
+                control = start.control.begin(controlnet, transformer, start.timesteps)
+            progress_bar = stack.enter_context(self.progress_bar(total=total))
+            velocity = VelocityModel(transformer, start.timesteps, kwargs, start.extra_channels, control)
             if self._cache is not None:
                 velocity = self._cache.start(velocity)
             steps = denoise(velocity, self.scheduler, start.timesteps, state, start.after_step, call.generator)

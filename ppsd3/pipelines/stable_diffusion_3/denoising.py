@@ -34,45 +34,61 @@ class DenoisingState:
 class VelocityModel:
     """The transformer as a function of latents, step and one guidance query.
 
-    What does not depend on the latents is prepared for a window of steps at once; a condition that is replaced between
-    two steps is prepared anew.
-
     Args:
         transformer (SD3Transformer2DModel): or a layer with its ``prepare`` and ``forward``.
         timesteps (Tensor): [n] fp32 in [0, 1000], of the whole loop.
         joint_attention_kwargs (dict, optional): for the attention processors.
         extra_channels (callable, optional): () -> [B, c, H, W], what the transformer reads after the latents' channels.
+        control (callable, optional): (latents, transformer's input, step, condition) -> residuals for its blocks, or
+            None for none at this step.
     """
 
-    WINDOW_ROWS = 64  # condition rows times steps prepared at once: 110 MB for SD3-medium
-
-    def __init__(self, transformer, timesteps, joint_attention_kwargs=None, extra_channels=None):
+    def __init__(self, transformer, timesteps, joint_attention_kwargs=None, extra_channels=None, control=None):
         self.transformer, self.timesteps = transformer, timesteps
         self.joint_attention_kwargs, self.extra_channels = joint_attention_kwargs, extra_channels
-        self._windows = []  # (condition, first step, prepared steps), of the conditions in use
+        self.control = control
+        self._prepared = PreparedSteps(
+            lambda text, steps: transformer.prepare(text.embeds, text.pooled, steps), timesteps
+        )
 
     def __call__(self, latents, step, query, run_blocks=None):
         """latents [B, C, H, W] -> velocity [copies * B, C, H, W]; ``run_blocks`` goes to the transformer."""
-        if self.extra_channels is not None:
-            latents = paddle.concat([latents, self.extra_channels()], axis=1)
+        read = latents if self.extra_channels is None else paddle.concat([latents, self.extra_channels()], axis=1)
+        residuals = None if self.control is None else self.control(latents, read, step, query.condition)
         with self.transformer.attention_of(query.attention):
             return self.transformer(
-                hidden_states=latents,
+                hidden_states=read,
                 prepared=self._prepared(query.condition, step),
+                block_controlnet_hidden_states=residuals,
                 joint_attention_kwargs=self.joint_attention_kwargs,
                 skip_layers=query.skip_layers,
                 run_blocks=run_blocks,
                 return_dict=False,
             )[0]
 
-    def _prepared(self, condition, step):
+
+class PreparedSteps:
+    """What a network prepares of a condition, for a window of steps at once; a condition that is replaced between two
+    steps is prepared anew.
+
+    Args:
+        prepare (callable): (condition, timesteps [t]) -> list of t.
+        timesteps (Tensor): [n] fp32, of the whole loop.
+    """
+
+    WINDOW_ROWS = 64  # condition rows times steps prepared at once: 110 MB for SD3-medium
+
+    def __init__(self, prepare, timesteps):
+        self.prepare, self.timesteps = prepare, timesteps
+        self._windows = []  # (condition, first step, prepared steps), of the conditions in use
+
+    def __call__(self, condition, step):
         for known, first, prepared in self._windows:
             if known is condition and first <= step < first + len(prepared):
                 return prepared[step - first]
         length = max(1, self.WINDOW_ROWS // condition.embeds.shape[0])
         # Timesteps stay fp32 whatever the model's dtype: 987.38 has no fp16 neighbour near enough for the sinusoid.
-        window = self.timesteps[step : step + length]
-        prepared = self.transformer.prepare(condition.embeds, condition.pooled, window)
+        prepared = self.prepare(condition, self.timesteps[step : step + length])
         # a step asks about two conditions at most; windows of one that was replaced are not kept
         self._windows = [(condition, step, prepared), *(w for w in self._windows if w[0] is not condition)][:2]
         return prepared[0]

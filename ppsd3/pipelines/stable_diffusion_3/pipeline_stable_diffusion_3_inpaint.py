@@ -1,6 +1,6 @@
 """Inpainting with Stable Diffusion 3 and 3.5."""
 
-from ..image_processor import VaeImageProcessor
+from ..image_processor import mask_processor
 from . import inputs
 from .base import StableDiffusion3Base
 from .tasks import Inpainting
@@ -22,9 +22,7 @@ class StableDiffusion3InpaintPipeline(StableDiffusion3Base):
     @property
     def mask_processor(self):
         """VaeImageProcessor: masks of any kind -> [B, 1, H, W] of 0 and 1."""
-        return VaeImageProcessor(
-            vae_scale_factor=self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+        return mask_processor(self.vae_scale_factor)
 
     def __call__(
         self,

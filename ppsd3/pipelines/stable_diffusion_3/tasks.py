@@ -37,6 +37,7 @@ class Start:
         extra_channels (callable or None): () -> Tensor [B, c, H, W] that the transformer reads after the latents.
         after_step (callable): (latents, step) -> latents.
         tensors (dict): name -> tensor, what a callback may see and replace beside latents and condition.
+        control (Controls or None): what ControlNets add, see ``control.py``.
     """
 
     latents: paddle.Tensor
@@ -44,6 +45,7 @@ class Start:
     extra_channels: Any = None
     after_step: Callable = keep_latents
     tensors: dict = dataclasses.field(default_factory=dict)
+    control: Any = None
 
 
 class Task:

@@ -1,0 +1,267 @@
+"""Control: the pictures that guide a call through ControlNets, how strongly, and at which steps."""
+
+import dataclasses
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+from ...models import SD3MultiControlNetModel
+from ...models.controlnet_sd3 import add_residuals
+from ...utils.errors import InputError
+from ..image_processor import VaeImageProcessor
+from .denoising import PreparedSteps
+from .tasks import Task, match_batch
+
+
+@dataclasses.dataclass
+class Control:
+    """One ControlNet's part in a call.
+
+    Attributes:
+        hint (Tensor): [B, C', H, W], what it reads beside the noisy latents.
+        scale (float): weight of its residuals.
+        start, end (float): it acts at the steps that lie within this part of them, 0 to 1.
+        pooled (Tensor or None): [1, B or copies * B, P] pooled text in place of the prompts'.
+    """
+
+    hint: paddle.Tensor
+    scale: float
+    start: float
+    end: float
+    pooled: Any = None
+
+    def acts(self, step, steps):
+        """Whether ``step`` of so many ``steps`` lies between start and end."""
+        return self.scale != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
+
+
+class Controls:
+    """All of a call's :class:`Control`; :meth:`begin` makes what ``VelocityModel`` calls."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def begin(self, controlnet, transformer, timesteps):
+        """A callable ``(latents, transformer's input, step, condition) -> list of residuals, or None``.
+
+        Args:
+            controlnet (SD3ControlNetModel or SD3MultiControlNetModel)
+            transformer (SD3Transformer2DModel): embeds latents for ControlNets that do not.
+            timesteps (Tensor): [n] fp32, of the whole loop.
+        """
+        nets = controlnet.nets if isinstance(controlnet, SD3MultiControlNetModel) else [controlnet]
+        guided = [
+            (part, net, PreparedSteps(_preparation(net, part.pooled), timesteps)) for part, net in zip(self.parts, nets)
+        ]
+
+        def residuals(latents, read, step, condition):
+            return add_residuals(
+                net(
+                    latents if net.pos_embed is not None else transformer.pos_embed(read),
+                    part.hint,
+                    part.scale,
+                    prepared=prepared(condition, step),
+                    return_dict=False,
+                )[0]
+                for part, net, prepared in guided
+                if part.acts(step, len(timesteps))
+            )
+
+        return residuals
+
+
+def _preparation(net, given):
+    """How ``net`` prepares a condition: with the pooled text that it was trained with."""
+
+    def prepare(condition, timesteps):
+        pooled = condition.pooled
+        if net.config.force_zeros_for_pooled_projection:
+            pooled = paddle.zeros_like(pooled)
+        elif given is not None:
+            pooled = _rows(given, pooled.shape[0])
+        return net.prepare(None if net.context_embedder is None else condition.embeds, pooled, timesteps)
+
+    return prepare
+
+
+def _rows(tensor, rows):
+    """``tensor`` with so many rows: repeated as a whole, or its last ones, as guidance batches are laid out."""
+    return paddle.concat([tensor] * -(-rows // tensor.shape[0]))[-rows:]
+
+
+class Controlled(Task):
+    """A task with pictures that guide it.
+
+    Args:
+        task (Task): what is drawn.
+        control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
+            controlnet_pooled_projections, control_mask: arguments of the call.
+    """
+
+    def __init__(
+        self,
+        task,
+        control_image,
+        controlnet_conditioning_scale,
+        control_guidance_start,
+        control_guidance_end,
+        controlnet_pooled_projections,
+        control_mask=None,
+    ):
+        self.task, self.control_image, self.control_mask = task, control_image, control_mask
+        self.scale, self.pooled = controlnet_conditioning_scale, controlnet_pooled_projections
+        self.interval = control_guidance_start, control_guidance_end
+
+    def check(self, pipe, call):
+        self.task.check(pipe, call)
+        if pipe.controlnet is None:
+            raise InputError("The pipeline has no `controlnet`. Load one and set `pipe.controlnet`.")
+        configs = controlnet_configs(pipe.controlnet)
+        for config in configs:
+            _check_fits(config, pipe.transformer.config)
+            self._check_mask(config)
+        self._images(len(configs))
+        _each("controlnet_conditioning_scale", self.scale, len(configs))
+        starts, ends = (
+            _each(f"control_guidance_{name}", value, len(configs))
+            for name, value in zip(("start", "end"), self.interval)
+        )
+        for start, end in zip(starts, ends):
+            if not 0 <= start < end <= 1:
+                raise InputError(
+                    f"control_guidance_start is {start} and control_guidance_end {end}; they are parts of the steps: "
+                    "0 <= start < end <= 1."
+                )
+        self._check_pooled(configs, call)
+
+    def _check_mask(self, config):
+        if self.control_mask is None and config.extra_conditioning_channels:
+            raise InputError(
+                f"This ControlNet reads {config.extra_conditioning_channels} channel beside the picture's: a mask. Use "
+                "StableDiffusion3ControlNetInpaintingPipeline with `control_mask`."
+            )
+        if self.control_mask is not None and config.extra_conditioning_channels != 1:
+            raise InputError(
+                f"`control_mask` is for ControlNets with extra_conditioning_channels=1, and this one has "
+                f"{config.extra_conditioning_channels}. Use StableDiffusion3ControlNetPipeline."
+            )
+
+    def _check_pooled(self, configs, call):
+        if self.pooled is None:
+            return
+        if all(config.force_zeros_for_pooled_projection for config in configs):
+            raise InputError(
+                "`controlnet_pooled_projections` has no effect: this ControlNet was trained without pooled text "
+                "(force_zeros_for_pooled_projection). Leave it out."
+            )
+        rows, width = (1, call.batch, 2 * call.batch), configs[0].pooled_projection_dim
+        if len(self.pooled.shape) != 2 or self.pooled.shape[0] not in rows or self.pooled.shape[1] != width:
+            raise InputError(
+                f"`controlnet_pooled_projections` has the shape {list(self.pooled.shape)}; it has to be [n, {width}], "
+                f"n being 1, {call.batch} (the pictures) or {2 * call.batch} (negative prompts' first)."
+            )
+
+    def _images(self, count):
+        """The picture, or pictures for the batch, of each ControlNet."""
+        if self.control_image is None:
+            raise InputError("A ControlNet needs a `control_image`. Pass one.")
+        if count == 1:
+            return [self.control_image]
+        if not isinstance(self.control_image, (list, tuple)) or len(self.control_image) != count:
+            raise InputError(f"`control_image` has to be a list of {count} pictures, one for each ControlNet.")
+        return self.control_image
+
+    def start(self, pipe, call, timesteps):
+        start = self.task.start(pipe, call, timesteps)
+        configs = controlnet_configs(pipe.controlnet)
+        count = len(configs)
+        start.control = Controls(
+            [
+                Control(self._hint(pipe, call, config, image), scale, first, last, self.pooled)
+                for config, image, scale, first, last in zip(
+                    configs,
+                    self._images(count),
+                    _each("controlnet_conditioning_scale", self.scale, count),
+                    *(_each("control_guidance", value, count) for value in self.interval),
+                )
+            ]
+        )
+        return start
+
+    def _hint(self, pipe, call, config, image):
+        """What a ControlNet reads: latents of ``image``, and of a mask what stays.
+
+        The mean of the VAE's posterior, so that a call is the same whatever was drawn before.
+        """
+        pixels = pipe.control_image_processor.preprocess(image, call.height, call.width)
+        if pixels.shape[1] == pipe.vae.config.latent_channels:
+            if self.control_mask is not None:
+                raise InputError("`control_image` holds latents, which cannot be masked. Pass pixels.")
+            return match_batch(pixels, call, "control_image").astype(pipe.transformer.dtype)
+        mask = None
+        if self.control_mask is not None:
+            mask = pipe.mask_processor.preprocess(self.control_mask, call.height, call.width).astype(pixels.dtype)
+            if pixels.shape[0] != mask.shape[0]:
+                pixels, mask = match_batch(pixels, call, "control_image"), match_batch(mask, call, "control_mask")
+            pixels = paddle.where((mask > 0.5).expand_as(pixels), paddle.full_like(pixels, -1.0), pixels)
+        with pipe.using("vae") as vae:
+            latents = vae.encode(pixels.astype(vae.dtype)).latent_dist.mode()
+            # trained without pooled text are the InstantX ControlNets, and they are without the shift too, but for
+            # the inpainting one
+            unshifted = config.force_zeros_for_pooled_projection and mask is None
+            latents = latents * vae.config.scaling_factor if unshifted else vae.scale_latents(latents)
+        if mask is not None:
+            stays = 1 - F.interpolate(mask, size=latents.shape[2:], mode="nearest")
+            latents = paddle.concat([latents, stays.astype(latents.dtype)], axis=1)
+        return match_batch(latents, call, "control_image").astype(pipe.transformer.dtype)
+
+    def finish(self, pipe, images):
+        return self.task.finish(pipe, images)
+
+
+def as_controlnet(value):
+    """``value`` as a component: a list or tuple of ControlNets becomes one network."""
+    return SD3MultiControlNetModel(value) if isinstance(value, (list, tuple)) else value
+
+
+def control_processor(pipe):
+    """The image processor for control pictures of ``pipe``."""
+    return VaeImageProcessor(**pipe.image_processor.config)
+
+
+def controlnet_configs(controlnet):
+    """The configuration of each net."""
+    return controlnet.config.get("nets") or [controlnet.config]
+
+
+def _each(name, value, count):
+    """A number for each of ``count`` ControlNets, from one for all or a list.
+
+    Raises:
+        InputError: something else.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+    if not numbers or len(values) != count:
+        raise InputError(
+            f"`{name}` is {value!r}; it has to be a number, or a list of {count}, one for each ControlNet."
+        )
+    return values
+
+
+def _check_fits(config, transformer):
+    """The ControlNet was made for transformers like this one."""
+    pairs = {
+        "width (num_attention_heads * attention_head_dim)": lambda c: c.num_attention_heads * c.attention_head_dim,
+        "patch_size": lambda c: c.patch_size,
+        "pooled_projection_dim": lambda c: c.pooled_projection_dim,
+    }
+    if config.joint_attention_dim is not None:
+        pairs["joint_attention_dim"] = lambda c: c.joint_attention_dim
+    for name, of in pairs.items():
+        if of(config) != of(transformer):
+            raise InputError(
+                f"The ControlNet's {name} is {of(config)}, the transformer's {of(transformer)}: it was trained for "
+                "another model. Use the ControlNet of this one."
+            )
