@@ -26,7 +26,7 @@ from ..utils.weight_names import choose_variants
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources
 
 LAYOUTS = ("original", "diffusers", "ppdiffusers")
-_PIPELINE = "StableDiffusion3Pipeline"
+_PIPELINE, _CONTROL_PIPELINE = "StableDiffusion3Pipeline", "StableDiffusion3ControlNetPipeline"
 _QUANTIZATION = "quantization_config"
 # Library named in the index, and name and mark of the weights, of what diffusers defines and of what transformers does.
 _LIBRARIES = {
@@ -146,7 +146,7 @@ class _Network:
         """dict: original name, with the prefix that it has in a single file -> StoredTensor."""
         kind, (prefix, *_) = COMPONENTS[self.name]
         names = [name for name in self.source.keys() if not self._is_implied(name)]
-        recipes = to_original(names, original_table(kind), self.source.path)
+        recipes = to_original(names, original_table(kind, names), self.source.path)
         source = RearrangedCheckpoint(self.source, recipes)
         return {prefix + name: StoredTensor(source, name, dtype) for name in source.keys()}
 
@@ -170,6 +170,7 @@ class _DirectoryParts:
             self._variants = {self.networks[0]: variant}
             return
         self.index = read_json(index, purpose="the list of the pipeline's components")
+        self.pipeline = self.index.get("_class_name", _PIPELINE)
         listed = [n for n, entry in self.index.items() if isinstance(entry, list) and entry[1] and n not in given]
         self.networks = [name for name in listed if name in NETWORKS]
         self.others = [name for name in listed if name not in NETWORKS]
@@ -177,6 +178,13 @@ class _DirectoryParts:
             raise CheckpointFormatError(
                 f"{index} lists {name!r}, which cannot be converted. Pass {name}=None to leave it out."
             )
+        for name in self.networks:
+            listed, known = self.index[name][1], NETWORKS[name].__name__
+            if listed != known:
+                raise CheckpointFormatError(
+                    f"{index} lists {name!r} as a {listed}; what can be converted is a {known}. Pass {name}=None to "
+                    "leave it out."
+                )
         self._variants = choose_variants({n: os.listdir(self.folder(n)) for n in self.networks}, variant)
 
     def folder(self, name):
@@ -207,9 +215,10 @@ class _FileParts:
     def __init__(self, path, config, given, whole):
         self.sources = PipelineSources(path, config, given)
         self.networks = [name for name in NETWORKS if self.sources.has(name)]
+        self.pipeline = _CONTROL_PIPELINE if "controlnet" in self.networks else _PIPELINE
         self.single = whole and len(self.networks) == 1 and not given and config is None
         if whole and not self.single:
-            self.sources.require([*NETWORKS, *TOKENIZERS], (), _PIPELINE)
+            self.sources.require([*NETWORKS, *TOKENIZERS], ("controlnet",), _PIPELINE)
 
     def network(self, name):
         source, config = self.sources.network(name)
@@ -227,6 +236,8 @@ class _FileParts:
     def classes(self):
         made = {name: self.sources.make(name) for name in TOKENIZERS}
         names = {name: NETWORKS[name].__name__ if name in self.networks else None for name in NETWORKS}
+        if names["controlnet"] is None:
+            del names["controlnet"]  # pipelines without do not know the component
         names.update({name: part and type(part).__name__ for name, part in made.items()})
         return {**names, "scheduler": "FlowMatchEulerDiscreteScheduler"}
 
@@ -297,7 +308,7 @@ def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
     from .. import __version__
 
     own, foreign = _LIBRARIES[layout]
-    index = {"_class_name": parts.index.get("_class_name", _PIPELINE) if hasattr(parts, "index") else _PIPELINE}
+    index = {"_class_name": parts.pipeline}
     index.update({"_diffusers_version": "0.42.1", "_ppsd3_version": __version__})
     for name, class_name in sorted(parts.classes().items()):
         library = foreign if name.startswith(("text_encoder", "tokenizer")) else own

@@ -3,7 +3,7 @@
 import os
 
 from .. import schedulers
-from ..models import AutoencoderKL, SD3Transformer2DModel
+from ..models import AutoencoderKL, SD3ControlNetModel, SD3Transformer2DModel
 from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..serialization import Checkpoint, SingleFile
 from ..serialization.sd3_configs import SCHEDULER, infer_config
@@ -14,6 +14,7 @@ from ..utils.hub import resolve_checkpoint, resolve_file
 
 NETWORKS = {
     "transformer": SD3Transformer2DModel,
+    "controlnet": SD3ControlNetModel,
     "vae": AutoencoderKL,
     "text_encoder": CLIPTextModelWithProjection,
     "text_encoder_2": CLIPTextModelWithProjection,

@@ -178,8 +178,10 @@ def find_layout(names):
     return None, None
 
 
-def original_table(kind):
-    """The table of the layout that a ``kind`` of network is published in."""
+def original_table(kind, names=()):
+    """The table of the layout that a ``kind`` of network is published in, with tensors of these diffusers ``names``."""
+    if kind == "controlnet" and "context_embedder.weight" in names:
+        return _SAME  # ControlNets that read text come from InstantX and Alimama, in diffusers' layout
     return next(table for known, _, table in LAYOUTS if known == kind)
 
 
