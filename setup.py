@@ -29,6 +29,7 @@ setup(
         "ppsd3": [
             "shapes/checkpoint/*",
             "shapes/checkpoint/*/*",
+            "shapes/silhouette/*",
             "ops/native/*.cpp",
             "ops/native/*.h",
             "transformers/clip/*.gz",

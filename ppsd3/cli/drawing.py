@@ -48,7 +48,7 @@ def take_settings(parser, rest, command):
     parser.set_defaults(**{name: value for name, value in settings.items() if name in known})
 
 
-def draw(arguments, pipeline_class, command="generate", own=None, files=None):
+def draw(arguments, pipeline_class, command="generate", own=None, files=None, load=load_pipeline):
     """Draws what ``arguments`` ask for and saves it.
 
     Args:
@@ -56,11 +56,12 @@ def draw(arguments, pipeline_class, command="generate", own=None, files=None):
         command (str): that can draw it again.
         own (dict): arguments of the call that are the task's, as the call takes them.
         files (dict): the same as the PNG should say it: names of files, numbers.
+        load (callable): (arguments, quiet, pipeline_class) -> pipeline.
     """
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    pipe = load_pipeline(arguments, arguments.quiet, pipeline_class)
+    pipe = load(arguments, arguments.quiet, pipeline_class)
     call = call_arguments(arguments, pipeline_class=pipeline_class)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")

@@ -115,10 +115,12 @@ def _or_text_to_image(pipeline_class):
     return pipeline_class
 
 
-def load_pipeline(arguments, quiet, pipeline_class=None):
-    """The pipeline (by default for text to image) that the model options ask for; ``quiet`` hides its progress bar."""
+def load_pipeline(arguments, quiet, pipeline_class=None, **components):
+    """The pipeline (by default for text to image) that the model options ask for, with these ``components`` in place of
+    the model's; ``quiet`` hides its progress bar."""
     _choose_device(arguments.device, arguments.dtype)
-    absent = {"text_encoder_3": None, "tokenizer_3": None} if arguments.without_t5 else {}
+    if arguments.without_t5:
+        components.update({"text_encoder_3": None, "tokenizer_3": None})
     pipeline_class = _or_text_to_image(pipeline_class)
     if str(arguments.model).endswith(".safetensors"):
         if arguments.on_demand:
@@ -126,14 +128,14 @@ def load_pipeline(arguments, quiet, pipeline_class=None):
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
         pipe = pipeline_class.from_single_file(
-            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **absent
+            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **components
         )
     elif arguments.config is not None:
         raise InputError("--config goes with a .safetensors file; a directory has its own. Leave it out.")
     else:
         memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
         pipe = pipeline_class.from_pretrained(
-            arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **memory, **absent
+            arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **memory, **components
         )
     if arguments.cache is not None:
         from ..pipelines.stable_diffusion_3 import step_caching

@@ -25,7 +25,10 @@ logger = get_logger(__name__)
 
 PIPELINE_INDEX = "model_index.json"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BUNDLED = {"shapes": os.path.join(_PACKAGE, "shapes", "checkpoint")}
+BUNDLED = {
+    "shapes": os.path.join(_PACKAGE, "shapes", "checkpoint"),  # a pipeline
+    "shapes-silhouette": os.path.join(_PACKAGE, "shapes", "silhouette"),  # a ControlNet for it
+}
 
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _HUB_FILE = re.compile(
@@ -53,8 +56,9 @@ def resolve_checkpoint(
     """The local directory of a checkpoint, downloaded if it has to be.
 
     Args:
-        name_or_path (str or path): an existing directory; else the bundled ``"shapes"``; else a hub id ``"org/name"``.
-            (A directory called ``shapes`` counts only if it holds a checkpoint; ``"./shapes"`` always does.)
+        name_or_path (str or path): an existing directory; else the bundled ``"shapes"`` (a pipeline) or
+            ``"shapes-silhouette"`` (a ControlNet for it); else a hub id ``"org/name"``. (A directory called ``shapes``
+            counts only if it holds a checkpoint; ``"./shapes"`` always does.)
         subfolder (str, optional): from the hub, fetch this component only; ``""`` means a repository that is itself one
             component. Default None: the whole pipeline.
         variant (str, optional): which weights to fetch, e.g. "fp16".
@@ -157,10 +161,10 @@ def _holds_checkpoint(directory):
 
 def _bundled(name):
     directory = BUNDLED[name]
-    if not os.path.isfile(os.path.join(directory, PIPELINE_INDEX)):
+    if not os.path.isdir(directory) or not _holds_checkpoint(directory):
         raise CheckpointNotFoundError(
             f"The bundled model {name!r} is not in this installation ({directory} is missing or incomplete). "
-            f"Install ppsd3 from a release or a complete clone, or train it with examples/train_{name}.py."
+            f"Install ppsd3 from a release or a complete clone, or train it with examples/train_shapes.py."
         )
     return directory
 
