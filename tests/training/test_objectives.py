@@ -5,7 +5,9 @@ import paddle
 import pytest
 from helpers import tiny
 
+from ppsd3.models import SD3ControlNetModel
 from ppsd3.training.autoencoder import AutoencoderTask, local_contrast, to_model_range
+from ppsd3.training.controlnet import ControlNetTask
 from ppsd3.training.flow_matching import RectifiedFlow
 from ppsd3.training.text_to_image import Batch, TextDropout, TextToImageTask
 from ppsd3.training.timestep_sampling import sample_timesteps
@@ -96,3 +98,29 @@ def test_edges_weigh_more(pipe):
         for w in (0.0, 5.0)
     )
     assert weighted["l1"] > plain["l1"] and weighted["kl"] == pytest.approx(plain["kl"])
+
+
+def test_a_controlnet_learns_and_the_transformer_rests(pipe):
+    transformer = tiny.make_components()["transformer"]
+    training, batch = task(pipe, encoder=0.0)
+    batch.controls = np.ones_like(batch.latents)
+    net = SD3ControlNetModel.from_transformer(transformer, num_layers=2)
+    learning = ControlNetTask(net, transformer, training.encoders, training.batches, dropout=TextDropout(encoder=0.0))
+    assert list(learning.layers) == ["controlnet"]
+    before = {name: tensor.numpy().copy() for name, tensor in transformer.state_dict().items()}
+    optimizer = paddle.optimizer.Adam(3e-3, parameters=net.parameters())
+    losses = []
+    for _ in range(20):
+        loss, _ = learning.loss(np.random.default_rng(0), 0)
+        loss.backward()
+        optimizer.step()
+        optimizer.clear_grad()
+        losses.append(float(loss))
+    pipe_loss = float(
+        TextToImageTask(transformer, training.encoders, training.batches, TextDropout(encoder=0.0)).loss(
+            np.random.default_rng(0), 0
+        )[0]
+    )
+    assert losses[0] == pytest.approx(pipe_loss, rel=1e-5)  # a fresh ControlNet changes nothing
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(np.array_equal(before[name], tensor.numpy()) for name, tensor in transformer.state_dict().items())
