@@ -11,6 +11,7 @@ PICTURES = {
     "text_to_image": ["text_to_image.png"],
     "image_to_image": ["before.png", "image_to_image.png"],
     "inpainting": ["before.png", "inpainting.png"],
+    "control": ["silhouettes.png", "control_one.png", "control_other.png"],
     "samplers": [f"sampler_{name}.png" for name in ("euler", "heun", "dpm", "unipc")],
     "guidance": ["guidance_projected.png", "guidance_rescaled_perturbed.png"],
     "step_caching": [f"{name}.png" for name in ("all_steps", "TaylorCache", "FirstBlockCache", "EasyCache")],
