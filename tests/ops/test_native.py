@@ -253,7 +253,7 @@ def test_medium_precision_rounds_operands_to_bfloat16(rows, width, out, bias):
         assert np.abs(ours.numpy() - reference).max() <= TOLERANCE * np.abs(reference).max()
 
 
-def test_precision_is_highest_unless_asked_and_after_the_context():
+def test_operands_are_not_rounded_unless_asked_and_after_the_context():
     x, layer = paddle.to_tensor(uniform(1, [9, 64])), Linear(64, 48)
     before = layer(x).numpy()
     with native.float32_matmul_precision("medium"):
@@ -263,5 +263,5 @@ def test_precision_is_highest_unless_asked_and_after_the_context():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="'high'.*'highest' or 'medium'"):
-        native.float32_matmul_precision("high")
+    with pytest.raises(ConfigError, match="'low'.*'highest', 'high' or 'medium'"):
+        native.float32_matmul_precision("low")

@@ -9,7 +9,7 @@ import ctypes
 import paddle
 from paddle.autograd import PyLayer
 
-from . import bf16_products, lib
+from . import bf16_products, lib, strassen_levels
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {  # p pointer, n size, f float
@@ -30,6 +30,7 @@ SIGNATURES = {  # p pointer, n size, f float
 }
 OPTIONAL_SIGNATURES = {  # only where the CPU has the instructions
     "product_bf16": "ppppnnnnn",
+    "strassen": "ppppnnnnn",
     "half_to_float": "ppn",
 }
 
@@ -59,6 +60,8 @@ def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
 
     By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
     """
+    if transpose_y and not transpose_x and _by_strassen(a, b):
+        return _strassen(a, b, bias)
     if not bf16_products():
         out = paddle.matmul(a, b, transpose_x, transpose_y)
         if bias is not None:
@@ -69,6 +72,18 @@ def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
     n = b.shape[0 if transpose_y else 1]
     out = paddle.empty([*leading, n], dtype="float32")
     lib().ppsd3_product_bf16(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y)
+    return out
+
+
+def _by_strassen(x, weight):
+    return strassen_levels(x.size // x.shape[-1], *weight.shape) > 0
+
+
+def _strassen(x, weight, bias, gelu_after=False):
+    """``x W^T + b`` with ``x [..., K]`` and ``weight [N, K]``, and maybe GELU after it, by Strassen's algorithm."""
+    x, weight, (n, k) = _dense(x), _dense(weight), weight.shape
+    out, m = paddle.empty([*x.shape[:-1], n], dtype="float32"), x.size // k
+    lib().ppsd3_strassen(*map(_pointer, (x, weight, bias, out)), m, n, k, strassen_levels(m, n, k), gelu_after)
     return out
 
 
@@ -148,6 +163,8 @@ def linear_gelu(x, weight, bias):
     """``gelu(x W^T + b)``, tanh-approximated; bias and activation in one pass."""
     if _tracked(x, weight, bias):
         return _LinearGelu.apply(x, weight, bias)
+    if _by_strassen(x, weight):
+        return _strassen(x, weight, _dense(bias), gelu_after=True)
     y, bias = _product(x, weight, transpose_y=True), _dense(bias)
     lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), y.data_ptr(), *_rows(y))
     return y
