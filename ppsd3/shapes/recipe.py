@@ -187,7 +187,7 @@ def run_transformer(output, steps=None):
 
 
 def run_controlnet(output, steps=None):
-    """Beside the pipeline: a ControlNet that reads silhouettes, trained for the bundled model; OUTPUT/shapes-silhouette."""
+    """Beside the pipeline: a ControlNet for the bundled model that reads silhouettes; OUTPUT/shapes-silhouette."""
     shapes = BUNDLED["shapes"]
     encoders = load_encoders(shapes)
     vae = AutoencoderKL.from_pretrained(shapes, subfolder="vae")

@@ -73,8 +73,8 @@ def test_the_same_input_gives_the_same_bits():
 
 def test_chosen_for_wide_layers_with_many_rows():
     assert native.strassen_levels(2048, 1536, 1536) == native.strassen_levels(1024, 6144, 1536) == 2
-    assert native.strassen_levels(666, 1536, 1536) == 1
-    for few in ((511, 1536, 1536), (4096, 512, 1536), (4096, 1536, 512)):
+    assert native.strassen_levels(512, 4096, 4096) == 1
+    for few in ((255, 1536, 1536), (4096, 512, 1536), (4096, 1536, 512)):
         assert native.strassen_levels(*few) == 0
     for precision in ("highest", "medium"):
         with ops.float32_matmul_precision(precision):

@@ -76,9 +76,9 @@ def strassen_levels(m, n, k):
     Two levels save a quarter of the multiplications and one an eighth; sums of blocks have to be made for it, which
     pays from these sizes on.
     """
-    if _precision != "high" or min(n, k) < 1024 or m < 512 or not hasattr(lib(), "ppsd3_strassen"):
+    if _precision != "high" or min(n, k) < 1024 or m < 256 or not hasattr(lib(), "ppsd3_strassen"):
         return 0
-    return 2 if m >= 1024 else 1
+    return 2 if m >= 600 else 1
 
 
 def status():
