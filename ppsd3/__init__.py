@@ -41,6 +41,8 @@ _PUBLIC = {
     "SD3ControlNetModel": "models",
     "SD3MultiControlNetModel": "models",
     "SD3Transformer2DModel": "models",
+    "SiglipImageProcessor": "transformers",
+    "SiglipVisionModel": "transformers",
     "SkipLayerGuidance": "pipelines.stable_diffusion_3.guidance",
     "StableDiffusion3ControlNetImg2ImgPipeline": "pipelines",
     "StableDiffusion3ControlNetInpaintingPipeline": "pipelines",
