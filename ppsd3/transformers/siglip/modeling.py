@@ -7,7 +7,6 @@ Counterpart of transformers' ``SiglipVisionModel``. The IP-adapter of SD3.5 read
 import dataclasses
 from typing import Any, Optional
 
-import paddle
 from paddle import nn
 
 from ...configuration_utils import register_to_config
