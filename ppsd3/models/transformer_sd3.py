@@ -238,7 +238,7 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         if prepared is None:
 
             def run(i, *streams):
-                return self._run_block(self.transformer_blocks[i], *streams, temb, joint_attention_kwargs)
+                return self._run_block(self.transformer_blocks[i], *streams, temb, joint_attention_kwargs or None)
 
             hidden_states = self._run_blocks(*streams, run, skip_layers, controls, run_blocks or run_all)
             hidden_states = self.norm_out(hidden_states, temb)

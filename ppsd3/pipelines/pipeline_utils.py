@@ -49,6 +49,10 @@ COMPONENT_CLASSES = {
     "UniPCMultistepScheduler": ("diffusers", "schedulers", "UniPCMultistepScheduler"),
     "CLIPTextModelWithProjection": ("transformers", "transformers", "CLIPTextModelWithProjection"),
     "T5EncoderModel": ("transformers", "transformers", "T5EncoderModel"),
+    "SiglipVisionModel": ("transformers", "transformers", "SiglipVisionModel"),
+    "SiglipImageProcessor": ("transformers", "transformers", "SiglipImageProcessor"),
+    "SiglipImageProcessorFast": ("transformers", "transformers", "SiglipImageProcessor"),
+    "SiglipImageProcessorPil": ("transformers", "transformers", "SiglipImageProcessor"),
     "CLIPTokenizer": ("transformers", "transformers", "CLIPTokenizer"),
     "CLIPTokenizerFast": ("transformers", "transformers", "CLIPTokenizer"),
     "T5Tokenizer": ("transformers", "transformers", "T5Tokenizer"),
@@ -84,7 +88,8 @@ class DiffusionPipeline(FromSingleFileMixin):
     _component_names = ()
     _optional_components = ()
     _quantized_components = ("transformer", "controlnet", "text_encoder_3")
-    _held_components = ("transformer", "controlnet", "text_encoder")  # prefixes of what storage_dtype is for
+    # prefixes of what storage_dtype is for
+    _held_components = ("transformer", "controlnet", "text_encoder", "image_encoder")
 
     def __init__(self, **components):
         self._progress_bar_config = {}

@@ -1,0 +1,165 @@
+"""IP-adapters for the pipelines: loaded with their image tower, weighed, taken away. Names are diffusers'."""
+
+import os
+
+from paddle import nn
+
+from ..adapters import ip_adapter as adapters
+from ..serialization.readers import SafetensorsFile, TensorInfo
+from ..serialization.tensors import cast, dtype_name
+from ..transformers import SiglipImageProcessor, SiglipVisionModel
+from ..utils.errors import CheckpointNotFoundError, InputError
+from .adapter_files import find_file, to_paddle
+
+IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
+
+
+class SD3IPAdapterMixin:
+    """An IP-adapter for a pipeline with ``transformer``, ``image_encoder`` and ``feature_extractor``."""
+
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict,
+        weight_name=IP_ADAPTER_WEIGHT_NAME,
+        subfolder=None,
+        image_encoder_folder="image_encoder",
+        **hub_options,
+    ):
+        """Loads an IP-adapter into the transformer, in the place of one that is there, at the scale 0.5; and the image
+        encoder with its processor, unless the pipeline has them.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (str, path or dict): a directory, a hub id, a file, or a dict of
+                tensors (Paddle's, torch's or numpy's): ``{"image_proj": {...}, "ip_adapter": {...}}``, or flat with
+                these names as prefixes.
+            weight_name (str): name of the file in a directory or repository.
+            subfolder (str, optional): where it is.
+            image_encoder_folder (str or None): folder of the image encoder: in ``subfolder``, or, with a ``/`` in it,
+                in the directory or repository; beside a file; or an absolute path. None: do not load one; then calls
+                take ``ip_adapter_image_embeds`` alone.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointNotFoundError: no such file, or no image encoder.
+            CheckpointFormatError: a pickle (``ip-adapter.bin``), or no IP-adapter of SD3.
+            WeightMismatchError: one for another transformer.
+            InputError: the transformer is loaded on demand, networks are offloaded, or there is no place to look for
+                the image encoder.
+        """
+        self._check_place_for_ip_adapter()
+        given = pretrained_model_name_or_path_or_dict
+        if isinstance(given, dict):
+            source = _TensorDict(given)
+        else:
+            source = SafetensorsFile(
+                find_file(os.fspath(given), weight_name, IP_ADAPTER_WEIGHT_NAME, subfolder, hub_options)
+            )
+        adapter = adapters.read_ip_adapter(source, self.transformer)
+        if image_encoder_folder is not None:
+            self._load_image_encoder(given, subfolder, image_encoder_folder, hub_options)
+        adapters.attach(self.transformer, adapter)
+
+    def _check_place_for_ip_adapter(self):
+        if not isinstance(self.transformer, nn.Layer):
+            what = "no transformer" if self.transformer is None else "its transformer loaded on demand"
+            raise InputError(
+                f"The pipeline has {what}, so there is nothing that would keep an IP-adapter. Load it with "
+                "transformer=SD3Transformer2DModel.from_pretrained(path, subfolder='transformer'); the other networks "
+                "may be on demand."
+            )
+        if self._residency.place is not None:
+            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
+
+    def _load_image_encoder(self, given, subfolder, folder, hub_options):
+        """Sets what the pipeline lacks of ``image_encoder`` and ``feature_extractor``."""
+        if self.image_encoder is not None and self.feature_extractor is not None:
+            return
+        remedy = "Set pipe.image_encoder and pipe.feature_extractor before, or pass image_encoder_folder=None"
+        if isinstance(given, dict):
+            raise InputError(f"A dict of tensors brings no image encoder. {remedy}.")
+        path = os.path.expanduser(os.fspath(given))
+        if os.path.isdir(folder) and os.path.isabs(folder):
+            path, folder = folder, None
+        elif os.path.isfile(path):
+            path = os.path.dirname(path)
+        elif "/" not in folder and subfolder:
+            folder = f"{subfolder}/{folder}"
+        if folder is not None and os.path.isdir(path) and not os.path.isdir(os.path.join(path, folder)):
+            raise CheckpointNotFoundError(
+                f"{os.path.join(path, folder)} does not exist; it should hold the IP-adapter's image encoder. {remedy} "
+                "to give ip_adapter_image_embeds to calls."
+            )
+        made = {}
+        if self.feature_extractor is None:
+            made["feature_extractor"] = SiglipImageProcessor.from_pretrained(path, subfolder=folder, **hub_options)
+        if self.image_encoder is None:
+            made["image_encoder"] = SiglipVisionModel.from_pretrained(
+                path, subfolder=folder, paddle_dtype=self.dtype, **hub_options
+            )
+        for name, part in made.items():
+            setattr(self, name, part)
+
+    def set_ip_adapter_scale(self, scale):
+        """Sets the weight of the picture.
+
+        Args:
+            scale (float, or sequence of float): 0 leaves the picture out, 1 is all of it; a sequence has one for each
+                attention of the transformer, in the order of ``transformer.attn_processors``.
+
+        Raises:
+            InputError: no numbers, another number of them, or no adapter is loaded.
+        """
+        if self.ip_adapter is None:
+            raise InputError("There is no IP-adapter whose scale could be set. Load one with load_ip_adapter().")
+        attentions = self.ip_adapter.ip_adapter
+        scales = list(scale) if isinstance(scale, (list, tuple)) else [scale] * len(attentions)
+        if len(scales) != len(attentions):
+            raise InputError(f"scale has {len(scales)} numbers, and the transformer has {len(attentions)} attentions.")
+        for value in scales:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"scale has {value!r}; it is a number, e.g. 0.5, or one for each attention.")
+        for attention, value in zip(attentions, scales):
+            attention.scale = float(value)
+
+    def unload_ip_adapter(self):
+        """Takes the adapter away, with image encoder and processor; attentions are what they were before it."""
+        if self.ip_adapter is not None:
+            adapters.detach(self.transformer)
+        self.image_encoder = self.feature_extractor = None
+
+    @property
+    def ip_adapter(self):
+        """The :class:`~ppsd3.adapters.ip_adapter.IPAdapter` in the transformer, or None."""
+        return self.transformer.ip_adapter if isinstance(self.transformer, nn.Layer) else None
+
+    @property
+    def is_ip_adapter_active(self):
+        """Whether an adapter is loaded and a picture would act."""
+        return self.ip_adapter is not None and any(scale != 0 for scale in self.ip_adapter.scales)
+
+
+class _TensorDict:
+    """A dict of tensors with the methods of a :class:`~ppsd3.serialization.SafetensorsFile`."""
+
+    path, metadata = "The dict", {}
+
+    def __init__(self, tensors):
+        flat = {}
+        for key, value in tensors.items():
+            parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+            flat.update(parts)
+        self._tensors = {name: to_paddle(name, value) for name, value in flat.items()}
+
+    def keys(self):
+        return list(self._tensors)
+
+    def info(self, name):
+        tensor = self._tensors[name]
+        return TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape), None, None)
+
+    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
+        tensor = self._tensors[name]
+        return cast(tensor, tensor.dtype if dtype is None else dtype).numpy().copy()
+
+    def forget(self, name):
+        pass
