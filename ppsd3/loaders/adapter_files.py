@@ -24,7 +24,9 @@ def find_file(path, weight_name, default_name, subfolder, hub_options):
         CheckpointFormatError: it is a pickle.
     """
     path = os.path.expanduser(path)
-    refuse_pickle(weight_name or path)
+    if not os.path.isdir(path):
+        refuse_pickle(path)
+    refuse_pickle(weight_name or default_name)
     if os.path.isdir(path):
         directory = os.path.join(path, subfolder or "")
         name = weight_name or default_name
