@@ -9,7 +9,7 @@ import paddle
 from paddle import nn
 
 from .configuration_utils import ConfigMixin
-from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights
+from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
 from .ops.adapted import checkpoint_tensors
 from .quantization import (
@@ -282,6 +282,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
         kept = set(self._keep_in_fp32_modules)
         named = [(name, p.dtype) for name, p in self.named_parameters() if is_floating(p.dtype)]
         return next((dtype for name, dtype in named if not kept & set(name.split("."))), named[0][1] if named else None)
+
+    @property
+    def storage_dtype(self):
+        """The 16-bit dtype that linear layers hold weights in, see :meth:`enable_layerwise_casting`, or None."""
+        return storage_dtype_of(self)
 
     @property
     def device(self):

@@ -8,6 +8,7 @@ and ``SD3IPAdapterJointAttnProcessor2_0``; parameter names are those of the file
 Legend: T features of the picture, E their width, Q picture tokens, D the transformer's width.
 """
 
+import contextlib
 import re
 
 import paddle
@@ -19,7 +20,7 @@ from ..modeling_utils import to_be_filled
 from ..models.attention_processor import JointAttnProcessor2_5
 from ..models.embeddings import TimestepEmbedding, Timesteps
 from ..models.normalization import AdaLayerNorm, RMSNorm
-from ..ops import CastingLinear, Linear, attention, joint_attention, modulate
+from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
@@ -246,14 +247,14 @@ class IPAdapter(nn.Layer):
         return {"ip_hidden_states": tokens, "temb": temb}
 
 
-def read_ip_adapter(source, transformer):
-    """The :class:`IPAdapter` that ``source`` holds for ``transformer``, in the dtype that this computes in.
-
-    The weights of its linear layers are held in 16 bits where the transformer's are.
+def read_ip_adapter(source, config, dtype, storage_dtype=None):
+    """The :class:`IPAdapter` that ``source`` holds.
 
     Args:
         source: a :class:`~ppsd3.serialization.SafetensorsFile` or anything with its methods.
-        transformer (SD3Transformer2DModel)
+        config (FrozenConfig): of the transformer that it is for.
+        dtype (paddle dtype): that this computes in.
+        storage_dtype (paddle dtype, optional): 16-bit dtype to hold the weights of linear layers in.
 
     Raises:
         CheckpointFormatError: no IP-adapter of SD3.
@@ -265,12 +266,14 @@ def read_ip_adapter(source, transformer):
     output_dim = shapes.of("image_proj.proj_out.weight")[0]
     count, head_dim = shapes.count("ip_adapter"), shapes.of("ip_adapter.0.norm_q.weight")[0]
     hidden_size = shapes.of("ip_adapter.0.to_k_ip.weight")[0]
-    own = len(transformer.attn_processors), transformer.inner_dim, transformer.config.attention_head_dim
-    if (count, hidden_size, head_dim) != own:
+    own_count = sum(1 + (i in config.dual_attention_layers) for i in range(config.num_layers))
+    own_head_dim = config.attention_head_dim
+    own_size = config.num_attention_heads * own_head_dim
+    if (count, hidden_size, head_dim) != (own_count, own_size, own_head_dim):
         raise WeightMismatchError(
             f"{source.path} is for a transformer of {count} attentions of width {hidden_size} with heads of "
-            f"{head_dim}, and this one has {own[0]} of width {own[1]} with heads of {own[2]}. Use the IP-adapter that "
-            "was trained for this transformer."
+            f"{head_dim}, and this one has {own_count} of width {own_size} with heads of {own_head_dim}. Use the "
+            "IP-adapter that was trained for this transformer."
         )
     with to_be_filled():
         image_proj = IPAdapterTimeImageProjection(
@@ -286,10 +289,9 @@ def read_ip_adapter(source, transformer):
         temb_dim = shapes.of("ip_adapter.0.norm_ip.linear.weight")[1]
         attentions = [IPAdapterAttention(hidden_size, output_dim, head_dim, temb_dim) for _ in range(count)]
         adapter = IPAdapter(image_proj, attentions)
-    storage_dtype = next((s.weight.dtype for s in transformer.sublayers() if isinstance(s, CastingLinear)), None)
     if storage_dtype is not None:
-        cast_layers_(adapter, storage_dtype, unfilled=True, compute_dtype=transformer.dtype)
-    load_weights(adapter, source, transformer.dtype, layout="torch", held=held_weights(adapter))
+        cast_layers_(adapter, storage_dtype, unfilled=True, compute_dtype=dtype)
+    load_weights(adapter, source, dtype, layout="torch", held=held_weights(adapter))
     adapter.eval()
     return adapter
 
@@ -326,6 +328,16 @@ def detach(transformer):
         }
     )
     transformer.ip_adapter = None
+
+
+@contextlib.contextmanager
+def attached(transformer, adapter):
+    """Within the block ``transformer`` has ``adapter``."""
+    attach(transformer, adapter)
+    try:
+        yield
+    finally:
+        detach(transformer)
 
 
 def _with_diffusers_names(source):

@@ -20,8 +20,8 @@ def add_drawing_arguments(parser, pipeline_class):
     parser.add_argument(
         "--ip-adapter",
         metavar="FILE[:SCALE]",
-        help="an IP-adapter for pictures as prompts: file, directory or hub id with its image encoder in image_encoder/,"
-        " and its weight (default: 0.5)",
+        help="an IP-adapter, for pictures as prompts: file, directory or hub id, with its image encoder beside it in "
+        "image_encoder/, and its weight (default: 0.5)",
     )
     parser.add_argument("--ip-adapter-image", metavar="FILE", help="the picture that the IP-adapter reads")
     parser.add_argument(
@@ -130,14 +130,12 @@ def _picture_prompt(arguments):
     """Arguments of the call for the picture that an IP-adapter reads (none without one).
 
     Raises:
-        InputError: an adapter without a picture, a picture without an adapter, or a transformer that keeps none.
+        InputError: an adapter without a picture, or a picture without an adapter.
     """
     if arguments.ip_adapter is None and arguments.ip_adapter_image is None:
         return {}
     if arguments.ip_adapter is None:
         raise InputError("--ip-adapter-image is a prompt for an IP-adapter. Name one by --ip-adapter.")
-    if arguments.on_demand:
-        raise InputError("--on-demand forgets the transformer, and an IP-adapter with it. Leave out one of the two.")
     return {"ip_adapter_image": open_picture(arguments.ip_adapter_image, "--ip-adapter-image")}
 
 

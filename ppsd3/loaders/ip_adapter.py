@@ -9,6 +9,7 @@ from ..serialization.readers import SafetensorsFile, TensorInfo
 from ..serialization.tensors import cast, dtype_name
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
 from ..utils.errors import CheckpointNotFoundError, InputError
+from ..utils.hub import resolve_checkpoint
 from .adapter_files import find_file, to_paddle
 
 IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
@@ -28,6 +29,8 @@ class SD3IPAdapterMixin:
         """Loads an IP-adapter into the transformer, in the place of one that is there, at the scale 0.5; and the image
         encoder with its processor, unless the pipeline has them.
 
+        Of a transformer that is loaded on demand the adapter alone stays in memory.
+
         Args:
             pretrained_model_name_or_path_or_dict (str, path or dict): a directory, a hub id, a file, or a dict of
                 tensors (Paddle's, torch's or numpy's): ``{"image_proj": {...}, "ip_adapter": {...}}``, or flat with
@@ -43,10 +46,12 @@ class SD3IPAdapterMixin:
             CheckpointNotFoundError: no such file, or no image encoder.
             CheckpointFormatError: a pickle (``ip-adapter.bin``), or no IP-adapter of SD3.
             WeightMismatchError: one for another transformer.
-            InputError: the transformer is loaded on demand, networks are offloaded, or there is no place to look for
-                the image encoder.
+            InputError: networks are offloaded already, or there is no place to look for the image encoder.
         """
-        self._check_place_for_ip_adapter()
+        if self.transformer is None:
+            raise InputError("The pipeline has no `transformer` to load an IP-adapter into. Load it too.")
+        if self._residency.place is not None:
+            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, dict):
             source = _TensorDict(given)
@@ -54,21 +59,19 @@ class SD3IPAdapterMixin:
             source = SafetensorsFile(
                 find_file(os.fspath(given), weight_name, IP_ADAPTER_WEIGHT_NAME, subfolder, hub_options)
             )
-        adapter = adapters.read_ip_adapter(source, self.transformer)
+        transformer = self.transformer
+        adapter = adapters.read_ip_adapter(source, transformer.config, transformer.dtype, transformer.storage_dtype)
         if image_encoder_folder is not None:
             self._load_image_encoder(given, subfolder, image_encoder_folder, hub_options)
-        adapters.attach(self.transformer, adapter)
+        self._set_ip_adapter(adapter)
 
-    def _check_place_for_ip_adapter(self):
-        if not isinstance(self.transformer, nn.Layer):
-            what = "no transformer" if self.transformer is None else "its transformer loaded on demand"
-            raise InputError(
-                f"The pipeline has {what}, so there is nothing that would keep an IP-adapter. Load it with "
-                "transformer=SD3Transformer2DModel.from_pretrained(path, subfolder='transformer'); the other networks "
-                "may be on demand."
-            )
-        if self._residency.place is not None:
-            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
+    def _set_ip_adapter(self, adapter):
+        if not isinstance(self.transformer, nn.Layer):  # on demand
+            self.transformer.keep_attached(adapter, adapters.attached)
+        elif adapter is None:
+            adapters.detach(self.transformer)
+        else:
+            adapters.attach(self.transformer, adapter)
 
     def _load_image_encoder(self, given, subfolder, folder, hub_options):
         """Sets what the pipeline lacks of ``image_encoder`` and ``feature_extractor``."""
@@ -78,24 +81,23 @@ class SD3IPAdapterMixin:
         if isinstance(given, dict):
             raise InputError(f"A dict of tensors brings no image encoder. {remedy}.")
         path = os.path.expanduser(os.fspath(given))
-        if os.path.isdir(folder) and os.path.isabs(folder):
-            path, folder = folder, None
+        if os.path.isabs(folder):
+            path, folder = folder, ""
         elif os.path.isfile(path):
             path = os.path.dirname(path)
         elif "/" not in folder and subfolder:
             folder = f"{subfolder}/{folder}"
-        if folder is not None and os.path.isdir(path) and not os.path.isdir(os.path.join(path, folder)):
+        if os.path.isdir(path) and not os.path.isdir(os.path.join(path, folder)):
             raise CheckpointNotFoundError(
                 f"{os.path.join(path, folder)} does not exist; it should hold the IP-adapter's image encoder. {remedy} "
                 "to give ip_adapter_image_embeds to calls."
             )
+        directory = resolve_checkpoint(path, subfolder=folder, **hub_options)
         made = {}
         if self.feature_extractor is None:
-            made["feature_extractor"] = SiglipImageProcessor.from_pretrained(path, subfolder=folder, **hub_options)
+            made["feature_extractor"] = SiglipImageProcessor.from_pretrained(directory, subfolder=folder)
         if self.image_encoder is None:
-            made["image_encoder"] = SiglipVisionModel.from_pretrained(
-                path, subfolder=folder, paddle_dtype=self.dtype, **hub_options
-            )
+            made["image_encoder"] = self._read_more(SiglipVisionModel, directory, folder)
         for name, part in made.items():
             setattr(self, name, part)
 
@@ -124,13 +126,13 @@ class SD3IPAdapterMixin:
     def unload_ip_adapter(self):
         """Takes the adapter away, with image encoder and processor; attentions are what they were before it."""
         if self.ip_adapter is not None:
-            adapters.detach(self.transformer)
+            self._set_ip_adapter(None)
         self.image_encoder = self.feature_extractor = None
 
     @property
     def ip_adapter(self):
         """The :class:`~ppsd3.adapters.ip_adapter.IPAdapter` in the transformer, or None."""
-        return self.transformer.ip_adapter if isinstance(self.transformer, nn.Layer) else None
+        return getattr(self.transformer, "ip_adapter", None)
 
     @property
     def is_ip_adapter_active(self):

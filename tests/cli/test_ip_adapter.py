@@ -59,12 +59,19 @@ def test_draws_what_the_pipeline_draws(run, tiny_checkpoint, adapter, command):
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("again.png")))
 
 
+def test_together_with_on_demand(run, adapter):
+    options = ("--ip-adapter", str(adapter), "--ip-adapter-image", "style.png", "--on-demand")
+    assert run("generate", PROMPT, *options, "--output", "x.png") == (0, "")
+    assert run("generate", PROMPT, "--on-demand", "--output", "plain.png") == (0, "")
+    difference = np.asarray(Image.open("x.png")).astype(int) - np.asarray(Image.open("plain.png"))
+    assert np.abs(difference).max() > 10
+
+
 WRONG = {
     "no adapter": (["--ip-adapter-image", "style.png"], "Name one by --ip-adapter"),
     "no picture": (["--ip-adapter", "a"], "--ip-adapter-image is missing"),
     "no such picture": (["--ip-adapter", "a", "--ip-adapter-image", "none.png"], "no such file"),
     "no such adapter": (["--ip-adapter", "a.safetensors", "--ip-adapter-image", "style.png"], "no file a.safetensors"),
-    "on demand": (["--ip-adapter", "a", "--ip-adapter-image", "style.png", "--on-demand"], "forgets the transformer"),
 }
 
 
