@@ -32,6 +32,7 @@ _PUBLIC = {
     "FlowMatchLCMScheduler": "schedulers",
     "GuidanceInterval": "pipelines.stable_diffusion_3.guidance",
     "GuidanceRescale": "pipelines.stable_diffusion_3.guidance",
+    "IPAdapter": "adapters",
     "LatentPreview": "pipelines.latent_preview",
     "NoGuidance": "pipelines.stable_diffusion_3.guidance",
     "PerturbedAttentionGuidance": "pipelines.stable_diffusion_3.guidance",

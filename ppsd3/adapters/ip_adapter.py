@@ -220,17 +220,21 @@ class IPAdapter(nn.Layer):
     """All weights of an IP-adapter, under the names of its file.
 
     Args:
-        image_proj (IPAdapterTimeImageProjection)
-        attentions (sequence of IPAdapterAttention): for the transformer's attentions, in their order.
+        config (FrozenConfig): of the transformer that it is for.
+        embed_dim (int): width E of the features. SigLIP so400m: 1152.
+        **projection: the other sizes of :class:`IPAdapterTimeImageProjection`, but for ``output_dim``.
 
     Shapes: ``image_embeds [B, T, E]``, ``timestep [B]`` -> dict of what the processors read: ``ip_hidden_states
     [B, Q, D]`` and ``temb [B, hidden_dim]``.
     """
 
-    def __init__(self, image_proj, attentions):
+    def __init__(self, config, embed_dim=1152, **projection):
         super().__init__()
-        self.image_proj = image_proj
-        self.ip_adapter = nn.LayerList(list(attentions))
+        count, width, head_dim = _attentions_of(config)
+        self.image_proj = IPAdapterTimeImageProjection(embed_dim, width, **projection)
+        temb_dim = self.image_proj.latents.shape[-1]
+        # in the order of the transformer's attentions
+        self.ip_adapter = nn.LayerList([IPAdapterAttention(width, width, head_dim, temb_dim) for _ in range(count)])
 
     @property
     def embed_dim(self):
@@ -245,6 +249,12 @@ class IPAdapter(nn.Layer):
     def forward(self, image_embeds, timestep):
         tokens, temb = self.image_proj(image_embeds, timestep)
         return {"ip_hidden_states": tokens, "temb": temb}
+
+
+def _attentions_of(config):
+    """``(number, width, head width)`` of the attentions of the transformer that has this ``config``."""
+    count = sum(1 + (i in config.dual_attention_layers) for i in range(config.num_layers))
+    return count, config.num_attention_heads * config.attention_head_dim, config.attention_head_dim
 
 
 def read_ip_adapter(source, config, dtype, storage_dtype=None):
@@ -263,22 +273,22 @@ def read_ip_adapter(source, config, dtype, storage_dtype=None):
     source = _with_diffusers_names(source)
     shapes = _Shapes(source)
     hidden_dim, embed_dim = shapes.of("image_proj.proj_in.weight")
-    output_dim = shapes.of("image_proj.proj_out.weight")[0]
-    count, head_dim = shapes.count("ip_adapter"), shapes.of("ip_adapter.0.norm_q.weight")[0]
-    hidden_size = shapes.of("ip_adapter.0.to_k_ip.weight")[0]
-    own_count = sum(1 + (i in config.dual_attention_layers) for i in range(config.num_layers))
-    own_head_dim = config.attention_head_dim
-    own_size = config.num_attention_heads * own_head_dim
-    if (count, hidden_size, head_dim) != (own_count, own_size, own_head_dim):
+    found = (
+        shapes.count("ip_adapter"),
+        shapes.of("ip_adapter.0.to_k_ip.weight")[0],
+        shapes.of("ip_adapter.0.norm_q.weight")[0],
+    )
+    own = _attentions_of(config)
+    if found != own:
         raise WeightMismatchError(
-            f"{source.path} is for a transformer of {count} attentions of width {hidden_size} with heads of "
-            f"{head_dim}, and this one has {own_count} of width {own_size} with heads of {own_head_dim}. Use the "
-            "IP-adapter that was trained for this transformer."
+            f"{source.path} is for a transformer of {found[0]} attentions of width {found[1]} with heads of "
+            f"{found[2]}, and this one has {own[0]} of width {own[1]} with heads of {own[2]}. Use the IP-adapter that "
+            "was trained for this transformer."
         )
     with to_be_filled():
-        image_proj = IPAdapterTimeImageProjection(
-            embed_dim=embed_dim,
-            output_dim=output_dim,
+        adapter = IPAdapter(
+            config,
+            embed_dim,
             hidden_dim=hidden_dim,
             depth=shapes.count("image_proj.layers"),
             heads=shapes.of("image_proj.layers.0.attn.to_q.weight")[0] // HEAD_DIM,
@@ -286,9 +296,6 @@ def read_ip_adapter(source, config, dtype, storage_dtype=None):
             ffn_ratio=shapes.of("image_proj.layers.0.ff.net.0.proj.weight")[0] // hidden_dim,
             timestep_in_dim=shapes.of("image_proj.time_embedding.linear_1.weight")[1],
         )
-        temb_dim = shapes.of("ip_adapter.0.norm_ip.linear.weight")[1]
-        attentions = [IPAdapterAttention(hidden_size, output_dim, head_dim, temb_dim) for _ in range(count)]
-        adapter = IPAdapter(image_proj, attentions)
     if storage_dtype is not None:
         cast_layers_(adapter, storage_dtype, unfilled=True, compute_dtype=dtype)
     load_weights(adapter, source, dtype, layout="torch", held=held_weights(adapter))
