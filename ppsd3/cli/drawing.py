@@ -20,10 +20,14 @@ def add_drawing_arguments(parser, pipeline_class):
     parser.add_argument(
         "--ip-adapter",
         metavar="FILE[:SCALE]",
-        help="an IP-adapter, for pictures as prompts: file, directory or hub id, with its image encoder beside it in "
-        "image_encoder/, and its weight (default: 0.5)",
+        help="an IP-adapter, for pictures as prompts: file, directory or hub id, and its weight (default: 0.5)",
     )
     parser.add_argument("--ip-adapter-image", metavar="FILE", help="the picture that the IP-adapter reads")
+    parser.add_argument(
+        "--image-encoder",
+        metavar="DIR",
+        help="directory or hub id of the encoder that it is read by (default: image_encoder/ beside the IP-adapter)",
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -70,7 +74,7 @@ def draw(arguments, pipeline_class, command="generate", own=None, files=None, lo
     targets = output_files(arguments.output, prompts, seeds)
     picture = _picture_prompt(arguments)
     pipe = load(arguments, arguments.quiet, pipeline_class)
-    load_ip_adapter(pipe, arguments.ip_adapter)
+    load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     call = call_arguments(arguments, pipeline_class=pipeline_class)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
@@ -132,10 +136,11 @@ def _picture_prompt(arguments):
     Raises:
         InputError: an adapter without a picture, or a picture without an adapter.
     """
-    if arguments.ip_adapter is None and arguments.ip_adapter_image is None:
-        return {}
     if arguments.ip_adapter is None:
-        raise InputError("--ip-adapter-image is a prompt for an IP-adapter. Name one by --ip-adapter.")
+        for option in ("--ip-adapter-image", "--image-encoder"):
+            if getattr(arguments, option[2:].replace("-", "_")) is not None:
+                raise InputError(f"{option} goes with an IP-adapter. Name one by --ip-adapter.")
+        return {}
     return {"ip_adapter_image": open_picture(arguments.ip_adapter_image, "--ip-adapter-image")}
 
 
@@ -189,6 +194,7 @@ def _settings(arguments, call, seed, image):
         "lora": arguments.lora,
         "ip_adapter": arguments.ip_adapter,
         "ip_adapter_image": arguments.ip_adapter_image,
+        "image_encoder": arguments.image_encoder,
         "scheduler": arguments.scheduler,
         "cache": arguments.cache,
         "on_demand": arguments.on_demand or None,

@@ -170,14 +170,18 @@ def load_loras(pipe, loras):
         pipe.set_adapters(list(weights), list(weights.values()))
 
 
-def load_ip_adapter(pipe, text):
+def load_ip_adapter(pipe, text, image_encoder=None):
     """Loads the IP-adapter ``FILE[:SCALE]`` into ``pipe``, at the scale 0.5 where none is given; none for None.
+
+    ``image_encoder`` is a directory or hub id; if it is None the adapter's directory has one.
 
     Raises:
         InputError, CheckpointError: see ``load_ip_adapter`` of the pipelines.
     """
     if text is not None:
         path, scale = split_scale(text, default=0.5)
+        if image_encoder is not None:
+            pipe.load_image_encoder(image_encoder)
         pipe.load_ip_adapter(path)
         pipe.set_ip_adapter_scale(scale)
 

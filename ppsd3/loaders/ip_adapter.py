@@ -13,6 +13,7 @@ from ..utils.hub import resolve_checkpoint
 from .adapter_files import find_file, to_paddle
 
 IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
+PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's adapter was trained with
 
 
 class SD3IPAdapterMixin:
@@ -38,8 +39,8 @@ class SD3IPAdapterMixin:
             weight_name (str): name of the file in a directory or repository.
             subfolder (str, optional): where it is.
             image_encoder_folder (str or None): folder of the image encoder: in ``subfolder``, or, with a ``/`` in it,
-                in the directory or repository; beside a file; or an absolute path. None: do not load one; then calls
-                take ``ip_adapter_image_embeds`` alone.
+                in the directory or repository; of a file, beside it. None: do not load one; then calls take
+                ``ip_adapter_image_embeds`` alone, until :meth:`load_image_encoder` is called.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
 
         Raises:
@@ -50,8 +51,7 @@ class SD3IPAdapterMixin:
         """
         if self.transformer is None:
             raise InputError("The pipeline has no `transformer` to load an IP-adapter into. Load it too.")
-        if self._residency.place is not None:
-            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
+        self._refuse_offloaded()
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, dict):
             source = _TensorDict(given)
@@ -62,7 +62,7 @@ class SD3IPAdapterMixin:
         transformer = self.transformer
         adapter = adapters.read_ip_adapter(source, transformer.config, transformer.dtype, transformer.storage_dtype)
         if image_encoder_folder is not None:
-            self._load_image_encoder(given, subfolder, image_encoder_folder, hub_options)
+            self._find_image_encoder(given, subfolder, image_encoder_folder, hub_options)
         self._set_ip_adapter(adapter)
 
     def _set_ip_adapter(self, adapter):
@@ -73,33 +73,55 @@ class SD3IPAdapterMixin:
         else:
             adapters.attach(self.transformer, adapter)
 
-    def _load_image_encoder(self, given, subfolder, folder, hub_options):
-        """Sets what the pipeline lacks of ``image_encoder`` and ``feature_extractor``."""
+    def _find_image_encoder(self, given, subfolder, folder, hub_options):
+        """Loads the image encoder that belongs to the adapter ``given``, if the pipeline lacks it or its processor."""
         if self.image_encoder is not None and self.feature_extractor is not None:
             return
-        remedy = "Set pipe.image_encoder and pipe.feature_extractor before, or pass image_encoder_folder=None"
+        remedy = (
+            f"Call load_image_encoder() before (the published adapter has {PUBLISHED_IMAGE_ENCODER}), or pass "
+            "image_encoder_folder=None and give ip_adapter_image_embeds to calls."
+        )
         if isinstance(given, dict):
-            raise InputError(f"A dict of tensors brings no image encoder. {remedy}.")
+            raise InputError(f"A dict of tensors brings no image encoder. {remedy}")
         path = os.path.expanduser(os.fspath(given))
-        if os.path.isabs(folder):
-            path, folder = folder, ""
-        elif os.path.isfile(path):
+        if os.path.isfile(path):
             path = os.path.dirname(path)
         elif "/" not in folder and subfolder:
             folder = f"{subfolder}/{folder}"
         if os.path.isdir(path) and not os.path.isdir(os.path.join(path, folder)):
-            raise CheckpointNotFoundError(
-                f"{os.path.join(path, folder)} does not exist; it should hold the IP-adapter's image encoder. {remedy} "
-                "to give ip_adapter_image_embeds to calls."
-            )
-        directory = resolve_checkpoint(path, subfolder=folder, **hub_options)
+            raise CheckpointNotFoundError(f"{os.path.join(path, folder)} does not exist. {remedy}")
+        try:
+            self.load_image_encoder(path, folder, **hub_options)
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(f"{error} {remedy}") from error
+
+    def load_image_encoder(self, pretrained_model_name_or_path, subfolder=None, **hub_options):
+        """Loads what the pipeline lacks of ``image_encoder`` and ``feature_extractor``, in the transformer's dtype.
+
+        Args:
+            pretrained_model_name_or_path (str or path): a directory or hub id with both, e.g.
+                ``"google/siglip-so400m-patch14-384"``.
+            subfolder (str, optional): where they are.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as ``from_pretrained``.
+            InputError: networks are offloaded already.
+        """
+        self._refuse_offloaded()
+        subfolder = subfolder or ""
+        directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
         made = {}
         if self.feature_extractor is None:
-            made["feature_extractor"] = SiglipImageProcessor.from_pretrained(directory, subfolder=folder)
+            made["feature_extractor"] = SiglipImageProcessor.from_pretrained(directory, subfolder=subfolder)
         if self.image_encoder is None:
-            made["image_encoder"] = self._read_more(SiglipVisionModel, directory, folder)
+            made["image_encoder"] = self._read_more(SiglipVisionModel, directory, subfolder)
         for name, part in made.items():
             setattr(self, name, part)
+
+    def _refuse_offloaded(self):
+        if self._residency.place is not None:
+            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
 
     def set_ip_adapter_scale(self, scale):
         """Sets the weight of the picture.

@@ -1,5 +1,7 @@
 """``--ip-adapter`` and ``--ip-adapter-image`` of the commands that draw."""
 
+import shutil
+
 import numpy as np
 import pytest
 from helpers import ip_adapters, tiny
@@ -59,8 +61,14 @@ def test_draws_what_the_pipeline_draws(run, tiny_checkpoint, adapter, command):
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("again.png")))
 
 
-def test_together_with_on_demand(run, adapter):
-    options = ("--ip-adapter", str(adapter), "--ip-adapter-image", "style.png", "--on-demand")
+def test_together_with_on_demand(run, adapter, tmp_path):
+    """And with an image encoder from elsewhere."""
+    (tmp_path / "alone").mkdir()
+    shutil.copy(adapter / ip_adapters.FILE, tmp_path / "alone")
+    options = ("--ip-adapter", "alone", "--ip-adapter-image", "style.png", "--on-demand")
+    code, error = run("generate", PROMPT, *options)
+    assert code == 2 and "load_image_encoder" in error
+    options = (*options, "--image-encoder", str(adapter / "image_encoder"))
     assert run("generate", PROMPT, *options, "--output", "x.png") == (0, "")
     assert run("generate", PROMPT, "--on-demand", "--output", "plain.png") == (0, "")
     difference = np.asarray(Image.open("x.png")).astype(int) - np.asarray(Image.open("plain.png"))
@@ -69,6 +77,7 @@ def test_together_with_on_demand(run, adapter):
 
 WRONG = {
     "no adapter": (["--ip-adapter-image", "style.png"], "Name one by --ip-adapter"),
+    "no adapter for the encoder": (["--image-encoder", "a"], "--image-encoder goes with an IP-adapter"),
     "no picture": (["--ip-adapter", "a"], "--ip-adapter-image is missing"),
     "no such picture": (["--ip-adapter", "a", "--ip-adapter-image", "none.png"], "no such file"),
     "no such adapter": (["--ip-adapter", "a.safetensors", "--ip-adapter-image", "style.png"], "no file a.safetensors"),

@@ -65,18 +65,22 @@ def test_places(named, adapter, tmp_path):
     elsewhere = tmp_path / "sub"
     ip_adapters.write_file(elsewhere, named)
     (elsewhere / ip_adapters.FILE).rename(elsewhere / "other.safetensors")
-    encoder = adapter / "image_encoder"
     for given, options in (
         (adapter, {}),
         (str(adapter / ip_adapters.FILE), {}),
         (adapter.parent, {"subfolder": "adapter"}),
         (adapter.parent, {"subfolder": "adapter", "image_encoder_folder": "adapter/image_encoder"}),
-        (tmp_path, {"subfolder": "sub", "weight_name": "other.safetensors", "image_encoder_folder": str(encoder)}),
     ):
         pipe = tiny.make_pipeline()
         pipe.load_ip_adapter(given, **options)
         assert_holds(pipe, named)
         assert pipe.feature_extractor.config.size["height"] == pipe.image_encoder.config.image_size == 28
+    pipe = tiny.make_pipeline()
+    pipe.load_image_encoder(adapter / "image_encoder")
+    encoder = pipe.image_encoder
+    pipe.load_ip_adapter(tmp_path, subfolder="sub", weight_name="other.safetensors")
+    assert_holds(pipe, named)
+    assert pipe.image_encoder is encoder
 
 
 def test_components_that_are_there_stay(pipe, adapter):
@@ -93,7 +97,9 @@ def test_a_deeper_projection(pipe):
 
 def test_what_cannot_be_found(pipe, adapter, named, tmp_path):
     ip_adapters.write_file(tmp_path, named)
-    with pytest.raises(CheckpointNotFoundError, match="image_encoder does not exist.*image_encoder_folder=None"):
+    with pytest.raises(
+        CheckpointNotFoundError, match="image_encoder does not exist.*load_image_encoder.*image_encoder_folder=None"
+    ):
         pipe.load_ip_adapter(tmp_path)
     with pytest.raises(CheckpointNotFoundError, match="has no ip.safetensors; it has ip-adapter.safetensors"):
         pipe.load_ip_adapter(tmp_path, weight_name="ip.safetensors")

@@ -159,6 +159,17 @@ def test_every_task(shared, task):
     assert differ(draw(pipe, ip_adapter_image=picture(), **TASKS[task]), draw(pipe, **TASKS[task]))
 
 
+def test_together_with_a_controlnet(shared):
+    net = ppsd3.SD3ControlNetModel.from_transformer(shared.transformer, num_layers=1)
+    assert not any("ip_adapter" in name for name in net.state_dict())
+    tiny.randomize(net, 3, 0.5).eval()
+    pipe = ppsd3.StableDiffusion3ControlNetPipeline.from_pipe(shared, controlnet=net)
+    settings = {"control_image": picture(5, (64, 64))}
+    both = draw(pipe, ip_adapter_image=picture(), **settings)
+    assert differ(both, draw(pipe, **settings))
+    assert differ(both, draw(pipe, ip_adapter_image=picture(), controlnet_conditioning_scale=0.0, **settings))
+
+
 def skipping(**settings):
     return {"skip_guidance_layers": [1], "skip_layer_guidance_start": -1.0, "skip_layer_guidance_stop": 2.0, **settings}
 

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers", minversion="4.40")
 
 import diffusers  # noqa: E402
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # noqa: E402
 from helpers import ip_adapters, reference, tiny  # noqa: E402
 
 import ppsd3  # noqa: E402
@@ -161,6 +162,26 @@ def test_transformer_with_a_picture(checkpoints, original):
         want = theirs.transformer(latents[1], text[1], pooled[1], times[1], **kwargs).sample
     kwargs = {"joint_attention_kwargs": {"ip_adapter_image_embeds": embeds[0]}}
     assert relative(ours.transformer(latents[0], text[0], pooled[0], times[0], **kwargs).sample, want) <= 1e-5
+
+
+def test_together_with_a_controlnet(checkpoints, tmp_path, monkeypatch):
+    # diffusers encodes control pictures with torch's global generator; here both take the mean
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    net = {**tiny.TRANSFORMER, "in_channels": 16, "num_layers": 2, "extra_conditioning_channels": 0}
+    reference.randomize(diffusers.SD3ControlNetModel(**net), 20, 0.5).save_pretrained(tmp_path)
+    directory, adapter = checkpoints["large"]
+    pipes = [
+        library.StableDiffusion3ControlNetPipeline.from_pretrained(
+            directory, controlnet=library.SD3ControlNetModel.from_pretrained(tmp_path), **options
+        )
+        for library, options in ((ppsd3, {}), (diffusers, {"dtype": torch.float32}))
+    ]
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+    give_both(*pipes, adapter, 0.8)
+    settings = {"control_image": picture(1), "ip_adapter_image": picture(2)}
+    mine, other = (draw(p, make, **settings) for p, make in zip(pipes, (ppsd3.TorchGenerator, reference.generator)))
+    assert np.abs(mine - other).max() <= 1
 
 
 def test_what_we_save_diffusers_loads(checkpoints, tmp_path):
