@@ -309,8 +309,7 @@ def attach(transformer, adapter):
     Raises:
         InputError: an attention has a processor of another kind, which would no longer act.
     """
-    detach(transformer)
-    others = transformer.attn_processors
+    others = _without_adapter(transformer)
     for name, processor in others.items():
         if not isinstance(processor, JointAttnProcessor2_5):
             raise InputError(
@@ -328,13 +327,16 @@ def attach(transformer, adapter):
 
 def detach(transformer):
     """Takes the IP-adapter away; attentions have the processors again that they had before."""
-    transformer.set_attn_processor(
-        {
-            name: processor.joint if isinstance(processor, SD3IPAdapterJointAttnProcessor2_5) else processor
-            for name, processor in transformer.attn_processors.items()
-        }
-    )
+    transformer.set_attn_processor(_without_adapter(transformer))
     transformer.ip_adapter = None
+
+
+def _without_adapter(transformer):
+    """``transformer.attn_processors`` as they are without an IP-adapter."""
+    return {
+        name: processor.joint if isinstance(processor, SD3IPAdapterJointAttnProcessor2_5) else processor
+        for name, processor in transformer.attn_processors.items()
+    }
 
 
 @contextlib.contextmanager

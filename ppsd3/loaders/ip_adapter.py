@@ -6,7 +6,7 @@ from paddle import nn
 
 from ..adapters import ip_adapter as adapters
 from ..serialization.readers import SafetensorsFile, TensorInfo
-from ..serialization.tensors import cast, dtype_name
+from ..serialization.tensors import cast
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
@@ -61,9 +61,11 @@ class SD3IPAdapterMixin:
             )
         transformer = self.transformer
         adapter = adapters.read_ip_adapter(source, transformer.config, transformer.dtype, transformer.storage_dtype)
+        made = {}
         if image_encoder_folder is not None:
-            self._find_image_encoder(given, subfolder, image_encoder_folder, hub_options)
+            made = self._find_image_encoder(given, subfolder, image_encoder_folder, hub_options)
         self._set_ip_adapter(adapter)
+        self._set(made)
 
     def _set_ip_adapter(self, adapter):
         if not isinstance(self.transformer, nn.Layer):  # on demand
@@ -74,9 +76,9 @@ class SD3IPAdapterMixin:
             adapters.attach(self.transformer, adapter)
 
     def _find_image_encoder(self, given, subfolder, folder, hub_options):
-        """Loads the image encoder that belongs to the adapter ``given``, if the pipeline lacks it or its processor."""
+        """dict of the components that the pipeline lacks to read pictures for the adapter ``given``."""
         if self.image_encoder is not None and self.feature_extractor is not None:
-            return
+            return {}
         remedy = (
             f"Call load_image_encoder() before (the published adapter has {PUBLISHED_IMAGE_ENCODER}), or pass "
             "image_encoder_folder=None and give ip_adapter_image_embeds to calls."
@@ -91,7 +93,7 @@ class SD3IPAdapterMixin:
         if os.path.isdir(path) and not os.path.isdir(os.path.join(path, folder)):
             raise CheckpointNotFoundError(f"{os.path.join(path, folder)} does not exist. {remedy}")
         try:
-            self.load_image_encoder(path, folder, **hub_options)
+            return self._read_image_encoder(path, folder, hub_options)
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(f"{error} {remedy}") from error
 
@@ -109,14 +111,19 @@ class SD3IPAdapterMixin:
             InputError: networks are offloaded already.
         """
         self._refuse_offloaded()
-        subfolder = subfolder or ""
-        directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder, **hub_options)
+        self._set(self._read_image_encoder(pretrained_model_name_or_path, subfolder or "", hub_options))
+
+    def _read_image_encoder(self, path, subfolder, hub_options):
+        directory = resolve_checkpoint(path, subfolder=subfolder, **hub_options)
         made = {}
         if self.feature_extractor is None:
             made["feature_extractor"] = SiglipImageProcessor.from_pretrained(directory, subfolder=subfolder)
         if self.image_encoder is None:
             made["image_encoder"] = self._read_more(SiglipVisionModel, directory, subfolder)
-        for name, part in made.items():
+        return made
+
+    def _set(self, components):
+        for name, part in components.items():
             setattr(self, name, part)
 
     def _refuse_offloaded(self):
@@ -163,7 +170,8 @@ class SD3IPAdapterMixin:
 
 
 class _TensorDict:
-    """A dict of tensors with the methods of a :class:`~ppsd3.serialization.SafetensorsFile`."""
+    """A dict of tensors with the methods of a :class:`~ppsd3.serialization.SafetensorsFile`; they are converted one by
+    one, when they are read."""
 
     path, metadata = "The dict", {}
 
@@ -172,17 +180,19 @@ class _TensorDict:
         for key, value in tensors.items():
             parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
             flat.update(parts)
-        self._tensors = {name: to_paddle(name, value) for name, value in flat.items()}
+        self._tensors = flat
 
     def keys(self):
         return list(self._tensors)
 
     def info(self, name):
-        tensor = self._tensors[name]
-        return TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape), None, None)
+        value = self._tensors[name]
+        if not hasattr(value, "shape"):
+            value = to_paddle(name, value)
+        return TensorInfo(None, tuple(value.shape), None, None)
 
     def load(self, name, dtype=None, part=(0, 1), scale=1.0):
-        tensor = self._tensors[name]
+        tensor = to_paddle(name, self._tensors[name])
         return cast(tensor, tensor.dtype if dtype is None else dtype).numpy().copy()
 
     def forget(self, name):

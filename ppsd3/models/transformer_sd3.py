@@ -282,7 +282,10 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
                 "ip_adapter_image_embeds are for an IP-adapter, and this transformer has none. Load one by the "
                 "pipeline's load_ip_adapter()."
             )
-        return self.ip_adapter(image_embeds, timestep)
+        arguments = self.ip_adapter(image_embeds, timestep)
+        for processor in self.attn_processors.values():  # one that was set after the adapter would know nothing of it
+            check_attention_kwargs([processor], arguments)
+        return arguments
 
     def _run_blocks(self, hidden_states, encoder_hidden_states, run, skip_layers, controls, run_blocks):
         """All blocks but the skipped, ``run(i, *streams)`` being one; returns the image stream."""

@@ -6,6 +6,7 @@ import pytest
 from helpers import ip_adapters, loras, tiny
 
 import ppsd3
+from ppsd3.models.attention_processor import JointAttnProcessor2_5
 from ppsd3.ops import CastingLinear, QuantizedLinear
 from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError, WeightMismatchError
 
@@ -137,14 +138,22 @@ def test_what_does_not_fit(pipe, name):
     assert pipe.ip_adapter is None
 
 
-def test_a_processor_that_it_cannot_add_to(pipe, named):
+def test_a_processor_that_it_cannot_add_to(pipe, adapter):
     class Own:
         def __call__(self, attn, hidden_states, encoder_hidden_states=None):
             return hidden_states, encoder_hidden_states
 
     pipe.transformer.set_attn_processor(Own())
     with pytest.raises(InputError, match="is a Own"):
-        pipe.load_ip_adapter(named, image_encoder_folder=None)
+        pipe.load_ip_adapter(adapter)
+    assert pipe.ip_adapter is None and pipe.image_encoder is None and pipe.feature_extractor is None
+    pipe.transformer.set_attn_processor(JointAttnProcessor2_5())
+    pipe.load_ip_adapter(adapter)
+    pipe.transformer.set_attn_processor(
+        {**pipe.transformer.attn_processors, "transformer_blocks.1.attn.processor": Own()}
+    )
+    with pytest.raises(InputError, match="'ip_hidden_states'"):
+        draw(pipe)
 
 
 def draw(pipe, **settings):
