@@ -157,7 +157,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         """
         if storage_dtype is not None:
             check_storage_dtype(storage_dtype)
-        config = dict(config)
+        config, source = dict(config), cls.with_own_names(source)
         quantization = config.pop(CONFIG_KEY, None)
         with to_be_filled():
             model = cls(**cls.extract_init_arguments(config, source=config_path))
@@ -167,6 +167,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
         model.load_weights(source, dtype)
         model.eval()
         return model
+
+    @classmethod
+    def with_own_names(cls, source):
+        """``source`` with the names that this class has, where files have several kinds."""
+        return source
 
     @classmethod
     def _component_in(cls, file, subfolder):

@@ -96,13 +96,13 @@ class SiglipVisionModel(Encoder):
         return config.get("vision_config", config)
 
     @classmethod
-    def from_source(cls, source, config, *args, **kwargs):
-        """See :meth:`ppsd3.modeling_utils.ModelMixin.from_source`; the text tower of a whole SigLIP is left out."""
+    def with_own_names(cls, source):
+        """``source`` without the prefix that files may have; the text tower of a whole SigLIP is left out."""
         keys = [key for key in source.keys() if key.startswith(_PREFIX)]
-        if keys:
-            recipes = {key[len(_PREFIX) :]: Recipe((Piece(key),)) for key in keys}
-            source = RearrangedCheckpoint(source, recipes, metadata=source.metadata)
-        return super().from_source(source, config, *args, **kwargs)
+        if not keys:
+            return source
+        recipes = {key[len(_PREFIX) :]: Recipe((Piece(key),)) for key in keys}
+        return RearrangedCheckpoint(source, recipes, metadata=source.metadata)
 
     def forward(self, pixel_values, output_hidden_states=False):
         """Encodes a batch of pictures.
