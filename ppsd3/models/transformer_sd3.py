@@ -4,9 +4,10 @@ Legend: B batch, C latent channels, H W latent grid, p patch side, N = (H/p)(W/p
 D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
+from typing import Callable, Optional
 
 import paddle
 from paddle import nn
@@ -39,14 +40,19 @@ class PreparedCondition:
         context (Tensor [B, L, D] or None): projected text tokens, where the blocks read some.
         blocks (list): for each block the modulation of its streams, as ``JointTransformerBlock.modulation`` returns.
         out (list of Tensor [B, D]): modulation of the last norm, where there is one.
-        attention (dict): what an IP-adapter has made of a picture at this timestep: arguments of the attention
-            processors, tensors [B, ...].
+        picture (callable or None): () -> what an IP-adapter makes of a picture at this timestep: dict of arguments of
+            the attention processors, tensors [B, ...].
     """
 
     context: paddle.Tensor
     blocks: list
     out: list
-    attention: dict = field(default_factory=dict)
+    picture: Optional[Callable] = None
+
+    @cached_property
+    def attention(self):
+        """What ``picture`` gives, worked out when the step is taken: a picture has many features."""
+        return {} if self.picture is None else self.picture()
 
     def flat(self):
         """All modulation as one tensor [B, chunks * D]."""
@@ -190,7 +196,7 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         grid = [size // self.config.patch_size for size in hidden_states.shape[-2:]]
         skip_layers = self._check_skip_layers(skip_layers)
         scale, image_embeds, joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
-        if prepared is None:
+        if image_embeds is not None and prepared is None:
             joint_attention_kwargs.update(self._attention_arguments(image_embeds, timestep))
         elif image_embeds is not None:
             raise InputError(
@@ -268,20 +274,23 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         context = self.context_embedder(encoder_hidden_states)
         temb = self.time_text_embed.of_steps(timesteps, pooled_projections)
         steps = PreparedCondition.of_steps(context, temb, self.transformer_blocks, self.norm_out)
-        for t, step in enumerate(steps):  # singly, for a picture's many features would take much memory at all of them
-            timestep = timesteps[t : t + 1].expand([pooled_projections.shape[0]])
-            step.attention = self._attention_arguments(ip_adapter_image_embeds, timestep)
+        if ip_adapter_image_embeds is not None:
+            self._check_ip_adapter()
+            for t, step in enumerate(steps):
+                timestep = timesteps[t : t + 1].expand([pooled_projections.shape[0]])
+                step.picture = partial(self._attention_arguments, ip_adapter_image_embeds, timestep)
         return steps
 
-    def _attention_arguments(self, image_embeds, timestep):
-        """What attention processors get of the picture that an IP-adapter reads: dict, empty without one."""
-        if image_embeds is None:
-            return {}
+    def _check_ip_adapter(self):
         if self.ip_adapter is None:
             raise InputError(
                 "ip_adapter_image_embeds are for an IP-adapter, and this transformer has none. Load one by the "
                 "pipeline's load_ip_adapter()."
             )
+
+    def _attention_arguments(self, image_embeds, timestep):
+        """dict of what attention processors get of the picture that an IP-adapter reads."""
+        self._check_ip_adapter()
         arguments = self.ip_adapter(image_embeds, timestep)
         for processor in self.attn_processors.values():  # one that was set after the adapter would know nothing of it
             check_attention_kwargs([processor], arguments)
@@ -348,7 +357,7 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
             tuple(list(islice(chunks, norm.chunks)) for norm in (block.norm1, block.norm1_context))
             for block in self.transformer_blocks
         ]
-        prepared = PreparedCondition(context, blocks, list(chunks), dict(zip(names, attention)))
+        prepared = PreparedCondition(context, blocks, list(chunks), lambda: dict(zip(names, attention)))
         return self._run_prepared(hidden_states, context, prepared, skip_layers)
 
     def _check_skip_layers(self, skip_layers):
