@@ -58,6 +58,11 @@ def cast_layers_(model, dtype, unfilled=False, compute_dtype=None):
         replace_layer(model, name, new)
 
 
+def storage_dtype_of(model):
+    """The dtype that linear layers of ``model`` hold their weights in, or None if they are what it computes in."""
+    return next((layer.weight.dtype for layer in model.sublayers() if isinstance(layer, CastingLinear)), None)
+
+
 def held_weights(model):
     """Names of the weights of ``model`` that are held in a dtype of their own."""
     return {name + ".weight" for name, layer in model.named_sublayers() if isinstance(layer, CastingLinear)}

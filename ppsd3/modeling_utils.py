@@ -9,7 +9,7 @@ import paddle
 from paddle import nn
 
 from .configuration_utils import ConfigMixin
-from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights
+from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
 from .ops.adapted import checkpoint_tensors
 from .quantization import (
@@ -157,7 +157,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         """
         if storage_dtype is not None:
             check_storage_dtype(storage_dtype)
-        config = dict(config)
+        config, source = dict(config), cls.with_own_names(source)
         quantization = config.pop(CONFIG_KEY, None)
         with to_be_filled():
             model = cls(**cls.extract_init_arguments(config, source=config_path))
@@ -167,6 +167,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
         model.load_weights(source, dtype)
         model.eval()
         return model
+
+    @classmethod
+    def with_own_names(cls, source):
+        """``source`` with the names that this class has, where files have several kinds."""
+        return source
 
     @classmethod
     def _component_in(cls, file, subfolder):
@@ -282,6 +287,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
         kept = set(self._keep_in_fp32_modules)
         named = [(name, p.dtype) for name, p in self.named_parameters() if is_floating(p.dtype)]
         return next((dtype for name, dtype in named if not kept & set(name.split("."))), named[0][1] if named else None)
+
+    @property
+    def storage_dtype(self):
+        """The 16-bit dtype that linear layers hold weights in, see :meth:`enable_layerwise_casting`, or None."""
+        return storage_dtype_of(self)
 
     @property
     def device(self):

@@ -13,7 +13,7 @@ takes no gradient itself. A layer with something around it gets its tokens as a 
 (:func:`ppsd3.ops.shared_input`).
 """
 
-from .ops import Linear, QuantizedLinear, WeightOnlyLinear
+from .ops import Linear, QuantizedLinear, WeightOnlyLinear, own_sublayers
 from .serialization.tensors import is_floating
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
 
@@ -58,7 +58,7 @@ def choose_layers(model, kind, skip=()):
         )
     layers = {
         name: layer
-        for name, layer in model.named_sublayers()
+        for name, layer in own_sublayers(model)
         if type(layer) is Linear and _is_in(name, (*model._quantizable_modules, *model._weight_only_modules))
     }
     if not layers:

@@ -1,11 +1,14 @@
-"""Adapters of linear layers: LoRA, DoRA, LoHa, LoKr. They know networks, and no pipeline."""
+"""Adapters of linear layers: LoRA, DoRA, LoHa, LoKr; and of attentions: the IP-adapter. They know networks, and no
+pipeline."""
 
 from .files import read_adapters, write_adapters
+from .ip_adapter import IPAdapter
 from .layers import Dense, Kronecker, LowRank
 from .network import LoraConfig, add_adapter, train_adapter
 
 __all__ = [
     "Dense",
+    "IPAdapter",
     "Kronecker",
     "LoraConfig",
     "LowRank",

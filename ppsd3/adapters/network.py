@@ -8,7 +8,7 @@ from typing import Dict, Optional, Sequence, Union
 import paddle
 
 from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
-from ..ops.adapted import adapted_layers, base_of, dense_weight
+from ..ops.adapted import adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils.errors import InputError
 from .layers import LowRank
@@ -78,7 +78,7 @@ def linear_layers(network):
     """dict: name in the checkpoint -> linear layer of ``network``, with or without adapters around it."""
     return {
         name: layer
-        for name, layer in network.named_sublayers()
+        for name, layer in own_sublayers(network)
         if isinstance(layer, _LINEARS) and not name.endswith(".base_layer")
     }
 

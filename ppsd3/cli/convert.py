@@ -4,6 +4,13 @@ from ..loaders.conversion import LAYOUTS, convert
 from ..utils.errors import InputError
 
 _PARTS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
+# Encoder -> what makes its input, and goes with it.
+_READERS = {
+    "text_encoder": "tokenizer",
+    "text_encoder_2": "tokenizer_2",
+    "text_encoder_3": "tokenizer_3",
+    "image_encoder": "feature_extractor",
+}
 
 
 def add_arguments(parser):
@@ -25,16 +32,16 @@ def add_arguments(parser):
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, dest=name, metavar="PATH", help=f"the {name}, if the source file lacks it")
     parser.add_argument(
-        "--without", nargs="+", default=[], metavar="NAME", help="text encoders to leave out, e.g. text_encoder_3"
+        "--without", nargs="+", default=[], metavar="NAME", help=f"encoders to leave out: {', '.join(_READERS)}"
     )
 
 
 def run(arguments):
     components = {name: getattr(arguments, name) for name in _PARTS if getattr(arguments, name) is not None}
     for name in arguments.without:
-        if not name.startswith("text_encoder") or name not in _PARTS or name in components:
-            raise InputError(f"--without {name}: name text_encoder, text_encoder_2 or text_encoder_3, one not passed.")
-        components.update({name: None, name.replace("text_encoder", "tokenizer"): None})
+        if name not in _READERS or name in components:
+            raise InputError(f"--without {name}: name {', '.join(_READERS)}; one that is not passed.")
+        components.update({name: None, _READERS[name]: None})
     target = convert(
         arguments.source,
         arguments.target,

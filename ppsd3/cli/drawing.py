@@ -5,7 +5,7 @@ import os
 
 from .. import __version__
 from ..utils.errors import InputError
-from .options import add_call_options, add_model_options, call_arguments, load_pipeline
+from .options import add_call_options, add_model_options, call_arguments, load_ip_adapter, load_pipeline
 from .png import output_files, read_settings, save_png
 
 
@@ -17,6 +17,17 @@ def add_drawing_arguments(parser, pipeline_class):
         "--from-png", metavar="FILE", help="take every setting from a picture that ppsd3 drew; options given win"
     )
     add_model_options(parser)
+    parser.add_argument(
+        "--ip-adapter",
+        metavar="FILE[:SCALE]",
+        help="an IP-adapter, for pictures as prompts: file, directory or hub id, and its weight (default: 0.5)",
+    )
+    parser.add_argument("--ip-adapter-image", metavar="FILE", help="the picture that the IP-adapter reads")
+    parser.add_argument(
+        "--image-encoder",
+        metavar="DIR",
+        help="directory or hub id of the encoder that it is read by (default: image_encoder/ beside the IP-adapter)",
+    )
     parser.add_argument(
         "--seed",
         type=int,
@@ -61,11 +72,13 @@ def draw(arguments, pipeline_class, command="generate", own=None, files=None, lo
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
+    picture = _picture_prompt(arguments)
     pipe = load(arguments, arguments.quiet, pipeline_class)
+    load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     call = call_arguments(arguments, pipeline_class=pipeline_class)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
-        images = pipe(prompt, generator=_generators(seeds), **call, **watching, **(own or {})).images
+        images = pipe(prompt, generator=_generators(seeds), **call, **picture, **watching, **(own or {})).images
         for image, seed in zip(images, seeds):
             file = targets.pop(0)
             settings = {"prompt": prompt, **_settings(arguments, call, seed, image), **(files or {})}
@@ -117,6 +130,20 @@ def _prompts(arguments):
     return prompts
 
 
+def _picture_prompt(arguments):
+    """Arguments of the call for the picture that an IP-adapter reads (none without one).
+
+    Raises:
+        InputError: an adapter without a picture, or a picture without an adapter.
+    """
+    if arguments.ip_adapter is None:
+        for option in ("--ip-adapter-image", "--image-encoder"):
+            if getattr(arguments, option[2:].replace("-", "_")) is not None:
+                raise InputError(f"{option} goes with an IP-adapter. Name one by --ip-adapter.")
+        return {}
+    return {"ip_adapter_image": open_picture(arguments.ip_adapter_image, "--ip-adapter-image")}
+
+
 def _previews(pipe, directory, prefix):
     """Arguments of the call that save previews into ``directory`` (none, if that is None)."""
     from ..pipelines.latent_preview import LatentPreview
@@ -165,6 +192,9 @@ def _settings(arguments, call, seed, image):
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
         "lora": arguments.lora,
+        "ip_adapter": arguments.ip_adapter,
+        "ip_adapter_image": arguments.ip_adapter_image,
+        "image_encoder": arguments.image_encoder,
         "scheduler": arguments.scheduler,
         "cache": arguments.cache,
         "on_demand": arguments.on_demand or None,

@@ -170,13 +170,29 @@ def load_loras(pipe, loras):
         pipe.set_adapters(list(weights), list(weights.values()))
 
 
-def split_scale(text):
-    """``("file", 0.5)`` of ``"file:0.5"``; the scale is 1 where none is given (a path may have colons)."""
+def load_ip_adapter(pipe, text, image_encoder=None):
+    """Loads the IP-adapter ``FILE[:SCALE]`` into ``pipe``, at the scale 0.5 where none is given; none for None.
+
+    ``image_encoder`` is a directory or hub id; if it is None the adapter's directory has one.
+
+    Raises:
+        InputError, CheckpointError: see ``load_ip_adapter`` of the pipelines.
+    """
+    if text is not None:
+        path, scale = split_scale(text, default=0.5)
+        if image_encoder is not None:
+            pipe.load_image_encoder(image_encoder)
+        pipe.load_ip_adapter(path)
+        pipe.set_ip_adapter_scale(scale)
+
+
+def split_scale(text, default=1.0):
+    """``("file", 0.5)`` of ``"file:0.5"``; ``default`` is the scale where none is given (a path may have colons)."""
     path, colon, scale = text.rpartition(":")
     try:
-        return (path, float(scale)) if colon and path else (text, 1.0)
+        return (path, float(scale)) if colon and path else (text, default)
     except ValueError:
-        return text, 1.0
+        return text, default
 
 
 def make_scheduler(name, model_scheduler):

@@ -19,6 +19,7 @@ from ..serialization.sd3_keys import original_table, to_original
 from ..serialization.single_file import COMPONENTS, CONFIGS_KEY
 from ..serialization.tensors import dtype_name, floating_dtype
 from ..serialization.writers import StoredTensor, byte_size, require_space, write_checkpoint, write_tensors
+from ..transformers import SiglipVisionModel
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
@@ -33,6 +34,10 @@ _LIBRARIES = {
     "diffusers": ("diffusers", "transformers"),
     "ppdiffusers": ("ppdiffusers", "ppdiffusers.transformers"),
 }
+# What directories hold beside the networks of a single file, and what is copied as it is.
+_NETWORKS = {**NETWORKS, "image_encoder": SiglipVisionModel}
+_OF_TRANSFORMERS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
+_COPIED = ("scheduler", *TOKENIZERS, "feature_extractor")
 _PADDLE_FILES = {"diffusion_pytorch_model": ("diffusion_paddle_model", "pd"), "model": ("model", "np")}
 
 
@@ -107,7 +112,8 @@ class _Network:
     model's names, complete and without surplus."""
 
     def __init__(self, name, config, source):
-        class_ = NETWORKS[name]
+        class_ = _NETWORKS[name]
+        source = class_.with_own_names(source)
         if _QUANTIZATION in config:
             raise InputError(
                 f"{source.path} is quantized, and only this directory's own layout says how. Convert the model that it "
@@ -172,14 +178,14 @@ class _DirectoryParts:
         self.index = read_json(index, purpose="the list of the pipeline's components")
         self.pipeline = self.index.get("_class_name", _PIPELINE)
         listed = [n for n, entry in self.index.items() if isinstance(entry, list) and entry[1] and n not in given]
-        self.networks = [name for name in listed if name in NETWORKS]
-        self.others = [name for name in listed if name not in NETWORKS]
-        for name in (name for name in self.others if name != "scheduler" and name not in TOKENIZERS):
+        self.networks = [name for name in listed if name in _NETWORKS]
+        self.others = [name for name in listed if name not in _NETWORKS]
+        for name in (name for name in self.others if name not in _COPIED):
             raise CheckpointFormatError(
                 f"{index} lists {name!r}, which cannot be converted. Pass {name}=None to leave it out."
             )
         for name in self.networks:
-            listed, known = self.index[name][1], NETWORKS[name].__name__
+            listed, known = self.index[name][1], _NETWORKS[name].__name__
             if listed != known:
                 raise CheckpointFormatError(
                     f"{index} lists {name!r} as a {listed}; what can be converted is a {known}. Pass {name}=None to "
@@ -192,8 +198,8 @@ class _DirectoryParts:
 
     def network(self, name):
         folder = self.folder(name)
-        checkpoint = Checkpoint.open(folder, NETWORKS[name].weights_name, self._variants[name])
-        return _Network(name, NETWORKS[name].load_config(folder), checkpoint)
+        checkpoint = Checkpoint.open(folder, _NETWORKS[name].weights_name, self._variants[name])
+        return _Network(name, _NETWORKS[name].load_config(folder), checkpoint)
 
     def scheduler_config(self):
         file = os.path.join(self.directory, "scheduler", "scheduler_config.json")
@@ -243,9 +249,13 @@ class _FileParts:
 
 
 def _open(source, variant, config, components, whole):
-    unknown = [name for name in components if name not in (*NETWORKS, *TOKENIZERS)]
+    known = (*_NETWORKS, *TOKENIZERS, "feature_extractor")
+    unknown = [name for name in components if name not in known]
     if unknown:
-        raise InputError(f"convert does not know {unknown}; components are {', '.join((*NETWORKS, *TOKENIZERS))}.")
+        raise InputError(f"convert does not know {unknown}; components are {', '.join(known)}.")
+    for name in ("image_encoder", "feature_extractor"):
+        if components.get(name) is not None:
+            raise InputError(f"`{name}` can only be None here, to leave it out of a directory. Convert it by itself.")
     path = os.path.expanduser(os.fspath(source))
     if os.path.isfile(path) or path.endswith(".safetensors"):
         if variant is not None:
@@ -266,9 +276,9 @@ def _component_of(directory):
     """What a pipeline calls the network in ``directory``."""
     config = read_json(os.path.join(directory, "config.json"), purpose="a network's configuration")
     name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-    components = [component for component, class_ in NETWORKS.items() if class_.__name__ == name]
+    components = [component for component, class_ in _NETWORKS.items() if class_.__name__ == name]
     if not components:
-        known = ", ".join(sorted({class_.__name__ for class_ in NETWORKS.values()}))
+        known = ", ".join(sorted({class_.__name__ for class_ in _NETWORKS.values()}))
         raise CheckpointFormatError(f"{directory} holds a {name}; what can be converted is a pipeline, {known}.")
     # The two CLIP towers are one class; bigG has the other activation.
     return components[-1] if len(components) > 1 and config.get("hidden_act") == "gelu" else components[0]
@@ -276,6 +286,11 @@ def _component_of(directory):
 
 def _write_file(target, parts, dtype):
     tensors, configs = {}, {}
+    if "image_encoder" in parts.networks:
+        raise InputError(
+            "A single file has no place for the image_encoder of an IP-adapter. Pass image_encoder=None and "
+            "feature_extractor=None to leave it out, or convert to a directory."
+        )
     for name in parts.networks:
         network = parts.network(name)
         tensors.update(network.original_tensors(dtype))
@@ -311,7 +326,7 @@ def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
     index = {"_class_name": parts.pipeline}
     index.update({"_diffusers_version": "0.42.1", "_ppsd3_version": __version__})
     for name, class_name in sorted(parts.classes().items()):
-        library = foreign if name.startswith(("text_encoder", "tokenizer")) else own
+        library = foreign if name.startswith(_OF_TRANSFORMERS) else own
         index[name] = [None, None] if class_name is None else [library, class_name]
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with staging_directory(target) as staging:

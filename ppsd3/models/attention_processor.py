@@ -54,28 +54,48 @@ class Attention(nn.Layer):
             self.norm_added_k = RMSNorm(dim_head) if qk_norm else None
             self.to_add_out = None if context_pre_only else Linear(inner_dim, query_dim)
         self._fused = None
-        self.processor = processor or JointAttnProcessor2_5()
+        self.set_processor(processor or JointAttnProcessor2_5())
 
     def set_processor(self, processor):
-        """Replaces the arithmetic; ``processor(attn, hidden_states, encoder_hidden_states, **kwargs)``."""
-        self.processor = processor
+        """Replaces the arithmetic; ``processor(attn, hidden_states, encoder_hidden_states, **kwargs)``.
+
+        A processor may be a layer; its weights belong to the adapter that it is of, not to this layer.
+        """
+        object.__setattr__(self, "processor", processor)
+
+    def project(self, hidden_states):
+        """Q, K, V of the image tokens, each [B, N, h, d], as the projections give them."""
+        return self._project(hidden_states, _NAMES)
+
+    def normalize(self, q, k, v):
+        """What :meth:`project` gave, Q and K normalised where the model does."""
+        return _normalized(q, self.norm_q), _normalized(k, self.norm_k), v
 
     def qkv(self, hidden_states):
         """Q, K, V of the image tokens, each [B, N, h, d], Q and K normalised where the model does."""
-        return self._project(hidden_states, _NAMES, self.norm_q, self.norm_k)
+        return self.normalize(*self.project(hidden_states))
 
     def added_qkv(self, encoder_hidden_states):
         """Q, K, V of the text tokens, each [B, L, h, d]; Q is None where the text stream ends (``context_pre_only``).
 
         What text would learn in the last block is thrown away, so its queries are not asked.
         """
-        return self._project(encoder_hidden_states, self._added_names, self.norm_added_q, self.norm_added_k)
+        q, k, v = self._project(encoder_hidden_states, self._added_names)
+        return _normalized(q, self.norm_added_q), _normalized(k, self.norm_added_k), v
+
+    def project_out(self, tokens):
+        """The output of the image tokens: [B, N, h, d] -> [B, N, D]."""
+        return self.to_out[1](self.to_out[0](tokens.flatten(2)))
+
+    def project_added_out(self, tokens):
+        """The output of the text tokens: [B, L, h, d] -> [B, L, D]; None stays None."""
+        return None if tokens is None else self.to_add_out(tokens.flatten(2))
 
     @property
     def _added_names(self):
         return _ADDED_NAMES[1:] if self.context_pre_only else _ADDED_NAMES
 
-    def _project(self, tokens, names, norm_q, norm_k):
+    def _project(self, tokens, names):
         layers = [getattr(self, name) for name in names]
         if self._fused is not None and paddle.in_dynamic_mode():  # a static graph holds parameters, not copies
             projected = self._fused[names](tokens).chunk(len(names), axis=-1)
@@ -84,8 +104,7 @@ class Attention(nn.Layer):
             tokens = shared_input(tokens, *layers)
             projected = [layer(tokens) for layer in layers]
         *q, k, v = (x.reshape([0, 0, self.heads, self.dim_head]) for x in projected)
-        q = q[0] if q else None
-        return (q if q is None or norm_q is None else norm_q(q)), (k if norm_k is None else norm_k(k)), v
+        return q[0] if q else None, k, v
 
     @paddle.no_grad()
     def fuse_projections(self):
@@ -105,6 +124,10 @@ class Attention(nn.Layer):
 
     def forward(self, hidden_states, encoder_hidden_states=None, **kwargs):
         return self.processor(self, hidden_states, encoder_hidden_states, **kwargs)
+
+
+def _normalized(x, norm):
+    return x if x is None or norm is None else norm(x)
 
 
 def _fuse(layers):
@@ -130,15 +153,25 @@ class JointAttnProcessor2_5:
     def __call__(self, attn, hidden_states, encoder_hidden_states=None):
         """``[B, N, D]`` and ``[B, L, D]`` (or None) -> the same pair, or ``[B, N, D]`` alone without text."""
         if encoder_hidden_states is None:
-            return self._project_out(attn, attention(*attn.qkv(hidden_states)))
+            return attn.project_out(self.attend(attn.qkv(hidden_states))[0])
+        image, text = self.attend(attn.qkv(hidden_states), attn.added_qkv(encoder_hidden_states))
+        return attn.project_out(image), attn.project_added_out(text)
 
-        image, text = joint_attention(attn.qkv(hidden_states), attn.added_qkv(encoder_hidden_states))
-        text = None if text is None else attn.to_add_out(text.flatten(2))
-        return self._project_out(attn, image), text
+    def attend(self, image, text=None):
+        """Which tokens see which: what a subclass, or an adapter that adds to it, replaces.
 
-    @staticmethod
-    def _project_out(attn, tokens):
-        return attn.to_out[1](attn.to_out[0](tokens.flatten(2)))  # [B, N, h, d] -> [B, N, D]
+        Args:
+            image, text (tuple of three Tensors): q, k, v, each [B, N, h, d] and [B, L, h, d]; q of the text, or all of
+                it, may be None.
+
+        Returns:
+            (Tensor [B, N, h, d], Tensor [B, L, h, d] or None).
+        """
+        return (attention(*image), None) if text is None else joint_attention(image, text)
+
+    def perturbed(self):
+        """The processor that stands in for this one in the weakened model of perturbed-attention guidance."""
+        return _PERTURBED
 
 
 class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
@@ -149,18 +182,17 @@ class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
     does elsewhere, which diffusers leaves out for SD3.5.
     """
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None):
-        """As :class:`JointAttnProcessor2_5`; without text each image token is left its own value."""
-        q, k, v = attn.qkv(hidden_states)
-        if encoder_hidden_states is None:
-            return self._project_out(attn, v)
-        text_q, text_k, text_v = attn.added_qkv(encoder_hidden_states)
+    def attend(self, image, text=None):
+        """As :meth:`JointAttnProcessor2_5.attend`; without text each image token is left its own value."""
+        q, k, v = image
+        if text is None:
+            return v, None
+        text_q, text_k, text_v = text
         image = self._self_and_text(q, k, v, text_k, text_v)
-        text = None
-        if text_q is not None:
-            keys, values = paddle.concat([k, text_k], axis=1), paddle.concat([v, text_v], axis=1)
-            text = attn.to_add_out(attention(text_q, keys, values).flatten(2))
-        return self._project_out(attn, image), text
+        if text_q is None:
+            return image, None
+        keys, values = paddle.concat([k, text_k], axis=1), paddle.concat([v, text_v], axis=1)
+        return image, attention(text_q, keys, values)
 
     @staticmethod
     def _self_and_text(q, k, v, text_k, text_v):
@@ -171,6 +203,14 @@ class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
         scores = paddle.concat([own, paddle.matmul(q_heads, text_k, transpose_y=True)], axis=-1)
         own, text = F.softmax(scores, axis=-1).split([1, text_k.shape[2]], axis=-1)
         return paddle.matmul(text, text_v).transpose([0, 2, 1, 3]) + own.transpose([0, 2, 1, 3]) * v
+
+
+_PERTURBED = PAGJointAttnProcessor2_5()
+
+
+def perturbed(processor):
+    """What stands in for ``processor`` in the weakened model of perturbed-attention guidance."""
+    return processor.perturbed() if hasattr(processor, "perturbed") else _PERTURBED
 
 
 def check_attention_kwargs(processors, kwargs):

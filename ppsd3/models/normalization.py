@@ -1,6 +1,7 @@
 """Layer norms whose shift, scale and gate come from the conditioning vector (adaLN), and RMS norm.
 
-Counterparts of diffusers' ``AdaLayerNormZero``, ``SD35AdaLayerNormZeroX``, ``AdaLayerNormContinuous``, ``RMSNorm``.
+Counterparts of diffusers' ``AdaLayerNorm``, ``AdaLayerNormZero``, ``SD35AdaLayerNormZeroX``,
+``AdaLayerNormContinuous`` and ``RMSNorm``.
 """
 
 from typing import NamedTuple, Optional
@@ -85,6 +86,22 @@ class SD35AdaLayerNormZeroX(_AdaLayerNorm):
             modulate(normalized, shift_msa2, scale_msa2),
             gate_msa2,
         )
+
+
+class AdaLayerNorm(_AdaLayerNorm):
+    """Two chunks: shift, scale (of the picture tokens of an IP-adapter).
+
+    Args:
+        embedding_dim (int): width of the conditioning vector.
+        dim (int): width D of what is normalised.
+    """
+
+    def __init__(self, embedding_dim, dim):
+        super().__init__(embedding_dim, dim, chunks=2)
+
+    def with_modulation(self, x, modulation):
+        shift, scale = modulation
+        return layer_norm_modulate(x, shift, scale, self.epsilon)
 
 
 class AdaLayerNormContinuous(_AdaLayerNorm):

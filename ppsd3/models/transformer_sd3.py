@@ -5,8 +5,9 @@ D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 """
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
+from typing import Callable, Optional
 
 import paddle
 from paddle import nn
@@ -39,11 +40,19 @@ class PreparedCondition:
         context (Tensor [B, L, D] or None): projected text tokens, where the blocks read some.
         blocks (list): for each block the modulation of its streams, as ``JointTransformerBlock.modulation`` returns.
         out (list of Tensor [B, D]): modulation of the last norm, where there is one.
+        picture (callable or None): () -> what an IP-adapter makes of a picture at this timestep: dict of arguments of
+            the attention processors, tensors [B, ...].
     """
 
     context: paddle.Tensor
     blocks: list
     out: list
+    picture: Optional[Callable] = None
+
+    @cached_property
+    def attention(self):
+        """What ``picture`` gives, worked out when the step is taken: a picture has many features."""
+        return {} if self.picture is None else self.picture()
 
     def flat(self):
         """All modulation as one tensor [B, chunks * D]."""
@@ -82,10 +91,15 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         dual_attention_layers (tuple of int): blocks with a second, image-only attention: 0..12 in SD3.5-medium.
         qk_norm (str, optional): ``"rms_norm"`` in SD3.5.
 
+    Attributes:
+        ip_adapter (nn.Layer or None): ``(image embeddings [B, ...], timestep [B]) -> dict`` of arguments for the
+            attention processors, with the weights of these; see ``ppsd3.adapters.ip_adapter``.
+
     Raises:
         ConfigError: ``qk_norm`` is unknown, or the text is not projected to the model's width.
     """
 
+    _attachments = ("ip_adapter",)
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
     _weight_only_modules = ("norm1", "norm1_context")
     _components = ("transformer",)
@@ -141,6 +155,7 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim)
         self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.gradient_checkpointing = False
+        self.ip_adapter = None
 
     def forward(
         self,
@@ -165,7 +180,8 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
             block_controlnet_hidden_states (sequence of Tensor [B, N, D], optional): residuals of a ControlNet,
                 spread evenly over the blocks; the last block gets none.
             joint_attention_kwargs (dict, optional): handed to every attention processor, but for ``"scale"``: a factor
-                of the strength of all LoRA layers. (Text that was prepared has it from ``ops.scaled_adapters``.)
+                of the strength of all LoRA layers (text that was prepared has it from ``ops.scaled_adapters``), and
+                ``"ip_adapter_image_embeds"``: what the IP-adapter reads, [B, T, E], unless :meth:`prepare` had it.
             return_dict (bool): return :class:`Transformer2DModelOutput` (default) or a tuple of one.
             skip_layers (sequence of int, optional): blocks to leave out (skip-layer guidance).
             prepared (PreparedCondition, optional): text and timestep as :meth:`prepare` made them, in the place of
@@ -179,7 +195,14 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         """
         grid = [size // self.config.patch_size for size in hidden_states.shape[-2:]]
         skip_layers = self._check_skip_layers(skip_layers)
-        scale, joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
+        scale, image_embeds, joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
+        if image_embeds is not None and prepared is None:
+            joint_attention_kwargs.update(self._attention_arguments(image_embeds, timestep))
+        elif image_embeds is not None:
+            raise InputError(
+                "joint_attention_kwargs has 'ip_adapter_image_embeds' for a condition that is prepared already. Give "
+                "them to prepare(), or to the pipeline's call as the argument of that name."
+            )
         with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
             tokens = self._run(
                 hidden_states,
@@ -221,19 +244,19 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         if prepared is None:
 
             def run(i, *streams):
-                return self._run_block(self.transformer_blocks[i], *streams, temb, joint_attention_kwargs)
+                return self._run_block(self.transformer_blocks[i], *streams, temb, joint_attention_kwargs or None)
 
             hidden_states = self._run_blocks(*streams, run, skip_layers, controls, run_blocks or run_all)
             hidden_states = self.norm_out(hidden_states, temb)
-        elif self.is_compiled and controls is None and joint_attention_kwargs is None and run_blocks is None:
-            hidden_states = self._run_compiled(*streams, prepared.flat(), skip_layers)
+        elif self.is_compiled and controls is None and not joint_attention_kwargs and run_blocks is None:
+            hidden_states = self._run_compiled(*streams, prepared, skip_layers)
         else:
             hidden_states = self._run_prepared(
                 *streams, prepared, skip_layers, controls, joint_attention_kwargs, run_blocks or run_all
             )
         return self.proj_out(hidden_states)
 
-    def prepare(self, encoder_hidden_states, pooled_projections, timesteps):
+    def prepare(self, encoder_hidden_states, pooled_projections, timesteps, ip_adapter_image_embeds=None):
         """What sampling can know before it starts: projected text, and the modulation of each step.
 
         At two rows a step the modulation's matrices, a third of the model, are read for hardly any arithmetic; read
@@ -243,13 +266,35 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
             encoder_hidden_states (Tensor [B, L, joint_attention_dim]): text tokens.
             pooled_projections (Tensor [B, pooled_projection_dim]): pooled text.
             timesteps (Tensor [T]): 0 to 1000, fp32.
+            ip_adapter_image_embeds (Tensor [B, ...], optional): what the IP-adapter reads.
 
         Returns:
             list of T :class:`PreparedCondition`, for ``forward(prepared=...)``.
         """
         context = self.context_embedder(encoder_hidden_states)
         temb = self.time_text_embed.of_steps(timesteps, pooled_projections)
-        return PreparedCondition.of_steps(context, temb, self.transformer_blocks, self.norm_out)
+        steps = PreparedCondition.of_steps(context, temb, self.transformer_blocks, self.norm_out)
+        if ip_adapter_image_embeds is not None:
+            self._check_ip_adapter()
+            for t, step in enumerate(steps):
+                timestep = timesteps[t : t + 1].expand([pooled_projections.shape[0]])
+                step.picture = partial(self._attention_arguments, ip_adapter_image_embeds, timestep)
+        return steps
+
+    def _check_ip_adapter(self):
+        if self.ip_adapter is None:
+            raise InputError(
+                "ip_adapter_image_embeds are for an IP-adapter, and this transformer has none. Load one by the "
+                "pipeline's load_ip_adapter()."
+            )
+
+    def _attention_arguments(self, image_embeds, timestep):
+        """dict of what attention processors get of the picture that an IP-adapter reads."""
+        self._check_ip_adapter()
+        arguments = self.ip_adapter(image_embeds, timestep)
+        for processor in self.attn_processors.values():  # one that was set after the adapter would know nothing of it
+            check_attention_kwargs([processor], arguments)
+        return arguments
 
     def _run_blocks(self, hidden_states, encoder_hidden_states, run, skip_layers, controls, run_blocks):
         """All blocks but the skipped, ``run(i, *streams)`` being one; returns the image stream."""
@@ -284,30 +329,35 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         run_blocks=None,
     ):
         """The blocks and the last norm, given what :meth:`prepare` made."""
+        kwargs = {**(joint_attention_kwargs or {}), **prepared.attention}
 
         def run(i, *streams):
-            return self.transformer_blocks[i].with_modulation(*streams, prepared.blocks[i], joint_attention_kwargs)
+            return self.transformer_blocks[i].with_modulation(*streams, prepared.blocks[i], kwargs)
 
         streams = hidden_states, context
         hidden_states = self._run_blocks(*streams, run, skip_layers, controls, run_blocks or run_all)
         return self.norm_out.with_modulation(hidden_states, prepared.out)
 
-    def _run_compiled(self, hidden_states, context, modulation, skip_layers):
-        """:meth:`_run_prepared` as a graph; ``modulation [B, chunks * D]`` is what ``PreparedCondition.flat`` gives."""
-        shapes = [[-1, -1, self.inner_dim], [-1, -1, self.inner_dim], [-1, modulation.shape[1]]]
-        processors = tuple(layer.processor for _, layer in self._attentions())
-        variant = skip_layers, processors, adapter_scale(self)
-        graph = self._graph("trunk", partial(self._run_flat, skip_layers), shapes, *variant)
-        return graph(hidden_states, context, modulation)
+    def _run_compiled(self, hidden_states, context, prepared, skip_layers):
+        """:meth:`_run_prepared` as a graph."""
+        tensors = [hidden_states, context, prepared.flat(), *prepared.attention.values()]
+        shapes = [[-1] * (tensor.ndim - 1) + [tensor.shape[-1]] for tensor in tensors]
+        processors = [layer.processor for _, layer in self._attentions()]
+        names = tuple(prepared.attention)
+        scales = tuple(getattr(processor, "scale", None) for processor in processors)
+        variant = skip_layers, names, (*processors, *scales), adapter_scale(self)
+        graph = self._graph("trunk", partial(self._run_flat, skip_layers, names), shapes, *variant)
+        return graph(*tensors)
 
-    def _run_flat(self, skip_layers, hidden_states, context, modulation):
-        """:meth:`_run_prepared` of tensors alone, as a graph takes them."""
+    def _run_flat(self, skip_layers, names, hidden_states, context, modulation, *attention):
+        """:meth:`_run_prepared` of tensors alone, as a graph takes them: ``modulation [B, chunks * D]`` is what
+        ``PreparedCondition.flat`` gives, ``names`` are those of the tensors in ``attention``."""
         chunks = iter(modulation.split(modulation.shape[1] // self.inner_dim, axis=-1))
         blocks = [
             tuple(list(islice(chunks, norm.chunks)) for norm in (block.norm1, block.norm1_context))
             for block in self.transformer_blocks
         ]
-        prepared = PreparedCondition(context, blocks, list(chunks))
+        prepared = PreparedCondition(context, blocks, list(chunks), lambda: dict(zip(names, attention)))
         return self._run_prepared(hidden_states, context, prepared, skip_layers)
 
     def _check_skip_layers(self, skip_layers):
@@ -319,12 +369,12 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         return skip_layers
 
     def _check_attention_kwargs(self, kwargs):
-        if not kwargs:
-            return 1.0, None
-        kwargs = dict(kwargs)
-        scale = kwargs.pop("scale", 1.0)
-        check_attention_kwargs(self.attn_processors.values(), kwargs)
-        return scale, kwargs or None
+        """``(scale, ip_adapter_image_embeds or None, what is left for the processors)``."""
+        kwargs = dict(kwargs or {})
+        scale, image_embeds = kwargs.pop("scale", 1.0), kwargs.pop("ip_adapter_image_embeds", None)
+        if kwargs:
+            check_attention_kwargs(self.attn_processors.values(), kwargs)
+        return scale, image_embeds, kwargs
 
 
 def run_all(blocks, hidden_states, encoder_hidden_states):

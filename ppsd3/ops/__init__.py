@@ -1,6 +1,6 @@
 """The only place that knows kernels; everything else calls these names."""
 
-from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, scaled_adapters
+from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
 from .attention import attention, causal_bias, joint_attention
 from .casting import CastingLinear
 from .linear import Linear, gelu, linear, linear_gelu
@@ -28,6 +28,7 @@ __all__ = [
     "linear",
     "linear_gelu",
     "modulate",
+    "own_sublayers",
     "rms_norm",
     "scaled_adapters",
     "shared_input",

@@ -186,6 +186,15 @@ def scaled_adapters(networks, scale, argument):
             layer.scale = value
 
 
+def own_sublayers(network):
+    """[(name, layer)] of ``network`` without what an adapter has attached to the whole of it (``_attachments``)."""
+    return [(name, layer) for name, layer in network.named_sublayers() if not _is_attached(network, name)]
+
+
+def _is_attached(network, name):
+    return name.split(".")[0] in getattr(network, "_attachments", ())
+
+
 def checkpoint_tensors(network):
     """``state_dict()`` of ``network`` as a checkpoint has it: without adapters, but with what is fused.
 
@@ -200,7 +209,7 @@ def checkpoint_tensors(network):
             "save_lora_weights(), and before saving the network call fuse_lora() to put them into the weights, or "
             "disable_lora() or unload_lora_weights() to save it without."
         )
-    tensors = network.state_dict()
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if not _is_attached(network, name)}
     for name in layers:
         tensors = {
             key.replace(name + ".base_layer.", name + ".", 1) if key.startswith(name + ".") else key: tensor

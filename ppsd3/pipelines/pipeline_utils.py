@@ -49,6 +49,10 @@ COMPONENT_CLASSES = {
     "UniPCMultistepScheduler": ("diffusers", "schedulers", "UniPCMultistepScheduler"),
     "CLIPTextModelWithProjection": ("transformers", "transformers", "CLIPTextModelWithProjection"),
     "T5EncoderModel": ("transformers", "transformers", "T5EncoderModel"),
+    "SiglipVisionModel": ("transformers", "transformers", "SiglipVisionModel"),
+    "SiglipImageProcessor": ("transformers", "transformers", "SiglipImageProcessor"),
+    "SiglipImageProcessorFast": ("transformers", "transformers", "SiglipImageProcessor"),
+    "SiglipImageProcessorPil": ("transformers", "transformers", "SiglipImageProcessor"),
     "CLIPTokenizer": ("transformers", "transformers", "CLIPTokenizer"),
     "CLIPTokenizerFast": ("transformers", "transformers", "CLIPTokenizer"),
     "T5Tokenizer": ("transformers", "transformers", "T5Tokenizer"),
@@ -84,7 +88,8 @@ class DiffusionPipeline(FromSingleFileMixin):
     _component_names = ()
     _optional_components = ()
     _quantized_components = ("transformer", "controlnet", "text_encoder_3")
-    _held_components = ("transformer", "controlnet", "text_encoder")  # prefixes of what storage_dtype is for
+    # prefixes of what storage_dtype is for
+    _held_components = ("transformer", "controlnet", "text_encoder", "image_encoder")
 
     def __init__(self, **components):
         self._progress_bar_config = {}
@@ -174,10 +179,7 @@ class DiffusionPipeline(FromSingleFileMixin):
                 continue
             dtype = dtypes.get(name, dtypes.get("default"))
             options = {"paddle_dtype": dtype, "storage_dtype": held.get(name), "variant": variants.get(name)}
-            if load_components == "on_demand":
-                loaded[name] = OnDemandNetwork(class_, directory, name, options)
-            else:
-                loaded[name] = class_.from_pretrained(directory, subfolder=name, **options)
+            loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
         absent = {name: None for name in chosen._component_signature()}
         return chosen(**{**absent, **loaded, **components})
 
@@ -207,6 +209,12 @@ class DiffusionPipeline(FromSingleFileMixin):
         made = cls(**parts)
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
         return made
+
+    def _read_more(self, class_, directory, subfolder):
+        """A network that joins the others: of their dtypes, and on demand where some of them are."""
+        on_demand = any(isinstance(part, OnDemandNetwork) for part in self.components.values())
+        options = {"paddle_dtype": self.dtype, "storage_dtype": self.transformer.storage_dtype}
+        return _read_network(class_, directory, subfolder, options, on_demand)
 
     @classmethod
     def _storage_dtypes(cls, storage_dtype, networks):
@@ -494,6 +502,12 @@ def component_class(name, class_name, directory):
 def pipeline_class(name):
     """The pipeline class called ``name``, one of ``PIPELINE_CLASSES``."""
     return _import(*PIPELINE_CLASSES[name])
+
+
+def _read_network(class_, directory, name, options, on_demand):
+    if on_demand:
+        return OnDemandNetwork(class_, directory, name, options)
+    return class_.from_pretrained(directory, subfolder=name, **options)
 
 
 def _import(module, name):

@@ -41,6 +41,21 @@ class OnDemandNetwork:
             self.config = class_.from_config(config).config
         self._network, self._users = None, 0
         self._calls = {}  # method -> its keyword arguments, called after each loading
+        self.ip_adapter, self._attached = None, None
+
+    @property
+    def storage_dtype(self):
+        """What its weights are held in, or None; see ``ModelMixin``."""
+        return self.options.get("storage_dtype")
+
+    def keep_attached(self, adapter, attached):
+        """Lets the network have an adapter of its own memory whenever it is here.
+
+        Args:
+            adapter (nn.Layer or None): what ``ip_adapter`` is from now on.
+            attached (callable): ``(network, adapter)`` -> context manager: the network has it inside.
+        """
+        self.ip_adapter, self._attached = adapter, attached
 
     @contextlib.contextmanager
     def resident(self):
@@ -51,7 +66,9 @@ class OnDemandNetwork:
                 self._network = self.network_class.from_pretrained(self.directory, subfolder=self.name, **self.options)
                 for method, options in self._calls.items():
                     getattr(self._network, method)(**options)
-            yield self._network
+            outermost = self._users == 1 and self.ip_adapter is not None
+            with self._attached(self._network, self.ip_adapter) if outermost else contextlib.nullcontext():
+                yield self._network
         finally:
             self._users -= 1
             if not self._users and self._network is not None:

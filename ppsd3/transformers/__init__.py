@@ -1,10 +1,16 @@
-"""The text towers of SD3 and their tokenizers.
+"""The text towers of SD3 and their tokenizers, and the image tower of its IP-adapter.
 
 Counterparts of the transformers classes of the same names: the same ``config.json``, the same tensor names, the same
 token ids. Nothing here imports transformers, torch, sentencepiece or protobuf.
 """
 
 from .clip import CLIPTextModelOutput, CLIPTextModelWithProjection, CLIPTokenizer
+from .siglip import (
+    SiglipImageProcessor,
+    SiglipImageProcessorOutput,
+    SiglipVisionModel,
+    SiglipVisionModelOutput,
+)
 from .t5 import T5EncoderModel, T5EncoderOutput, T5Tokenizer
 from .tokenization import TokenizerOutput
 
@@ -12,6 +18,10 @@ __all__ = [
     "CLIPTextModelOutput",
     "CLIPTextModelWithProjection",
     "CLIPTokenizer",
+    "SiglipImageProcessor",
+    "SiglipImageProcessorOutput",
+    "SiglipVisionModel",
+    "SiglipVisionModelOutput",
     "T5EncoderModel",
     "T5EncoderOutput",
     "T5Tokenizer",

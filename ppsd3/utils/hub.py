@@ -38,7 +38,7 @@ _HUB_FILE = re.compile(
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 # Files by which a component's folder is found in the cache when the hub cannot be asked.
 _ANCHORS = (
-    *("config.json", "scheduler_config.json"),
+    *("config.json", "scheduler_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "tokenizer.json", "vocab.json", "spiece.model"),
 )
 

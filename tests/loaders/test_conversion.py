@@ -5,8 +5,9 @@ import json
 import os
 
 import numpy as np
+import paddle
 import pytest
-from helpers import tiny
+from helpers import ip_adapters, tiny
 from helpers.originals import T5_PREFIX, read, scale_to_float8, write
 
 import ppsd3
@@ -192,3 +193,26 @@ def test_a_quantized_network(checkpoint, tmp_path):
     pipe.save_pretrained(tmp_path / "int8")
     with pytest.raises(InputError, match="is quantized.*Convert the model that it was made from"):
         ppsd3.convert(tmp_path / "int8", tmp_path / "x.safetensors")
+
+
+def test_an_image_encoder_comes_along(checkpoint, tmp_path):
+    pipe, directory = checkpoint
+    paddle.seed(0)
+    encoder = ppsd3.SiglipVisionModel(**ip_adapters.SIGLIP)
+    processor = ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR)
+    whole = ppsd3.StableDiffusion3Pipeline(
+        **{**pipe.components, "image_encoder": encoder, "feature_extractor": processor}
+    )
+    whole.save_pretrained(tmp_path / "whole")
+    converted = ppsd3.convert(tmp_path / "whole", tmp_path / "paddle", layout="ppdiffusers")
+    loaded = assert_same_pipeline(converted, pipe)
+    assert loaded.feature_extractor.config == processor.config
+    for name, tensor in encoder.state_dict().items():
+        np.testing.assert_array_equal(loaded.image_encoder.state_dict()[name].numpy(), tensor.numpy())
+    with pytest.raises(InputError, match="no place for the image_encoder.*image_encoder=None"):
+        ppsd3.convert(tmp_path / "whole", tmp_path / "file.safetensors")
+    left_out = {"image_encoder": None, "feature_extractor": None}
+    assert_same_pipeline(ppsd3.convert(tmp_path / "whole", tmp_path / "without", **left_out), pipe)
+    ppsd3.convert(tmp_path / "whole", tmp_path / "file.safetensors", **left_out)
+    with pytest.raises(InputError, match="can only be None"):
+        ppsd3.convert(directory, tmp_path / "x", image_encoder="elsewhere")

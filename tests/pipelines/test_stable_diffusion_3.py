@@ -442,11 +442,6 @@ def test_encoders_of_another_model(own_pipe):
         own_pipe(PROMPT)
 
 
-def test_image_encoder_is_refused():
-    with pytest.raises(InputError, match="image_encoder"):
-        ppsd3.StableDiffusion3Pipeline(**tiny.make_components(), image_encoder=object())
-
-
 # --------------------------------------------------------------------------------------------------------- other modes
 
 

@@ -4,13 +4,13 @@ import contextlib
 
 import paddle
 
-from ...loaders import SD3LoraLoaderMixin
+from ...loaders import SD3IPAdapterMixin, SD3LoraLoaderMixin
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
 from ..image_processor import VaeImageProcessor, check_output_type
 from ..pipeline_utils import DiffusionPipeline
 from ..residency import OnDemandNetwork
-from . import inputs
+from . import image_prompting, inputs
 from .denoising import DenoisingState, VelocityModel, denoise, prepare_timesteps
 from .guidance import make_guidance
 from .latents import decode_latents
@@ -21,7 +21,7 @@ from .prompt_reading import PromptReader
 from .step_caching import StepCache
 
 
-class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
+class StableDiffusion3Base(SD3LoraLoaderMixin, SD3IPAdapterMixin, DiffusionPipeline):
     """Base of the pipelines: a subclass's call makes a task (``tasks.py``) and hands it to :meth:`_draw`.
 
     Args:
@@ -29,7 +29,8 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         text_encoder, text_encoder_2 (CLIPTextModelWithProjection): CLIP-L and CLIP-G.
         text_encoder_3 (T5EncoderModel).
         tokenizer, tokenizer_2 (CLIPTokenizer), tokenizer_3 (T5Tokenizer): of the three encoders.
-        image_encoder, feature_extractor: None; places that a diffusers checkpoint has for an IP-adapter.
+        image_encoder (SiglipVisionModel), feature_extractor (SiglipImageProcessor): what an IP-adapter reads pictures
+            with; :meth:`load_ip_adapter` loads them too.
 
     Attributes:
         prompt_reader (PromptReader): makes tokens of prompts; a ``WeightedPrompts`` reads weights in them.
@@ -56,7 +57,6 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         image_encoder=None,
         feature_extractor=None,
     ):
-        inputs.check_ip_adapter(image_encoder=image_encoder, feature_extractor=feature_extractor)
         super().__init__(
             vae=vae,
             text_encoder=text_encoder,
@@ -114,9 +114,12 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         with self.lora_scaled((call.joint_attention_kwargs or {}).get("scale"), "joint_attention_kwargs['scale']"):
             # 3. Prompts -> condition.
             guidance = self._guidance()
-            positive, negative = self._encode(
-                call.texts, guidance.copies > 1, call.num_images_per_prompt, call.max_sequence_length, call.clip_skip
+            guided = guidance.copies > 1
+            pictures = image_prompting.read_picture(self, call, guided)
+            texts = self._encode(
+                call.texts, guided, call.num_images_per_prompt, call.max_sequence_length, call.clip_skip
             )
+            positive, negative = (text and text.with_image(picture) for text, picture in zip(texts, pictures))
 
             # 4. Latents -> latents of the picture.
             state = DenoisingState(start.latents, guidance.expand(positive, negative), guidance)
@@ -211,6 +214,56 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         negative = negative or TextCondition(None, None)
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 
+    @paddle.no_grad()
+    def encode_image(self, image, device=None):
+        """What the image encoder sees in pictures, as an IP-adapter reads it.
+
+        Args:
+            image: a PIL picture, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), a list of these, or
+                ``pixel_values`` (Tensor [B, 3, S, S]) that ``feature_extractor`` gave.
+            device: the one that the pipeline is on, or None.
+
+        Returns:
+            Tensor [B, T, E]: T patches of width E, in the transformer's dtype.
+
+        Raises:
+            InputError: the pipeline has no image encoder, or pictures that it cannot read.
+        """
+        inputs.check_device(device, self.device)
+        return image_prompting.encode_image(self, image)
+
+    @paddle.no_grad()
+    def prepare_ip_adapter_image_embeds(
+        self,
+        ip_adapter_image=None,
+        ip_adapter_image_embeds=None,
+        device=None,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+    ):
+        """What a call takes as ``ip_adapter_image_embeds``: encoded once, used often.
+
+        Args:
+            ip_adapter_image, ip_adapter_image_embeds: one of the two, as in the call.
+            device: as in :meth:`encode_image`.
+            num_images_per_prompt (int): n; each row is repeated so often, in a row.
+            do_classifier_free_guidance (bool): whether it is for a call with guidance.
+
+        Returns:
+            Tensor [B * n, T, E], or with guidance [2 * B * n, T, E]: [negative, positive], zeros being the negative of
+            a picture.
+
+        Raises:
+            InputError: as in the call.
+        """
+        inputs.check_device(device, self.device)
+        inputs.check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
+        positive, negative = image_prompting.prepare_image_embeds(
+            self, ip_adapter_image, ip_adapter_image_embeds, do_classifier_free_guidance
+        )
+        rows = [half for half in (negative, positive) if half is not None]
+        return paddle.concat([half.repeat_interleave(num_images_per_prompt, axis=0) for half in rows])
+
     @classmethod
     def from_pipe(cls, pipeline, **components):
         """See :meth:`DiffusionPipeline.from_pipe`; the prompt reader and the caches come along."""
@@ -285,9 +338,7 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         inputs.check_clip_skip(call.clip_skip, (self.text_encoder, self.text_encoder_2))
         inputs.check_callback_tensors(call.callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
         inputs.check_guidance(call, self.transformer.config.num_layers)
-        inputs.check_ip_adapter(
-            ip_adapter_image=call.ip_adapter_image, ip_adapter_image_embeds=call.ip_adapter_image_embeds
-        )
+        image_prompting.check(self, call)
         check_output_type(call.output_type)
         if call.guidance is not None and not isinstance(self.transformer, OnDemandNetwork):
             call.guidance.check(self.transformer)
@@ -363,7 +414,9 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, DiffusionPipeline):
         state.guidance = self._guidance()
         embeds, pooled = tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
         if embeds is not state.condition.embeds or pooled is not state.condition.pooled:
-            state.condition = TextCondition(embeds, pooled)  # else the object stays, and what is known about it with it
+            state.condition = state.condition.with_text(
+                embeds, pooled
+            )  # else the object stays, and what is known about it with it
         state.condition = state.guidance.fit(state.condition, state.latents.shape[0])
 
     @property

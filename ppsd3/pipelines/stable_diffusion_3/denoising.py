@@ -48,7 +48,7 @@ class VelocityModel:
         self.joint_attention_kwargs, self.extra_channels = joint_attention_kwargs, extra_channels
         self.control = control
         self._prepared = PreparedSteps(
-            lambda text, steps: transformer.prepare(text.embeds, text.pooled, steps), timesteps
+            lambda given, steps: transformer.prepare(given.embeds, given.pooled, steps, given.image_embeds), timesteps
         )
 
     def __call__(self, latents, step, query, run_blocks=None):

@@ -21,7 +21,7 @@ import dataclasses
 import re
 from typing import Any, Optional, Sequence
 
-from ...models.attention_processor import PAGJointAttnProcessor2_5
+from ...models.attention_processor import perturbed
 from ...utils.errors import InputError
 from .prompt_encoding import TextCondition
 
@@ -331,8 +331,8 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
 
     def check(self, transformer):
         super().check(transformer)
-        processor, names = PAGJointAttnProcessor2_5(), list(transformer.attn_processors)
-        found = {layer: [name for name in names if _is_in(name, layer)] for layer in self.layers}
+        own = transformer.attn_processors
+        found = {layer: [name for name in own if _is_in(name, layer)] for layer in self.layers}
         missing = [layer for layer, its in found.items() if not its]
         if missing:
             depth = len(transformer.transformer_blocks)
@@ -340,7 +340,7 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
                 f"Perturbed-attention guidance names the layers {missing}, which this transformer does not have; its "
                 f"blocks are 0 to {depth - 1}, or 'blocks.0' to 'blocks.{depth - 1}'."
             )
-        self._processors = {name: processor for its in found.values() for name in its}
+        self._processors = {name: perturbed(own[name]) for its in found.values() for name in its}
 
     def acts(self, moment):
         return self.weight(moment) > 0 and moment.within(self.start, self.stop)

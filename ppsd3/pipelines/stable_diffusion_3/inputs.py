@@ -234,13 +234,6 @@ def check_skip_layers(layers, num_layers, guided):
         )
 
 
-def check_ip_adapter(**arguments):
-    """IP-adapter arguments need a loaded adapter; the pipeline has none yet."""
-    for name, value in arguments.items():
-        if value is not None:
-            raise InputError(f"`{name}` needs an IP-adapter, which this version does not support. Leave it out.")
-
-
 def check_dtypes(components):
     """No network is in a 16-bit dtype on the CPU, where Paddle has no matrix product for it."""
     for name, part in components.items():

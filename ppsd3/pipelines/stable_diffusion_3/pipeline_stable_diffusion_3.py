@@ -15,7 +15,8 @@ class StableDiffusion3Pipeline(StableDiffusion3Base):
         text_encoder, text_encoder_2 (CLIPTextModelWithProjection): CLIP-L and CLIP-G.
         text_encoder_3 (T5EncoderModel).
         tokenizer, tokenizer_2 (CLIPTokenizer), tokenizer_3 (T5Tokenizer): of the three encoders.
-        image_encoder, feature_extractor: None; places that a diffusers checkpoint has for an IP-adapter.
+        image_encoder (SiglipVisionModel), feature_extractor (SiglipImageProcessor): what an IP-adapter reads pictures
+            with; :meth:`load_ip_adapter` loads them too.
 
     Any text encoder may be None (with its tokenizer): zeros take its place, as in training. Without T5 a published
     model needs 9 GB (fp16) less and loses mostly spelled-out text and long descriptions.
@@ -76,7 +77,10 @@ class StableDiffusion3Pipeline(StableDiffusion3Base):
             latents (Tensor [B * num_images_per_prompt, C, H, W]): noise to start from, instead of the generator's.
             prompt_embeds [B, L, D], pooled_prompt_embeds [B, P], negative_prompt_embeds,
                 negative_pooled_prompt_embeds (Tensor): what ``encode_prompt`` returns, instead of texts.
-            ip_adapter_image, ip_adapter_image_embeds: must be None.
+            ip_adapter_image: a picture as a prompt, for an IP-adapter (:meth:`load_ip_adapter`): what
+                :meth:`encode_image` takes, one for all, or one for each prompt or each picture drawn.
+            ip_adapter_image_embeds (Tensor): what :meth:`prepare_ip_adapter_image_embeds` returns, instead of it:
+                [b, T, E], with guidance [2 * b, T, E] in the order [negative, positive].
             output_type (str): ``"pil"``, ``"np"``, ``"pt"`` (or ``"pd"``) or ``"latent"``, see
                 ``VaeImageProcessor.postprocess``.
             return_dict (bool): return a ``StableDiffusion3PipelineOutput``, or else a tuple of one.

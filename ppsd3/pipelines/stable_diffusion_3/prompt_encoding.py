@@ -29,30 +29,44 @@ CLIP_MAX_LENGTH = 77  # when no CLIP tokenizer is there to ask
 
 @dataclasses.dataclass
 class TextCondition:
-    """``embeds`` [B, L, joint_attention_dim] and ``pooled`` [B, pooled_projection_dim]."""
+    """``embeds`` [B, L, joint_attention_dim] and ``pooled`` [B, pooled_projection_dim]; and of a picture beside the
+    text, for an IP-adapter, ``image_embeds`` [B, T, E]."""
 
     embeds: paddle.Tensor
     pooled: paddle.Tensor
+    image_embeds: Optional[paddle.Tensor] = None
 
     @classmethod
     def cat(cls, conditions):
-        """The conditions one after the other on the batch axis."""
-        return cls(paddle.concat([c.embeds for c in conditions]), paddle.concat([c.pooled for c in conditions]))
+        """The conditions one after the other on the batch axis; all have a picture, or none."""
+        parts = zip(*((c.embeds, c.pooled, c.image_embeds) for c in conditions))
+        return cls(*(None if part[0] is None else paddle.concat(list(part)) for part in parts))
 
     def repeat(self, n):
         """Each row ``n`` times in a row: p0, p0, p1, p1 (the order of pictures for num_images_per_prompt = n)."""
-        if n == 1:
-            return self
-        return TextCondition(
-            paddle.repeat_interleave(self.embeds, n, axis=0), paddle.repeat_interleave(self.pooled, n, axis=0)
-        )
+        return self if n == 1 else self._of_each(lambda part: paddle.repeat_interleave(part, n, axis=0))
 
     def half(self, index):
         """The first (0) or second (1) half of the rows."""
-        return TextCondition(self.embeds.chunk(2)[index], self.pooled.chunk(2)[index])
+        return self._of_each(lambda part: part.chunk(2)[index])
 
     def astype(self, dtype):
-        return TextCondition(self.embeds.astype(dtype), self.pooled.astype(dtype))
+        return self._of_each(lambda part: part.astype(dtype))
+
+    def with_image(self, image_embeds):
+        """The same text with a picture (or without, for None)."""
+        return dataclasses.replace(self, image_embeds=image_embeds)
+
+    def with_text(self, embeds, pooled):
+        """Another text; if it has half the rows, they are the second half, and of the picture that half is kept."""
+        image_embeds = self.image_embeds
+        if image_embeds is not None and image_embeds.shape[0] == 2 * embeds.shape[0]:
+            image_embeds = image_embeds.chunk(2)[1]
+        return TextCondition(embeds, pooled, image_embeds)
+
+    def _of_each(self, function):
+        parts = (self.embeds, self.pooled, self.image_embeds)
+        return TextCondition(*(None if part is None else function(part) for part in parts))
 
 
 @dataclasses.dataclass

@@ -14,7 +14,8 @@ from ...configuration_utils import register_to_config
 from ...ops import Linear, attention, causal_bias
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
-from ..text_encoder import TextEncoder, activation, init_normal
+from ..encoder import activation, init_normal
+from ..text_encoder import TextEncoder
 
 _LEGACY_EOS_TOKEN_ID = 2
 

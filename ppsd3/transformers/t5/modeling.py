@@ -16,7 +16,8 @@ from ...configuration_utils import register_to_config
 from ...ops import Linear, attention, shared_input
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
-from ..text_encoder import TextEncoder, activation, init_normal
+from ..encoder import activation, init_normal
+from ..text_encoder import TextEncoder
 
 # transformers clamps fp16 activations here: the largest fp16 less 1000, so that a later addition stays finite.
 _FP16_LIMIT = 64504.0

@@ -1,0 +1,199 @@
+"""IP-adapters for the pipelines: loaded with their image tower, weighed, taken away. Names are diffusers'."""
+
+import os
+
+from paddle import nn
+
+from ..adapters import ip_adapter as adapters
+from ..serialization.readers import SafetensorsFile, TensorInfo
+from ..serialization.tensors import cast
+from ..transformers import SiglipImageProcessor, SiglipVisionModel
+from ..utils.errors import CheckpointNotFoundError, InputError
+from ..utils.hub import resolve_checkpoint
+from .adapter_files import find_file, to_paddle
+
+IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
+PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's adapter was trained with
+
+
+class SD3IPAdapterMixin:
+    """An IP-adapter for a pipeline with ``transformer``, ``image_encoder`` and ``feature_extractor``."""
+
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict,
+        weight_name=IP_ADAPTER_WEIGHT_NAME,
+        subfolder=None,
+        image_encoder_folder="image_encoder",
+        **hub_options,
+    ):
+        """Loads an IP-adapter into the transformer, in the place of one that is there, at the scale 0.5; and the image
+        encoder with its processor, unless the pipeline has them.
+
+        Of a transformer that is loaded on demand the adapter alone stays in memory.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (str, path or dict): a directory, a hub id, a file, or a dict of
+                tensors (Paddle's, torch's or numpy's): ``{"image_proj": {...}, "ip_adapter": {...}}``, or flat with
+                these names as prefixes.
+            weight_name (str): name of the file in a directory or repository.
+            subfolder (str, optional): where it is.
+            image_encoder_folder (str or None): folder of the image encoder: in ``subfolder``, or, with a ``/`` in it,
+                in the directory or repository; of a file, beside it. None: do not load one; then calls take
+                ``ip_adapter_image_embeds`` alone, until :meth:`load_image_encoder` is called.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointNotFoundError: no such file, or no image encoder.
+            CheckpointFormatError: a pickle (``ip-adapter.bin``), or no IP-adapter of SD3.
+            WeightMismatchError: one for another transformer.
+            InputError: networks are offloaded already, or there is no place to look for the image encoder.
+        """
+        if self.transformer is None:
+            raise InputError("The pipeline has no `transformer` to load an IP-adapter into. Load it too.")
+        self._refuse_offloaded()
+        given = pretrained_model_name_or_path_or_dict
+        if isinstance(given, dict):
+            source = _TensorDict(given)
+        else:
+            source = SafetensorsFile(
+                find_file(os.fspath(given), weight_name, IP_ADAPTER_WEIGHT_NAME, subfolder, hub_options)
+            )
+        transformer = self.transformer
+        adapter = adapters.read_ip_adapter(source, transformer.config, transformer.dtype, transformer.storage_dtype)
+        made = {}
+        if image_encoder_folder is not None:
+            made = self._find_image_encoder(given, subfolder, image_encoder_folder, hub_options)
+        self._set_ip_adapter(adapter)
+        self._set(made)
+
+    def _set_ip_adapter(self, adapter):
+        if not isinstance(self.transformer, nn.Layer):  # on demand
+            self.transformer.keep_attached(adapter, adapters.attached)
+        elif adapter is None:
+            adapters.detach(self.transformer)
+        else:
+            adapters.attach(self.transformer, adapter)
+
+    def _find_image_encoder(self, given, subfolder, folder, hub_options):
+        """dict of the components that the pipeline lacks to read pictures for the adapter ``given``."""
+        if self.image_encoder is not None and self.feature_extractor is not None:
+            return {}
+        remedy = (
+            f"Call load_image_encoder() before (the published adapter has {PUBLISHED_IMAGE_ENCODER}), or pass "
+            "image_encoder_folder=None and give ip_adapter_image_embeds to calls."
+        )
+        if isinstance(given, dict):
+            raise InputError(f"A dict of tensors brings no image encoder. {remedy}")
+        path = os.path.expanduser(os.fspath(given))
+        if os.path.isfile(path):
+            path = os.path.dirname(path)
+        elif "/" not in folder and subfolder:
+            folder = f"{subfolder}/{folder}"
+        if os.path.isdir(path) and not os.path.isdir(os.path.join(path, folder)):
+            raise CheckpointNotFoundError(f"{os.path.join(path, folder)} does not exist. {remedy}")
+        try:
+            return self._read_image_encoder(path, folder, hub_options)
+        except CheckpointNotFoundError as error:
+            raise CheckpointNotFoundError(f"{error} {remedy}") from error
+
+    def load_image_encoder(self, pretrained_model_name_or_path, subfolder=None, **hub_options):
+        """Loads what the pipeline lacks of ``image_encoder`` and ``feature_extractor``, in the transformer's dtype.
+
+        Args:
+            pretrained_model_name_or_path (str or path): a directory or hub id with both, e.g.
+                ``"google/siglip-so400m-patch14-384"``.
+            subfolder (str, optional): where they are.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as ``from_pretrained``.
+            InputError: networks are offloaded already.
+        """
+        self._refuse_offloaded()
+        self._set(self._read_image_encoder(pretrained_model_name_or_path, subfolder or "", hub_options))
+
+    def _read_image_encoder(self, path, subfolder, hub_options):
+        directory = resolve_checkpoint(path, subfolder=subfolder, **hub_options)
+        made = {}
+        if self.feature_extractor is None:
+            made["feature_extractor"] = SiglipImageProcessor.from_pretrained(directory, subfolder=subfolder)
+        if self.image_encoder is None:
+            made["image_encoder"] = self._read_more(SiglipVisionModel, directory, subfolder)
+        return made
+
+    def _set(self, components):
+        for name, part in components.items():
+            setattr(self, name, part)
+
+    def _refuse_offloaded(self):
+        if self._residency.place is not None:
+            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
+
+    def set_ip_adapter_scale(self, scale):
+        """Sets the weight of the picture.
+
+        Args:
+            scale (float, or sequence of float): 0 leaves the picture out, 1 is all of it; a sequence has one for each
+                attention of the transformer, in the order of ``transformer.attn_processors``.
+
+        Raises:
+            InputError: no numbers, another number of them, or no adapter is loaded.
+        """
+        if self.ip_adapter is None:
+            raise InputError("There is no IP-adapter whose scale could be set. Load one with load_ip_adapter().")
+        attentions = self.ip_adapter.ip_adapter
+        scales = list(scale) if isinstance(scale, (list, tuple)) else [scale] * len(attentions)
+        if len(scales) != len(attentions):
+            raise InputError(f"scale has {len(scales)} numbers, and the transformer has {len(attentions)} attentions.")
+        for value in scales:
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"scale has {value!r}; it is a number, e.g. 0.5, or one for each attention.")
+        for attention, value in zip(attentions, scales):
+            attention.scale = float(value)
+
+    def unload_ip_adapter(self):
+        """Takes the adapter away, with image encoder and processor; attentions are what they were before it."""
+        if self.ip_adapter is not None:
+            self._set_ip_adapter(None)
+        self.image_encoder = self.feature_extractor = None
+
+    @property
+    def ip_adapter(self):
+        """The :class:`~ppsd3.adapters.ip_adapter.IPAdapter` in the transformer, or None."""
+        return getattr(self.transformer, "ip_adapter", None)
+
+    @property
+    def is_ip_adapter_active(self):
+        """Whether an adapter is loaded and a picture would act."""
+        return self.ip_adapter is not None and any(scale != 0 for scale in self.ip_adapter.scales)
+
+
+class _TensorDict:
+    """A dict of tensors with the methods of a :class:`~ppsd3.serialization.SafetensorsFile`; they are converted one by
+    one, when they are read."""
+
+    path, metadata = "The dict", {}
+
+    def __init__(self, tensors):
+        flat = {}
+        for key, value in tensors.items():
+            parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
+            flat.update(parts)
+        self._tensors = flat
+
+    def keys(self):
+        return list(self._tensors)
+
+    def info(self, name):
+        value = self._tensors[name]
+        if not hasattr(value, "shape"):
+            value = to_paddle(name, value)
+        return TensorInfo(None, tuple(value.shape), None, None)
+
+    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
+        tensor = to_paddle(name, self._tensors[name])
+        return cast(tensor, tensor.dtype if dtype is None else dtype).numpy().copy()
+
+    def forget(self, name):
+        pass

@@ -1,0 +1,81 @@
+"""What the text towers and the image tower share: their files are transformers' files."""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from ..modeling_utils import ModelMixin
+from ..utils.errors import ConfigError, InputError
+
+# Keys that transformers 4 or 5 writes into any config.json: they describe the file, or generation and
+# classification heads that a tower does not have.
+_TRANSFORMERS_KEYS = (
+    *("architectures", "dtype", "model_type", "torch_dtype", "transformers_version", "attn_implementation"),
+    *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_experts_implementation"),
+    *("chunk_size_feed_forward", "id2label", "label2id", "problem_type", "pruned_heads", "return_dict"),
+    *("output_attentions", "output_hidden_states", "torchscript", "use_bfloat16", "use_cache", "output_past"),
+    *("add_cross_attention", "cross_attention_hidden_size", "decoder_start_token_id", "is_decoder"),
+    *("is_encoder_decoder", "sep_token_id", "task_specific_params", "tie_encoder_decoder", "tie_word_embeddings"),
+    *("finetuning_task", "prefix", "tf_legacy_loss", "tokenizer_class"),
+)
+
+_ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * F.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+def activation(name, key):
+    """The function that transformers calls ``name``; ``key`` is the config key to blame if there is none.
+
+    ``gelu`` is exact (erf), ``gelu_new`` and ``gelu_pytorch_tanh`` are the tanh approximation, ``quick_gelu`` is
+    ``x * sigmoid(1.702 x)``.
+
+    Raises:
+        ConfigError
+    """
+    if name not in _ACTIVATIONS:
+        raise ConfigError(f"{key} asks for the activation {name!r}; known ones: {', '.join(sorted(_ACTIVATIONS))}.")
+    return _ACTIVATIONS[name]
+
+
+def init_normal(parameter, std):
+    """Draws ``parameter`` from N(0, std^2), now or, under ``paddle.LazyGuard``, when it is first needed."""
+    nn.initializer.Normal(0.0, std)(parameter)
+
+
+class Encoder(ModelMixin):
+    """Base of the towers."""
+
+    weights_name = "model"
+    ignored_config_keys = _TRANSFORMERS_KEYS
+
+    def to_json_dict(self):
+        """The configuration as it is saved, in the form that transformers reads."""
+        return {**super().to_json_dict(), "torch_dtype": str(self.dtype).rsplit(".", maxsplit=1)[-1]}
+
+    def _check_dtype(self):
+        """Refuses weights that Paddle cannot multiply where they are.
+
+        Raises:
+            InputError
+        """
+        if self.dtype in (paddle.float16, paddle.bfloat16) and self.device.is_cpu_place():
+            raise InputError(
+                f"{type(self).__name__} holds {self.dtype} weights on the CPU, where Paddle multiplies no 16-bit "
+                "matrices; load it with paddle_dtype='float32' and storage_dtype='float16', or move it to a GPU."
+            )
+
+    def _run_blocks(self, blocks, hidden, *args):
+        """Calls ``block(hidden, *args)`` in turn; returns the list ``[hidden, after block 0, after block 1, ...]``."""
+        states = [hidden]
+        recompute = None
+        if getattr(self, "gradient_checkpointing", False) and self.training:
+            from paddle.distributed.fleet.utils import recompute
+        for block in blocks:
+            states.append(recompute(block, states[-1], *args) if recompute else block(states[-1], *args))
+        return states

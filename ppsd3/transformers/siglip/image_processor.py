@@ -1,0 +1,179 @@
+"""Pictures as people hold them -> what SigLIP's image tower reads."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import paddle
+
+from ...configuration_utils import ConfigMixin, register_to_config
+from ...outputs import BaseOutput
+from ...utils.errors import ConfigError, InputError
+from ...utils.hub import resolve_checkpoint
+
+# What transformers writes beside the arguments; None, or without effect on this processor.
+_TRANSFORMERS_KEYS = (
+    *("_processor_class", "_valid_processor_keys", "image_processor_type", "feature_extractor_type", "processor_class"),
+    *("crop_size", "data_format", "default_to_square", "device", "disable_grouping", "do_center_crop", "do_pad"),
+    *("image_seq_length", "input_data_format", "pad_size", "return_tensors"),
+)
+
+
+@dataclasses.dataclass
+class SiglipImageProcessorOutput(BaseOutput):
+    """``pixel_values``: Tensor (or array) [B, 3, H, W] fp32."""
+
+    pixel_values: Any
+
+
+class SiglipImageProcessor(ConfigMixin):
+    """PIL pictures or arrays to ``pixel_values``, equal to those of transformers' class on PIL pictures.
+
+    Args:
+        do_resize (bool): stretch to ``size``. Default True.
+        size (dict): ``{"height": ..., "width": ...}`` in pixels. Default 224 each; the IP-adapter's tower has 384.
+        resample (int): PIL's number of the filter. Default 3, bicubic.
+        do_rescale (bool), rescale_factor (float): what the levels 0 to 255 are multiplied by. Default 1 / 255.
+        do_normalize (bool), image_mean, image_std (sequence of 3 float): then ``(x - mean) / std``. Default 0.5 each:
+            to [-1, 1].
+        do_convert_rgb (bool): convert pictures of other modes to RGB; what is transparent becomes white. Default True.
+
+    Raises:
+        ConfigError: ``size`` has no height and width, or the file asks to crop.
+    """
+
+    config_name = "preprocessor_config.json"
+    ignored_config_keys = _TRANSFORMERS_KEYS
+
+    @register_to_config
+    def __init__(
+        self,
+        do_resize=True,
+        size=None,
+        resample=3,
+        do_rescale=True,
+        rescale_factor=1 / 255,
+        do_normalize=True,
+        image_mean=(0.5, 0.5, 0.5),
+        image_std=(0.5, 0.5, 0.5),
+        do_convert_rgb=True,
+    ):
+        size = {"height": 224, "width": 224} if size is None else size
+        if not isinstance(size, dict) or not {"height", "width"} <= set(size):
+            raise ConfigError(f"size is {size!r}; a SigLIP processor takes {{'height': ..., 'width': ...}} in pixels.")
+        self.register_to_config(size=dict(size))
+
+    @classmethod
+    def extract_init_arguments(cls, config, source="the configuration"):
+        if config.get("do_center_crop") or config.get("do_pad"):
+            raise ConfigError(f"{source} asks to crop or pad, which no SigLIP does. Use the tower's own processor.")
+        given = {name: value for name, value in config.items() if value is not None}
+        return super().extract_init_arguments(given, source)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **hub_options):
+        """Reads ``preprocessor_config.json`` of a directory (or its ``subfolder``) or a hub id.
+
+        Args:
+            pretrained_model_name_or_path (str or path), subfolder (str, optional)
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+
+        Raises:
+            CheckpointNotFoundError: no such directory or file.
+            ConfigError: an unknown key, or a value that cannot be used.
+        """
+        directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub_options)
+        directory = os.path.join(directory, subfolder) if subfolder else directory
+        return cls.from_config(cls.load_config(directory))
+
+    def save_pretrained(self, save_directory):
+        """Writes ``preprocessor_config.json`` (into a directory that is made if missing) as transformers reads it."""
+        self.save_config(save_directory)
+
+    def to_json_dict(self):
+        """The configuration as it is saved."""
+        return {**super().to_json_dict(), "image_processor_type": type(self).__name__}
+
+    def __call__(self, images, return_tensors="pd"):
+        """Prepares pictures.
+
+        Args:
+            images: a PIL picture, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), or a list of these.
+            return_tensors (str): ``"pd"`` for a Tensor (default) or ``"np"`` for an array.
+
+        Returns:
+            SiglipImageProcessorOutput
+
+        Raises:
+            InputError: another type or shape, no picture, levels that are no pictures', or pictures of different sizes
+                if they are not resized.
+        """
+        if return_tensors not in ("pd", "np"):
+            raise InputError(f"return_tensors is {return_tensors!r}; it can be 'pd' (a Paddle tensor) or 'np'.")
+        pixels = [self._prepared(picture) for picture in as_pictures(images)]
+        if len({array.shape for array in pixels}) > 1:
+            raise InputError(f"The pictures differ in size: {sorted({array.shape[:2] for array in pixels})}. Resize.")
+        pixels = np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
+        return SiglipImageProcessorOutput(paddle.to_tensor(pixels) if return_tensors == "pd" else pixels)
+
+    def _prepared(self, picture):
+        """PIL picture -> [H, W, 3] fp32."""
+        config = self.config
+        if config.do_convert_rgb:
+            picture = _opaque(picture).convert("RGB")
+        if config.do_resize:
+            picture = picture.resize((config.size["width"], config.size["height"]), resample=config.resample)
+        pixels = np.asarray(picture)
+        if pixels.ndim != 3 or pixels.shape[-1] != len(config.image_mean):
+            raise InputError(
+                f"A picture has the mode {picture.mode}; this processor takes {len(config.image_mean)} channels. "
+                "Convert it to RGB."
+            )
+        if config.do_rescale:
+            pixels = (pixels.astype("float64") * config.rescale_factor).astype("float32")
+        if config.do_normalize:
+            mean, std = (np.asarray(values, "float32") for values in (config.image_mean, config.image_std))
+            pixels = (pixels.astype("float32") - mean) / std
+        return pixels.astype("float32")
+
+
+def _opaque(picture):
+    """``picture`` on white, if parts of it are transparent."""
+    from PIL import Image
+
+    if "A" not in picture.getbands() and picture.info.get("transparency") is None:
+        return picture
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
+
+
+def as_pictures(images):
+    """PIL pictures of ``images``: one, an array, or a list.
+
+    Raises:
+        InputError: see ``SiglipImageProcessor.__call__``.
+    """
+    from PIL import Image
+
+    if isinstance(images, np.ndarray) and images.ndim == 4:
+        images = list(images)
+    images = list(images) if isinstance(images, (list, tuple)) else [images]
+    if not images:
+        raise InputError("There is no picture in the empty list. Pass at least one.")
+    return [image if isinstance(image, Image.Image) else _from_array(image) for image in images]
+
+
+def _from_array(array):
+    from PIL import Image
+
+    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[-1] != 3:
+        what = f"an array of the shape {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
+        raise InputError(f"A picture is {what}; pass PIL pictures or arrays [H, W, 3].")
+    if array.dtype.kind == "f":
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise InputError(f"A picture's array reaches from {array.min()} to {array.max()}; floats are in [0, 1].")
+        array = (array * 255).round().astype("uint8")
+    if array.dtype != np.uint8:
+        raise InputError(f"A picture is an array of {array.dtype}; pass uint8, or floats in [0, 1].")
+    return Image.fromarray(array)
