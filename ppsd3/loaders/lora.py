@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 
-import numpy as np
 import paddle
 from paddle import nn
 
@@ -12,12 +11,11 @@ from ..adapters import network as adapted
 from ..adapters.files import read_adapters, write_adapters
 from ..ops import scaled_adapters
 from ..serialization.readers import SafetensorsFile
-from ..serialization.tensors import from_numpy
 from ..serialization.writers import write_tensors
-from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
+from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
-from ..utils.hub import resolve_file
 from ..utils.logging import get_logger
+from .weight_files import find_weights, to_paddle
 
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
@@ -94,9 +92,9 @@ class SD3LoraLoaderMixin:
         """
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, dict):
-            tensors, metadata = {name: _to_paddle(name, value) for name, value in given.items()}, None
+            tensors, metadata = {name: to_paddle(name, value) for name, value in given.items()}, None
         else:
-            file = SafetensorsFile(_find_file(os.fspath(given), weight_name, subfolder, hub_options))
+            file = SafetensorsFile(find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub_options))
             tensors = {name: file.read(name) for name in file.keys()}
             metadata = _read_metadata(file)
         return (tensors, metadata) if return_lora_metadata else tensors
@@ -140,7 +138,7 @@ class SD3LoraLoaderMixin:
         elif adapter_name is not None:
             raise InputError("Both adapter_name and layers are given. Give one of the two.")
         tensors = {
-            f"{name}.{key}": _to_paddle(key, value) for name, (some, _) in layers.items() for key, value in some.items()
+            f"{name}.{key}": to_paddle(key, value) for name, (some, _) in layers.items() for key, value in some.items()
         }
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
         metadata = {"format": "pt"}
@@ -309,42 +307,9 @@ def _weight_of(weight, component, networks):
     return float(weight)
 
 
-def _find_file(path, weight_name, subfolder, hub_options):
-    """The adapter's file: ``path`` itself, or in that directory or repository."""
-    path = os.path.expanduser(path)
-    if os.path.isdir(path):
-        directory = os.path.join(path, subfolder or "")
-        name = weight_name or LORA_WEIGHT_NAME
-        files = (
-            sorted(f for f in os.listdir(directory) if f.endswith(".safetensors")) if os.path.isdir(directory) else []
-        )
-        if weight_name is None and name not in files and len(files) == 1:
-            name = files[0]
-        if name not in files:
-            there = ", ".join(files) or "no safetensors file"
-            raise CheckpointNotFoundError(f"{directory} has no {name}; it has {there}. Pass weight_name.")
-        return os.path.join(directory, name)
-    if os.path.isfile(path) or path.endswith(".safetensors"):
-        return resolve_file(path, **hub_options)
-    return resolve_file(
-        "/".join(part for part in (path, subfolder, weight_name or LORA_WEIGHT_NAME) if part), **hub_options
-    )
-
-
 def _read_metadata(file):
     text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
     try:
         return None if text is None else json.loads(text)
     except ValueError as error:
         raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
-
-
-def _to_paddle(name, value):
-    """A Paddle tensor of a Paddle tensor, a numpy array, a number, or torch's tensor."""
-    if isinstance(value, paddle.Tensor):
-        return value
-    if hasattr(value, "detach"):  # torch's
-        value = value.detach().float().cpu().numpy()
-    if isinstance(value, (int, float, np.ndarray, np.generic)):
-        return from_numpy(np.array(value))
-    raise InputError(f"{name} is a {type(value).__name__}; it has to be a tensor or an array.")

@@ -406,6 +406,14 @@ class DiffusionPipeline(FromSingleFileMixin):
         with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
             yield network
 
+    def _tell(self, name, method, **options):
+        """Calls ``method`` (str) of the network called ``name``; of one on demand, whenever it has been read."""
+        part = getattr(self, name)
+        if isinstance(part, OnDemandNetwork):
+            part.call_after_loading(method, **options)
+        else:
+            getattr(part, method)(**options)
+
     def enable_model_cpu_offload(self, device="gpu"):
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 

@@ -7,6 +7,7 @@ end is decided here and nowhere else.
 import contextlib
 import os
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -74,7 +75,9 @@ class OnDemandNetwork:
         """Bytes that change when the network's files or the way to load them do."""
         folder = os.path.join(self.directory, self.name)
         files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(folder)]
-        return repr((self.network_class.__name__, sorted(files), sorted(self.options.items(), key=str))).encode()
+        options = sorted(self.options.items(), key=str)
+        calls = [(method, sorted((k, _as_text(v)) for k, v in some.items())) for method, some in self._calls.items()]
+        return repr((self.network_class.__name__, sorted(files), options, calls)).encode()
 
     def save_pretrained(self, save_directory, **options):
         """See :meth:`ppsd3.modeling_utils.ModelMixin.save_pretrained`."""
@@ -180,6 +183,10 @@ def offload_place(device):
             "memory on a CPU load the pipeline with load_components='on_demand', and storage_dtype='float16'."
         )
     return paddle.CUDAPlace(int(index or 0))
+
+
+def _as_text(value):
+    return value.tobytes().hex() if isinstance(value, np.ndarray) else repr(value)
 
 
 def _tensors(layer, include_sublayers):
