@@ -18,6 +18,7 @@ PICTURES = {
     "low_memory": ["low_memory_0.png", "low_memory_1.png"],
     "single_file": ["single_file.png"],
     "lora": ["lora_0.0.png", "lora_1.0.png"],
+    "textual_inversion": ["textual_inversion_before.png", "textual_inversion_after.png"],
     "weighted_prompt": ["weight_0.0.png", "weight_2.0.png", "weight_1.0_step_4.png", "weight_1.0_step_9.png"],
 }
 

@@ -165,6 +165,7 @@ def _settings(arguments, call, seed, image):
         "dtype": arguments.dtype,
         "quantize": arguments.quantize,
         "lora": arguments.lora,
+        "textual_inversion": arguments.textual_inversion,
         "scheduler": arguments.scheduler,
         "cache": arguments.cache,
         "on_demand": arguments.on_demand or None,

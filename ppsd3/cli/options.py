@@ -1,6 +1,7 @@
 """Options that several commands share: which model, in which form, and the pipeline call's own arguments."""
 
 import inspect
+import os
 import sys
 
 from ..utils.errors import InputError
@@ -67,6 +68,13 @@ def add_model_options(parser):
         metavar="FILE[:SCALE]",
         action="append",
         help="a LoRA, LoHa or LoKr: file, directory or hub id, and its weight (default: 1); several are added",
+    )
+    parser.add_argument(
+        "--textual-inversion",
+        metavar="FILE[:WORD]",
+        action="append",
+        help="a learnt word for the prompt: file, directory or hub id, and the word (default: what the file says, or "
+        "its name); several are added",
     )
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
     parser.add_argument(
@@ -142,6 +150,9 @@ def load_pipeline(arguments, quiet, pipeline_class=None, **components):
 
         pipe.enable_cache(getattr(step_caching, CACHES[arguments.cache])())
     load_loras(pipe, arguments.lora or ())
+    for text in arguments.textual_inversion or ():
+        path, word = split_word(text)
+        pipe.load_textual_inversion(path, token=word)
     if arguments.scheduler is not None:
         pipe.scheduler = make_scheduler(arguments.scheduler, pipe.scheduler)
     if arguments.prompt_weighting:
@@ -177,6 +188,14 @@ def split_scale(text):
         return (path, float(scale)) if colon and path else (text, 1.0)
     except ValueError:
         return text, 1.0
+
+
+def split_word(text):
+    """``("file", "<cat>")`` of ``"file:<cat>"``; the word is None where none is given (a path may have colons)."""
+    path, colon, word = text.rpartition(":")
+    if os.path.exists(text) or not path or not word or "/" in word or "\\" in word:
+        return text, None
+    return path, word
 
 
 def make_scheduler(name, model_scheduler):
