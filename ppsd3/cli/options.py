@@ -129,19 +129,17 @@ def load_pipeline(arguments, quiet, pipeline_class=None, **components):
     _choose_device(arguments.device, arguments.dtype)
     if arguments.without_t5:
         components.update({"text_encoder_3": None, "tokenizer_3": None})
+    memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
     pipeline_class = _or_text_to_image(pipeline_class)
     if str(arguments.model).endswith(".safetensors"):
-        if arguments.on_demand:
-            raise InputError("--on-demand reads directories of networks; --model is one file. Convert it first.")
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
         pipe = pipeline_class.from_single_file(
-            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **components
+            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **memory, **components
         )
     elif arguments.config is not None:
         raise InputError("--config goes with a .safetensors file; a directory has its own. Leave it out.")
     else:
-        memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
         pipe = pipeline_class.from_pretrained(
             arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **memory, **components
         )

@@ -17,6 +17,7 @@ from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig, read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders import FromSingleFileMixin
+from ..loaders.on_demand import check_load_components
 from ..quantization import choose_layers
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
@@ -143,8 +144,7 @@ class DiffusionPipeline(FromSingleFileMixin):
             ConfigError: the index names a pipeline or a component class that ppsd3 does not have.
             InputError: an unknown keyword, or another ``load_components``.
         """
-        if load_components not in ("all", "on_demand"):
-            raise InputError(f"load_components is {load_components!r}; it can be 'all' or 'on_demand'.")
+        check_load_components(load_components)
         if cls is not DiffusionPipeline:
             cls._refuse_unknown(components)
         directory = resolve_checkpoint(
@@ -175,7 +175,7 @@ class DiffusionPipeline(FromSingleFileMixin):
             dtype = dtypes.get(name, dtypes.get("default"))
             options = {"paddle_dtype": dtype, "storage_dtype": held.get(name), "variant": variants.get(name)}
             if load_components == "on_demand":
-                loaded[name] = OnDemandNetwork(class_, directory, name, options)
+                loaded[name] = OnDemandNetwork.of_directory(class_, directory, name, options)
             else:
                 loaded[name] = class_.from_pretrained(directory, subfolder=name, **options)
         absent = {name: None for name in chosen._component_signature()}

@@ -168,6 +168,9 @@ def test_a_single_file(run, tiny_checkpoint, tmp_path):
     assert code == 0
     np.testing.assert_array_equal(pixels(file), pixels(expected))
     assert read_settings(file)["config"] == str(tiny_checkpoint)
+    on_demand = ["--on-demand", "--model", original, "--config", str(tiny_checkpoint)]
+    code, (file,), _ = run("--seed", "1", "--output", "c.png", *on_demand)
+    assert code == 0 and np.abs(pixels(file).astype(int) - pixels(expected)).max() < 20  # weights in 16 bits
     for arguments, message in (
         (["--variant", "fp16", "--model", original], "--variant"),
         (["--config", "x"], "--config"),
