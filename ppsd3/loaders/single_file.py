@@ -79,6 +79,7 @@ class FromSingleFileMixin:
         hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
         if config is not None:
             config = resolve_checkpoint(config, skip_components=tuple(NETWORKS), **hub)
+        settings = {name: components.pop(name) for name in cls._settings if name in components}
         sources = PipelineSources(resolve_file(pretrained_model_link_or_path, **hub), config, components)
         wanted = cls._component_signature()
         sources.require(wanted, cls._optional_components, cls.__name__)
@@ -88,7 +89,8 @@ class FromSingleFileMixin:
         held = cls._storage_dtypes(storage_dtype, [name for name in wanted if name in NETWORKS and sources.loads(name)])
         # Networks last: a mistake in the small parts shows before the large ones are read.
         order = sorted(wanted, key=lambda name: name in NETWORKS)
-        return cls(**{name: sources.make(name, dtypes, held, load_components == "on_demand") for name in order})
+        made = {name: sources.make(name, dtypes, held, load_components == "on_demand") for name in order}
+        return cls(**made, **settings)
 
 
 class PipelineSources:

@@ -70,12 +70,15 @@ PIPELINE_CLASSES = {
     )
 }
 
+# Entries of an index that are values, arguments of some pipeline's __init__ (its ``_settings``), and no components.
+SETTINGS = ("pag_applied_layers",)
+
 # These are loaded first: a mistake in them shows before the large files are read.
 _LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
 
 
 class DiffusionPipeline(FromSingleFileMixin):
-    """Base of the pipelines. A subclass's ``__init__`` arguments are its components.
+    """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
     ``StableDiffusion3Pipeline.from_pretrained(path)`` that one.
@@ -84,6 +87,7 @@ class DiffusionPipeline(FromSingleFileMixin):
     config_name = INDEX_NAME
     _component_names = ()
     _optional_components = ()
+    _settings = ()  # attributes, and arguments of __init__, that the index keeps as they are
     _quantized_components = ("transformer", "controlnet", "text_encoder_3")
     _held_components = ("transformer", "controlnet", "text_encoder")  # prefixes of what storage_dtype is for
 
@@ -179,7 +183,8 @@ class DiffusionPipeline(FromSingleFileMixin):
             else:
                 loaded[name] = class_.from_pretrained(directory, subfolder=name, **options)
         absent = {name: None for name in chosen._component_signature()}
-        return chosen(**{**absent, **loaded, **components})
+        settings = {name: index[name] for name in chosen._settings if name in index}
+        return chosen(**{**absent, **settings, **loaded, **components})
 
     @classmethod
     def from_pipe(cls, pipeline, **components):
@@ -200,7 +205,8 @@ class DiffusionPipeline(FromSingleFileMixin):
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
         cls._refuse_unknown(components)
         known = cls._component_signature()
-        parts = {**{name: part for name, part in pipeline.components.items() if name in known}, **components}
+        settings = {name: getattr(pipeline, name) for name in cls._settings if hasattr(pipeline, name)}
+        parts = {**settings, **{n: part for n, part in pipeline.components.items() if n in known}, **components}
         missing = [name for name in known if name not in parts and name not in cls._optional_components]
         if missing:
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
@@ -224,12 +230,12 @@ class DiffusionPipeline(FromSingleFileMixin):
 
     @classmethod
     def _component_signature(cls):
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", *cls._settings)]
 
     @classmethod
     def _refuse_unknown(cls, components):
         known = cls._component_signature()
-        unknown = [name for name in components if name not in known]
+        unknown = [name for name in components if name not in (*known, *cls._settings)]
         if unknown:
             hint = " The dtype is called `paddle_dtype` here." if "torch_dtype" in unknown else ""
             raise InputError(
@@ -253,7 +259,7 @@ class DiffusionPipeline(FromSingleFileMixin):
         classes = {}
         known = cls._component_signature()
         for name, entry in index.items():
-            if name.startswith("_") or name in given:
+            if name.startswith("_") or name in given or name in SETTINGS:
                 continue
             if not isinstance(entry, (list, tuple)) or len(entry) != 2:
                 raise ConfigError(
@@ -320,7 +326,8 @@ class DiffusionPipeline(FromSingleFileMixin):
                     "_diffusers_version": "0.42.1",
                     "_ppsd3_version": __version__,
                 }
-                file.write((json.dumps({**header, **index}, indent=2) + "\n").encode())
+                settings = {name: getattr(self, name) for name in self._settings}
+                file.write((json.dumps({**header, **index, **settings}, indent=2) + "\n").encode())
             move_into(staging, save_directory, last=INDEX_NAME)
 
     def _is_listed(self, name):
