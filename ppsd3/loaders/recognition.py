@@ -125,8 +125,7 @@ def _foreign(keys):
 def _networks(file):
     facts, components = [], []
     for name, source in file.sources.items():
-        class_name = NETWORKS[name].__name__ if name in NETWORKS else "SD3ControlNetModel"
-        components.append(Component.of(name, class_name, source))
+        components.append(Component.of(name, NETWORKS[name].__name__, source))
         try:
             config = file.configs.get(name) or infer_config(name, source)
         except CheckpointFormatError:  # of no published size: a directory with its configuration is needed
@@ -154,17 +153,15 @@ def _call(file):
     if "transformer" not in file.sources:
         lines = []
         for name in file.sources:
-            if name not in NETWORKS:
-                lines.append(f"ppsd3.SD3ControlNetModel.from_single_file({path})")
-                continue
             subfolder = f", subfolder={name!r}" if name in ("text_encoder", "text_encoder_2") else ""
             lines.append(f"ppsd3.{NETWORKS[name].__name__}.from_single_file({path}{subfolder})")
         return lines
     files = {"vae": "vae", "text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
     more = [f"{name}='{stem}.safetensors'" for name, stem in files.items() if name not in file.sources]
     arguments = ", ".join([path, *more, "tokenizer_3='path/to/tokenizer_3'"])
+    pipeline = "StableDiffusion3ControlNetPipeline" if "controlnet" in file.sources else "StableDiffusion3Pipeline"
     return [
-        f"ppsd3.StableDiffusion3Pipeline.from_single_file({arguments})",
+        f"ppsd3.{pipeline}.from_single_file({arguments})",
         "# without T5: text_encoder_3=None, tokenizer_3=None",
     ]
 
