@@ -5,12 +5,11 @@ import functools
 import os
 
 import numpy as np
-import paddle
 
 from ..modeling_utils import to_be_filled
 from ..quantization import CONFIG_KEY
 from ..serialization.tensors import floating_dtype
-from ..utils.device import release_freed_memory
+from ..utils.device import current_place, release_freed_memory
 from ..utils.errors import InputError
 
 
@@ -70,7 +69,7 @@ class OnDemandNetwork:
     @property
     def device(self):
         """Where it will be."""
-        return paddle.framework._current_expected_place() if self._network is None else self._network.device
+        return current_place() if self._network is None else self._network.device
 
     def call_after_loading(self, method, **options):
         """Calls ``network.method(**options)`` whenever the network has been read."""

@@ -20,6 +20,7 @@ from ..loaders import FromSingleFileMixin
 from ..loaders.on_demand import check_load_components
 from ..quantization import choose_layers
 from ..serialization import Checkpoint
+from ..utils.device import current_place
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import resolve_checkpoint
@@ -475,7 +476,7 @@ class DiffusionPipeline(FromSingleFileMixin):
         for network in self._networks():
             for parameter in network.parameters():
                 return parameter.place
-        return paddle.framework._current_expected_place()
+        return current_place()
 
     def set_progress_bar_config(self, **options):
         """Options of ``tqdm`` for the progress bar, e.g. ``disable=True``."""
