@@ -16,7 +16,6 @@ from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
-from ..utils.logging import get_logger
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .weight_files import find_weights, to_paddle
 
@@ -25,8 +24,6 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of files for two towers
 _ANONYMOUS = "emb_params"  # the web UI's key, which is no token
 _TOKEN = "token"  # metadata of what is saved here
-
-logger = get_logger(__name__)
 
 _Source = collections.namedtuple("_Source", "name tensors token")
 _Source.__doc__ = "What messages call it, dict of key -> tensor, and the token that it suggests or None."
@@ -72,13 +69,12 @@ class TextualInversionLoaderMixin:
         """
         several = isinstance(pretrained_model_name_or_path, (list, tuple))
         given = list(pretrained_model_name_or_path) if several else [pretrained_model_name_or_path]
-        only = self._towers(text_encoder, tokenizer)
+        towers = self._towers(text_encoder, tokenizer)
+        chosen = text_encoder is not None or tokenizer is not None
         sources = [_read(item, dict(options)) for item in given]
         words = collections.defaultdict(list)  # tower -> its new words
         for source, wanted in zip(sources, _tokens_for(sources, token)):
-            for tower, word in self._words(
-                source, wanted, only, chosen=text_encoder is not None or tokenizer is not None
-            ):
+            for tower, word in self._words(source, wanted, towers, chosen):
                 words[tower].append(word)
         for tower, some in words.items():
             self._check_words(tower, some)

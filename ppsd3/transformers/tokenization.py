@@ -133,15 +133,12 @@ class PretrainedTokenizer:
 
     def vectors_of(self, token):
         """``[token, token_1, token_2, ...]`` as far as these were added."""
-        names, added = [token], self.added_tokens
-        while f"{token}_{len(names)}" in added:
-            names.append(f"{token}_{len(names)}")
-        return names
+        return _vectors_of(token, self.added_tokens)
 
     def _note_added(self):
         """Which ids stand for several: the first vector's id -> all of them."""
         added = self.added_tokens
-        groups = {id: [added[name] for name in self.vectors_of(token)] for token, id in added.items()}
+        groups = {id: [added[name] for name in _vectors_of(token, added)] for token, id in added.items()}
         self._vectors = {id: group for id, group in groups.items() if len(group) > 1}
 
     bos_token = property(lambda self: self._tokens["bos_token"])
@@ -310,6 +307,13 @@ class PretrainedTokenizer:
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _vectors_of(token, added):
+    names = [token]
+    while f"{token}_{len(names)}" in added:
+        names.append(f"{token}_{len(names)}")
+    return names
 
 
 def _content(token):

@@ -1,5 +1,6 @@
 """Networks on demand and on loan: the same picture, nothing left behind, and clear refusals."""
 
+import gc
 import os
 
 import numpy as np
@@ -90,6 +91,11 @@ def test_on_demand_out_of_a_single_file(directory, tmp_path, monkeypatch):
     clip = "CLIPTextModelWithProjection"
     assert read == [clip, clip, "T5EncoderModel", "SD3Transformer2DModel", "AutoencoderKL"]
     assert not any(map(has_weights, alive))
+    alive.clear()
+    gc.collect()
+    if os.path.exists("/proc/self/maps"):
+        with open("/proc/self/maps") as maps:
+            assert "all.safetensors" not in maps.read()  # between calls the file is not even mapped
     monkeypatch.undo()
 
     pipe.save_pretrained(tmp_path / "saved")
