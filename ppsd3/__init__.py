@@ -50,6 +50,7 @@ _PUBLIC = {
     "StableDiffusion3ControlNetPipeline": "pipelines",
     "StableDiffusion3Img2ImgPipeline": "pipelines",
     "StableDiffusion3InpaintPipeline": "pipelines",
+    "StableDiffusion3PAGImg2ImgPipeline": "pipelines",
     "StableDiffusion3PAGPipeline": "pipelines",
     "StableDiffusion3Pipeline": "pipelines",
     "StableDiffusion3PipelineOutput": "pipelines",

@@ -19,6 +19,7 @@ PICTURES = {
     "single_file": ["single_file.png"],
     "lora": ["lora_0.0.png", "lora_1.0.png"],
     "ip_adapter": ["ip_adapter_0.0.png", "ip_adapter_0.5.png", "ip_adapter_1.0.png"],
+    "textual_inversion": ["textual_inversion_before.png", "textual_inversion_after.png"],
     "weighted_prompt": ["weight_0.0.png", "weight_2.0.png", "weight_1.0_step_4.png", "weight_1.0_step_9.png"],
 }
 

@@ -54,6 +54,19 @@ _OLD_NAMES = {"self_attn_to_q": "self_attn_q_proj", "self_attn_to_k": "self_attn
 _OLD_NAMES.update({"self_attn_to_v": "self_attn_v_proj", "self_attn_to_out": "self_attn_out_proj"})
 
 
+# The first that matches says whose names a key has.
+_DIALECTS = (
+    (r"lora_(unet|te|te[123]|transformer)_.*", "kohya's sd-scripts"),
+    (r"lycoris_.*", "LyCORIS"),
+    (r"(diffusion_model|model\.diffusion_model|text_encoders)\..*", "ComfyUI"),
+    (r".*(\.processor\.|\.lora_linear_layer\.|_lora\.(down|up)\.).*", "diffusers before PEFT"),
+    (r".*\.lora_[AB]\..*", "diffusers and PEFT"),
+)
+# Tensor of the adapter -> the kind that has it; earlier ones say more.
+_KINDS = {"magnitude": "DoRA", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "hada_w1_a": "LoHa", "down": "LoRA"}
+_KINDS["diff"] = "full matrices"
+
+
 class Place(NamedTuple):
     """A linear layer of a network, and which rows of the key's tensor are its own.
 
@@ -73,6 +86,16 @@ def split_key(key):
         if match:
             return match.group(1), part or match.group(2)
     return key, None
+
+
+def dialect(key):
+    """Whose names the key of an adapter has, e.g. "ComfyUI"; LyCORIS' own, if no other's."""
+    return next((name for pattern, name in _DIALECTS if re.fullmatch(pattern, key)), "LyCORIS")
+
+
+def adapter_kind(tensors):
+    """What a file with these tensors (names as :func:`split_key` gives them) has: "LoRA", "DoRA", "LoHa", ..."""
+    return next((kind for tensor, kind in _KINDS.items() if tensor in tensors), "adapter")
 
 
 class ModuleNames:

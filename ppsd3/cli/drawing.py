@@ -195,6 +195,7 @@ def _settings(arguments, call, seed, image):
         "ip_adapter": arguments.ip_adapter,
         "ip_adapter_image": arguments.ip_adapter_image,
         "image_encoder": arguments.image_encoder,
+        "textual_inversion": arguments.textual_inversion,
         "scheduler": arguments.scheduler,
         "cache": arguments.cache,
         "on_demand": arguments.on_demand or None,

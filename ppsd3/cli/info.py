@@ -1,39 +1,41 @@
-"""Say what a checkpoint holds and whether it fits this machine, without loading its weights."""
+"""Say what a checkpoint or a file is, what it holds, how to load it, and whether it fits this machine.
 
-import dataclasses
+Weights are not loaded: all is read from headers and names.
+"""
+
 import os
 from collections import Counter
 
 from .. import __version__
 from ..configuration_utils import read_json
+from ..loaders.recognition import Component, recognize
+from ..pipelines.pipeline_utils import INDEX_NAME, component_class
 from ..serialization import Checkpoint
-from ..utils.hub import resolve_checkpoint
-from ..utils.weight_names import available_variants
+from ..utils.errors import CheckpointFormatError, InputError
+from ..utils.hub import resolve_checkpoint, resolve_file
+from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
+from .png import describe, read_settings
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-@dataclasses.dataclass
-class Component:
-    """``values``: number of scalars in the weights, ``int8_values`` of them in int8; ``dtypes``: name -> tensors."""
-
-    name: str
-    class_name: str
-    values: int
-    dtypes: Counter
-    bytes_on_disk: int
-    int8_values: int = 0
-
-
 def add_arguments(parser):
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="directory, hub id or bundled model, e.g. shapes")
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="directory, hub id or bundled model (shapes); or a file: networks, a LoRA, a learnt word, a picture",
+    )
     parser.add_argument("--variant", help="which weight files, e.g. fp16 (default: the only ones there are)")
 
 
 def run(arguments):
-    from ..pipelines.pipeline_utils import INDEX_NAME
-
+    if _is_file(arguments.checkpoint):
+        if arguments.variant is not None:
+            raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")
+        return _show_file(arguments.checkpoint)
     directory = resolve_checkpoint(arguments.checkpoint, variant=arguments.variant)
+    if not os.path.isfile(os.path.join(directory, INDEX_NAME)):
+        return _show_directory(directory, arguments.variant)
     index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
     components = [
         read_component(directory, name, entry[1], arguments.variant)
@@ -46,10 +48,71 @@ def run(arguments):
     print(_machine())
 
 
+def _is_file(name):
+    return os.path.isfile(os.path.expanduser(name)) or name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))
+
+
+def _show_file(name):
+    if name.lower().endswith(".png"):
+        return _show_picture(name)
+    _show(recognize(resolve_file(name)))
+
+
+def _show(found):
+    print(f"{found.path}: {found.what}\n")
+    print("\n".join(_component_table(found.components)) + "\n")
+    print("\n".join(found.facts) + "\n")
+    if found.is_network:
+        print("\n".join(_memory_table(found.components)) + "\n")
+    print("load it:\n  " + "\n  ".join(found.load))
+
+
+def _show_picture(name):
+    settings = read_settings(name)
+    print(f"{name}: a picture that ppsd3 {settings.get('ppsd3_version', '')} drew\n")
+    print(describe(settings) + "\n")
+    print(f"draw it again:\n  ppsd3 {settings.get('command', 'generate')} --from-png {name}")
+
+
+def _show_directory(directory, variant):
+    """A directory that is no pipeline: one component, or files of weights."""
+    for config, purpose in _CONFIGS.items():
+        if os.path.isfile(os.path.join(directory, config)):
+            return _show_component(directory, read_json(os.path.join(directory, config), purpose), variant)
+    files = sorted(name for name in os.listdir(directory) if name.endswith(".safetensors"))
+    if not files:
+        raise CheckpointFormatError(
+            f"{directory} holds no checkpoint: neither model_index.json nor {', '.join(_CONFIGS)}, nor a safetensors "
+            "file. Check the path."
+        )
+    for name in files:
+        _show(recognize(os.path.join(directory, name)))
+        print()
+
+
+# File that makes a directory a component -> what it holds.
+_CONFIGS = {
+    "config.json": "the configuration of a network",
+    "scheduler_config.json": "the configuration of a scheduler",
+    "tokenizer_config.json": "the settings of a tokenizer",
+}
+
+
+def _show_component(directory, config, variant):
+    parent, name = os.path.split(os.path.abspath(directory))
+    class_name = (
+        config.get("_class_name") or config.get("tokenizer_class") or (config.get("architectures") or [None])[0]
+    )
+    part = read_component(parent, name, class_name, variant)
+    print(f"{directory}: a component of a pipeline\n")
+    print("\n".join(_component_table([part])) + "\n")
+    options = "" if variant is None else f", variant={variant!r}"
+    class_name = component_class(name, class_name, directory).__name__
+    print(f"load it:\n  ppsd3.{class_name}.from_pretrained({directory!r}{options})")
+
+
 def read_component(directory, name, class_name, variant=None):
     """What the files of one component say; weights are counted from their headers."""
-    from ..pipelines.pipeline_utils import component_class
-
     folder = os.path.join(directory, name)
     on_disk = sum(os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder))
     weights_name = getattr(component_class(name, class_name, directory), "weights_name", None)
@@ -58,17 +121,7 @@ def read_component(directory, name, class_name, variant=None):
     variants = available_variants(os.listdir(folder))
     chosen = variants[0] if variant is None and len(variants) == 1 else variant
     checkpoint = Checkpoint.open(folder, weights_name, chosen)
-    tensors = [checkpoint.info(tensor) for tensor in checkpoint.keys()]
-    values = sum(_product(tensor.shape) for tensor in tensors)
-    int8_values = sum(_product(tensor.shape) for tensor in tensors if tensor.dtype == "int8")
-    return Component(name, class_name, values, Counter(tensor.dtype for tensor in tensors), on_disk, int8_values)
-
-
-def _product(shape):
-    product = 1
-    for size in shape:
-        product *= size
-    return product
+    return Component.of(name, class_name, checkpoint, on_disk)
 
 
 def _component_table(components):
@@ -77,6 +130,8 @@ def _component_table(components):
         values = _count(part.values) if part.values else ""
         dtypes = ", ".join(part.dtypes)
         yield f"{part.name:16} {part.class_name:32} {values:>11} {_size(part.bytes_on_disk):>10}  {dtypes}"
+    if len(components) == 1:
+        return
     total = sum(part.values for part in components), sum(part.bytes_on_disk for part in components)
     yield f"{'total':16} {'':32} {_count(total[0]):>11} {_size(total[1]):>10}"
 

@@ -1,6 +1,7 @@
 """Options that several commands share: which model, in which form, and the pipeline call's own arguments."""
 
 import inspect
+import os
 import sys
 
 from ..utils.errors import InputError
@@ -68,6 +69,13 @@ def add_model_options(parser):
         action="append",
         help="a LoRA, LoHa or LoKr: file, directory or hub id, and its weight (default: 1); several are added",
     )
+    parser.add_argument(
+        "--textual-inversion",
+        metavar="FILE[:WORD]",
+        action="append",
+        help="a learnt word for the prompt: file, directory or hub id, and the word (default: what the file says, or "
+        "its name); several are added",
+    )
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
     parser.add_argument(
         "--prompt-weighting",
@@ -121,19 +129,17 @@ def load_pipeline(arguments, quiet, pipeline_class=None, **components):
     _choose_device(arguments.device, arguments.dtype)
     if arguments.without_t5:
         components.update({"text_encoder_3": None, "tokenizer_3": None})
+    memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
     pipeline_class = _or_text_to_image(pipeline_class)
     if str(arguments.model).endswith(".safetensors"):
-        if arguments.on_demand:
-            raise InputError("--on-demand reads directories of networks; --model is one file. Convert it first.")
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
         pipe = pipeline_class.from_single_file(
-            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **components
+            arguments.model, config=arguments.config, paddle_dtype=arguments.dtype, **memory, **components
         )
     elif arguments.config is not None:
         raise InputError("--config goes with a .safetensors file; a directory has its own. Leave it out.")
     else:
-        memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
         pipe = pipeline_class.from_pretrained(
             arguments.model, paddle_dtype=arguments.dtype, variant=arguments.variant, **memory, **components
         )
@@ -142,6 +148,9 @@ def load_pipeline(arguments, quiet, pipeline_class=None, **components):
 
         pipe.enable_cache(getattr(step_caching, CACHES[arguments.cache])())
     load_loras(pipe, arguments.lora or ())
+    for text in arguments.textual_inversion or ():
+        path, word = split_word(text)
+        pipe.load_textual_inversion(path, token=word)
     if arguments.scheduler is not None:
         pipe.scheduler = make_scheduler(arguments.scheduler, pipe.scheduler)
     if arguments.prompt_weighting:
@@ -193,6 +202,14 @@ def split_scale(text, default=1.0):
         return (path, float(scale)) if colon and path else (text, default)
     except ValueError:
         return text, default
+
+
+def split_word(text):
+    """``("file", "<cat>")`` of ``"file:<cat>"``; the word is None where none is given (a path may have colons)."""
+    path, colon, word = text.rpartition(":")
+    if os.path.exists(text) or not path or not word or "/" in word or "\\" in word:
+        return text, None
+    return path, word
 
 
 def make_scheduler(name, model_scheduler):

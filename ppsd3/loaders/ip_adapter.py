@@ -10,7 +10,7 @@ from ..serialization.tensors import cast
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
-from .adapter_files import find_file, to_paddle
+from .weight_files import find_weights, to_paddle
 
 IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
 PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's adapter was trained with
@@ -56,9 +56,7 @@ class SD3IPAdapterMixin:
         if isinstance(given, dict):
             source = _TensorDict(given)
         else:
-            source = SafetensorsFile(
-                find_file(os.fspath(given), weight_name, IP_ADAPTER_WEIGHT_NAME, subfolder, hub_options)
-            )
+            source = SafetensorsFile(find_weights(given, IP_ADAPTER_WEIGHT_NAME, weight_name, subfolder, hub_options))
         transformer = self.transformer
         adapter = adapters.read_ip_adapter(source, transformer.config, transformer.dtype, transformer.storage_dtype)
         made = {}

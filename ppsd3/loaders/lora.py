@@ -15,7 +15,7 @@ from ..serialization.writers import write_tensors
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
 from ..utils.logging import get_logger
-from .adapter_files import find_file, to_paddle
+from .weight_files import find_weights, to_paddle
 
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
@@ -94,7 +94,7 @@ class SD3LoraLoaderMixin:
         if isinstance(given, dict):
             tensors, metadata = {name: to_paddle(name, value) for name, value in given.items()}, None
         else:
-            file = SafetensorsFile(find_file(os.fspath(given), weight_name, LORA_WEIGHT_NAME, subfolder, hub_options))
+            file = SafetensorsFile(find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub_options))
             tensors = {name: file.read(name) for name in file.keys()}
             metadata = _read_metadata(file)
         return (tensors, metadata) if return_lora_metadata else tensors

@@ -1,5 +1,6 @@
 """Whole pipelines out of the files that Stability AI and ComfyUI publish."""
 
+import functools
 import os
 
 from .. import schedulers
@@ -11,6 +12,7 @@ from ..serialization.tensors import floating_dtype
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
+from .on_demand import OnDemandNetwork, check_load_components
 
 NETWORKS = {
     "transformer": SD3Transformer2DModel,
@@ -41,6 +43,7 @@ class FromSingleFileMixin:
         config=None,
         paddle_dtype=None,
         storage_dtype=None,
+        load_components="all",
         cache_dir=None,
         revision=None,
         local_files_only=None,
@@ -60,21 +63,23 @@ class FromSingleFileMixin:
                 configurations. Of a hub id, no weights are fetched.
             paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
                 ``"default"`` for the rest. None: ``paddle.get_default_dtype()``.
-            storage_dtype (str, dict or None): as in ``from_pretrained``.
+            storage_dtype (str, dict or None), load_components (str): as in ``from_pretrained``.
             cache_dir, revision, local_files_only, token: for the hub.
             **components: in the place of the file's: an object, the path of another file or directory (e.g.
                 ``text_encoder="clip_l.safetensors"``, ``tokenizer_3="path/to/t5"``), or None to do without it.
 
         Raises:
-            InputError: an unknown keyword.
+            InputError: an unknown keyword, or another ``load_components``.
             CheckpointNotFoundError: no such file or directory.
             CheckpointFormatError: a part is neither in the file nor passed; the message names all that are missing.
             ConfigError, WeightMismatchError: configuration or weights do not fit.
         """
+        check_load_components(load_components)
         cls._refuse_unknown(components)
         hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
         if config is not None:
             config = resolve_checkpoint(config, skip_components=tuple(NETWORKS), **hub)
+        settings = {name: components.pop(name) for name in cls._settings if name in components}
         sources = PipelineSources(resolve_file(pretrained_model_link_or_path, **hub), config, components)
         wanted = cls._component_signature()
         sources.require(wanted, cls._optional_components, cls.__name__)
@@ -83,8 +88,9 @@ class FromSingleFileMixin:
             floating_dtype(dtypes[name])
         held = cls._storage_dtypes(storage_dtype, [name for name in wanted if name in NETWORKS and sources.loads(name)])
         # Networks last: a mistake in the small parts shows before the large ones are read.
-        made = {name: sources.make(name, dtypes, held) for name in sorted(wanted, key=lambda name: name in NETWORKS)}
-        return cls(**made)
+        order = sorted(wanted, key=lambda name: name in NETWORKS)
+        made = {name: sources.make(name, dtypes, held, load_components == "on_demand") for name in order}
+        return cls(**made, **settings)
 
 
 class PipelineSources:
@@ -125,15 +131,16 @@ class PipelineSources:
             return class_ is CLIPTokenizer
         return self.file.source(encoder).info(CLIP_TABLE).shape[0] == CLIP_VOCABULARY
 
-    def make(self, name, dtypes=None, held=None):
+    def make(self, name, dtypes=None, held=None, on_demand=False):
         """The component ``name``: an object or None.
 
-        ``dtypes`` and ``held`` are the pipeline's ``paddle_dtype`` and ``storage_dtype`` as dicts.
+        ``dtypes`` and ``held`` are the pipeline's ``paddle_dtype`` and ``storage_dtype`` as dicts; ``on_demand`` says
+        whether a network is read when it is used.
         """
         if name in self.given and not isinstance(self.given[name], (str, os.PathLike)):
             return self.given[name]
         if name in NETWORKS:
-            return self._make_network(name, dtypes or {}, (held or {}).get(name))
+            return self._make_network(name, dtypes or {}, (held or {}).get(name), on_demand)
         if name in TOKENIZERS:
             return self._tokenizer(name)
         if name == "scheduler":
@@ -142,22 +149,31 @@ class PipelineSources:
             raise InputError(f"`{name}` is the path {self.given[name]}; pass an object, made by its `from_pretrained`.")
         return None
 
-    def _make_network(self, name, dtypes, storage_dtype):
+    def _make_network(self, name, dtypes, storage_dtype, on_demand):
         if not self.has(name):
             return None
-        dtype = floating_dtype(dtypes.get(name, dtypes.get("default")))
+        class_, dtype = NETWORKS[name], floating_dtype(dtypes.get(name, dtypes.get("default")))
         source, config = self.network(name)
-        return NETWORKS[name].from_source(source, config, dtype, storage_dtype)
+        if not on_demand:
+            return class_.from_source(source, config, dtype, storage_dtype)
+        path = os.path.abspath(self._path(name))
+        read = functools.partial(_read_network, path, name, config, dtype, storage_dtype)
+        options = {"config": config, "dtype": dtype, "storage_dtype": storage_dtype}
+        return OnDemandNetwork(class_, name, read, config, dtype, path, options)
 
     def network(self, name):
         """``(source, config)``: the tensors of the network ``name`` under diffusers' names, and its configuration."""
-        path = self.given.get(name)
-        if path is not None and os.path.isdir(path):
-            class_ = NETWORKS[name]
-            return Checkpoint.open(path, class_.weights_name), class_.load_config(path)
-        file = self.file if path is None else SingleFile(resolve_file(path))
+        path = self._path(name)
+        if os.path.isdir(path):
+            return _open(path, name), NETWORKS[name].load_config(path)
+        file = self.file if path == self.file.path else SingleFile(path)
         source = file.source(name)
         return source, self._network_config(name) or file.configs.get(name) or infer_config(name, source)
+
+    def _path(self, name):
+        """The file or the directory that the network ``name`` comes from."""
+        path = self.given.get(name)
+        return self.file.path if path is None else path if os.path.isdir(path) else resolve_file(path)
 
     def _folder(self, name):
         """The folder of ``config`` for ``name``, or None."""
@@ -182,6 +198,18 @@ class PipelineSources:
         if folder:
             return class_.from_pretrained(folder)
         return class_.published(CLIP_PADDING[name]) if self.has(encoder) else None
+
+
+def _open(path, name):
+    """The tensors of the network ``name`` in a file or a directory of its own, under diffusers' names."""
+    if os.path.isdir(path):
+        return Checkpoint.open(path, NETWORKS[name].weights_name)
+    return SingleFile(path).source(name)
+
+
+def _read_network(path, name, config, dtype, storage_dtype):
+    # The file is opened anew: what is mapped goes with the network.
+    return NETWORKS[name].from_source(_open(path, name), config, dtype, storage_dtype)
 
 
 def _network_remedy(names):

@@ -16,6 +16,7 @@ from ..configuration_utils import FrozenConfig, register_to_config
 from ..modeling_utils import ModelMixin, is_to_be_filled
 from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
+from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, JointTransformerBlock, SD3SingleTransformerBlock
 from .attention_processor import check_attention_kwargs
@@ -325,7 +326,8 @@ class SD3MultiControlNetModel(ModelMixin):
     @classmethod
     def load_config(cls, path):
         """dict: ``nets`` is the list of configurations found at ``path`` and beside it."""
-        return {"nets": [SD3ControlNetModel.load_config(folder) for folder in _folders(path)]}
+        nets = [SD3ControlNetModel.load_config(folder) for folder in _folders(path)]
+        return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 
     @classmethod
     def from_config(cls, config):

@@ -12,14 +12,22 @@ from .pipeline_utils import INDEX_NAME, DiffusionPipeline
 class _AutoPipeline:
     """Chooses the class by what there is: with a ``controlnet`` among the components the ControlNet pipeline."""
 
-    plain = with_control = None  # names of classes
+    plain = with_control = with_pag = None  # names of classes
 
     def __init__(self):
         raise InputError(f"{type(self).__name__} is not made; use its from_pretrained() or from_pipe().")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **options):
-        """See :meth:`DiffusionPipeline.from_pretrained`; the class is that of the task."""
+    def from_pretrained(cls, pretrained_model_name_or_path, enable_pag=None, **options):
+        """See :meth:`DiffusionPipeline.from_pretrained`; the class is that of the task.
+
+        Args:
+            enable_pag (bool, optional): whether to make the pipeline with perturbed-attention guidance, whose
+                ``pag_applied_layers`` may be among the options. Default: what the checkpoint was saved as.
+
+        Raises:
+            InputError: the task has no pipeline with that guidance, beside what ``from_pretrained`` raises.
+        """
         hub = {k: options[k] for k in ("cache_dir", "local_files_only", "revision", "token") if k in options}
         given = tuple(name for name in options if name not in (*hub, "variant"))
         directory = resolve_checkpoint(
@@ -27,33 +35,48 @@ class _AutoPipeline:
         )
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         control = options["controlnet"] if "controlnet" in options else (index.get("controlnet") or [None, None])[1]
-        return cls._choose(control).from_pretrained(pretrained_model_name_or_path, **options)
+        chosen = cls._choose(control, enable_pag, index.get("_class_name"))
+        return chosen.from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
-    def from_pipe(cls, pipeline, **components):
-        """See :meth:`DiffusionPipeline.from_pipe`; the class is that of the task."""
+    def from_pipe(cls, pipeline, enable_pag=None, **components):
+        """See :meth:`DiffusionPipeline.from_pipe`; the class is that of the task, ``enable_pag`` as above."""
         if not isinstance(pipeline, DiffusionPipeline):
             raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
         control = components["controlnet"] if "controlnet" in components else getattr(pipeline, "controlnet", None)
         if control is None:
             components.pop("controlnet", None)
-        return cls._choose(control).from_pipe(pipeline, **components)
+        return cls._choose(control, enable_pag, type(pipeline).__name__).from_pipe(pipeline, **components)
 
     @classmethod
-    def _choose(cls, control):
-        return pipeline_utils.pipeline_class(cls.plain if control is None else cls.with_control)
+    def _choose(cls, control, enable_pag, present):
+        """The class; ``present`` is the name of the one that there is already."""
+        if enable_pag and (cls.with_pag is None or control is not None):
+            raise InputError(
+                f"enable_pag=True: {cls.__name__} has no pipeline with perturbed-attention guidance"
+                f"{' and a ControlNet' if control is not None else ''}. Leave it out, and pass "
+                "guidance=PerturbedAttentionGuidance(7.0) to the call: every task takes it."
+            )
+        name = cls.plain if control is None else cls.with_control
+        if enable_pag or (enable_pag is None and control is None and "PAG" in present):
+            name = cls.with_pag
+        return pipeline_utils.pipeline_class(name)
 
 
 class AutoPipelineForText2Image(_AutoPipeline):
-    """:class:`StableDiffusion3Pipeline`, or :class:`StableDiffusion3ControlNetPipeline`."""
+    """:class:`StableDiffusion3Pipeline`, :class:`StableDiffusion3ControlNetPipeline` or, with ``enable_pag=True``,
+    :class:`StableDiffusion3PAGPipeline`."""
 
     plain, with_control = "StableDiffusion3Pipeline", "StableDiffusion3ControlNetPipeline"
+    with_pag = "StableDiffusion3PAGPipeline"
 
 
 class AutoPipelineForImage2Image(_AutoPipeline):
-    """:class:`StableDiffusion3Img2ImgPipeline`, or :class:`StableDiffusion3ControlNetImg2ImgPipeline`."""
+    """:class:`StableDiffusion3Img2ImgPipeline`, :class:`StableDiffusion3ControlNetImg2ImgPipeline` or, with
+    ``enable_pag=True``, :class:`StableDiffusion3PAGImg2ImgPipeline`."""
 
     plain, with_control = "StableDiffusion3Img2ImgPipeline", "StableDiffusion3ControlNetImg2ImgPipeline"
+    with_pag = "StableDiffusion3PAGImg2ImgPipeline"
 
 
 class AutoPipelineForInpainting(_AutoPipeline):

@@ -17,8 +17,10 @@ from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig, read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders import FromSingleFileMixin
+from ..loaders.on_demand import check_load_components
 from ..quantization import choose_layers
 from ..serialization import Checkpoint
+from ..utils.device import current_place
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import resolve_checkpoint
@@ -67,18 +69,22 @@ PIPELINE_CLASSES = {
         "StableDiffusion3Img2ImgPipeline",
         "StableDiffusion3InpaintPipeline",
         "StableDiffusion3PAGPipeline",
+        "StableDiffusion3PAGImg2ImgPipeline",
         "StableDiffusion3ControlNetPipeline",
         "StableDiffusion3ControlNetImg2ImgPipeline",
         "StableDiffusion3ControlNetInpaintingPipeline",
     )
 }
 
+# Entries of an index that are values, arguments of some pipeline's __init__ (its ``_settings``), and no components.
+SETTINGS = ("pag_applied_layers",)
+
 # These are loaded first: a mistake in them shows before the large files are read.
 _LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
 
 
 class DiffusionPipeline(FromSingleFileMixin):
-    """Base of the pipelines. A subclass's ``__init__`` arguments are its components.
+    """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
     ``StableDiffusion3Pipeline.from_pretrained(path)`` that one.
@@ -87,6 +93,7 @@ class DiffusionPipeline(FromSingleFileMixin):
     config_name = INDEX_NAME
     _component_names = ()
     _optional_components = ()
+    _settings = ()  # attributes, and arguments of __init__, that the index keeps as they are
     _quantized_components = ("transformer", "controlnet", "text_encoder_3")
     # prefixes of what storage_dtype is for
     _held_components = ("transformer", "controlnet", "text_encoder", "image_encoder")
@@ -148,8 +155,7 @@ class DiffusionPipeline(FromSingleFileMixin):
             ConfigError: the index names a pipeline or a component class that ppsd3 does not have.
             InputError: an unknown keyword, or another ``load_components``.
         """
-        if load_components not in ("all", "on_demand"):
-            raise InputError(f"load_components is {load_components!r}; it can be 'all' or 'on_demand'.")
+        check_load_components(load_components)
         if cls is not DiffusionPipeline:
             cls._refuse_unknown(components)
         directory = resolve_checkpoint(
@@ -181,7 +187,8 @@ class DiffusionPipeline(FromSingleFileMixin):
             options = {"paddle_dtype": dtype, "storage_dtype": held.get(name), "variant": variants.get(name)}
             loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
         absent = {name: None for name in chosen._component_signature()}
-        return chosen(**{**absent, **loaded, **components})
+        settings = {name: index[name] for name in chosen._settings if name in index}
+        return chosen(**{**absent, **settings, **loaded, **components})
 
     @classmethod
     def from_pipe(cls, pipeline, **components):
@@ -202,7 +209,8 @@ class DiffusionPipeline(FromSingleFileMixin):
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
         cls._refuse_unknown(components)
         known = cls._component_signature()
-        parts = {**{name: part for name, part in pipeline.components.items() if name in known}, **components}
+        settings = {name: getattr(pipeline, name) for name in cls._settings if hasattr(pipeline, name)}
+        parts = {**settings, **{n: part for n, part in pipeline.components.items() if n in known}, **components}
         missing = [name for name in known if name not in parts and name not in cls._optional_components]
         if missing:
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
@@ -232,12 +240,12 @@ class DiffusionPipeline(FromSingleFileMixin):
 
     @classmethod
     def _component_signature(cls):
-        return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", *cls._settings)]
 
     @classmethod
     def _refuse_unknown(cls, components):
         known = cls._component_signature()
-        unknown = [name for name in components if name not in known]
+        unknown = [name for name in components if name not in (*known, *cls._settings)]
         if unknown:
             hint = " The dtype is called `paddle_dtype` here." if "torch_dtype" in unknown else ""
             raise InputError(
@@ -261,7 +269,7 @@ class DiffusionPipeline(FromSingleFileMixin):
         classes = {}
         known = cls._component_signature()
         for name, entry in index.items():
-            if name.startswith("_") or name in given:
+            if name.startswith("_") or name in given or name in SETTINGS:
                 continue
             if not isinstance(entry, (list, tuple)) or len(entry) != 2:
                 raise ConfigError(
@@ -328,7 +336,8 @@ class DiffusionPipeline(FromSingleFileMixin):
                     "_diffusers_version": "0.42.1",
                     "_ppsd3_version": __version__,
                 }
-                file.write((json.dumps({**header, **index}, indent=2) + "\n").encode())
+                settings = {name: getattr(self, name) for name in self._settings}
+                file.write((json.dumps({**header, **index, **settings}, indent=2) + "\n").encode())
             move_into(staging, save_directory, last=INDEX_NAME)
 
     def _is_listed(self, name):
@@ -414,6 +423,14 @@ class DiffusionPipeline(FromSingleFileMixin):
         with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
             yield network
 
+    def _tell(self, name, method, **options):
+        """Calls ``method`` (str) of the network called ``name``; of one on demand, whenever it has been read."""
+        part = getattr(self, name)
+        if isinstance(part, OnDemandNetwork):
+            part.call_after_loading(method, **options)
+        else:
+            getattr(part, method)(**options)
+
     def enable_model_cpu_offload(self, device="gpu"):
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
@@ -468,7 +485,7 @@ class DiffusionPipeline(FromSingleFileMixin):
         for network in self._networks():
             for parameter in network.parameters():
                 return parameter.place
-        return paddle.framework._current_expected_place()
+        return current_place()
 
     def set_progress_bar_config(self, **options):
         """Options of ``tqdm`` for the progress bar, e.g. ``disable=True``."""
@@ -506,7 +523,7 @@ def pipeline_class(name):
 
 def _read_network(class_, directory, name, options, on_demand):
     if on_demand:
-        return OnDemandNetwork(class_, directory, name, options)
+        return OnDemandNetwork.of_directory(class_, directory, name, options)
     return class_.from_pretrained(directory, subfolder=name, **options)
 
 

@@ -5,109 +5,17 @@ end is decided here and nowhere else.
 """
 
 import contextlib
-import os
 
 import paddle
 from paddle import nn
 
-from ..modeling_utils import to_be_filled
-from ..quantization import CONFIG_KEY
-from ..serialization.tensors import floating_dtype, put
-from ..utils.device import release_freed_memory
+from ..loaders.on_demand import OnDemandNetwork, tensors_of
+from ..serialization.tensors import put
 from ..utils.errors import InputError
 
 # A sequentially offloaded network keeps smaller tensors (norms, biases, tables) on the device: a few percent of it,
 # and read from outside of the layers that own them.
 _SMALL = 2**20
-
-
-class OnDemandNetwork:
-    """Stands in a pipeline for a network that is read from its files whenever it is used, and forgotten after that.
-
-    Args:
-        class_ (type), directory (str), name (str): the network's class, its checkpoint, and its component there.
-        options (dict): for ``class_.from_pretrained``: ``paddle_dtype``, ``storage_dtype``, ``variant``.
-
-    Attributes:
-        config (FrozenConfig), dtype (paddle dtype): of the network, known without reading it.
-    """
-
-    def __init__(self, class_, directory, name, options):
-        self.network_class, self.directory, self.name, self.options = class_, directory, name, options
-        self.dtype = floating_dtype(options.get("paddle_dtype"))
-        with to_be_filled():  # a skeleton without weights, for the defaults that its file leaves out
-            config = class_.load_config(os.path.join(directory, name))
-            config.pop(CONFIG_KEY, None)  # of an int8 checkpoint
-            self.config = class_.from_config(config).config
-        self._network, self._users = None, 0
-        self._calls = {}  # method -> its keyword arguments, called after each loading
-        self.ip_adapter, self._attached = None, None
-
-    @property
-    def storage_dtype(self):
-        """What its weights are held in, or None; see ``ModelMixin``."""
-        return self.options.get("storage_dtype")
-
-    def keep_attached(self, adapter, attached):
-        """Lets the network have an adapter of its own memory whenever it is here.
-
-        Args:
-            adapter (nn.Layer or None): what ``ip_adapter`` is from now on.
-            attached (callable): ``(network, adapter)`` -> context manager: the network has it inside.
-        """
-        self.ip_adapter, self._attached = adapter, attached
-
-    @contextlib.contextmanager
-    def resident(self):
-        """The network, read now unless an outer block has it, and forgotten at the end of the outermost block."""
-        self._users += 1
-        try:
-            if self._network is None:
-                self._network = self.network_class.from_pretrained(self.directory, subfolder=self.name, **self.options)
-                for method, options in self._calls.items():
-                    getattr(self._network, method)(**options)
-            outermost = self._users == 1 and self.ip_adapter is not None
-            with self._attached(self._network, self.ip_adapter) if outermost else contextlib.nullcontext():
-                yield self._network
-        finally:
-            self._users -= 1
-            if not self._users and self._network is not None:
-                for tensor in _tensors(self._network, include_sublayers=True):
-                    tensor._clear_data()  # whoever still refers to the network: its memory is not kept
-                self._network = None
-                release_freed_memory()
-
-    @property
-    def device(self):
-        """Where it will be."""
-        return paddle.framework._current_expected_place() if self._network is None else self._network.device
-
-    def call_after_loading(self, method, **options):
-        """Calls ``network.method(**options)`` whenever the network has been read."""
-        self._calls.pop(method, None)
-        self._calls[method] = options
-
-    def fingerprint(self):
-        """Bytes that change when the network's files or the way to load them do."""
-        folder = os.path.join(self.directory, self.name)
-        files = [(entry.name, entry.stat().st_size, entry.stat().st_mtime_ns) for entry in os.scandir(folder)]
-        return repr((self.network_class.__name__, sorted(files), sorted(self.options.items(), key=str))).encode()
-
-    def save_pretrained(self, save_directory, **options):
-        """See :meth:`ppsd3.modeling_utils.ModelMixin.save_pretrained`."""
-        with self.resident() as network:
-            network.save_pretrained(save_directory, **options)
-
-    def __getattr__(self, attribute):
-        if attribute.startswith("__"):
-            raise AttributeError(attribute)
-        raise AttributeError(
-            f"The {self.name} is loaded on demand and has no {attribute!r} between calls. Use "
-            f"`with pipe.using({self.name!r}) as network:`, or load the pipeline without load_components='on_demand'."
-        )
-
-    def __repr__(self):
-        return f"OnDemandNetwork({self.network_class.__name__}, {self.directory!r}, {self.name!r})"
 
 
 class Loan:
@@ -153,7 +61,7 @@ class ModelOffload(Resident):
 
     @contextlib.contextmanager
     def resident(self, network):
-        loan = Loan(_tensors(network, include_sublayers=True), self.place)
+        loan = Loan(tensors_of(network, include_sublayers=True), self.place)
         loan.begin()
         try:
             yield network
@@ -171,7 +79,7 @@ class SequentialOffload(Resident):
                 self._attach(layer)
 
     def _attach(self, layer):
-        tensors = _tensors(layer, include_sublayers=False)
+        tensors = tensors_of(layer, include_sublayers=False)
         Loan([t for t in tensors if t.size < _SMALL], self.place).begin()  # and never ended
         large = [t for t in tensors if t.size >= _SMALL]
         if not large:
@@ -197,15 +105,6 @@ def offload_place(device):
             "memory on a CPU load the pipeline with load_components='on_demand', and storage_dtype='float16'."
         )
     return paddle.CUDAPlace(int(index or 0))
-
-
-def _tensors(layer, include_sublayers):
-    """Parameters and buffers, each once."""
-    found = [
-        *layer.parameters(include_sublayers=include_sublayers),
-        *layer.buffers(include_sublayers=include_sublayers),
-    ]
-    return list({id(tensor): tensor for tensor in found}.values())
 
 
 def is_network(part):

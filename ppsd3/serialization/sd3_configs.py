@@ -174,3 +174,31 @@ _INFERENCES = {
     "text_encoder_2": _clip("gelu", 0),
     "text_encoder_3": _t5,
 }
+
+# Component -> sizes that tell published networks apart -> their name.
+_PUBLISHED = {
+    "transformer": {
+        (24, 24, None, ()): "SD3-medium",
+        (24, 24, "rms_norm", tuple(range(13))): "SD3.5-medium",
+        (38, 38, "rms_norm", ()): "SD3.5-large or SD3.5-large-turbo",
+    },
+    "controlnet": {(19, 38): "ControlNet of Stability AI for SD3.5-large"},
+    "vae": {((128, 256, 512, 512), 16): "VAE of Stable Diffusion 3"},
+    "text_encoder": {(768, 12): "CLIP-L"},
+    "text_encoder_2": {(1280, 32): "OpenCLIP bigG"},
+    "text_encoder_3": {(4096, 24): "T5-XXL"},
+}
+_SIZES = {
+    "transformer": ("num_layers", "num_attention_heads", "qk_norm", "dual_attention_layers"),
+    "controlnet": ("num_layers", "num_attention_heads"),
+    "vae": ("block_out_channels", "latent_channels"),
+    "text_encoder": ("hidden_size", "num_hidden_layers"),
+    "text_encoder_2": ("hidden_size", "num_hidden_layers"),
+    "text_encoder_3": ("d_model", "num_layers"),
+}
+
+
+def published_name(component, config):
+    """What the network ``component`` with ``config`` (dict) is known as, e.g. "SD3.5-medium"; None if it is none."""
+    sizes = (config.get(key) for key in _SIZES[component])
+    return _PUBLISHED[component].get(tuple(tuple(size) if isinstance(size, list) else size for size in sizes))

@@ -178,6 +178,11 @@ def find_layout(names):
     return None, None
 
 
+def is_diffusers(names):
+    """Whether the names of a network's tensors are diffusers' or transformers'."""
+    return find_layout(names)[1] is _SAME
+
+
 def original_table(kind, names=()):
     """The table of the layout that a ``kind`` of network is published in, with tensors of these diffusers ``names``."""
     if kind == "controlnet" and "context_embedder.weight" in names:

@@ -13,7 +13,7 @@ import numpy as np
 from ..utils.errors import CheckpointFormatError
 from .checkpoint import Checkpoint
 from .rearranged import Piece, RearrangedCheckpoint, Recipe
-from .sd3_keys import find_layout, to_diffusers
+from .sd3_keys import find_layout, is_diffusers, to_diffusers
 
 # Component -> (kind of network, prefixes of its names); the first prefix is the one that is written.
 COMPONENTS = {
@@ -44,6 +44,7 @@ class SingleFile:
         path (str)
         sources (dict): component -> tensors under diffusers' names, e.g. ``sources["vae"]``.
         configs (dict): component -> configuration, for a file that ppsd3 wrote; else empty.
+        layouts (dict): component -> "original" or "diffusers", whose names the file has.
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError: no such file, no safetensors file, or names in it that belong to
@@ -57,10 +58,10 @@ class SingleFile:
         scales = _weight_scales(checkpoint)
         named = [name for name in checkpoint.keys() if name not in scales.values() and not _BESIDE.fullmatch(name)]
         factors = {weight: _scalar(checkpoint, scale) for weight, scale in scales.items()}
-        self.sources = {
-            component: self._source(checkpoint, component, prefix, names, factors)
-            for component, prefix, names in self._split(named, checkpoint)
-        }
+        self.sources, self.layouts = {}, {}
+        for component, prefix, names in self._split(named, checkpoint):
+            self.sources[component] = self._source(checkpoint, component, prefix, names, factors)
+            self.layouts[component] = "diffusers" if is_diffusers(names) else "original"
 
     def source(self, component):
         """The tensors of ``component``. A file with one CLIP tower alone is either, as the caller says.

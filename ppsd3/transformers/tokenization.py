@@ -42,6 +42,10 @@ class PretrainedTokenizer:
         model_max_length (int): the length that ``padding="max_length"`` and truncation mean.
         bos_token, eos_token, unk_token, pad_token (str or None), and ``..._id`` (int or None).
         vocab_size (int): number of ids, added tokens included.
+        added_tokens (dict): token -> id of those beyond the vocabulary that are not special, in order of their ids.
+
+    Among the added ones, ``<cat>``, ``<cat>_1``, ``<cat>_2`` are the vectors of one token, as diffusers names them:
+    where a text has ``<cat>``, all of them follow one another.
     """
 
     # Set by subclasses
@@ -82,6 +86,60 @@ class PretrainedTokenizer:
             fields = {key: value for key, value in fields.items() if key in _ADDED_TOKEN_FIELDS}
             added.append(AddedToken(**fields))
         self._backend.add_tokens(added)
+        self._note_added()
+
+    @property
+    def added_tokens(self):
+        first = self._backend.get_vocab_size(with_added_tokens=False)
+        added = sorted(self._backend.get_added_tokens_decoder().items())
+        return {token.content: id for id, token in added if id >= first and not token.special}
+
+    def add_tokens(self, tokens):
+        """Adds tokens that are found in a text before it is split into words, in any case of their letters.
+
+        Args:
+            tokens (list of str): new ones.
+
+        Raises:
+            InputError: one is empty, begins or ends with a space, or is there already.
+        """
+        from tokenizers import AddedToken
+
+        for index, token in enumerate(tokens):
+            if not isinstance(token, str) or not token or token != token.strip():
+                raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
+            if self.has_token(token) or token.lower() in map(str.lower, tokens[:index]):
+                raise InputError(
+                    f"The tokenizer knows the token {token!r} already. Choose another name, e.g. '<{token}>'."
+                )
+        self._backend.add_tokens([AddedToken(token, normalized=True, special=False) for token in tokens])
+        self._note_added()
+
+    def remove_tokens(self, tokens):
+        """Takes ``tokens`` (of ``added_tokens``) away; the ids of the other added ones move up."""
+        from tokenizers import AddedToken, Tokenizer
+
+        decoder, added = self._backend.get_added_tokens_decoder(), self.added_tokens
+        kept = [AddedToken(**_fields(decoder[id])) for token, id in added.items() if token not in tokens]
+        content = json.loads(self._backend.to_str())
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in added]
+        self._backend = Tokenizer.from_str(json.dumps(content))
+        self._backend.add_tokens(kept)
+        self._note_added()
+
+    def has_token(self, token):
+        """Whether ``token`` is in the vocabulary or was added; the latter in any case of its letters."""
+        return self._id(token) is not None or token.lower() in map(str.lower, self.added_tokens)
+
+    def vectors_of(self, token):
+        """``[token, token_1, token_2, ...]`` as far as these were added."""
+        return _vectors_of(token, self.added_tokens)
+
+    def _note_added(self):
+        """Which ids stand for several: the first vector's id -> all of them."""
+        added = self.added_tokens
+        groups = {id: [added[name] for name in _vectors_of(token, added)] for token, id in added.items()}
+        self._vectors = {id: group for id, group in groups.items() if len(group) > 1}
 
     bos_token = property(lambda self: self._tokens["bos_token"])
     eos_token = property(lambda self: self._tokens["eos_token"])
@@ -136,10 +194,11 @@ class PretrainedTokenizer:
 
         rows, truncated = [], []
         for item, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False)):
-            ids, rest = encoding.ids, None
-            if truncation and len(ids) > room:
-                # Offsets point into the text as it was given, so the user reads their own words.
-                ids, rest = ids[:room], item[encoding.offsets[room][0] :]
+            tokens, rest = self._spans(encoding), None
+            if truncation and len(tokens) > room:
+                # Positions are in the text as it was given, so the user reads their own words.
+                tokens, rest = tokens[:room], item[tokens[room][1] :]
+            ids = [token for token, _, _ in tokens]
             rows.append([self.bos_token_id] * self.starts_with_bos + ids + [self.eos_token_id])
             truncated.append(rest)
         return self._padded(rows, truncated, padding, limit)
@@ -162,8 +221,11 @@ class PretrainedTokenizer:
 
     def spans(self, text):
         """[(id, start, end)] of all of ``text``'s tokens, without start and end token; positions are in ``text``."""
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        return [(token, *offsets) for token, offsets in zip(encoding.ids, encoding.offsets)]
+        return self._spans(self._backend.encode(text, add_special_tokens=False))
+
+    def _spans(self, encoding):
+        pairs = zip(encoding.ids, encoding.offsets)
+        return [(id, *offsets) for token, offsets in pairs for id in self._vectors.get(token, (token,))]
 
     def decode(self, ids, skip_special_tokens=True):
         """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
@@ -245,6 +307,13 @@ class PretrainedTokenizer:
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _vectors_of(token, added):
+    names = [token]
+    while f"{token}_{len(names)}" in added:
+        names.append(f"{token}_{len(names)}")
+    return names
 
 
 def _content(token):

@@ -30,6 +30,16 @@ def use_all_cores():
     return threads
 
 
+def current_place():
+    """Where Paddle computes at present, as ``Tensor.place`` says it (on Paddle 2.6, of another type than Paddle's own
+    answer)."""
+    import paddle
+
+    place = paddle.base.core.Place()
+    place.set_place(paddle.framework._current_expected_place())
+    return place
+
+
 def usable_cores():
     """Number of cores that this process may run on: CPU affinity, then a container's CPU quota, at least 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,7 +12,7 @@ from PIL import Image
 
 import ppsd3
 from ppsd3.cli.main import main
-from ppsd3.cli.options import add_call_options, call_arguments
+from ppsd3.cli.options import add_call_options, call_arguments, split_word
 from ppsd3.cli.png import describe, output_files, read_settings, save_png
 from ppsd3.utils.errors import InputError
 
@@ -117,6 +117,40 @@ def test_loras(run, tiny_checkpoint, tmp_path):
     assert code != 0 and "nowhere.safetensors" in err
 
 
+def test_textual_inversion(run, tiny_checkpoint, tmp_path):
+    pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained(tiny_checkpoint)
+    rows = pipe.text_encoder.get_input_embeddings().weight[5:7]
+    pipe.load_textual_inversion(rows, token="<cat>")
+    pipe.save_textual_inversion(tmp_path / "saved", "<cat>", weight_name="cat.safetensors")
+    pipe.set_progress_bar_config(disable=True)
+    expected = pipe("<cat> red", num_inference_steps=1, generator=ppsd3.TorchGenerator(3)).images[0]
+    path = tmp_path / "saved" / "cat.safetensors"
+    code, (file,), _ = run("--seed", "3", "--textual-inversion", str(path), prompt="<cat> red")
+    assert code == 0
+    np.testing.assert_array_equal(pixels(file), np.asarray(expected))
+    code, (again,), _ = run("--from-png", file, "--output", "again.png", prompt=None)
+    np.testing.assert_array_equal(pixels(again), np.asarray(expected))
+    settings = ["--textual-inversion", f"{path}:<dog>", "--textual-inversion", str(path), "--output", "two.png"]
+    code, (two,), _ = run("--seed", "3", *settings, prompt="<dog> red")
+    assert code == 0 and read_settings(two)["textual_inversion"] == [f"{path}:<dog>", str(path)]
+    pipe.load_textual_inversion(rows, token="<dog>")
+    image = pipe("<dog> red", num_inference_steps=1, generator=ppsd3.TorchGenerator(3)).images[0]
+    np.testing.assert_array_equal(pixels(two), np.asarray(image))
+    code, _, err = run("--textual-inversion", "nowhere.safetensors:<cat>")
+    assert code != 0 and "nowhere.safetensors" in err
+
+
+def test_words_of_files():
+    assert split_word("cat.safetensors") == ("cat.safetensors", None)
+    assert split_word("a:b.safetensors:<cat>") == ("a:b.safetensors", "<cat>")
+    assert split_word("https://hub/a/b/resolve/main/x.safetensors") == (
+        "https://hub/a/b/resolve/main/x.safetensors",
+        None,
+    )
+    assert split_word("https://hub/x.safetensors:cat") == ("https://hub/x.safetensors", "cat")
+    assert split_word("C:\\x.safetensors") == ("C:\\x.safetensors", None)
+
+
 def test_prompt_weighting(run):
     def draw(prompt, *arguments):
         return run("--seed", "1", "--output", f"{len(os.listdir())}.png", *arguments, prompt=prompt)[1][0]
@@ -134,6 +168,9 @@ def test_a_single_file(run, tiny_checkpoint, tmp_path):
     assert code == 0
     np.testing.assert_array_equal(pixels(file), pixels(expected))
     assert read_settings(file)["config"] == str(tiny_checkpoint)
+    on_demand = ["--on-demand", "--model", original, "--config", str(tiny_checkpoint)]
+    code, (file,), _ = run("--seed", "1", "--output", "c.png", *on_demand)
+    assert code == 0 and np.abs(pixels(file).astype(int) - pixels(expected)).max() < 20  # weights in 16 bits
     for arguments, message in (
         (["--variant", "fp16", "--model", original], "--variant"),
         (["--config", "x"], "--config"),

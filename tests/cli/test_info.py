@@ -1,14 +1,20 @@
-"""``ppsd3 info``: what a checkpoint holds, read from headers."""
+"""``ppsd3 info``: what a checkpoint or a file holds, read from headers."""
 
 import json
 import shutil
 
+import numpy as np
 import pytest
-from helpers import tiny
+from helpers import loras, originals, tiny
+from PIL import Image
 
 import ppsd3
+from ppsd3.adapters.keys import dialect
 from ppsd3.cli import info
 from ppsd3.cli.main import main
+from ppsd3.cli.png import save_png
+from ppsd3.loaders.recognition import recognize
+from ppsd3.serialization.sd3_configs import published_name
 
 
 def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
@@ -60,3 +66,150 @@ def test_damaged(tiny_checkpoint, tmp_path, capsys, damage):
         shutil.rmtree(directory / "vae")
     assert main(["info", str(directory)]) == 2
     assert "vae" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def show(capsys, path, *arguments):
+    """(exit code, all that was printed)"""
+    code = main(["info", str(path), *arguments])
+    return code, "".join(capsys.readouterr())
+
+
+def test_a_single_file(tiny_checkpoint, tmp_path, capsys):
+    path = tmp_path / "all.safetensors"
+    originals.single_file(tiny_checkpoint, path)
+    code, shown = show(capsys, path)
+    assert code == 0 and "5 networks in one file, under the names of Stability AI" in shown
+    pipe = tiny.make_pipeline()
+    values = sum(getattr(pipe, name).num_parameters() for name in ("transformer", "vae"))
+    counts = {part.name: part.values for part in recognize(path).components}
+    positions = pipe.transformer.pos_embed.pos_embed  # a buffer, in the file too
+    assert counts["transformer"] + counts["vae"] == values + int(positions.size)
+    assert "StableDiffusion3Pipeline.from_single_file" in shown and "clip_l" not in shown
+    assert "fits" in shown
+    ppsd3.convert(tiny_checkpoint, path)
+    assert "written by ppsd3" in show(capsys, path)[1]
+
+
+def test_files_of_one_network_and_what_they_need(tmp_path, capsys):
+    for name, model in originals.small_published_models().items():
+        model.save_pretrained(tmp_path / name)
+        file = next((tmp_path / name).glob("*.safetensors"))
+        code, shown = show(capsys, file)
+        assert code == 0 and type(model).__name__ in shown
+        if name == "transformer":
+            assert "vae='vae.safetensors', text_encoder='clip_l.safetensors'" in shown
+        else:
+            assert f"load it:\n  ppsd3.{type(model).__name__}.from_single_file('{file}'" in shown
+        code, shown = show(capsys, tmp_path / name)
+        assert code == 0 and f"ppsd3.{type(model).__name__}.from_pretrained" in shown
+
+
+@pytest.mark.parametrize(
+    "name, config, known",
+    [
+        ("transformer", {"num_layers": 24, "num_attention_heads": 24, "dual_attention_layers": ()}, "SD3-medium"),
+        (
+            "transformer",
+            {
+                "num_layers": 24,
+                "num_attention_heads": 24,
+                "qk_norm": "rms_norm",
+                "dual_attention_layers": list(range(13)),
+            },
+            "SD3.5-medium",
+        ),
+        (
+            "transformer",
+            {"num_layers": 38, "num_attention_heads": 38, "qk_norm": "rms_norm", "dual_attention_layers": []},
+            "SD3.5-large or SD3.5-large-turbo",
+        ),
+        ("vae", {"block_out_channels": [128, 256, 512, 512], "latent_channels": 16}, "VAE of Stable Diffusion 3"),
+        ("text_encoder_3", {"d_model": 4096, "num_layers": 24}, "T5-XXL"),
+        ("text_encoder_3", {"d_model": 1024, "num_layers": 24}, None),
+    ],
+)
+def test_published_names(name, config, known):
+    assert published_name(name, config) == known
+
+
+def test_adapters(tmp_path, capsys):
+    pipe = tiny.make_pipeline()
+    path = originals.write(tmp_path / "lora.safetensors", loras.for_pipeline(pipe))
+    code, shown = show(capsys, path)
+    assert code == 0 and "an adapter (LoRA), under the names of diffusers and PEFT" in shown
+    assert "transformer: " in shown and "text_encoder_2: " in shown and "ranks: 3 (" in shown
+    assert f"pipe.load_lora_weights('{path}')" in shown and "strict=False" not in shown and "memory" not in shown
+    rows = np.zeros((4, 1536), "float32")
+    keys = {
+        "lora_unet_joint_blocks_23_x_block_attn2_qkv.lora_down.weight": rows,
+        "lora_unet_joint_blocks_23_x_block_attn2_qkv.lora_up.weight": np.zeros((3 * 1536, 4), "float32"),
+        "lora_te1_text_model_encoder_layers_11_mlp_fc1.dora_scale": rows[:1],
+        "lora_unet_something_else.lora_up.weight": rows,
+    }
+    shown = show(capsys, originals.write(path, keys))[1]
+    assert "DoRA" in shown and "kohya's sd-scripts" in shown and "made for: SD3.5-medium" in shown
+    assert "1 keys of no layer here, e.g. lora_unet_something_else" in shown
+
+
+@pytest.mark.parametrize(
+    "key, name",
+    [
+        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "diffusers and PEFT"),
+        ("transformer.transformer_blocks.0.attn.processor.to_q_lora.down.weight", "diffusers before PEFT"),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "kohya's sd-scripts"),
+        ("diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight", "ComfyUI"),
+        ("lycoris_transformer_blocks_0_attn_to_q.hada_w1_a", "LyCORIS"),
+    ],
+)
+def test_dialects(key, name):
+    assert dialect(key) == name
+
+
+def test_words_pictures_and_folders_of_them(tmp_path, capsys):
+    both = {"clip_l": np.zeros((3, 768), "float32"), "clip_g": np.zeros((3, 1280), "float32")}
+    path = originals.write(tmp_path / "cat.safetensors", both)
+    code, shown = show(capsys, path)
+    assert code == 0 and "clip_l: 3 vectors of width 768, for CLIP-L" in shown
+    assert f"pipe.load_textual_inversion('{path}', token='<word>')" in shown
+    originals.write(tmp_path / "dog.safetensors", {"<dog>": np.zeros(768, "float32")})
+    code, shown = show(capsys, tmp_path)
+    assert code == 0 and "cat.safetensors" in shown and "dog.safetensors')" in shown and "the word: <dog>" in shown
+    picture = Image.new("RGB", (8, 8))
+    save_png(picture, tmp_path / "x.png", {"prompt": "a cat", "seed": 7, "command": "img2img"})
+    code, shown = show(capsys, tmp_path / "x.png")
+    assert code == 0 and "a cat" in shown and "ppsd3 img2img --from-png" in shown
+    picture.save(tmp_path / "y.png")
+    assert show(capsys, tmp_path / "y.png")[0] == 2
+
+
+def test_components_of_a_pipeline(tiny_checkpoint, capsys):
+    for name, kind in (("tokenizer", "CLIPTokenizer"), ("scheduler", "FlowMatchEulerDiscreteScheduler")):
+        code, shown = show(capsys, tiny_checkpoint / name)
+        assert code == 0 and f"ppsd3.{kind}.from_pretrained(" in shown
+
+
+def test_foreign_and_unreadable_files(tmp_path, capsys):
+    def refused(content, *parts, name="x.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(content) if isinstance(content, bytes) else originals.write(path, content)
+        code, shown = show(capsys, path)
+        assert code == 2 and all(part in shown for part in (str(path), *parts)), shown
+
+    rows = np.zeros((3, 7), "float32")
+    refused({"model.diffusion_model.input_blocks.0.0.weight": rows}, "Stable Diffusion 1, 2 or XL")
+    refused({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": rows}, "FLUX")
+    refused({"a.b": rows, "c.d": rows}, "no part of Stable Diffusion 3")
+    kohya = {"lora_unet_down_blocks_0_proj_in.lora_down.weight": rows}
+    clip = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": rows}
+    refused({**kohya, **clip}, "an adapter for Stable Diffusion 1, 2 or XL")
+    refused({"thing.lora_A.weight": rows}, "an adapter for something else")
+    refused(b"GGUF" + bytes(20), "GGUF", name="x.gguf")
+    refused(b"PK\x03\x04" + bytes(20), "pickle", name="x.ckpt")
+    refused(bytes(3), "no complete safetensors")
+    assert "no checkpoint" in show(capsys, tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")[1]
+    code, shown = show(capsys, tmp_path / "x.gguf", "--variant", "fp16")
+    assert code == 2 and "--variant" in shown
+    assert show(capsys, tmp_path / "none.safetensors")[0] == 2

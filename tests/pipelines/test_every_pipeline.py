@@ -60,6 +60,16 @@ class TestPerturbedAttention(OfTask):
     pipeline = ppsd3.StableDiffusion3PAGPipeline
 
 
+class TestPerturbedAttentionImageToImage(OfTask):
+    pipeline = ppsd3.StableDiffusion3PAGImg2ImgPipeline
+
+    def inputs(self):
+        return {"image": picture(), "strength": 1.0}
+
+    def latents_inputs(self, latents):
+        return {"latents": latents, "image": None}
+
+
 class TestImageToImage(OfTask):
     pipeline = ppsd3.StableDiffusion3Img2ImgPipeline
 

@@ -149,6 +149,7 @@ TASKS = {
     "StableDiffusion3Img2ImgPipeline": {"image": picture(5, (64, 64))},
     "StableDiffusion3InpaintPipeline": {"image": picture(5, (64, 64)), "mask_image": mask()},
     "StableDiffusion3PAGPipeline": {},
+    "StableDiffusion3PAGImg2ImgPipeline": {"image": picture(1), "strength": 0.9},
 }
 
 

@@ -1,14 +1,19 @@
 """Networks on demand and on loan: the same picture, nothing left behind, and clear refusals."""
 
+import gc
+import os
+
 import numpy as np
 import paddle
 import pytest
 from helpers import tiny
 
+import ppsd3
 from ppsd3 import StableDiffusion3Pipeline, TorchGenerator
+from ppsd3.loaders.single_file import NETWORKS
 from ppsd3.pipelines import residency
 from ppsd3.pipelines.residency import Loan, ModelOffload, OnDemandNetwork, SequentialOffload
-from ppsd3.utils.errors import InputError
+from ppsd3.utils.errors import CheckpointNotFoundError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +64,53 @@ def test_on_demand_knows_configurations_and_dtypes(directory):
         assert outer is inner
     with pytest.raises(AttributeError, match="on demand"):
         pipe.transformer.state_dict()
+
+
+def test_on_demand_out_of_a_single_file(directory, tmp_path, monkeypatch):
+    file = ppsd3.convert(directory, tmp_path / "all.safetensors")
+    own = os.path.join(directory, "text_encoder_2")  # a network of its own, in a directory
+
+    def load_file(**options):
+        pipe = StableDiffusion3Pipeline.from_single_file(file, config=directory, text_encoder_2=own, **options)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    expected, read, alive = draw(load(directory)), [], []
+    for class_ in {NETWORKS[name] for name in NETWORKS}:
+
+        def from_source(*args, make=class_.from_source, **options):
+            assert not any(map(has_weights, alive)), "two networks are in memory"
+            alive.append(make(*args, **options))
+            read.append(type(alive[-1]).__name__)
+            return alive[-1]
+
+        monkeypatch.setattr(class_, "from_source", from_source)
+    pipe = load_file(load_components="on_demand")
+    assert not read and pipe.transformer.config.num_layers == 3
+    assert np.array_equal(draw(pipe), expected)
+    clip = "CLIPTextModelWithProjection"
+    assert read == [clip, clip, "T5EncoderModel", "SD3Transformer2DModel", "AutoencoderKL"]
+    assert not any(map(has_weights, alive))
+    alive.clear()
+    gc.collect()
+    if os.path.exists("/proc/self/maps"):
+        with open("/proc/self/maps") as maps:
+            assert "all.safetensors" not in maps.read()  # between calls the file is not even mapped
+    monkeypatch.undo()
+
+    pipe.save_pretrained(tmp_path / "saved")
+    assert np.array_equal(draw(load(tmp_path / "saved")), expected)
+    held = load_file(load_components="on_demand", storage_dtype="float16")
+    assert np.array_equal(draw(held), draw(load_file(storage_dtype="float16")))
+    with held.using("transformer") as transformer:
+        assert transformer.transformer_blocks[0].attn.to_q.weight.dtype == paddle.float16
+    assert pipe.text_encoder.fingerprint() != held.text_encoder.fingerprint()
+    assert pipe.text_encoder.fingerprint() == load_file(load_components="on_demand").text_encoder.fingerprint()
+    with pytest.raises(InputError, match="'all' or 'on_demand'"):
+        load_file(load_components="lazily")
+    os.remove(file)
+    with pytest.raises(CheckpointNotFoundError, match="all.safetensors"):
+        draw(pipe)
 
 
 def test_on_demand_is_saved_as_any_other(directory, tmp_path):

@@ -186,3 +186,12 @@ def test_inpainting_noise_between_the_calls_of_a_step():
         scheduler.step(noise, t, x)
         mixed = scheduler.scale_noise(x, scheduler.timesteps[i + 1], noise)
         assert float(mixed[0, 0, 0, 0]) == pytest.approx(float(scheduler.sigmas[i + 1]))
+
+
+@pytest.mark.parametrize("mode", ["lanczos", "BICUBIC", "", None])
+def test_lcm_refuses_an_unknown_upscale_mode_when_it_is_made(mode):
+    with pytest.raises(ConfigError, match="upscale_mode"):
+        FlowMatchLCMScheduler(upscale_mode=mode)
+    config = {**FlowMatchLCMScheduler().config, "upscale_mode": mode}
+    with pytest.raises(ConfigError, match="upscale_mode"):
+        FlowMatchLCMScheduler.from_config(config)

@@ -2,6 +2,7 @@
 
 from .pipeline_output import StableDiffusion3PipelineOutput
 from .pipeline_pag_sd_3 import StableDiffusion3PAGPipeline
+from .pipeline_pag_sd_3_img2img import StableDiffusion3PAGImg2ImgPipeline
 from .pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
 from .pipeline_stable_diffusion_3_controlnet import StableDiffusion3ControlNetPipeline
 from .pipeline_stable_diffusion_3_controlnet_img2img import StableDiffusion3ControlNetImg2ImgPipeline
@@ -15,6 +16,7 @@ __all__ = [
     "StableDiffusion3ControlNetPipeline",
     "StableDiffusion3Img2ImgPipeline",
     "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3PAGImg2ImgPipeline",
     "StableDiffusion3PAGPipeline",
     "StableDiffusion3Pipeline",
     "StableDiffusion3PipelineOutput",

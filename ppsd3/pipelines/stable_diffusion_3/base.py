@@ -4,7 +4,7 @@ import contextlib
 
 import paddle
 
-from ...loaders import SD3IPAdapterMixin, SD3LoraLoaderMixin
+from ...loaders import SD3IPAdapterMixin, SD3LoraLoaderMixin, TextualInversionLoaderMixin
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
 from ..image_processor import VaeImageProcessor, check_output_type
@@ -21,7 +21,7 @@ from .prompt_reading import PromptReader
 from .step_caching import StepCache
 
 
-class StableDiffusion3Base(SD3LoraLoaderMixin, SD3IPAdapterMixin, DiffusionPipeline):
+class StableDiffusion3Base(SD3LoraLoaderMixin, SD3IPAdapterMixin, TextualInversionLoaderMixin, DiffusionPipeline):
     """Base of the pipelines: a subclass's call makes a task (``tasks.py``) and hands it to :meth:`_draw`.
 
     Args:
@@ -293,25 +293,19 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, SD3IPAdapterMixin, DiffusionPipel
     def enable_vae_tiling(self, **options):
         """Encodes and decodes pictures in tiles, so that memory does not grow with their size: 1024x1024 pixels take
         1.6 GB in place of 5.6. ``options`` are those of :meth:`AutoencoderKL.enable_tiling`."""
-        self._set_vae("enable_tiling", **options)
+        self._tell("vae", "enable_tiling", **options)
 
     def disable_vae_tiling(self):
         """Encodes and decodes pictures whole again."""
-        self._set_vae("disable_tiling")
+        self._tell("vae", "disable_tiling")
 
     def enable_vae_slicing(self):
         """Encodes and decodes the pictures of a batch one by one."""
-        self._set_vae("enable_slicing")
+        self._tell("vae", "enable_slicing")
 
     def disable_vae_slicing(self):
         """Encodes and decodes the pictures of a batch at once again."""
-        self._set_vae("disable_slicing")
-
-    def _set_vae(self, method, **options):
-        if isinstance(self.vae, OnDemandNetwork):
-            self.vae.call_after_loading(method, **options)
-        else:
-            getattr(self.vae, method)(**options)
+        self._tell("vae", "disable_slicing")
 
     def enable_prompt_cache(self, cache):
         """Encodes each prompt once: conditions come from ``cache`` (:class:`~ppsd3.PromptCache`) where it has them.

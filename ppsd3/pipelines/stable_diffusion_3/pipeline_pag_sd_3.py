@@ -1,25 +1,51 @@
 """Text to image with perturbed-attention guidance; counterpart of diffusers' class of the same name."""
 
-from ...utils.errors import InputError
-from ..residency import OnDemandNetwork
-from .guidance import PerturbedAttentionGuidance, make_guidance
-from .pipeline_stable_diffusion_3 import StableDiffusion3Pipeline
+from . import inputs
+from .pag_base import StableDiffusion3PAGBase
+from .tasks import TextToImage
 
 
-class StableDiffusion3PAGPipeline(StableDiffusion3Pipeline):
-    """``StableDiffusion3Pipeline`` whose calls take ``pag_scale``: for ``guidance=PerturbedAttentionGuidance(...)``.
+class StableDiffusion3PAGPipeline(StableDiffusion3PAGBase):
+    """:class:`StableDiffusion3Pipeline` with the arguments of perturbed-attention guidance.
 
-    Made from another pipeline by ``from_pipe``. Every task takes the object itself.
+    Args:
+        transformer, scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3,
+            image_encoder, feature_extractor, pag_applied_layers: as in :class:`StableDiffusion3PAGBase`.
     """
 
-    pag_applied_layers = "blocks.1"
-    _pag = None  # the guidance of the present call
-
-    def set_pag_applied_layers(self, pag_applied_layers):
-        """``pag_applied_layers`` (str, int or a list of them): the layers, see ``PerturbedAttentionGuidance``."""
-        self.pag_applied_layers = pag_applied_layers
-
-    def __call__(self, *args, guidance_scale=7.0, pag_scale=3.0, pag_adaptive_scale=0.0, **kwargs):
+    def __call__(
+        self,
+        prompt=None,
+        prompt_2=None,
+        prompt_3=None,
+        height=None,
+        width=None,
+        num_inference_steps=28,
+        sigmas=None,
+        guidance_scale=7.0,
+        negative_prompt=None,
+        negative_prompt_2=None,
+        negative_prompt_3=None,
+        num_images_per_prompt=1,
+        generator=None,
+        latents=None,
+        prompt_embeds=None,
+        negative_prompt_embeds=None,
+        pooled_prompt_embeds=None,
+        negative_pooled_prompt_embeds=None,
+        output_type="pil",
+        return_dict=True,
+        joint_attention_kwargs=None,
+        clip_skip=None,
+        callback_on_step_end=None,
+        callback_on_step_end_tensor_inputs=["latents"],  # noqa: B006 (diffusers' signature; never mutated)
+        max_sequence_length=256,
+        pag_scale=3.0,
+        pag_adaptive_scale=0.0,
+        mu=None,
+        ip_adapter_image=None,
+        ip_adapter_image_embeds=None,
+    ):
         """As ``StableDiffusion3Pipeline.__call__``, and:
 
         Args:
@@ -28,22 +54,8 @@ class StableDiffusion3PAGPipeline(StableDiffusion3Pipeline):
             pag_adaptive_scale (float): weight lost for each unit of ``1000 - timestep``.
 
         Raises:
-            InputError: ``guidance`` or ``skip_guidance_layers``, for which there are the other pipelines.
+            InputError: as there.
         """
-        for name in ("guidance", "skip_guidance_layers"):
-            if kwargs.get(name) is not None:
-                raise InputError(
-                    f"`{name}` and `pag_scale` are two guidances. Use StableDiffusion3Pipeline with `guidance`."
-                )
-        self._pag = PerturbedAttentionGuidance(guidance_scale, self.pag_applied_layers, pag_scale, pag_adaptive_scale)
-        return super().__call__(*args, guidance_scale=guidance_scale, **kwargs)
-
-    def _check(self, call):
-        super()._check(call)
-        if not isinstance(self.transformer, OnDemandNetwork):
-            self._pag.check(self.transformer)
-
-    def _guidance(self):
-        if self._pag.scale != self._guidance_scale:  # a callback changed it
-            self._pag.base = make_guidance(self._guidance_scale)
-        return self._pag
+        call, own = inputs.Call.of(locals())
+        self._perturb(call.guidance_scale, own.pop("pag_scale"), own.pop("pag_adaptive_scale"))
+        return self._draw(TextToImage(), call)

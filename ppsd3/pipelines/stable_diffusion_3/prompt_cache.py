@@ -131,10 +131,21 @@ def _reading(encoders):
         tower, tokenizer = (getattr(encoders, name + suffix) for name in ("text_encoder", "tokenizer"))
         digest.update(_fingerprint(tower))
         digest.update(repr(None if tokenizer is None else tokenizer(["a b", "<s> ü"]).input_ids).encode())
-        digest.update(repr(sorted(getattr(tokenizer, "added_tokens", ()) or ())).encode())
+        digest.update(_added(tower, tokenizer))
     digest.update(repr((encoders.joint_attention_dim, encoders.pooled_projection_dim)).encode())
     digest.update(repr(encoders.clip_max_length).encode())
     return digest.hexdigest()
+
+
+def _added(tower, tokenizer):
+    """Bytes that change with the tokens that were added and with all of their embeddings."""
+    added = getattr(tokenizer, "added_tokens", None)
+    if not added:
+        return b""
+    rows = b""
+    if hasattr(type(tower), "get_input_embeddings"):  # of a network on demand, they are in its own fingerprint
+        rows = tower.get_input_embeddings().weight[min(added.values()) :].astype("float32").numpy().tobytes()
+    return repr(sorted(added.items())).encode() + rows
 
 
 def _fingerprint(network):

@@ -7,12 +7,15 @@ OpenCLIP bigG (gelu).
 import dataclasses
 from typing import Any, Optional
 
+import numpy as np
 import paddle
 from paddle import nn
 
 from ...configuration_utils import register_to_config
+from ...modeling_utils import to_be_filled
 from ...ops import Linear, attention, causal_bias
 from ...outputs import BaseOutput
+from ...serialization.tensors import cast, from_numpy, put
 from ...utils.errors import ConfigError, InputError
 from ..encoder import activation, init_normal
 from ..text_encoder import TextEncoder
@@ -95,6 +98,32 @@ class CLIPTextModelWithProjection(TextEncoder):
         self.text_model = _TextTransformer(self.config)
         self.text_projection = Linear(hidden_size, projection_dim, bias=False)
         init_normal(self.text_projection.weight, initializer_factor * hidden_size**-0.5)
+
+    def get_input_embeddings(self):
+        """The layer that holds the embeddings of the tokens: ``weight [vocab_size, hidden_size]``."""
+        return self.text_model.embeddings.token_embedding
+
+    @paddle.no_grad()
+    def set_added_embeddings(self, rows, first, eos_token_id):
+        """Makes ``rows`` the embeddings of the ids from ``first`` on, whatever was there before.
+
+        Args:
+            rows (float32 array [n, hidden_size]): may be empty.
+            first (int): how many ids stay as they are.
+            eos_token_id (int): of the end-of-text token. A configuration that says 2 means a row's largest id, which
+                the id of an added token would be, so this takes its place there.
+        """
+        layer = self.get_input_embeddings()
+        weight = layer.weight
+        rows = cast(from_numpy(np.ascontiguousarray(rows, np.float32)), weight.dtype).numpy()
+        table = from_numpy(np.concatenate([weight.numpy()[:first], rows]))
+        layer._num_embeddings = first + len(rows)
+        with to_be_filled():
+            layer.weight = layer.create_parameter(table.shape, dtype=weight.dtype)
+        layer.weight.stop_gradient = weight.stop_gradient
+        put(layer.weight, table if weight.place.is_cpu_place() else table._copy_to(weight.place, True))
+        known = {"eos_token_id": eos_token_id} if self.config.eos_token_id == _LEGACY_EOS_TOKEN_ID else {}
+        self.register_to_config(vocab_size=first + len(rows), **known)
 
     def forward(self, input_ids, output_hidden_states=False):
         """Encodes a batch of prompts.

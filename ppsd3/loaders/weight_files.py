@@ -1,4 +1,4 @@
-"""Where an adapter's tensors come from: a file, a directory, the hub, or a dict."""
+"""Small weights that users pass by path, hub id, link or dict: where the file is, and what may stand for a tensor."""
 
 import os
 
@@ -11,19 +11,21 @@ from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_file
 
 
-def find_file(path, weight_name, default_name, subfolder, hub_options):
-    """The adapter's file: ``path`` itself, or in that directory or repository.
+def find_weights(path, default_name, weight_name=None, subfolder=None, hub_options=None):
+    """The local path of a safetensors file: ``path`` itself, or in that directory or repository.
 
     Args:
-        path (str), weight_name (str, optional), subfolder (str, optional): as in ``load_lora_weights``.
-        default_name (str): what ``weight_name`` is if it is left out and a directory has not only one file.
-        hub_options (dict): of ``resolve_file``.
+        path (str or path): a file, a directory, a hub id, or a link to a file on the hub.
+        default_name (str): of the file in a directory or repository.
+        weight_name (str, optional): another name. Without it, a directory's only safetensors file is taken too.
+        subfolder (str, optional): where it is.
+        hub_options (dict, optional): see :func:`ppsd3.utils.hub.resolve_file`.
 
     Raises:
-        CheckpointNotFoundError: no such file.
+        CheckpointNotFoundError: there is none.
         CheckpointFormatError: it is a pickle.
     """
-    path = os.path.expanduser(path)
+    path, hub_options = os.path.expanduser(os.fspath(path)), hub_options or {}
     if not os.path.isdir(path):
         refuse_pickle(path)
     refuse_pickle(weight_name or default_name)

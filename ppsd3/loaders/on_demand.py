@@ -1,0 +1,141 @@
+"""A network that is in its files while nobody uses it."""
+
+import contextlib
+import functools
+import os
+
+import numpy as np
+
+from ..modeling_utils import to_be_filled
+from ..quantization import CONFIG_KEY
+from ..serialization.tensors import floating_dtype
+from ..utils.device import current_place, release_freed_memory
+from ..utils.errors import InputError
+
+
+class OnDemandNetwork:
+    """Stands in a pipeline for a network that is read from its files whenever it is used, and forgotten after that.
+
+    Args:
+        class_ (type), name (str): the network's class, and what the pipeline calls it.
+        read (callable): gives the network, made anew.
+        config (dict): its configuration.
+        dtype (paddle dtype): of the network.
+        path (str): of the file, or of the directory with its files.
+        options (dict): how it is read, for :meth:`fingerprint`.
+
+    Attributes:
+        config (FrozenConfig), dtype (paddle dtype): of the network, known without reading it.
+    """
+
+    def __init__(self, class_, name, read, config, dtype, path, options):
+        self.network_class, self.name, self.dtype = class_, name, dtype
+        self._read, self._path, self._options = read, path, options
+        with to_be_filled():  # a skeleton without weights, for the defaults that its file leaves out
+            config = {key: value for key, value in config.items() if key != CONFIG_KEY}  # of an int8 checkpoint
+            self.config = class_.from_config(config).config
+        self._network, self._users = None, 0
+        self._calls = {}  # method -> its keyword arguments, called after each loading
+        self.ip_adapter, self._attached = None, None
+
+    @classmethod
+    def of_directory(cls, class_, directory, name, options):
+        """The component ``name`` of the checkpoint in ``directory``.
+
+        ``options`` (dict) are for ``class_.from_pretrained``: ``paddle_dtype``, ``storage_dtype``, ``variant``.
+        """
+        read = functools.partial(_from_pretrained, class_, directory, name, options)
+        folder = os.path.join(directory, name)
+        dtype = floating_dtype(options.get("paddle_dtype"))
+        return cls(class_, name, read, class_.load_config(folder), dtype, folder, options)
+
+    @property
+    def storage_dtype(self):
+        """What its weights are held in, or None; see ``ModelMixin``."""
+        return self._options.get("storage_dtype")
+
+    def keep_attached(self, adapter, attached):
+        """Lets the network have an adapter of its own memory whenever it is here.
+
+        Args:
+            adapter (nn.Layer or None): what ``ip_adapter`` is from now on.
+            attached (callable): ``(network, adapter)`` -> context manager: the network has it inside.
+        """
+        self.ip_adapter, self._attached = adapter, attached
+
+    @contextlib.contextmanager
+    def resident(self):
+        """The network, read now unless an outer block has it, and forgotten at the end of the outermost block."""
+        self._users += 1
+        try:
+            if self._network is None:
+                self._network = self._read()
+                for method, options in self._calls.items():
+                    getattr(self._network, method)(**options)
+            outermost = self._users == 1 and self.ip_adapter is not None
+            with self._attached(self._network, self.ip_adapter) if outermost else contextlib.nullcontext():
+                yield self._network
+        finally:
+            self._users -= 1
+            if not self._users and self._network is not None:
+                for tensor in tensors_of(self._network, include_sublayers=True):
+                    tensor._clear_data()  # whoever still refers to the network: its memory is not kept
+                self._network = None
+                release_freed_memory()
+
+    @property
+    def device(self):
+        """Where it will be."""
+        return current_place() if self._network is None else self._network.device
+
+    def call_after_loading(self, method, **options):
+        """Calls ``network.method(**options)`` whenever the network has been read."""
+        self._calls.pop(method, None)
+        self._calls[method] = options
+
+    def fingerprint(self):
+        """Bytes that change when the network's files or the way to load them do."""
+        paths = [entry.path for entry in os.scandir(self._path)] if os.path.isdir(self._path) else [self._path]
+        files = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+        options = sorted(self._options.items(), key=str)
+        calls = [(method, sorted((k, _as_text(v)) for k, v in some.items())) for method, some in self._calls.items()]
+        return repr((self.network_class.__name__, self.name, sorted(files), options, calls)).encode()
+
+    def save_pretrained(self, save_directory, **options):
+        """See :meth:`ppsd3.modeling_utils.ModelMixin.save_pretrained`."""
+        with self.resident() as network:
+            network.save_pretrained(save_directory, **options)
+
+    def __getattr__(self, attribute):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        raise AttributeError(
+            f"The {self.name} is loaded on demand and has no {attribute!r} between calls. Use "
+            f"`with pipe.using({self.name!r}) as network:`, or load the pipeline without load_components='on_demand'."
+        )
+
+    def __repr__(self):
+        return f"OnDemandNetwork({self.network_class.__name__}, {self.name!r}, {self._path!r})"
+
+
+def check_load_components(value):
+    """Raises InputError unless ``value`` is one of those of ``load_components``."""
+    if value not in ("all", "on_demand"):
+        raise InputError(f"load_components is {value!r}; it can be 'all' or 'on_demand'.")
+
+
+def _from_pretrained(class_, directory, name, options):
+    return class_.from_pretrained(directory, subfolder=name, **options)
+
+
+def tensors_of(layer, include_sublayers):
+    """Parameters and buffers, each once."""
+    found = [
+        *layer.parameters(include_sublayers=include_sublayers),
+        *layer.buffers(include_sublayers=include_sublayers),
+    ]
+    return list({id(tensor): tensor for tensor in found}.values())
+
+
+def _as_text(value):
+    return value.tobytes().hex() if isinstance(value, np.ndarray) else repr(value)

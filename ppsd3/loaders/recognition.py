@@ -1,0 +1,275 @@
+"""What a file of weights is: networks, an adapter, a learnt word, or something foreign. Headers only.
+
+Used by ``ppsd3 info``; the loaders themselves find out by loading.
+"""
+
+import collections
+import dataclasses
+import os
+import re
+
+from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
+from ..adapters.network import linear_layers
+from ..modeling_utils import to_be_filled
+from ..models import SD3Transformer2DModel
+from ..serialization import SafetensorsFile, SingleFile
+from ..serialization.sd3_configs import infer_config, published_name
+from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
+from ..utils.errors import CheckpointFormatError
+from .single_file import NETWORKS
+from .textual_inversion import KEYS
+
+# Regular expressions of names -> what has them, and ppsd3 has not.
+_FOREIGN = (
+    (r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._].*", "FLUX or another double-stream model"),
+    (r"(.*[._])?(input_blocks|down_blocks|mid_block|output_blocks|up_blocks)[._].*", "Stable Diffusion 1, 2 or XL"),
+    (r"(.*[._])?(adaln_single|caption_projection)[._].*", "PixArt or another model with one adaLN"),
+)
+_SHOWN = 3
+
+
+@dataclasses.dataclass
+class Component:
+    """``values``: number of scalars in the weights, ``int8_values`` of them in int8; ``dtypes``: name -> tensors."""
+
+    name: str
+    class_name: str
+    values: int
+    dtypes: collections.Counter
+    bytes_on_disk: int
+    int8_values: int = 0
+
+    @classmethod
+    def of(cls, name, class_name, source, bytes_on_disk=None):
+        """Counted from the headers of ``source`` (a Checkpoint or alike)."""
+        infos = [source.info(tensor) for tensor in source.keys()]
+        sizes = [_product(info.shape) for info in infos]
+        stored = sum(size * _bytes(info.dtype) for size, info in zip(sizes, infos))
+        return cls(
+            name,
+            class_name,
+            sum(sizes),
+            collections.Counter(info.dtype for info in infos),
+            stored if bytes_on_disk is None else bytes_on_disk,
+            sum(size for size, info in zip(sizes, infos) if info.dtype == "int8"),
+        )
+
+
+@dataclasses.dataclass
+class Recognized:
+    """What a file is.
+
+    Attributes:
+        path (str)
+        what (str): in one phrase.
+        facts (list of str): more of it, a line each.
+        components (list of Component): its networks.
+        load (list of str): lines of Python that load it.
+    """
+
+    path: str
+    what: str
+    facts: list
+    components: list
+    load: list
+
+    @property
+    def is_network(self):
+        """Whether it holds networks, not only changes of some."""
+        return any(component.class_name for component in self.components)
+
+
+def recognize(path):
+    """The :class:`Recognized` safetensors file at ``path``.
+
+    Raises:
+        CheckpointNotFoundError: no such file.
+        CheckpointFormatError: a pickle, GGUF or damaged file, or one for something else than Stable Diffusion 3.
+    """
+    _refuse_gguf(path)
+    file = SafetensorsFile(path)
+    keys = file.keys()
+    if any(split_key(key)[1] for key in keys):
+        return _adapter(file, keys)
+    if _is_embedding(file, keys):
+        return _embedding(file, keys)
+    try:
+        return _networks(SingleFile(path))
+    except CheckpointFormatError as error:
+        foreign = _foreign(keys)
+        if foreign is None:
+            raise
+        raise CheckpointFormatError(
+            f"{path} is for {foreign}, judged by its names ({', '.join(keys[:_SHOWN])}); ppsd3 has Stable Diffusion 3 "
+            "and 3.5. Load it with diffusers."
+        ) from error
+
+
+def _refuse_gguf(path):
+    if os.path.isfile(path):
+        with open(path, "rb") as file:
+            if file.read(4) == b"GGUF":
+                raise CheckpointFormatError(
+                    f"{path} is a GGUF file, quantized for llama.cpp and ComfyUI; ppsd3 reads safetensors. Load the "
+                    "original, and call quantize('int8') if it is too large."
+                )
+
+
+def _foreign(keys):
+    return next((what for pattern, what in _FOREIGN if any(re.fullmatch(pattern, key) for key in keys)), None)
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+def _networks(file):
+    facts, components = [], []
+    for name, source in file.sources.items():
+        components.append(Component.of(name, NETWORKS[name].__name__, source))
+        try:
+            config = file.configs.get(name) or infer_config(name, source)
+        except CheckpointFormatError:  # of no published size: a directory with its configuration is needed
+            facts.append(f"{name}: of a size that needs config=, a directory with its configuration")
+            continue
+        facts.append(f"{name}: {published_name(name, config) or 'of no published size'}{_speciality(name, config)}")
+    # Text towers have transformers' names in either.
+    layout = next((file.layouts[name] for name in ("transformer", "vae") if name in file.layouts), None)
+    names = {"original": ", under the names of Stability AI", "diffusers": ", under the names of diffusers"}.get(
+        layout, ""
+    )
+    by_us = ", written by ppsd3 with its configurations" if file.configs else ""
+    what = f"{len(components)} network{'s' if len(components) > 1 else ''} in one file{names}{by_us}"
+    return Recognized(file.path, what, facts, components, _call(file))
+
+
+def _speciality(name, config):
+    channels = config.get("in_channels", 0)
+    return f", for inpainting ({channels} channels)" if name == "transformer" and channels > 32 else ""
+
+
+def _call(file):
+    """Lines that load what the file has."""
+    path = repr(file.path)
+    if "transformer" not in file.sources:
+        lines = []
+        for name in file.sources:
+            subfolder = f", subfolder={name!r}" if name in ("text_encoder", "text_encoder_2") else ""
+            lines.append(f"ppsd3.{NETWORKS[name].__name__}.from_single_file({path}{subfolder})")
+        return lines
+    files = {"vae": "vae", "text_encoder": "clip_l", "text_encoder_2": "clip_g", "text_encoder_3": "t5xxl"}
+    more = [f"{name}='{stem}.safetensors'" for name, stem in files.items() if name not in file.sources]
+    arguments = ", ".join([path, *more, "tokenizer_3='path/to/tokenizer_3'"])
+    pipeline = "StableDiffusion3ControlNetPipeline" if "controlnet" in file.sources else "StableDiffusion3Pipeline"
+    return [
+        f"ppsd3.{pipeline}.from_single_file({arguments})",
+        "# without T5: text_encoder_3=None, tokenizer_3=None",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------ adapters
+
+
+def _adapter(file, keys):
+    names = ModuleNames(_modules())
+    parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
+    width, lost, blocks, dual = None, [], set(), False
+    for key in keys:
+        module, part = split_key(key)
+        place = None if part is None else names.find(module)
+        if place is None:
+            lost.append(key)
+            continue
+        component, places = place
+        parts[part] += 1
+        modules[component].add(module)
+        shape = file.info(key).shape
+        if part in ("down", "hada_w1_b", "lokr_w2_b"):
+            ranks[shape[0]] += 1
+        if component == "transformer":
+            blocks |= {int(number) for p in places for number in re.findall(r"transformer_blocks\.(\d+)\.", p.module)}
+            dual = dual or any(".attn2." in p.module for p in places)
+            if part == "down" and re.search(r"\.attn2?\.(to|add)_[qkv]", places[0].module):
+                width = shape[1]
+    foreign = _foreign(lost)
+    if not modules or (foreign and "transformer" not in modules):
+        shown = ", ".join(lost[:_SHOWN])
+        raise CheckpointFormatError(
+            f"{file.path} is an adapter for {foreign or 'something else'}, judged by its keys ({shown}); ppsd3 takes "
+            "those for Stable Diffusion 3 and 3.5. Load it with the model that it was made for."
+        )
+    facts = [f"{component}: {len(some)} layers" for component, some in modules.items()]
+    if ranks:
+        facts.append("ranks: " + ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(_SHOWN)))
+    base = _base(width, max(blocks, default=0) + 1, dual)
+    if base:
+        facts.append(f"made for: {base}")
+    if lost:
+        facts.append(f"{len(lost)} keys of no layer here, e.g. {lost[0]}: load with strict=False to leave them out")
+    what = f"an adapter ({adapter_kind(parts)}), under the names of {dialect(keys[0])}"
+    component = Component.of(adapter_kind(parts), "", file, os.path.getsize(file.path))
+    return Recognized(file.path, what, facts, [component], [f"pipe.load_lora_weights({file.path!r})"])
+
+
+def _base(width, blocks, dual):
+    """Which published transformers have layers of this width."""
+    if width is None:
+        return None
+    if width == 1536:
+        return "SD3.5-medium" if dual else "SD3-medium or SD3.5-medium"
+    return "SD3.5-large" if width == 2432 else f"a transformer of width {width} with {blocks} blocks or more"
+
+
+def _modules():
+    """dict: component -> linear layers that the published networks have, all sizes together."""
+    with to_be_filled():
+        networks = {
+            "transformer": SD3Transformer2DModel(
+                num_layers=38, qk_norm="rms_norm", dual_attention_layers=tuple(range(38)), **_TINY_TRANSFORMER
+            ),
+            "text_encoder": CLIPTextModelWithProjection(num_hidden_layers=12, **_TINY_CLIP),
+            "text_encoder_2": CLIPTextModelWithProjection(num_hidden_layers=32, **_TINY_CLIP),
+            "text_encoder_3": T5EncoderModel(num_layers=24, d_model=8, d_kv=8, d_ff=8, num_heads=1, vocab_size=8),
+        }
+        return {name: list(linear_layers(network)) for name, network in networks.items()}
+
+
+# Names are all that is wanted of them.
+_TINY_TRANSFORMER = {"attention_head_dim": 8, "num_attention_heads": 1, "caption_projection_dim": 8}
+_TINY_TRANSFORMER.update(joint_attention_dim=8, pooled_projection_dim=8, pos_embed_max_size=8, sample_size=8)
+_TINY_CLIP = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "projection_dim": 8, "vocab_size": 8}
+
+
+# --------------------------------------------------------------------------------------------------------------- words
+
+
+def _is_embedding(file, keys):
+    if keys and set(keys) <= set(KEYS.values()):
+        return True
+    return len(keys) == 1 and len(file.info(keys[0]).shape) in (1, 2) and "." not in keys[0]
+
+
+def _embedding(file, keys):
+    facts = []
+    for key in keys:
+        shape = file.info(key).shape
+        count, width = (1, *shape) if len(shape) == 1 else shape
+        tower = {768: "CLIP-L", 1280: "OpenCLIP bigG"}.get(width, "neither published CLIP tower")
+        facts.append(f"{key}: {count} vector{'s' if count > 1 else ''} of width {width}, for {tower}")
+    component = Component.of("textual inversion", "", file, os.path.getsize(file.path))
+    says = file.metadata.get("token") or (keys[0] if len(keys) == 1 and keys[0] != "emb_params" else None)
+    token = "" if says else ", token='<word>'"
+    if says:
+        facts.append(f"the word: {says}")
+    load = [f"pipe.load_textual_inversion({file.path!r}{token})"]
+    return Recognized(file.path, "a learnt word (textual inversion)", facts, [component], load)
+
+
+def _product(shape):
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _bytes(dtype):
+    return 1 if dtype == "bool" else int(re.search(r"\d+", dtype).group()) // 8

@@ -1,0 +1,368 @@
+"""Textual inversion for the CLIP towers: words whose embeddings were learnt (Gal et al. 2022). Names are diffusers'.
+
+A word of n vectors is n tokens in the tokenizer, ``<cat>``, ``<cat>_1``, ..., and n rows at the end of the tower's
+table. All that is known is in these two, so pipelines that share them share the words, and what is saved has them.
+"""
+
+import collections
+import os
+
+import numpy as np
+import paddle
+
+from ..serialization.readers import SafetensorsFile
+from ..serialization.tensors import from_numpy
+from ..serialization.writers import write_tensors
+from ..transformers import CLIPTokenizer
+from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
+from ..utils.files import atomic_write
+from ..utils.weight_names import PICKLE_SUFFIXES
+from .weight_files import find_weights, to_paddle
+
+TEXT_INVERSION_NAME_SAFE = "learned_embeds.safetensors"
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of files for two towers
+_ANONYMOUS = "emb_params"  # the web UI's key, which is no token
+_TOKEN = "token"  # metadata of what is saved here
+
+_Source = collections.namedtuple("_Source", "name tensors token")
+_Source.__doc__ = "What messages call it, dict of key -> tensor, and the token that it suggests or None."
+
+_Word = collections.namedtuple("_Word", "source token rows")
+_Word.__doc__ = "A token and its vectors, float32 [n, D], from the source of that name."
+
+
+class TextualInversionLoaderMixin:
+    """Learnt words for a pipeline with CLIP towers and their tokenizers."""
+
+    def load_textual_inversion(
+        self, pretrained_model_name_or_path, token=None, tokenizer=None, text_encoder=None, **options
+    ):
+        """Teaches the CLIP towers a word, or several; prompts may use it from then on.
+
+        ::
+
+            pipe.load_textual_inversion("cat.safetensors", token="<cat>")
+            pipe("a photo of <cat>")
+
+        T5, and a CLIP tower for which the file has nothing, read the word as it is spelt; ``prompt_3`` and ``prompt_2``
+        can say in other words what it means.
+
+        Args:
+            pretrained_model_name_or_path (str, path, dict, tensor, or list of these): a safetensors file, a directory,
+                a hub id, a link to a file on the hub; or the tensors themselves (Paddle's, torch's or numpy's). What is
+                in it: ``{"clip_l": [n, 768], "clip_g": [n, 1280]}`` for both towers or one, as kohya's scripts and
+                trainers for SDXL and SD3 write it; ``{token: [n, D]}``, diffusers' own; or ``{"emb_params": [n, D]}``,
+                the web UI's. Those without the tower's name go to the tower of that width.
+            token (str or list of str, optional): the word. Default: what the file says, or its name without
+                ``.safetensors``. One for each of several files; or, with one file, one for each of its vectors.
+            text_encoder (optional): "text_encoder" or "text_encoder_2", or ``pipe.text_encoder`` itself: teach this one
+                alone. Default: those that the file is for.
+            tokenizer (optional): the one that belongs to ``text_encoder``, by name or itself; diffusers asks for it.
+            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``hf_token``:
+                of the file.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointFormatError: no such file, a pickle, or not an embedding.
+            WeightMismatchError: vectors of a width that no tower, or not this one, has.
+            InputError: the word is known already or missing, or an argument cannot be used.
+        """
+        several = isinstance(pretrained_model_name_or_path, (list, tuple))
+        given = list(pretrained_model_name_or_path) if several else [pretrained_model_name_or_path]
+        towers = self._towers(text_encoder, tokenizer)
+        chosen = text_encoder is not None or tokenizer is not None
+        sources = [_read(item, dict(options)) for item in given]
+        words = collections.defaultdict(list)  # tower -> its new words
+        for source, wanted in zip(sources, _tokens_for(sources, token)):
+            for tower, word in self._words(source, wanted, towers, chosen):
+                words[tower].append(word)
+        for tower, some in words.items():
+            self._check_words(tower, some)
+        for tower, some in words.items():
+            self._add_words(tower, some)
+
+    def unload_textual_inversion(self, tokens=None, tokenizer=None, text_encoder=None):
+        """Takes words away that were loaded, with their embeddings.
+
+        Args:
+            tokens (str or list of str, optional): default all.
+            tokenizer, text_encoder (optional): as in :meth:`load_textual_inversion`; default both towers.
+
+        Raises:
+            InputError: there is no such word.
+        """
+        towers = self._towers(text_encoder, tokenizer)
+        words = {tower: self._words_of(tower) for tower in towers}
+        wanted = {tokens} if isinstance(tokens, str) else None if tokens is None else set(tokens)
+        known = {token for some in words.values() for token in some}
+        if not known or (wanted is not None and not wanted <= known):
+            missing = "any" if wanted is None or not known else repr(sorted(wanted - known)[0])
+            raise InputError(
+                f"There is no textual inversion {missing} to unload; {' and '.join(towers)} know "
+                f"{', '.join(sorted(known)) or 'none'}."
+            )
+        for tower, some in words.items():
+            gone = {name for token, names in some.items() if wanted is None or token in wanted for name in names}
+            if gone:
+                tokenizer = getattr(self, TOKENIZERS[tower])
+                first, before = _first_added(tokenizer), list(tokenizer.added_tokens)
+                keep = [index for index, name in enumerate(before) if name not in gone]
+                rows = self._added_rows(tower)[keep]
+                tokenizer.remove_tokens(gone)
+                self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=tokenizer.eos_token_id)
+
+    def save_textual_inversion(self, save_directory, token, weight_name=None):
+        """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
+
+        For both towers under the keys ``clip_l`` and ``clip_g``, which kohya's scripts and the web UIs read too; for
+        one tower as diffusers writes it.
+
+        Args:
+            save_directory (str or path): made if missing.
+            token (str): the word.
+            weight_name (str, optional): default ``learned_embeds.safetensors``.
+
+        Raises:
+            InputError: there is no such word, or ``save_directory`` is a file.
+        """
+        rows = {}
+        for tower in self._towers(None, None):
+            ids = list(getattr(self, TOKENIZERS[tower]).added_tokens)
+            names = self._words_of(tower).get(token)
+            if names:
+                rows[tower] = self._added_rows(tower)[[ids.index(name) for name in names]]
+        if not rows:
+            raise InputError(f"There is no textual inversion {token!r} in this pipeline to be saved.")
+        if os.path.isfile(save_directory):
+            raise InputError(f"{save_directory} is a file; the word is saved into a directory. Choose another name.")
+        if len(rows) == 1:
+            tensors = {token: from_numpy(*rows.values())}
+        else:
+            tensors = {KEYS[tower]: from_numpy(some) for tower, some in rows.items()}
+        os.makedirs(save_directory, exist_ok=True)
+        with atomic_write(os.path.join(save_directory, weight_name or TEXT_INVERSION_NAME_SAFE)) as file:
+            write_tensors(file, tensors, {"format": "pt", _TOKEN: token})
+
+    def _towers(self, text_encoder, tokenizer):
+        """Names of the towers that the two arguments mean; every error that they can have."""
+        there = [name for name in TOKENIZERS if getattr(self, name, None) is not None]
+        chosen = there
+        for argument, value, names in (
+            ("text_encoder", text_encoder, {name: name for name in there}),
+            ("tokenizer", tokenizer, {TOKENIZERS[name]: name for name in there}),
+        ):
+            if value is None:
+                continue
+            found = [tower for name, tower in names.items() if value is getattr(self, name) or value == name]
+            if not found:
+                what = repr(value) if isinstance(value, str) else f"a {type(value).__name__} that the pipeline has not"
+                raise InputError(
+                    f"{argument} is {what}; words can be learnt by {' and '.join(names) or 'CLIP towers'} of this "
+                    "pipeline. Pass one of these names."
+                )
+            if not set(found) & set(chosen):
+                raise InputError(
+                    f"The tokenizer of the {chosen[0]} is the {TOKENIZERS[chosen[0]]}. Leave `tokenizer` out."
+                )
+            chosen = found
+        if not chosen:
+            raise InputError("The pipeline has no CLIP tower that could learn a word. Load it with its text encoders.")
+        if self._residency.place is not None:
+            raise InputError("The networks are offloaded already. Load and unload words before offloading.")
+        for name in chosen:
+            self._check_tokenizer(name)
+        return chosen
+
+    def _check_tokenizer(self, tower):
+        tokenizer, encoder = getattr(self, TOKENIZERS[tower]), getattr(self, tower)
+        if not isinstance(tokenizer, CLIPTokenizer):
+            raise InputError(
+                f"The {TOKENIZERS[tower]} is {'absent' if tokenizer is None else 'a ' + type(tokenizer).__name__}, and "
+                "words are added to a ppsd3.CLIPTokenizer. Load the one of the checkpoint."
+            )
+        if _first_added(tokenizer) > encoder.config.vocab_size:
+            raise InputError(
+                f"The {TOKENIZERS[tower]} knows {_first_added(tokenizer)} tokens and the {tower} "
+                f"{encoder.config.vocab_size}: they do not belong together. Load both from one checkpoint."
+            )
+
+    def _words_of(self, tower):
+        """dict: word -> its tokens, of those that were added to the tower's tokenizer."""
+        tokenizer = getattr(self, TOKENIZERS[tower])
+        groups = {token: tokenizer.vectors_of(token) for token in tokenizer.added_tokens}
+        further = {name for names in groups.values() for name in names[1:]}
+        return {token: names for token, names in groups.items() if token not in further}
+
+    def _words(self, source, token, towers, chosen):
+        """[(tower, _Word)] of one source; ``chosen`` says whether the user asked for ``towers``."""
+        keys = [key for key in source.tensors if key in KEYS.values()]
+        if keys:
+            places = {tower: source.tensors[KEYS[tower]] for tower in TOKENIZERS if KEYS[tower] in keys}
+            others = [tower for tower in places if tower not in towers]
+            places = {tower: tensor for tower, tensor in places.items() if tower in towers}
+            if not places or (others and not chosen):
+                raise InputError(
+                    f"{source.name} has {' and '.join(keys)}, embeddings for the {' and the '.join(others)}, which "
+                    f"{'is not asked for' if chosen else 'the pipeline has not'}. "
+                    + (f"Pass text_encoder={next(iter(places))!r} to load the rest." if places else "")
+                )
+        else:
+            (tensor,) = source.tensors.values()
+            places = {self._tower_of_width(source, tensor, token, towers): tensor}
+        found = []
+        for tower, tensor in places.items():
+            width = getattr(self, tower).config.hidden_size
+            for name, rows in _split(source, tensor, token):
+                if rows.shape[1] != width:
+                    raise WeightMismatchError(
+                        f"{source.name}: the vectors of {name!r} are {rows.shape[1]} wide, and the {tower} takes "
+                        f"{width}. They were learnt for another model."
+                    )
+                found.append((tower, _Word(source.name, name, rows)))
+        return found
+
+    def _tower_of_width(self, source, tensor, token, towers):
+        if len(towers) == 1:
+            return towers[0]
+        width = tensor.shape[-1]
+        widths = {tower: getattr(self, tower).config.hidden_size for tower in towers}
+        for tower in towers:
+            if widths[tower] == width:
+                return tower
+        name = token if isinstance(token, str) else source.token
+        wanted = ", ".join(f"{tower} {width}" for tower, width in widths.items())
+        raise WeightMismatchError(
+            f"{source.name}: the vectors of {name!r} are {width} wide, and no tower is: {wanted}. They were learnt for "
+            "another model."
+        )
+
+    def _check_words(self, tower, words):
+        """Raises InputError unless all of the words are new to the tower, each by itself and among one another."""
+        tokenizer = getattr(self, TOKENIZERS[tower])
+        # With each word one vector more than it has: a token of that name would become part of it.
+        seen = {f"{token}_{len(names)}".lower() for token, names in self._words_of(tower).items()}
+        for source, token, rows in words:
+            if not isinstance(token, str) or not token or token != token.strip():
+                raise InputError(f"token is {token!r}; it has to be text without spaces around it.")
+            names = _names(token, len(rows) + 1)
+            taken = next((name for name in names if name.lower() in seen or tokenizer.has_token(name)), None)
+            if taken is not None:
+                raise InputError(
+                    f"{source}: the {TOKENIZERS[tower]} has the token {taken!r} already, so {token!r} cannot become a "
+                    "word. Pass another one: token='<...>', or unload_textual_inversion() first."
+                )
+            seen.update(map(str.lower, names))
+
+    def _add_words(self, tower, words):
+        tokenizer = getattr(self, TOKENIZERS[tower])
+        first = _first_added(tokenizer)
+        rows = np.concatenate([self._added_rows(tower), *(word.rows for word in words)])
+        tokenizer.add_tokens([name for word in words for name in _names(word.token, len(word.rows))])
+        self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=tokenizer.eos_token_id)
+
+    def _added_rows(self, tower):
+        """float32 [n, D]: the embeddings of the tokens that were added to the tower's tokenizer."""
+        tokenizer = getattr(self, TOKENIZERS[tower])
+        if not tokenizer.added_tokens:
+            return np.empty([0, getattr(self, tower).config.hidden_size], np.float32)
+        with self.using(tower) as network, paddle.no_grad():
+            first, last = _first_added(tokenizer), len(tokenizer)
+            return network.get_input_embeddings().weight[first:last].astype("float32").numpy()
+
+
+def _read(given, options):
+    """The _Source of a path, a tensor or a dict of tensors."""
+    if isinstance(given, dict):
+        return _from_dict(given)
+    if not isinstance(given, (str, os.PathLike)):
+        return _Source("The tensor", {_ANONYMOUS: to_paddle("The tensor", given)}, None)
+    _refuse_pickle(given)
+    hub = {"token": options.pop("hf_token", None)}
+    hub.update({name: options.pop(name, None) for name in ("cache_dir", "revision", "local_files_only")})
+    weight_name, subfolder = options.pop("weight_name", None), options.pop("subfolder", None)
+    if options:
+        raise InputError(f"load_textual_inversion does not know {', '.join(options)}. Leave it out.")
+    _refuse_pickle(weight_name or "")
+    path = find_weights(given, TEXT_INVERSION_NAME_SAFE, weight_name, subfolder, hub)
+    file = SafetensorsFile(path)
+    tensors = (
+        {key: file.read(key) for key in file.keys()} if len(file.keys()) <= len(KEYS) else dict.fromkeys(file.keys())
+    )
+    stem = None if os.path.basename(path) == TEXT_INVERSION_NAME_SAFE else os.path.splitext(os.path.basename(path))[0]
+    return _checked(_Source(path, tensors, file.metadata.get(_TOKEN) or stem))
+
+
+def _from_dict(given):
+    token = None
+    if "string_to_param" in given:  # what is in the web UI's .pt files
+        token, given = given.get("name"), {_ANONYMOUS: given["string_to_param"].get("*")}
+    tensors = {key: to_paddle(key, value) for key, value in given.items()}
+    return _checked(_Source("The dict", tensors, token))
+
+
+def _checked(source):
+    """``source`` if it is an embedding, with the token that its key says."""
+    keys = list(source.tensors)
+    if keys and set(keys) <= set(KEYS.values()):
+        return source
+    if len(keys) == 1:
+        return source if keys[0] == _ANONYMOUS else source._replace(token=keys[0])
+    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    raise CheckpointFormatError(
+        f"{source.name} is no textual inversion: it has {len(keys)} tensors ({shown or 'none'}), and one should have a "
+        "single one, or clip_l and clip_g. Pass the embedding alone."
+    )
+
+
+def _refuse_pickle(path):
+    if str(path).lower().endswith(PICKLE_SUFFIXES):
+        raise CheckpointFormatError(
+            f"{path} is a pickle. Reading one can run code, so ppsd3 does not open it. Convert it where you trust it, "
+            "with torch and safetensors: content = torch.load(path, weights_only=True); a file of the web UI: "
+            "save_file({'emb_params': content['string_to_param']['*']}, 'cat.safetensors'); one of diffusers: "
+            "save_file(content, 'cat.safetensors')."
+        )
+
+
+def _tokens_for(sources, token):
+    """For each source the token (str), its tokens (list, one for each vector) or None, that the argument means."""
+    if token is None or isinstance(token, str):
+        if isinstance(token, str) and len(sources) > 1:
+            raise InputError(f"token is {token!r} for {len(sources)} embeddings. Pass a list with one for each.")
+        return [token] * len(sources)
+    if len(sources) == 1:
+        return [token[0] if len(token) == 1 else list(token)]
+    if len(token) != len(sources):
+        raise InputError(f"There are {len(sources)} embeddings and {len(token)} tokens. Pass one for each.")
+    return list(token)
+
+
+def _split(source, tensor, token):
+    """[(token, float32 [n, D])]: one word of all vectors, or for a list of tokens, one of each vector."""
+    if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
+        raise CheckpointFormatError(
+            f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
+        )
+    rows = tensor.detach().astype("float32").numpy().reshape(-1, tensor.shape[-1])
+    if not np.isfinite(rows).all():
+        raise CheckpointFormatError(
+            f"{source.name} has vectors that are no finite numbers. Download or train it again."
+        )
+    if isinstance(token, list):
+        if len(token) != len(rows):
+            raise InputError(f"{source.name} has {len(rows)} vectors, and there are {len(token)} tokens for them.")
+        return [(name, rows[index : index + 1]) for index, name in enumerate(token)]
+    token = token or source.token
+    if token is None:
+        raise InputError(f"{source.name} does not say which word it is. Pass token='<...>'.")
+    return [(token, rows)]
+
+
+def _names(token, count):
+    """The tokens of a word of ``count`` vectors."""
+    return [token, *(f"{token}_{index}" for index in range(1, count))]
+
+
+def _first_added(tokenizer):
+    """The id that the first added token has or will have."""
+    return len(tokenizer) - len(tokenizer.added_tokens)
