@@ -96,3 +96,18 @@ def test_pag_pictures(layers, adaptive, scale, checkpoint):
     picture = ours("a red circle", generator=ppsd3.TorchGenerator(3), output_type="np", **call).images
     expected = theirs("a red circle", generator=reference.generator(3), output_type="np", **call).images
     assert np.abs(picture - expected).max() * 255 <= 1
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_pag_pictures_from_a_picture(strength, checkpoint):
+    parts = reference.load(checkpoint).components
+    parts = {k: v for k, v in parts.items() if k not in ("image_encoder", "feature_extractor")}
+    image = np.random.default_rng(0).random((1, 64, 64, 3), dtype="float32")
+    theirs = diffusers.StableDiffusion3PAGImg2ImgPipeline(**parts, pag_applied_layers="blocks.1")
+    theirs.set_progress_bar_config(disable=True)
+    ours = ppsd3.StableDiffusion3PAGImg2ImgPipeline.from_pretrained(checkpoint)
+    ours.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 4, "strength": strength, "pag_scale": 3.0, "image": image, "output_type": "np"}
+    picture = ours("a red circle", generator=ppsd3.TorchGenerator(3), **call).images
+    expected = theirs("a red circle", generator=reference.generator(3), **call).images
+    assert np.abs(picture - expected).max() * 255 <= 1
