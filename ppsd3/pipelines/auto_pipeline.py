@@ -59,7 +59,7 @@ class _AutoPipeline:
             )
         name = cls.plain if control is None else cls.with_control
         if enable_pag or (enable_pag is None and control is None and "PAG" in present):
-            name = cls.with_pag
+            name = cls.with_pag or name
         return pipeline_utils.pipeline_class(name)
 
 

@@ -13,6 +13,7 @@ from ppsd3 import (
     AutoPipelineForText2Image,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3InpaintPipeline,
+    StableDiffusion3PAGImg2ImgPipeline,
     StableDiffusion3PAGPipeline,
     StableDiffusion3Pipeline,
     TorchGenerator,
@@ -355,7 +356,16 @@ def test_pag_by_the_auto_pipeline(pipes, tmp_path):
             tmp_path / "pag", **options
         )
         assert type(plain) is StableDiffusion3Pipeline
-    assert type(AutoPipelineForImage2Image.from_pretrained(tmp_path / "pag")) is StableDiffusion3Img2ImgPipeline
+    redraw = AutoPipelineForImage2Image.from_pretrained(tmp_path / "pag")
+    assert type(redraw) is StableDiffusion3PAGImg2ImgPipeline and redraw.pag_applied_layers == layers
+    assert type(AutoPipelineForImage2Image.from_pipe(first, enable_pag=True)) is StableDiffusion3PAGImg2ImgPipeline
+    plain = AutoPipelineForImage2Image.from_pretrained(tmp_path / "pag", enable_pag=False)
+    assert type(plain) is StableDiffusion3Img2ImgPipeline
+    for inpaint in (
+        AutoPipelineForInpainting.from_pretrained(tmp_path / "pag"),
+        AutoPipelineForInpainting.from_pipe(pag),
+    ):
+        assert type(inpaint) is StableDiffusion3InpaintPipeline  # which has no such class of its own
 
     assert type(AutoPipelineForText2Image.from_pipe(first, enable_pag=True)) is task
     assert AutoPipelineForText2Image.from_pipe(pag).pag_applied_layers == layers
@@ -363,10 +373,8 @@ def test_pag_by_the_auto_pipeline(pipes, tmp_path):
     file = ppsd3.convert(tmp_path / "plain", tmp_path / "one.safetensors")
     one = task.from_single_file(file, config=tmp_path / "plain", pag_applied_layers="blocks.2")
     assert one.pag_applied_layers == "blocks.2"
-    for made in (AutoPipelineForImage2Image, AutoPipelineForInpainting):
+    for make in (AutoPipelineForInpainting.from_pipe, AutoPipelineForInpainting.from_pretrained):
         with pytest.raises(InputError, match="guidance=PerturbedAttentionGuidance"):
-            made.from_pretrained(tmp_path / "plain", enable_pag=True)
-        with pytest.raises(InputError, match="guidance=PerturbedAttentionGuidance"):
-            made.from_pipe(first, enable_pag=True)
+            make(first if make.__name__ == "from_pipe" else tmp_path / "plain", enable_pag=True)
     with pytest.raises(InputError, match="does not know .'pag_applied_layers'."):
         AutoPipelineForText2Image.from_pretrained(tmp_path / "plain", pag_applied_layers=1)
