@@ -35,7 +35,15 @@ pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernel
 # between threads), one token
 SIZES = [(2, 5, 7), (3, 4, 33), (16, 40, 192), (1, 70, 384), (4, 1, 16)]
 # B, queries, keys, h, d: parts of blocks and vectors; several blocks; a width no vector divides
-ATTENTIONS = [(2, 5, 5, 3, 8), (2, 40, 40, 6, 32), (1, 200, 333, 2, 64), (2, 64, 128, 1, 16), (1, 7, 130, 2, 20)]
+ATTENTIONS = [
+    (2, 5, 5, 3, 8),
+    (2, 40, 40, 6, 32),
+    (1, 200, 333, 2, 64),
+    (2, 64, 128, 1, 16),
+    (1, 7, 130, 2, 20),
+    (1, 50, 600, 1, 24),
+    (1, 97, 1030, 2, 64),
+]
 
 
 def uniform(seed, shape, scale=1.0):
