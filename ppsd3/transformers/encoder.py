@@ -79,3 +79,23 @@ class Encoder(ModelMixin):
         for block in blocks:
             states.append(recompute(block, states[-1], *args) if recompute else block(states[-1], *args))
         return states
+
+
+class PreNormLayer(nn.Layer):
+    """A layer of CLIP and of SigLIP: pre-norm attention and MLP, each with its residual.
+
+    Args:
+        config (FrozenConfig): of the tower.
+        attention, mlp (types): made from ``config``.
+    """
+
+    def __init__(self, config, attention, mlp):
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.self_attn = attention(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.mlp = mlp(config)
+
+    def forward(self, hidden, *bias):
+        hidden = hidden + self.self_attn(self.layer_norm1(hidden), *bias)
+        return hidden + self.mlp(self.layer_norm2(hidden))

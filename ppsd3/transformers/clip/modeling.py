@@ -17,7 +17,7 @@ from ...ops import Linear, attention, causal_bias
 from ...outputs import BaseOutput
 from ...serialization.tensors import cast, from_numpy, put
 from ...utils.errors import ConfigError, InputError
-from ..encoder import activation, init_normal
+from ..encoder import PreNormLayer, activation, init_normal
 from ..text_encoder import TextEncoder
 
 _LEGACY_EOS_TOKEN_ID = 2
@@ -183,7 +183,9 @@ class _TextTransformer(nn.Layer):
         super().__init__()
         self.embeddings = _Embeddings(config)
         self.encoder = nn.Layer()
-        self.encoder.layers = nn.LayerList([_EncoderLayer(config) for _ in range(config.num_hidden_layers)])
+        self.encoder.layers = nn.LayerList(
+            [PreNormLayer(config, _Attention, _MLP) for _ in range(config.num_hidden_layers)]
+        )
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
 
 
@@ -199,21 +201,6 @@ class _Embeddings(nn.Layer):
 
     def forward(self, ids):
         return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
-
-
-class _EncoderLayer(nn.Layer):
-    """Pre-norm attention and MLP, each with its residual."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.self_attn = _Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.mlp = _MLP(config)
-
-    def forward(self, hidden, bias):
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden), bias)
-        return hidden + self.mlp(self.layer_norm2(hidden))
 
 
 class _Attention(nn.Layer):

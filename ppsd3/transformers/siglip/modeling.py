@@ -14,7 +14,7 @@ from ...ops import Linear, attention, linear
 from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ...utils.errors import ConfigError, InputError
-from ..encoder import Encoder, activation, init_normal
+from ..encoder import Encoder, PreNormLayer, activation, init_normal
 
 # The tower's part of the names in files of transformers 4, and in those of the whole SigLIP, text tower included.
 _PREFIX = "vision_model."
@@ -86,7 +86,9 @@ class SiglipVisionModel(Encoder):
             )
         self.embeddings = _Embeddings(self.config)
         self.encoder = nn.Layer()
-        self.encoder.layers = nn.LayerList([_EncoderLayer(self.config) for _ in range(num_hidden_layers)])
+        self.encoder.layers = nn.LayerList(
+            [PreNormLayer(self.config, _Attention, _MLP) for _ in range(num_hidden_layers)]
+        )
         self.post_layernorm = nn.LayerNorm(hidden_size, epsilon=layer_norm_eps)
         self.head = _PoolingHead(self.config) if vision_use_head else None
 
@@ -152,21 +154,6 @@ class _Embeddings(nn.Layer):
     def forward(self, pixel_values):
         patches = self.patch_embedding(pixel_values).flatten(2).transpose([0, 2, 1])
         return patches + self.position_embedding.weight
-
-
-class _EncoderLayer(nn.Layer):
-    """Pre-norm attention and MLP, each with its residual."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.self_attn = _Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
-        self.mlp = _MLP(config)
-
-    def forward(self, hidden):
-        hidden = hidden + self.self_attn(self.layer_norm1(hidden))
-        return hidden + self.mlp(self.layer_norm2(hidden))
 
 
 class _Attention(nn.Layer):
