@@ -197,7 +197,8 @@ class SD3ControlNetModel(AttentionMixin, ModelMixin):
             )
         kwargs = dict(joint_attention_kwargs or {})
         scale = kwargs.pop("scale", 1.0)
-        check_attention_kwargs(self.attn_processors.values(), kwargs)
+        if kwargs:
+            check_attention_kwargs(self.attn_processors.values(), kwargs)
         with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
             if prepared is None:
                 self._check_text(encoder_hidden_states)

@@ -60,8 +60,9 @@ def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
 
     By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
     """
-    if transpose_y and not transpose_x and _by_strassen(a, b):
-        return _strassen(a, b, bias)
+    levels = _strassen_levels(a, b) if transpose_y and not transpose_x else 0
+    if levels:
+        return _strassen(a, b, bias, levels)
     if not bf16_products():
         out = paddle.matmul(a, b, transpose_x, transpose_y)
         if bias is not None:
@@ -75,15 +76,15 @@ def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
     return out
 
 
-def _by_strassen(x, weight):
-    return strassen_levels(x.size // x.shape[-1], *weight.shape) > 0
+def _strassen_levels(x, weight):
+    return strassen_levels(x.size // x.shape[-1], *weight.shape)
 
 
-def _strassen(x, weight, bias, gelu_after=False):
+def _strassen(x, weight, bias, levels, gelu_after=False):
     """``x W^T + b`` with ``x [..., K]`` and ``weight [N, K]``, and maybe GELU after it, by Strassen's algorithm."""
     x, weight, (n, k) = _dense(x), _dense(weight), weight.shape
     out, m = paddle.empty([*x.shape[:-1], n], dtype="float32"), x.size // k
-    lib().ppsd3_strassen(*map(_pointer, (x, weight, bias, out)), m, n, k, strassen_levels(m, n, k), gelu_after)
+    lib().ppsd3_strassen(*map(_pointer, (x, weight, bias, out)), m, n, k, levels, gelu_after)
     return out
 
 
@@ -163,8 +164,9 @@ def linear_gelu(x, weight, bias):
     """``gelu(x W^T + b)``, tanh-approximated; bias and activation in one pass."""
     if _tracked(x, weight, bias):
         return _LinearGelu.apply(x, weight, bias)
-    if _by_strassen(x, weight):
-        return _strassen(x, weight, _dense(bias), gelu_after=True)
+    levels = _strassen_levels(x, weight)
+    if levels:
+        return _strassen(x, weight, _dense(bias), levels, gelu_after=True)
     y, bias = _product(x, weight, transpose_y=True), _dense(bias)
     lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), y.data_ptr(), *_rows(y))
     return y

@@ -407,10 +407,9 @@ class StableDiffusion3Base(SD3LoraLoaderMixin, SD3IPAdapterMixin, TextualInversi
         start.tensors.update({name: tensors[name] for name in start.tensors})
         state.guidance = self._guidance()
         embeds, pooled = tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
+        # a condition that did not change stays the same object, and what is known about it with it
         if embeds is not state.condition.embeds or pooled is not state.condition.pooled:
-            state.condition = state.condition.with_text(
-                embeds, pooled
-            )  # else the object stays, and what is known about it with it
+            state.condition = state.condition.with_text(embeds, pooled)
         state.condition = state.guidance.fit(state.condition, state.latents.shape[0])
 
     @property

@@ -9,7 +9,6 @@ import paddle.nn.functional as F
 from ...models import SD3MultiControlNetModel
 from ...models.controlnet_sd3 import add_residuals
 from ...utils.errors import InputError
-from ..image_processor import VaeImageProcessor
 from .denoising import PreparedSteps
 from .tasks import Task, match_batch
 
@@ -218,16 +217,6 @@ class Controlled(Task):
 
     def finish(self, pipe, images):
         return self.task.finish(pipe, images)
-
-
-def as_controlnet(value):
-    """``value`` as a component: a list or tuple of ControlNets becomes one network."""
-    return SD3MultiControlNetModel(value) if isinstance(value, (list, tuple)) else value
-
-
-def control_processor(pipe):
-    """The image processor for control pictures of ``pipe``."""
-    return VaeImageProcessor(**pipe.image_processor.config)
 
 
 def controlnet_configs(controlnet):

@@ -1,7 +1,8 @@
 """What the pipelines with a ControlNet have in common."""
 
+from ...models import SD3MultiControlNetModel
+from ..image_processor import VaeImageProcessor
 from .base import StableDiffusion3Base
-from .control import as_controlnet, control_processor
 
 
 class StableDiffusion3ControlNetBase(StableDiffusion3Base):
@@ -45,5 +46,7 @@ class StableDiffusion3ControlNetBase(StableDiffusion3Base):
             image_encoder=image_encoder,
             feature_extractor=feature_extractor,
         )
-        self.register_modules(controlnet=as_controlnet(controlnet))
-        self.control_image_processor = control_processor(self)
+        if isinstance(controlnet, (list, tuple)):
+            controlnet = SD3MultiControlNetModel(controlnet)
+        self.register_modules(controlnet=controlnet)
+        self.control_image_processor = VaeImageProcessor(**self.image_processor.config)
