@@ -7,7 +7,7 @@ from paddle import nn
 
 from ..ops import Linear, gated_residual, layer_norm_modulate, linear_gelu
 from ..utils.errors import InputError
-from .attention_processor import Attention
+from .attention_processor import Attention, check_attention_kwargs
 from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
 
 
@@ -184,6 +184,11 @@ class AttentionMixin:
         for name, layer in attentions.items():
             layer.set_processor(processor[name])
         self._forget_graphs()
+
+    def _check_attention_kwargs(self, kwargs):
+        """Refuses ``kwargs`` that no processor takes; where there are none, no processor is looked for."""
+        if kwargs:
+            check_attention_kwargs(self.attn_processors.values(), kwargs)
 
     @contextmanager
     def attention_of(self, processors):

@@ -19,7 +19,6 @@ from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, JointTransformerBlock, SD3SingleTransformerBlock
-from .attention_processor import check_attention_kwargs
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from .transformer_sd3 import PreparedCondition
 
@@ -197,8 +196,7 @@ class SD3ControlNetModel(AttentionMixin, ModelMixin):
             )
         kwargs = dict(joint_attention_kwargs or {})
         scale = kwargs.pop("scale", 1.0)
-        if kwargs:
-            check_attention_kwargs(self.attn_processors.values(), kwargs)
+        self._check_attention_kwargs(kwargs)
         with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
             if prepared is None:
                 self._check_text(encoder_hidden_states)

@@ -195,7 +195,7 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
         """
         grid = [size // self.config.patch_size for size in hidden_states.shape[-2:]]
         skip_layers = self._check_skip_layers(skip_layers)
-        scale, image_embeds, joint_attention_kwargs = self._check_attention_kwargs(joint_attention_kwargs)
+        scale, image_embeds, joint_attention_kwargs = self._split_attention_kwargs(joint_attention_kwargs)
         if image_embeds is not None and prepared is None:
             joint_attention_kwargs.update(self._attention_arguments(image_embeds, timestep))
         elif image_embeds is not None:
@@ -368,12 +368,11 @@ class SD3Transformer2DModel(Compilable, AttentionMixin, ModelMixin):
             raise InputError(f"skip_layers has {wrong}, but this transformer has blocks 0 to {depth - 1}.")
         return skip_layers
 
-    def _check_attention_kwargs(self, kwargs):
+    def _split_attention_kwargs(self, kwargs):
         """``(scale, ip_adapter_image_embeds or None, what is left for the processors)``."""
         kwargs = dict(kwargs or {})
         scale, image_embeds = kwargs.pop("scale", 1.0), kwargs.pop("ip_adapter_image_embeds", None)
-        if kwargs:
-            check_attention_kwargs(self.attn_processors.values(), kwargs)
+        self._check_attention_kwargs(kwargs)
         return scale, image_embeds, kwargs
 
 
