@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from ...configuration_utils import register_to_config
-from ...ops import Linear, attention, shared_input
+from ...ops import Linear, attention, rms_norm, shared_input
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
 from ..encoder import activation, init_normal
@@ -276,9 +276,7 @@ class _RMSNorm(nn.Layer):
         self.weight = self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0))
 
     def forward(self, x):
-        x = x.astype("float32")
-        variance = x.square().mean(axis=-1, keepdim=True)
-        return (x * (variance + self.epsilon).rsqrt()).astype(self.weight.dtype) * self.weight
+        return rms_norm(x.astype("float32"), self.weight, self.epsilon)
 
 
 def _linear(in_features, out_features, std):
