@@ -2,8 +2,8 @@
 //
 // Blocks are small and near one another: of a slab of rows, a group of columns and a piece of k. All sums of blocks of W
 // are made once, transposed, for as many groups as memory is allowed; all sums of blocks of x once for a slab. Each
-// product of two sums is made tile by tile in registers and added from there to the blocks of y that it belongs to,
-// which lie in the second cache. So less is multiplied, and hardly more is moved. (After Huang, Smith, Henry and van de
+// product of two sums is made tile by tile in registers and added from there to the blocks of y that it belongs to: in a
+// copy of their own in the second cache, since rows of y itself lie on the same few lines of it. So less is multiplied, and hardly more is moved. (After Huang, Smith, Henry and van de
 // Geijn, "Strassen's Algorithm Reloaded", 2016.)
 //
 // For AVX-512, where it is measured to be faster than the system's products.
@@ -173,9 +173,9 @@ struct Product {
             }
     }
 
-    // Adds the product of ROWS rows of a sum of x with a sum of W to several places of y.
-    __attribute__((noinline)) void tile(const float* a, const float* b, const float* next, i64 ahead, const i64* to_row,
-                                        const i64* to_column, const float* signs, int targets) const {
+    // Adds the product of ROWS rows of a sum of x with a sum of W to several places of a block of y.
+    __attribute__((noinline)) void tile(const float* a, const float* b, const float* next, i64 ahead, float* const* to,
+                                        const float* signs, int targets) const {
         vec acc[ROWS][TILE_VECTORS];
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < TILE_VECTORS; j++) acc[i][j] = vec{};
@@ -189,26 +189,18 @@ struct Product {
                 for (int j = 0; j < TILE_VECTORS; j++) acc[i][j] += s * row[j];
             }
         }
-        for (int t = 0; t < targets; t++) {
-            i64 rows = std::min(ROWS, m - to_row[t]), columns = n - to_column[t];
-            float* out = y + to_row[t] * n + to_column[t];
-            for (int i = 0; i < rows; i++)
+        for (int t = 0; t < targets; t++)
+            for (int i = 0; i < ROWS; i++)
                 for (int j = 0; j < TILE_VECTORS; j++) {
-                    float* to = out + i * n + j * LANES;
-                    i64 some = columns - j * LANES;
-                    if (some >= LANES)
-                        store(to, load(to) + signs[t] * acc[i][j]);
-                    else if (some > 0)
-                        store_part(to, load_part(to, some) + signs[t] * acc[i][j], some);
+                    float* out = to[t] + i * SPLIT * WIDTH + j * LANES;
+                    store(out, load(out) + signs[t] * acc[i][j]);
                 }
-        }
     }
 
-    // All products of one slab and one group.
-    void multiply(const float* a, const float* b, i64 begin, i64 rows, i64 column) const {
+    // Adds all products of one slab and one group to their block of y, [SPLIT * rows][SPLIT * WIDTH].
+    void multiply(const float* a, const float* b, i64 rows, float* block) const {
         for (int q = 0; q < PRODUCTS; q++) {
-            i64 to_row[4], to_column[4];
-            float signs[4];
+            float *to[4], signs[4];
             int targets = 0;
             const Target *outer = TARGETS[LEVELS == 1 ? q : q / 7], *inner = TARGETS[q % 7];
             for (int t = 0; t < (LEVELS == 1 ? 2 : 4); t++) {
@@ -216,32 +208,27 @@ struct Product {
                 if (!first.sign || !second.sign) continue;
                 i64 row, col;
                 place(LEVELS == 1 ? first.block : 4 * first.block + second.block, row, col);
-                to_row[targets] = begin + row * rows, to_column[targets] = column + col * WIDTH;
+                to[targets] = block + (row * rows * SPLIT + col) * WIDTH;
                 signs[targets++] = float(first.sign * second.sign);
             }
             const float *left = a + q * sum_of_x(rows), *right = b + q * sum_of_w();
             i64 ahead = WIDTH * ROWS / rows;
             for (i64 i = 0; i < rows; i += ROWS) {
-                tile(left + i * depth, right, right + sum_of_w() + i / ROWS * ahead * depth, ahead, to_row, to_column,
-                     signs, targets);
-                for (int t = 0; t < targets; t++) to_row[t] += ROWS;
+                tile(left + i * depth, right, right + sum_of_w() + i / ROWS * ahead * depth, ahead, to, signs, targets);
+                for (int t = 0; t < targets; t++) to[t] += ROWS * SPLIT * WIDTH;
             }
         }
     }
 
-    // y before the products are added: the bias.
-    void begin_y(i64 begin, i64 rows, i64 column, i64 columns) const {
-        for (i64 r = begin; r < std::min(begin + rows, m); r++)
-            for_row(columns, [&](i64 j, i64 c) {
-                store_n(y + r * n + column + j, bias ? load_n(bias + column + j, c) : vec{}, c);
-            });
-    }
-
-    void end_y(i64 begin, i64 rows, i64 column, i64 columns) const {
-        for (i64 r = begin; r < std::min(begin + rows, m); r++)
-            for_row(columns, [&](i64 j, i64 c) {
-                float* to = y + r * n + column + j;
-                store_n(to, gelu(load_n(to, c)), c);
+    // A finished block of y to its place: the first piece of k brings the bias, the last one GELU.
+    void put_y(const float* block, i64 begin, i64 rows, i64 column, i64 start) const {
+        bool last = start + SPLIT * depth >= k;
+        for (i64 r = 0; r < std::min(rows, m - begin); r++)
+            for_row(std::min(SPLIT * WIDTH, n - column), [&](i64 j, i64 c) {
+                float* to = y + (begin + r) * n + column + j;
+                vec sum = load(block + r * SPLIT * WIDTH + j);
+                sum += start > 0 ? load_n(to, c) : bias ? load_n(bias + column + j, c) : vec{};
+                store_n(to, gelu_after && last ? gelu(sum) : sum, c);
             });
     }
 
@@ -268,13 +255,14 @@ struct Product {
                     i64 begin = units * slab / slabs, rows = (units * (slab + 1) / slabs - begin) * ROWS;
                     begin *= unit;
                     static thread_local Pages own;
-                    float* sums_of_x = own.of((PRODUCTS + 1) * sum_of_x(tallest * ROWS));
+                    i64 size_of_x = PRODUCTS * sum_of_x(tallest * ROWS), size_of_y = SPLIT * rows * SPLIT * WIDTH;
+                    float* sums_of_x = own.of(size_of_x + SPLIT * tallest * ROWS * SPLIT * WIDTH);
+                    float* block = sums_of_x + size_of_x;
                     pack_x(begin, rows, start, sums_of_x);
                     for (i64 g = 0; g < count; g++) {
-                        i64 column = (first + g) * group, columns = std::min(group, n - column);
-                        if (start == 0) begin_y(begin, SPLIT * rows, column, columns);
-                        multiply(sums_of_x, sums_of_w + g * PRODUCTS * sum_of_w(), begin, rows, column);
-                        if (gelu_after && start + SPLIT * depth >= k) end_y(begin, SPLIT * rows, column, columns);
+                        std::fill(block, block + size_of_y, 0.0f);
+                        multiply(sums_of_x, sums_of_w + g * PRODUCTS * sum_of_w(), rows, block);
+                        put_y(block, begin, SPLIT * rows, (first + g) * group, start);
                     }
                 });
             }
