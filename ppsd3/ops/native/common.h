@@ -80,6 +80,20 @@ static inline vec vexp(vec x) {
     return p * (vec)(((ivec)t + 127) << 23);  // these casts keep the bits
 }
 
+// 2^x to 1e-7 relative for x <= 0, fewer operations than vexp: a minimax polynomial of degree 5 on [-1/2, 1/2].
+static inline vec vexp2_negative(vec x) {
+    x = vmax(splat(-126.0f), x);  // in this order NaN passes
+    const float shifter = 12582912.0f;  // as above
+    vec t = x + shifter;
+    vec r = x - (t - shifter);
+    vec p = r * 1.3276472454890609e-3f + 9.675541892647743e-3f;
+    p = p * r + 5.550713092088699e-2f;
+    p = p * r + 2.4022120237350464e-1f;
+    p = p * r + 6.931469440460205e-1f;
+    p = p * r + 1.0f;
+    return (vec)((ivec)p + ((ivec)t << 23));  // added to the exponent; the shift drops the shifter's own bits
+}
+
 // tanh-GELU is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): accurate in the negative tail, and one exp.
 static const float GELU_TWO_C = 1.5957691216057308f, GELU_CUBIC = 0.044715f;
 
@@ -157,13 +171,14 @@ static void add_parts(const float* partial, i64 parts, i64 n, float* out) {
 
 // ---------------------------------------------------------------------------------------------------- memory
 
-// Memory of one thread, kept between calls, handed out in pieces.
+// Memory of one thread, kept between calls, handed out in pieces. The first piece is aligned to a vector, and so are
+// the others if sizes are whole vectors: a vector across two lines takes two loads.
 struct Scratch {
     std::vector<float> memory;
     i64 used = 0;
     void reset(i64 numbers) {
-        used = 0;
-        if (i64(memory.size()) < numbers + LANES) memory.resize(numbers + LANES);
+        if (i64(memory.size()) < numbers + 2 * LANES) memory.resize(numbers + 2 * LANES);
+        used = i64(-reinterpret_cast<uintptr_t>(memory.data()) / sizeof(float)) & (LANES - 1);
     }
     float* take(i64 numbers) {
         float* p = memory.data() + used;

@@ -76,6 +76,8 @@ static void multiply(i64 rows, i64 columns, i64 depth, const float* a, i64 a_row
 // --------------------------------------------------------------------------------------------------- attention
 
 static const i64 QUERY_BLOCK = 8 * TILE_ROWS, KEY_BLOCK = 512;  // scores of a block: 98 KB, in the second cache
+static const i64 PANEL = TILE_VECTORS * LANES;                  // divides KEY_BLOCK
+static const float LOG2_E = 1.44269504088896341f, LN_2 = 0.69314718055994531f;
 
 static inline i64 padded(i64 n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -121,22 +123,30 @@ static void unpack(const float* packed, const Shape& n, i64 b, i64 head, i64 cou
     });
 }
 
-// Packed rows -> one [width, KEY_BLOCK] matrix per block of keys, zero beyond the last key.
-static void transpose_blocks(const float* packed, i64 rows, i64 width, float* out) {
-    for (i64 first = 0; first < rows; first += KEY_BLOCK, out += width * KEY_BLOCK) {
-        i64 count = std::min(KEY_BLOCK, rows - first), padded_count = padded(count);
+// Packed rows -> one [width, PANEL] matrix for each PANEL of them, zero beyond the last row: a panel is small and without
+// gaps, so it stays in the first cache.
+static void transpose_panels(const float* packed, i64 rows, i64 width, float* out) {
+    for (i64 first = 0; first < rows; first += PANEL, out += width * PANEL) {
+        i64 count = std::min(PANEL, rows - first);
         const float* block = packed + first * width;
         for (i64 c = 0; c < width; c++) {
-            float* line = out + c * KEY_BLOCK;
+            float* line = out + c * PANEL;
             for (i64 s = 0; s < count; s++) line[s] = block[s * width + c];
-            for (i64 s = count; s < padded_count; s++) line[s] = 0;
+            for (i64 s = count; s < PANEL; s++) line[s] = 0;
         }
     }
 }
 
-static i64 block_count(i64 rows) { return (rows + KEY_BLOCK - 1) / KEY_BLOCK; }
+static i64 panels_size(i64 rows, i64 width) { return (rows + PANEL - 1) / PANEL * PANEL * width; }
 
-// One row of scores s[0..count) -> exp(s - maximum), with the running maximum and sum of online softmax
+// out[rows][KEY_BLOCK] = a[rows][width] times the first `columns` of what transpose_panels made.
+static void multiply_panels(i64 rows, i64 columns, i64 width, const float* a, const float* panels, float* out) {
+    for (i64 j = 0; j < columns; j += PANEL)
+        multiply(rows, padded(std::min(PANEL, columns - j)), width, a, width, 1, panels + j * width, PANEL, out + j, KEY_BLOCK,
+                 false);
+}
+
+// One row of scores s[0..count) -> 2^(s - maximum), with the running maximum and sum of online softmax
 // (Milakov and Gimelshein 2018). Returns the factor that what was accumulated before must be multiplied with.
 static inline float softmax_row(float* s, i64 count, float& maximum, float& total) {
     i64 full = padded(count);
@@ -146,11 +156,11 @@ static inline float softmax_row(float* s, i64 count, float& maximum, float& tota
     float highest = std::max(maximum, maximum_of(top));
     vec added{};
     for (i64 j = 0; j < full; j += LANES) {
-        vec p = vexp(load(s + j) - highest);
+        vec p = vexp2_negative(load(s + j) - highest);
         store(s + j, p);
         added += p;
     }
-    float rescale = maximum == highest ? 1.0f : total == 0 ? 0.0f : std::exp(maximum - highest);
+    float rescale = maximum == highest ? 1.0f : total == 0 ? 0.0f : std::exp2(maximum - highest);
     total = total * rescale + sum(added);
     maximum = highest;
     return rescale;
@@ -166,16 +176,15 @@ static void attend(const Shape& n, const Tokens& q, const Tokens& out, float* ls
         float maximum[QUERY_BLOCK], total[QUERY_BLOCK];
         std::fill(maximum, maximum + rows, -INFINITY);
         std::fill(total, total + rows, 0.0f);
-        pack(q, n, b, head, i0, rows, scale, queries);
+        pack(q, n, b, head, i0, rows, scale * LOG2_E, queries);  // for powers of 2
         for (i64 j0 = 0; j0 < n.keys; j0 += KEY_BLOCK) {
             i64 count = std::min(KEY_BLOCK, n.keys - j0);
-            multiply(rows, padded(count), width, queries, width, 1, keys_t + j0 * width, KEY_BLOCK, scores, KEY_BLOCK,
-                     false);
+            multiply_panels(rows, count, width, queries, keys_t + j0 * width, scores);
             for (i64 i = 0; i < rows; i++) {
                 if (bias) {
                     float* row = scores + i * KEY_BLOCK;
                     const float* added = bias + (i0 + i) * n.keys + j0;
-                    for_row(count, [&](i64 j, i64 m) { store_n(row + j, load_n(row + j, m) + load_n(added + j, m), m); });
+                    for_row(count, [&](i64 j, i64 m) { store_n(row + j, load_n(row + j, m) + LOG2_E * load_n(added + j, m), m); });
                 }
                 float rescale = softmax_row(scores + i * KEY_BLOCK, count, maximum[i], total[i]);
                 if (j0 && rescale != 1.0f)
@@ -187,7 +196,7 @@ static void attend(const Shape& n, const Tokens& q, const Tokens& out, float* ls
         for_tokens(out, n, b, head, i0, rows, [&](float* row, i64 i) {
             float factor = 1.0f / total[i];
             for_row(n.dim, [&](i64 j, i64 m) { store_n(row + j, load(sums + i * width + j) * factor, m); });
-            if (lse) lse[(b * n.heads + head) * n.queries + i0 + i] = maximum[i] + std::log(total[i]);
+            if (lse) lse[(b * n.heads + head) * n.queries + i0 + i] = maximum[i] * LN_2 + std::log(total[i]);
         });
     }
 }
@@ -198,7 +207,7 @@ static void attend_backward(const Shape& n, const Tokens& q, const Tokens& k, co
                             const Tokens& dout, const float* lse, const Tokens& dq, const Tokens& dk, const Tokens& dv,
                             i64 b, i64 head, float scale) {
     i64 width = n.width(), query_size = n.queries * width, key_size = n.keys * width;
-    i64 block_size = block_count(n.keys) * KEY_BLOCK * width;
+    i64 block_size = panels_size(n.keys, width);
     scratch.reset(3 * query_size + 4 * key_size + 2 * block_size + 2 * QUERY_BLOCK * KEY_BLOCK + n.queries);
     float *queries = scratch.take(query_size), *gradients = scratch.take(query_size), *sum_q = scratch.take(query_size);
     float *keys = scratch.take(key_size), *values = scratch.take(key_size);
@@ -211,8 +220,8 @@ static void attend_backward(const Shape& n, const Tokens& q, const Tokens& k, co
     pack(dout, n, b, head, 0, n.queries, 1, gradients);
     pack(k, n, b, head, 0, n.keys, 1, keys);
     pack(v, n, b, head, 0, n.keys, 1, values);
-    transpose_blocks(keys, n.keys, width, keys_t);
-    transpose_blocks(values, n.keys, width, values_t);
+    transpose_panels(keys, n.keys, width, keys_t);
+    transpose_panels(values, n.keys, width, values_t);
     lse += (b * n.heads + head) * n.queries;
     for_tokens(out, n, b, head, 0, n.queries, [&](const float* row, i64 i) {
         vec s{};
@@ -225,8 +234,8 @@ static void attend_backward(const Shape& n, const Tokens& q, const Tokens& k, co
         for (i64 i0 = 0; i0 < n.queries; i0 += QUERY_BLOCK) {
             i64 rows = std::min(QUERY_BLOCK, n.queries - i0);
             const float *block_q = queries + i0 * width, *block_g = gradients + i0 * width;
-            multiply(rows, full, width, block_q, width, 1, keys_t + j0 * width, KEY_BLOCK, p, KEY_BLOCK, false);
-            multiply(rows, full, width, block_g, width, 1, values_t + j0 * width, KEY_BLOCK, ds, KEY_BLOCK, false);
+            multiply_panels(rows, count, width, block_q, keys_t + j0 * width, p);
+            multiply_panels(rows, count, width, block_g, values_t + j0 * width, ds);
             for (i64 i = 0; i < rows; i++) {
                 float *row_p = p + i * KEY_BLOCK, *row_ds = ds + i * KEY_BLOCK, shift = lse[i0 + i], d = delta[i0 + i];
                 for (i64 j = 0; j < full; j += LANES) {
@@ -534,13 +543,13 @@ void ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const
     if (heads % threads && heads < 8 * threads) parts = std::max<i64>(1, std::min<i64>(threads, n.queries / 256));
     share_tasks(heads * parts, threads, [&](i64 task) {
         i64 b = task / parts / n.heads, head = task / parts % n.heads, part = task % parts;
-        i64 key_size = n.keys * width, block_size = block_count(n.keys) * KEY_BLOCK * width;
+        i64 key_size = n.keys * width, block_size = panels_size(n.keys, width);
         scratch.reset(key_size + block_size + 2 * QUERY_BLOCK * width + QUERY_BLOCK * KEY_BLOCK);
         float *values = scratch.take(key_size), *keys_t = scratch.take(block_size);
         float *queries = scratch.take(QUERY_BLOCK * width), *sums = scratch.take(QUERY_BLOCK * width);
         float* scores = scratch.take(QUERY_BLOCK * KEY_BLOCK);
         pack(*k, n, b, head, 0, n.keys, 1, values);  // where the values go next: keys are only needed transposed
-        transpose_blocks(values, n.keys, width, keys_t);
+        transpose_panels(values, n.keys, width, keys_t);
         pack(*v, n, b, head, 0, n.keys, 1, values);
         attend(n, *q, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts, scale,
                bias ? bias + b * bias_batch + head * bias_head : nullptr, keys_t, values, queries, scores, sums);
