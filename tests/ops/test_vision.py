@@ -4,9 +4,10 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from paddle import nn
 
 from ppsd3.ops import onednn
-from ppsd3.ops.vision import Conv2D, attention_channels_first, conv2d, upsample_nearest_2x
+from ppsd3.ops.vision import Conv2D, attention_channels_first, conv2d, patch_tokens, upsample_nearest_2x
 
 # in channels, out channels, height, width, kernel, stride, padding
 GEOMETRIES = [
@@ -102,3 +103,30 @@ def test_attention_chunks_give_the_same():
     query, key, value = (paddle.to_tensor(uniform(2, 8, 30) + i) for i in range(3))
     whole = attention_channels_first(query, key, value)
     np.testing.assert_allclose(attention_channels_first(query, key, value, max_scores=2 * 30 * 7), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [None, False])
+@pytest.mark.parametrize("size", [(2, 16, 12, 20, 2), (1, 3, 31, 30, 14)])  # the second leaves rows and columns over
+def test_patch_tokens_are_the_convolution(size, bias):
+    batch, channels, height, width, side = size
+    layer = nn.Conv2D(channels, 24, side, stride=side, bias_attr=bias)
+    found = []
+    for compute in (layer_tokens, patch_tokens):
+        x = paddle.to_tensor(uniform(batch, channels, height, width), stop_gradient=False)
+        y = compute(x, layer)
+        (y * paddle.to_tensor(uniform(*y.shape))).sum().backward()
+        found.append([y.numpy(), x.grad.numpy(), layer.weight.grad.numpy()])
+        layer.clear_gradients()
+    for ours, reference in zip(*reversed(found)):
+        np.testing.assert_allclose(ours, reference, atol=2e-5)
+
+
+def layer_tokens(x, layer):
+    return layer(x).flatten(2).transpose([0, 2, 1])
+
+
+def test_patch_tokens_go_through_what_is_hooked_to_the_layer():
+    layer, x = nn.Conv2D(4, 8, 2, stride=2), paddle.to_tensor(uniform(1, 4, 6, 6))
+    seen = []
+    layer.register_forward_post_hook(lambda layer, inputs, output: seen.append(output.shape))
+    assert patch_tokens(x, layer).shape == [1, 9, 8] and seen == [[1, 8, 3, 3]]

@@ -11,6 +11,7 @@ from paddle import nn
 
 from ...configuration_utils import register_to_config
 from ...ops import Linear, attention, linear
+from ...ops.vision import patch_tokens
 from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ...utils.errors import ConfigError, InputError
@@ -152,8 +153,7 @@ class _Embeddings(nn.Layer):
         init_normal(self.position_embedding.weight, width**-0.5)
 
     def forward(self, pixel_values):
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose([0, 2, 1])
-        return patches + self.position_embedding.weight
+        return patch_tokens(pixel_values, self.patch_embedding) + self.position_embedding.weight
 
 
 class _Attention(nn.Layer):
