@@ -1,10 +1,11 @@
 // y = x W^T + b by Strassen's algorithm, one or two levels deep: 7 products where there were 8, or 49 where there were 64.
 //
 // Blocks are small and near one another: of a slab of rows, a group of columns and a piece of k. All sums of blocks of W
-// are made once, transposed, for as many groups as memory is allowed; all sums of blocks of x once for a slab. Each
-// product of two sums is made tile by tile in registers and added from there to the blocks of y that it belongs to: in a
-// copy of their own in the second cache, since rows of y itself lie on the same few lines of it. So less is multiplied, and hardly more is moved. (After Huang, Smith, Henry and van de
-// Geijn, "Strassen's Algorithm Reloaded", 2016.)
+// are made once, transposed, for as many groups as memory is allowed; of x the outer level's sums once for a slab, the
+// inner level's while they are multiplied, where one more addition takes no time. Each product of two sums is made tile by
+// tile in registers and added from there to the blocks of y that it belongs to: in a copy of their own in the second cache,
+// since rows of y itself lie on the same few lines of it. So less is multiplied, and hardly more is moved. (After Huang,
+// Smith, Henry and van de Geijn, "Strassen's Algorithm Reloaded", 2016.)
 //
 // For AVX-512, where it is measured to be faster than the system's products.
 
@@ -38,6 +39,12 @@ inline void right_sums(const vec* v, vec* out) {
     out[4] = v[3], out[5] = v[0] + v[1], out[6] = v[2] + v[3];
 }
 
+// Those of the left as pairs of blocks: the second one with its sign, or 0 for none.
+struct Pair {
+    int first, second, sign;
+};
+const Pair LEFT_SUMS[7] = {{0, 3, 1}, {2, 3, 1}, {0, 0, 0}, {3, 3, 0}, {0, 1, 1}, {2, 0, -1}, {1, 3, -1}};
+
 // The blocks of the result that a product is added to, and with which sign; 0 for no block.
 struct Target {
     int block, sign;
@@ -69,6 +76,7 @@ struct Pages {
 template <int LEVELS>
 struct Product {
     static const i64 SPLIT = 1 << LEVELS, BLOCKS = SPLIT * SPLIT, PRODUCTS = LEVELS == 1 ? 7 : 49;
+    static const i64 PARTS_OF_X = LEVELS == 1 ? 4 : 28;  // blocks, or the outer level's sums of them
 
     const float *x, *w, *bias;
     float* y;
@@ -131,7 +139,8 @@ struct Product {
             for (i64 i = 0; i < LANES; i++) out[i][j] = j < rows && i < deep ? source[j * k + i] : 0;
     }
 
-    // The sums of x for a slab of SPLIT * rows rows from `begin`: out[product][row][k].
+    // The blocks of x for a slab of SPLIT * rows rows from `begin`, or the outer level's sums of them:
+    // out[outer][inner block][row][k].
     void pack_x(i64 begin, i64 rows, i64 start, float* out) const {
         for (i64 r = 0; r < rows; r++) {
             const float* sources[BLOCKS];
@@ -147,45 +156,42 @@ struct Product {
         }
     }
 
-    // One row's sums, `step` apart: the outer level's first, so that no more than seven rows are written at a time.
+    // One row's blocks, `step` apart; where there are two levels, the outer one's sums of them.
     void sum_row(const float* const* sources, const i64* deep, float* out, i64 step) const {
-        static thread_local float outer[7 * 4 * DEPTH];
-        const int inner_blocks = BLOCKS / 4;
-        for (i64 p = 0; p < depth; p += LANES)
-            for (int inner = 0; inner < inner_blocks; inner++) {
-                vec four[4], seven[7];
-                for (int i = 0; i < 4; i++) {
-                    int block = i * inner_blocks + inner;
-                    i64 left = deep[block] - p;
-                    four[i] = left >= LANES ? load(sources[block] + p) : left > 0 ? load_part(sources[block] + p, left) : vec{};
-                }
-                left_sums(four, seven);
-                for (int q = 0; q < 7; q++)
-                    store((LEVELS == 1 ? out + q * step : outer + (q * inner_blocks + inner) * DEPTH) + p, seven[q]);
-            }
-        if (LEVELS == 1) return;
-        for (int q = 0; q < 7; q++)
+        auto part = [&](int block, i64 p) {
+            i64 left = deep[block] - p;
+            return left >= LANES ? load(sources[block] + p) : left > 0 ? load_part(sources[block] + p, left) : vec{};
+        };
+        for (int inner = 0; inner < 4; inner++)
             for (i64 p = 0; p < depth; p += LANES) {
+                if (LEVELS == 1) {
+                    store(out + inner * step + p, part(inner, p));
+                    continue;
+                }
                 vec four[4], seven[7];
-                for (int i = 0; i < 4; i++) four[i] = load(outer + (q * 4 + i) * DEPTH + p);
+                for (int outer = 0; outer < 4; outer++) four[outer] = part(4 * outer + inner, p);
                 left_sums(four, seven);
-                for (int inner = 0; inner < 7; inner++) store(out + (7 * q + inner) * step + p, seven[inner]);
+                for (int q = 0; q < 7; q++) store(out + (4 * q + inner) * step + p, seven[q]);
             }
     }
 
-    // Adds the product of ROWS rows of a sum of x with a sum of W to several places of a block of y.
-    __attribute__((noinline)) void tile(const float* a, const float* b, const float* next, i64 ahead, float* const* to,
-                                        const float* signs, int targets) const {
+    // Adds the product of ROWS rows of a + SIGN * also, of x, with a sum of W to several places of a block of y.
+    template <int SIGN>
+    __attribute__((noinline)) void tile(const float* a, const float* also, const float* b, const float* next, i64 ahead,
+                                        float* const* to, const float* signs, int targets) const {
         vec acc[ROWS][TILE_VECTORS];
         for (int i = 0; i < ROWS; i++)
             for (int j = 0; j < TILE_VECTORS; j++) acc[i][j] = vec{};
         for (i64 p = 0; p < depth; p++) {
             __builtin_prefetch(next + p * ahead, 0, 2);  // of the next product's W a part with each tile
             if (!(p & 1)) __builtin_prefetch(a + ROWS * (depth + p), 0, 2);
+            if (SIGN && (p & 1)) __builtin_prefetch(also + ROWS * (depth + p - 1), 0, 2);
             vec row[TILE_VECTORS];
             for (int j = 0; j < TILE_VECTORS; j++) row[j] = load(b + p * WIDTH + j * LANES);
             for (int i = 0; i < ROWS; i++) {
                 vec s = splat(a[i * depth + p]);
+                if (SIGN > 0) s += splat(also[i * depth + p]);
+                if (SIGN < 0) s -= splat(also[i * depth + p]);
                 for (int j = 0; j < TILE_VECTORS; j++) acc[i][j] += s * row[j];
             }
         }
@@ -211,10 +217,14 @@ struct Product {
                 to[targets] = block + (row * rows * SPLIT + col) * WIDTH;
                 signs[targets++] = float(first.sign * second.sign);
             }
-            const float *left = a + q * sum_of_x(rows), *right = b + q * sum_of_w();
+            const Pair pair = LEFT_SUMS[q % 7];
+            const float *left = a + (q / 7 * 4 + pair.first) * sum_of_x(rows), *right = b + q * sum_of_w();
+            const float* also = a + (q / 7 * 4 + pair.second) * sum_of_x(rows);
             i64 ahead = WIDTH * ROWS / rows;
             for (i64 i = 0; i < rows; i += ROWS) {
-                tile(left + i * depth, right, right + sum_of_w() + i / ROWS * ahead * depth, ahead, to, signs, targets);
+                const float* next = right + sum_of_w() + i / ROWS * ahead * depth;
+                auto one = pair.sign > 0 ? &Product::tile<1> : pair.sign < 0 ? &Product::tile<-1> : &Product::tile<0>;
+                (this->*one)(left + i * depth, also + i * depth, right, next, ahead, to, signs, targets);
                 for (int t = 0; t < targets; t++) to[t] += ROWS * SPLIT * WIDTH;
             }
         }
@@ -255,7 +265,7 @@ struct Product {
                     i64 begin = units * slab / slabs, rows = (units * (slab + 1) / slabs - begin) * ROWS;
                     begin *= unit;
                     static thread_local Pages own;
-                    i64 size_of_x = PRODUCTS * sum_of_x(tallest * ROWS), size_of_y = SPLIT * rows * SPLIT * WIDTH;
+                    i64 size_of_x = PARTS_OF_X * sum_of_x(tallest * ROWS), size_of_y = SPLIT * rows * SPLIT * WIDTH;
                     float* sums_of_x = own.of(size_of_x + SPLIT * tallest * ROWS * SPLIT * WIDTH);
                     float* block = sums_of_x + size_of_x;
                     pack_x(begin, rows, start, sums_of_x);
