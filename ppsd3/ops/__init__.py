@@ -5,7 +5,8 @@ from .attention import attention, causal_bias, joint_attention
 from .casting import CastingLinear
 from .linear import Linear, gelu, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
-from .native import float32_matmul_precision, use_native
+from .native import use_native
+from .native.products import float32_matmul_precision
 from .quantized import QuantizedLinear, WeightOnlyLinear, shared_input
 
 __all__ = [

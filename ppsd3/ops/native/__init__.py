@@ -8,11 +8,9 @@ of first order: wrap code that differentiates a gradient in ``use_native(False)`
 import paddle
 from paddle.base.framework import _dygraph_tracer, core
 
-from ...utils.errors import ConfigError
 from . import library as _library
 
 _enabled = True
-_precision = "high"
 _loaded = None  # (ctypes.CDLL or None, path or reason) once tried
 
 
@@ -33,52 +31,6 @@ class use_native:
     def __exit__(self, *exception):
         global _enabled
         _enabled = self._before
-
-
-class float32_matmul_precision:
-    """How exactly native linear layers multiply float32, from the call on; as a context manager, until its end.
-
-    Args:
-        precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
-
-            - "highest": float32, each sum in the usual way; relative errors near 5e-7.
-            - "high" (the initial state): float32, but wide layers with many rows by Strassen's algorithm where the CPU
-              has AVX-512: up to an eighth faster, relative errors near 3e-6 of the largest result among some 200 rows.
-            - "medium": operands rounded to bfloat16, with sums in float32, where the CPU has AVX512-BF16: about
-              twice as fast, relative errors near 3e-3. Meant for training.
-
-    Raises:
-        ConfigError: another name.
-    """
-
-    def __init__(self, precision):
-        global _precision
-        if precision not in ("highest", "high", "medium"):
-            raise ConfigError(f"precision={precision!r} is not known. Choose 'highest', 'high' or 'medium'.")
-        self._before, _precision = _precision, precision
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        global _precision
-        _precision = self._before
-
-
-def bf16_products():
-    """Whether linear layers round their operands to bfloat16 now."""
-    return _precision == "medium" and hasattr(lib(), "ppsd3_product_bf16")
-
-
-def strassen_levels(m, n, k):
-    """How deep Strassen's algorithm goes in a product [m, k] x [k, n] now: 2, 1, or 0 for the usual way.
-
-    Two levels save a quarter of the multiplications and one an eighth; sums of blocks have to be made for it, which
-    pays from these sizes on.
-    """
-    if _precision != "high" or min(n, k) < 1024 or m < 256 or not hasattr(lib(), "ppsd3_strassen"):
-        return 0
-    return 2 if m >= 600 else 1
 
 
 def status():
@@ -124,13 +76,14 @@ def half_to_float(halves, floats):
 def _load():
     global _loaded
     if _loaded is None:
-        from . import interface, quantized, vision
+        from . import interface, products, quantized, vision
 
         lib, detail = _library.load()
         if lib is not None:
             for module in (interface, vision):
                 interface.declare(lib, module.SIGNATURES)
-            optional = {**interface.OPTIONAL_SIGNATURES, **quantized.OPTIONAL_SIGNATURES}
+            modules = (interface, products, quantized)
+            optional = {k: v for module in modules for k, v in module.OPTIONAL_SIGNATURES.items()}
             interface.declare(lib, {k: v for k, v in optional.items() if hasattr(lib, "ppsd3_" + k)})
         _loaded = lib, detail
     return _loaded

@@ -10,8 +10,14 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <new>
 #include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #if defined(__AVX512F__)
 #define LANES 16
@@ -187,3 +193,27 @@ struct Scratch {
     }
 };
 static thread_local Scratch scratch;
+
+// The same in large pages where the system has them, for what is read from all over.
+struct Pages {
+    float* memory = nullptr;
+    i64 size = 0;
+    float* of(i64 numbers) {
+        if (numbers > size) {
+            const i64 page = i64(2) << 20, bytes = (numbers * i64(sizeof(float)) / page + 1) * page;
+            std::free(memory);
+            void* pages = nullptr;
+            if (posix_memalign(&pages, page, bytes)) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+            madvise(pages, bytes, MADV_HUGEPAGE);
+#endif
+            memory = static_cast<float*>(pages), size = bytes / sizeof(float);
+        }
+        return memory;
+    }
+    template <class V>
+    V* vectors(i64 count) {
+        return reinterpret_cast<V*>(of(count * i64(sizeof(V) / sizeof(float))));
+    }
+    ~Pages() { std::free(memory); }
+};

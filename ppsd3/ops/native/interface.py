@@ -9,7 +9,8 @@ import ctypes
 import paddle
 from paddle.autograd import PyLayer
 
-from . import bf16_products, lib, strassen_levels
+from . import lib
+from .products import dense as _dense, pointer as _pointer, product as _product
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {  # p pointer, n size, f float
@@ -28,11 +29,7 @@ SIGNATURES = {  # p pointer, n size, f float
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
-OPTIONAL_SIGNATURES = {  # only where the CPU has the instructions
-    "product_bf16": "ppppnnnnn",
-    "strassen": "ppppnnnnn",
-    "half_to_float": "ppn",
-}
+OPTIONAL_SIGNATURES = {"half_to_float": "ppn"}  # only where the CPU has the instructions
 
 
 def declare(library, signatures):
@@ -43,49 +40,8 @@ def declare(library, signatures):
         function.argtypes, function.restype = [types[c] for c in signature], None
 
 
-def _dense(x):
-    return x if x.is_contiguous() else x.contiguous()
-
-
-def _pointer(x):
-    return None if x is None else x.data_ptr()
-
-
 def _tracked(*tensors):
     return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
-
-
-def _product(a, b, transpose_x=False, transpose_y=False, bias=None):
-    """``a b + bias``: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
-
-    By Paddle, or in the precision that :class:`ppsd3.ops.float32_matmul_precision` allows.
-    """
-    levels = _strassen_levels(a, b) if transpose_y and not transpose_x else 0
-    if levels:
-        return _strassen(a, b, bias, levels)
-    if not bf16_products():
-        out = paddle.matmul(a, b, transpose_x, transpose_y)
-        if bias is not None:
-            lib().ppsd3_add_bias(out.data_ptr(), bias.data_ptr(), *_rows(out))
-        return out
-    a, b = _dense(a), _dense(b)
-    leading, k = ([a.shape[1]], a.shape[0]) if transpose_x else (a.shape[:-1], a.shape[-1])
-    n = b.shape[0 if transpose_y else 1]
-    out = paddle.empty([*leading, n], dtype="float32")
-    lib().ppsd3_product_bf16(*map(_pointer, (a, b, bias, out)), out.size // n, n, k, transpose_x, transpose_y)
-    return out
-
-
-def _strassen_levels(x, weight):
-    return strassen_levels(x.size // x.shape[-1], *weight.shape)
-
-
-def _strassen(x, weight, bias, levels, gelu_after=False):
-    """``x W^T + b`` with ``x [..., K]`` and ``weight [N, K]``, and maybe GELU after it, by Strassen's algorithm."""
-    x, weight, (n, k) = _dense(x), _dense(weight), weight.shape
-    out, m = paddle.empty([*x.shape[:-1], n], dtype="float32"), x.size // k
-    lib().ppsd3_strassen(*map(_pointer, (x, weight, bias, out)), m, n, k, levels, gelu_after)
-    return out
 
 
 def _rows(x):
@@ -164,12 +120,7 @@ def linear_gelu(x, weight, bias):
     """``gelu(x W^T + b)``, tanh-approximated; bias and activation in one pass."""
     if _tracked(x, weight, bias):
         return _LinearGelu.apply(x, weight, bias)
-    levels = _strassen_levels(x, weight)
-    if levels:
-        return _strassen(x, weight, _dense(bias), levels, gelu_after=True)
-    y, bias = _product(x, weight, transpose_y=True), _dense(bias)
-    lib().ppsd3_gelu(y.data_ptr(), bias.data_ptr(), y.data_ptr(), *_rows(y))
-    return y
+    return _product(x, weight, transpose_y=True, bias=_dense(bias), gelu_after=True)
 
 
 class _LinearGelu(PyLayer):

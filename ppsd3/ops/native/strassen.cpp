@@ -13,13 +13,7 @@
 
 #if defined(__AVX512F__)
 
-#include <cstdlib>
 #include <immintrin.h>
-#include <new>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace {
 
@@ -51,26 +45,6 @@ struct Target {
 };
 const Target TARGETS[7][2] = {{{0, 1}, {3, 1}},  {{2, 1}, {3, -1}}, {{1, 1}, {3, 1}}, {{0, 1}, {2, 1}},
                               {{0, -1}, {1, 1}}, {{3, 1}, {3, 0}},  {{0, 1}, {0, 0}}};
-
-// Memory of one thread, kept between calls, in large pages where the system has them: sums are read from all over it.
-struct Pages {
-    float* memory = nullptr;
-    i64 size = 0;
-    float* of(i64 numbers) {
-        if (numbers > size) {
-            const i64 page = i64(2) << 20, bytes = (numbers * i64(sizeof(float)) / page + 1) * page;
-            std::free(memory);
-            void* pages = nullptr;
-            if (posix_memalign(&pages, page, bytes)) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
-            madvise(pages, bytes, MADV_HUGEPAGE);
-#endif
-            memory = static_cast<float*>(pages), size = bytes / sizeof(float);
-        }
-        return memory;
-    }
-    ~Pages() { std::free(memory); }
-};
 
 // LEVELS is 1 or 2. Blocks are numbered with the outer level first: of 16, number 4 * outer + inner.
 template <int LEVELS>

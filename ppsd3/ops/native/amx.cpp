@@ -1,0 +1,185 @@
+// y = a b + bias in float32 by products of bfloat16 tiles (see amx.h), or with operands rounded to bfloat16.
+
+#include "amx.h"
+
+#if PPSD3_AMX
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace amx {
+
+bool ready() {
+    static const bool granted = [] {
+        const long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+}
+
+namespace {
+
+// A slab of rows and one of columns' panels stay in the second cache. Taller slabs read columns less often from the third,
+// deeper ones the sums.
+const i64 SLAB_BLOCKS = 8;              // most blocks of rows of a slab
+const i64 DEPTH = 16;                   // most steps of k of a slab
+const i64 MOST_PACKED = i64(64) << 20;  // bytes of columns packed at once
+
+// A matrix by its element (line, k), a line being a row of a or a column of b: either axis may be the contiguous one.
+struct Operand {
+    const float* data;
+    i64 line, k;  // strides, one of them 1
+    i64 lines, depth;
+
+    // 16 k from `p` of line `l`, or 16 lines from `l` of k `p`, zeros beyond the last ones.
+    vec along_k(i64 l, i64 p) const { return l < lines ? some(data + l * line + p, depth - p) : vec{}; }
+    vec along_lines(i64 l, i64 p) const { return p < depth ? some(data + p * k + l, lines - l) : vec{}; }
+    static vec some(const float* p, i64 n) { return n >= LANES ? load(p) : n > 0 ? load_part(p, n) : vec{}; }
+};
+
+// Lines from `first` and k from `p`, as rows: out is one step's.
+template <int PARTS>
+void pack_rows(const Operand& x, i64 first, i64 p, words* out) {
+    if (x.k == 1) {
+        for (i64 i = 0; i < BLOCK; i++) put_row<PARTS>(x.along_k(first + i, p), x.along_k(first + i, p + TILE), i, out);
+        return;
+    }
+    for (i64 half = 0; half < BLOCK; half += TILE) {
+        words low[TILE], high[TILE];
+        for (i64 i = 0; i < TILE; i++) {
+            low[i] = (words)x.along_lines(first + half, p + i);
+            high[i] = (words)x.along_lines(first + half, p + TILE + i);
+        }
+        transpose(low), transpose(high);
+        for (i64 i = 0; i < TILE; i++) put_row<PARTS>((vec)low[i], (vec)high[i], half + i, out);
+    }
+}
+
+// The same, as columns.
+template <int PARTS>
+void pack_columns(const Operand& x, i64 first, i64 p, words* out) {
+    for (i64 tile = 0; tile < 2; tile++) {
+        i64 line = first + tile * TILE;
+        if (x.line == 1) {
+            for (i64 i = 0; i < TILE; i++)
+                put_pair<PARTS>(x.along_lines(line, p + 2 * i), x.along_lines(line, p + 2 * i + 1), tile, i, out);
+            continue;
+        }
+        for (i64 half = 0; half < 2; half++) {
+            words square[TILE];
+            for (i64 i = 0; i < TILE; i++) square[i] = (words)x.along_k(line + i, p + half * TILE);
+            transpose(square);
+            for (i64 i = 0; i < TILE; i += 2)
+                put_pair<PARTS>((vec)square[i], (vec)square[i + 1], tile, (half * TILE + i) / 2, out);
+        }
+    }
+}
+
+template <int PARTS>
+struct Product {
+    static const i64 STEP_VECTORS = step_words<PARTS>() / LANES;
+
+    Operand a, b;
+    const float* bias;
+    float* c;
+    bool gelu_after;
+
+    // A piece of k, in steps, and columns from `column`, packed for all threads.
+    struct Piece {
+        i64 start, depth, column, panels;
+        const words* packed;
+        const words* panel(i64 j) const { return packed + j * depth * STEP_VECTORS; }
+    };
+
+    void run() const {
+        i64 steps = (a.depth + STEP - 1) / STEP, pieces = (steps + DEPTH - 1) / DEPTH, deep = (steps + pieces - 1) / pieces;
+        i64 panels = (b.lines + BLOCK - 1) / BLOCK, panel_size = deep * STEP_VECTORS;
+        i64 at_once = std::min<i64>(panels, MOST_PACKED / (panel_size * sizeof(words)));
+        static thread_local Pages memory;  // the calling thread's, shared with the team
+        words* packed = memory.vectors<words>(at_once * panel_size);
+        for (i64 start = 0; start < steps; start += deep)
+            for (i64 first = 0; first < panels; first += at_once) {
+                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first), packed};
+                share_tasks(piece.panels * piece.depth, max_threads(), [&](i64 task) {
+                    i64 j = task / piece.depth, s = task % piece.depth;
+                    pack_columns<PARTS>(b, piece.column + j * BLOCK, (start + s) * STEP, packed + task * STEP_VECTORS);
+                });
+                multiply_piece(piece);
+            }
+    }
+
+    // Slabs of rows are shared by the threads; few of them by their columns too, each share packing the rows for itself.
+    void multiply_piece(const Piece& piece) const {
+        i64 blocks = (a.lines + BLOCK - 1) / BLOCK, slabs = (blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS;
+        i64 tasks = 4 * max_threads(), shares = std::min(piece.panels, std::max<i64>(1, (tasks + slabs - 1) / slabs));
+        share_tasks(slabs * shares, max_threads(), [&](i64 task) {
+            i64 slab = task / shares, share = task % shares;
+            i64 begin = blocks * slab / slabs, end = blocks * (slab + 1) / slabs;
+            Tiles tiles;
+            static thread_local Pages memory;
+            words* rows = memory.vectors<words>((end - begin) * piece.depth * STEP_VECTORS);
+            for (i64 i = begin, at = 0; i < end; i++)
+                for (i64 s = 0; s < piece.depth; s++, at += STEP_VECTORS)
+                    pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP, rows + at);
+            for (i64 j = piece.panels * share / shares; j < piece.panels * (share + 1) / shares; j++)
+                for (i64 i = begin; i < end; i++)
+                    multiply_block(piece, rows, i, begin, end, j);
+        });
+    }
+
+    // The block of row block i, of a slab from begin to end, and of panel j; meanwhile the block's own place in c is brought
+    // to the first cache, and to the second a share of the next panel.
+    void multiply_block(const Piece& piece, const words* rows, i64 i, i64 begin, i64 end, i64 j) const {
+        i64 row = i * BLOCK, column = piece.column + j * BLOCK;
+        const i64 panel_lines = (STEP_VECTORS + end - begin - 1) / (end - begin), c_rows = (BLOCK + piece.depth - 1) / piece.depth;
+        const words* later = piece.panel(j + 1) + (i - begin) * panel_lines * piece.depth;
+        const float* place = c + row * b.lines + column;
+        clear();
+        multiply<PARTS>(piece.depth, rows + (i - begin) * piece.depth * STEP_VECTORS, piece.panel(j), [&](i64 s) {
+            for (i64 line = 0; line < panel_lines; line++) __builtin_prefetch(later++, 0, 2);
+            for (i64 r = s * c_rows; r < std::min(BLOCK, (s + 1) * c_rows); r++) {
+                __builtin_prefetch(place + r * b.lines, 1, 3);
+                __builtin_prefetch(place + r * b.lines + TILE, 1, 3);
+            }
+        });
+        alignas(64) float sums[BLOCK * BLOCK];
+        put(sums, BLOCK);
+        put_block(sums, row, column, piece.start == 0, (piece.start + piece.depth) * STEP >= a.depth);
+    }
+
+    // Sums to their place: the first piece of k brings the bias, the last one GELU.
+    void put_block(const float* sums, i64 row, i64 column, bool first, bool last) const {
+        i64 n = b.lines;
+        for (i64 i = 0; i < std::min(BLOCK, a.lines - row); i++)
+            for_row(std::min(BLOCK, n - column), [&](i64 j, i64 count) {
+                float* to = c + (row + i) * n + column + j;
+                vec sum = load(sums + i * BLOCK + j);
+                sum += !first ? load_n(to, count) : bias ? load_n(bias + column + j, count) : vec{};
+                store_n(to, gelu_after && last ? gelu(sum) : sum, count);
+            });
+    }
+};
+
+}  // namespace
+}  // namespace amx
+
+extern "C" {
+
+// Whether the system lets this process use the tiles.
+i64 ppsd3_amx_ready() { return amx::ready(); }
+
+// C[M, N] = A[M, K] B[K, N] + bias[N] (or null), with tanh-GELU after it if asked; A as stored or (a_transposed) as
+// [K, M], B as stored or (b_transposed) as [N, K]. parts: 3 for float32, 1 for operands rounded to bfloat16.
+void ppsd3_amx_product(const float* a, const float* b, const float* bias, float* c, i64 m, i64 n, i64 k, i64 a_transposed,
+                       i64 b_transposed, i64 gelu_after, i64 parts) {
+    amx::Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1, m, k};
+    amx::Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n, n, k};
+    if (parts == 3)
+        amx::Product<3>{left, right, bias, c, bool(gelu_after)}.run();
+    else
+        amx::Product<1>{left, right, bias, c, bool(gelu_after)}.run();
+}
+
+}  // extern "C"
+
+#endif

@@ -1,0 +1,229 @@
+"""Products of matrices by each algorithm this CPU has: sizes that fit no block, both orders of each operand, and which one
+is chosen when."""
+
+import numpy as np
+import paddle
+import pytest
+
+from ppsd3 import ops
+from ppsd3.ops import native
+from ppsd3.ops.native import products
+from ppsd3.utils.errors import ConfigError
+
+pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernels here")
+
+# max |error| / max |result|, against float64; the usual way has 5e-7
+BARS = {("amx_product", 3): 6e-7, ("strassen", 1): 4e-6, ("strassen", 2): 4e-6}
+ROUNDED = [("amx_product", 1), ("product_bf16", 1)]
+
+SIZES = [  # rows, columns, k
+    (24, 256, 64),
+    (1, 1, 1),
+    (7, 5, 3),
+    (97, 257, 65),
+    (200, 300, 1000),
+    (193, 512, 2049),  # one more k than two pieces of Strassen's hold
+    (290, 130, 513),  # one block of rows more than a slab has, one k more than a piece
+    (500, 130, 2432),
+    (1031, 1100, 129),
+]
+
+
+def available(algorithm):
+    if algorithm[0] == "amx_product":
+        return products._has_amx()
+    return hasattr(native.lib(), "ppsd3_" + algorithm[0])
+
+
+def operands(m, n, k, seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        rng.standard_normal((m, k), dtype="float32"),
+        (rng.standard_normal((n, k)) / k**0.5).astype("float32"),
+        rng.standard_normal(n).astype("float32"),
+    )
+
+
+@pytest.fixture
+def multiply(monkeypatch):
+    """multiply(algorithm, a, b, ...): ``products.product`` by that algorithm, whichever it would choose."""
+
+    def multiply(algorithm, *arguments, **keywords):
+        if not available(algorithm):
+            pytest.skip(f"this CPU cannot do {algorithm[0]}")
+        monkeypatch.setattr(products, "algorithm", lambda *sizes: algorithm)
+        tensors = [x if x is None else paddle.to_tensor(x) for x in arguments]
+        keywords = {k: paddle.to_tensor(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()}
+        return products.product(*tensors, **keywords).numpy()
+
+    return multiply
+
+
+def error(result, expected):
+    assert result.shape == expected.shape
+    return np.abs(result - expected).max() / np.abs(expected).max()
+
+
+def exact(x, weight, bias=None):
+    return x.astype("float64") @ weight.T.astype("float64") + (0 if bias is None else bias)
+
+
+def tanh_gelu(x):
+    return x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def to_bf16(x):
+    """Rounded to the nearest bfloat16; as float64 so that sums add no error of their own."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32).astype(np.float64)
+
+
+@pytest.mark.parametrize("algorithm", BARS, ids=str)
+@pytest.mark.parametrize("m, n, k", SIZES)
+def test_any_size(multiply, algorithm, m, n, k):
+    x, weight, bias = operands(m, n, k)
+    assert error(multiply(algorithm, x, weight, transpose_y=True), exact(x, weight)) <= BARS[algorithm]
+    result = multiply(algorithm, x, weight, transpose_y=True, bias=bias)
+    assert error(result, exact(x, weight, bias)) <= BARS[algorithm]
+
+
+@pytest.mark.parametrize("algorithm", BARS, ids=str)
+def test_gelu_after_it(multiply, algorithm):
+    x, weight, bias = operands(150, 700, 1100)
+    result = multiply(algorithm, x, weight, transpose_y=True, bias=bias, gelu_after=True)
+    assert error(result, tanh_gelu(exact(x, weight, bias))) <= BARS[algorithm]
+
+
+@pytest.mark.parametrize("algorithm", [("amx_product", 3), *ROUNDED], ids=str)
+@pytest.mark.parametrize("transpose_x", [False, True])
+@pytest.mark.parametrize("transpose_y", [False, True])
+@pytest.mark.parametrize("m, n, k", SIZES[2:6])
+def test_either_order_of_each_operand(multiply, algorithm, transpose_x, transpose_y, m, n, k):
+    x, weight, bias = operands(m, n, k)
+    a, b = x.T.copy() if transpose_x else x, weight if transpose_y else weight.T.copy()
+    if algorithm in ROUNDED:
+        x, weight = to_bf16(x), to_bf16(weight)
+    result = multiply(algorithm, a, b, transpose_x, transpose_y, bias=bias)
+    assert error(result, exact(x, weight, bias)) <= 2e-6
+
+
+@pytest.mark.parametrize("algorithm", [*BARS, *ROUNDED], ids=str)
+def test_the_same_input_gives_the_same_bits(multiply, algorithm):
+    x, weight, bias = operands(1100, 1030, 1040)
+    first = multiply(algorithm, x, weight, transpose_y=True, bias=bias)
+    for _ in range(3):
+        assert np.array_equal(first, multiply(algorithm, x, weight, transpose_y=True, bias=bias))
+
+
+def test_amx_keeps_every_bit_of_an_operand(multiply):
+    """A number times one is itself: its three parts are all of it."""
+    x = np.random.default_rng(0).standard_normal((70, 64), dtype="float32")
+    assert np.array_equal(multiply(("amx_product", 3), x, np.eye(64, dtype="float32")), x)
+    assert np.array_equal(multiply(("amx_product", 3), np.eye(64, dtype="float32"), x.T.copy()), x.T)
+
+
+def test_amx_takes_numbers_large_and_small(multiply):
+    x, weight, _ = operands(64, 64, 64)
+    for scale in (1e30, 1e-20):
+        result = multiply(("amx_product", 3), x * np.float32(scale), weight, transpose_y=True)
+        assert error(result, exact(x * np.float32(scale), weight)) <= 6e-7
+
+
+def test_amx_passes_what_is_not_finite(multiply):
+    x, weight, _ = operands(70, 40, 64)
+    x[3, 5], x[50, 60] = np.nan, np.inf
+    result = multiply(("amx_product", 3), x, weight, transpose_y=True)
+    assert [row for row in range(70) if not np.isfinite(result[row]).all()] == [3, 50]
+
+
+SIZES_OF_LAYERS = {  # (rows, columns, k): what each precision takes where AMX is, and where only AVX-512 is
+    (2048, 1536, 1536): (("amx_product", 3), ("strassen", 2)),
+    (512, 4096, 4096): (("amx_product", 3), ("strassen", 1)),
+    (255, 1536, 1536): (("amx_product", 3), ("matmul", 0)),
+    (4096, 512, 1536): (("amx_product", 3), ("matmul", 0)),
+    (4096, 1536, 512): (("amx_product", 3), ("matmul", 0)),
+    (2, 1536, 1536): (("matmul", 0), ("matmul", 0)),
+    (128, 128, 128): (("matmul", 0), ("matmul", 0)),
+}
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
+    monkeypatch.setattr(products, "_has_amx", lambda: amx)
+    for name in ("strassen", "product_bf16"):
+        if not hasattr(native.lib(), "ppsd3_" + name):
+            pytest.skip("this CPU has no AVX512-BF16")
+    for sizes, expected in SIZES_OF_LAYERS.items():
+        assert products.algorithm(*sizes) == expected[0 if amx else 1]
+        with ops.float32_matmul_precision("highest"):
+            assert products.algorithm(*sizes) == ("matmul", 0)
+    with ops.float32_matmul_precision("medium"):
+        assert products.algorithm(2048, 1536, 1536) == (("amx_product", 1) if amx else ("product_bf16", 1))
+    assert products.algorithm(2048, 1536, 1536, transpose_y=False)[0] == ("amx_product" if amx else "matmul")
+
+
+def test_linear_layers_take_the_fast_way():
+    sizes = (2 * 520, 1030, 1024)
+    if products.algorithm(*sizes)[0] == "matmul":
+        pytest.skip("this CPU has none")
+    x, weight, bias = (paddle.to_tensor(array) for array in operands(*sizes))
+    x = x.reshape([2, 520, 1024])
+    layer = ops.Linear(1024, 1030)
+    layer.weight.set_value(weight)
+    layer.bias.set_value(bias)
+    with paddle.no_grad():
+        for compute in (layer, lambda x: ops.linear_gelu(x, layer)):
+            with ops.float32_matmul_precision("highest"):
+                usual = compute(x).numpy()
+            fast = compute(x).numpy()
+            assert fast.shape == (2, 520, 1030) and 0 < error(fast, usual) <= 4e-6
+
+
+def test_gradients_go_through():
+    x, weight, bias = (paddle.to_tensor(array, stop_gradient=False) for array in operands(1024, 1030, 1024))
+    found = []
+    for precision in ("highest", "high"):
+        with ops.float32_matmul_precision(precision):
+            ops.linear(x, weight, bias).square().mean().backward()
+        found.append([tensor.grad.numpy() for tensor in (x, weight, bias)])
+        for tensor in (x, weight, bias):
+            tensor.clear_gradient()
+    for usual, fast in zip(*found):
+        assert error(fast, usual) <= 2e-5
+
+
+# Operands rounded to bfloat16: an operand errs by up to 2^-9; errors of a sum add like noise.
+
+
+@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("m, n, k", [(7, 5, 3), (100, 130, 70), (97, 65, 601), (320, 64, 330), (200, 70, 1030)])
+def test_medium_precision_rounds_operands_to_bfloat16(m, n, k, bias):
+    x, weight, b = operands(m, n, k)
+    dy = np.random.default_rng(1).standard_normal((m, n), dtype="float32")
+    tensors = [paddle.to_tensor(a, stop_gradient=False) for a in (x, weight)]
+    with ops.float32_matmul_precision("medium"):
+        y = ops.linear(*tensors, paddle.to_tensor(b) if bias else None)
+        (y * paddle.to_tensor(dy)).sum().backward()
+        shapes = [(m, n, k), (m, k, n, False, False), (n, k, m, True, False)]
+        rounds = [products.algorithm(*shape) in ROUNDED for shape in shapes]
+    pairs = [(x, weight.T), (dy, weight), (dy.T, x)]
+    pairs = [(to_bf16(p), to_bf16(q)) if r else (p.astype("f8"), q.astype("f8")) for (p, q), r in zip(pairs, rounds)]
+    expected = [p @ q for p, q in pairs]
+    expected[0] += b if bias else 0
+    for ours, reference in zip((y, tensors[0].grad, tensors[1].grad), expected):
+        assert error(ours.numpy(), reference) <= 2e-6
+
+
+def test_operands_are_not_rounded_unless_asked_and_after_the_context():
+    x, weight, _ = operands(300, 96, 128)
+    x, weight = paddle.to_tensor(x), paddle.to_tensor(weight)
+    before = ops.linear(x, weight).numpy()
+    with ops.float32_matmul_precision("medium"):
+        medium = ops.linear(x, weight).numpy()
+    assert error(medium, before) <= 1e-2
+    assert np.array_equal(ops.linear(x, weight).numpy(), before)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ConfigError, match="'low'.*'highest', 'high' or 'medium'"):
+        ops.float32_matmul_precision("low")
