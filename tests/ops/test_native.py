@@ -26,6 +26,8 @@ from ppsd3.ops.modulation import (
     rms_norm,
     rms_norm_reference,
 )
+from ppsd3.ops.native import interface
+from ppsd3.ops.native.products import has_amx
 from ppsd3.utils.errors import ConfigError
 
 TOLERANCE = 2e-6
@@ -43,6 +45,7 @@ ATTENTIONS = [
     (1, 7, 130, 2, 20),
     (1, 50, 600, 1, 24),
     (1, 97, 1030, 2, 64),
+    (1, 530, 140, 1, 72),
 ]
 
 
@@ -137,6 +140,15 @@ class TestGelu:
         assert len(seen) == 1
 
 
+@pytest.fixture(params=[False, True], ids=["vectors", "tiles"])
+def kernel(request, monkeypatch):
+    """Attention by either kernel, whatever the sizes."""
+    if request.param and not has_amx():
+        pytest.skip("this CPU has no AMX")
+    monkeypatch.setattr(interface, "_on_tiles", lambda q, k: request.param)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("b, queries, keys, h, d", ATTENTIONS)
 class TestAttention:
     def test_one_piece(self, b, queries, keys, h, d):
@@ -148,6 +160,14 @@ class TestAttention:
             return joint_attention(x[:3], x[3:])
 
         assert_same(joint, joint, *[(b, queries, h, d)] * 3, *[(b, keys, h, d)] * 3, scale=2.0)
+
+
+def test_a_query_that_is_not_finite_stays_alone(kernel):
+    q, k, v = (uniform(i, (1, 70, 1, 64)) for i in range(3))
+    q[0, 3, 0, 5] = np.nan
+    with paddle.no_grad():
+        result = attend(*map(paddle.to_tensor, (q, k, v))).numpy()
+    assert [i for i in range(70) if not np.isfinite(result[0, i]).all()] == [3]
 
 
 class TestGradients:
@@ -203,7 +223,7 @@ class TestChoice:
             paddle.disable_static()
 
     @pytest.mark.parametrize("items, heads", [(1, 1), (1, 3), (2, 1), (2, 3)])
-    def test_bias_without_gradients_has_a_kernel(self, items, heads, monkeypatch):
+    def test_bias_without_gradients_has_a_kernel(self, items, heads, kernel, monkeypatch):
         q, k, v = (paddle.to_tensor(uniform(i, (2, length, 3, 20))) for i, length in enumerate((70, 150, 150)))
         bias = paddle.to_tensor(uniform(3, (items, heads, 70, 150)))
         bias[:, :, :, 100:] = -1e30  # hides
@@ -227,5 +247,6 @@ class TestChoice:
             assert native.lib().ppsd3_threads() == threads
             assert_same(layer_norm_modulate, layer_norm_modulate_reference, (1, 300, 64), (1, 64), (1, 64))
             assert_same(attend, attention_reference, *[(1, 300, 1, 16)] * 3)
+            assert_same(attend, attention_reference, *[(1, 600, 1, 32)] * 3)
         finally:
             paddle.base.core.set_num_threads(before)

@@ -31,7 +31,7 @@ SIZES = [  # rows, columns, k
 
 def available(algorithm):
     if algorithm[0] == "amx_product":
-        return products._has_amx()
+        return products.has_amx()
     return hasattr(native.lib(), "ppsd3_" + algorithm[0])
 
 
@@ -149,7 +149,7 @@ SIZES_OF_LAYERS = {  # (rows, columns, k): what each precision takes where AMX i
 
 @pytest.mark.parametrize("amx", [True, False])
 def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
-    monkeypatch.setattr(products, "_has_amx", lambda: amx)
+    monkeypatch.setattr(products, "has_amx", lambda: amx)
     for name in ("strassen", "product_bf16"):
         if not hasattr(native.lib(), "ppsd3_" + name):
             pytest.skip("this CPU has no AVX512-BF16")

@@ -31,49 +31,11 @@ struct Operand {
     i64 line, k;  // strides, one of them 1
     i64 lines, depth;
 
-    // 16 k from `p` of line `l`, or 16 lines from `l` of k `p`, zeros beyond the last ones.
+    bool k_contiguous() const { return k == 1; }
+    // zeros beyond the last ones
     vec along_k(i64 l, i64 p) const { return l < lines ? some(data + l * line + p, depth - p) : vec{}; }
     vec along_lines(i64 l, i64 p) const { return p < depth ? some(data + p * k + l, lines - l) : vec{}; }
-    static vec some(const float* p, i64 n) { return n >= LANES ? load(p) : n > 0 ? load_part(p, n) : vec{}; }
 };
-
-// Lines from `first` and k from `p`, as rows: out is one step's.
-template <int PARTS>
-void pack_rows(const Operand& x, i64 first, i64 p, words* out) {
-    if (x.k == 1) {
-        for (i64 i = 0; i < BLOCK; i++) put_row<PARTS>(x.along_k(first + i, p), x.along_k(first + i, p + TILE), i, out);
-        return;
-    }
-    for (i64 half = 0; half < BLOCK; half += TILE) {
-        words low[TILE], high[TILE];
-        for (i64 i = 0; i < TILE; i++) {
-            low[i] = (words)x.along_lines(first + half, p + i);
-            high[i] = (words)x.along_lines(first + half, p + TILE + i);
-        }
-        transpose(low), transpose(high);
-        for (i64 i = 0; i < TILE; i++) put_row<PARTS>((vec)low[i], (vec)high[i], half + i, out);
-    }
-}
-
-// The same, as columns.
-template <int PARTS>
-void pack_columns(const Operand& x, i64 first, i64 p, words* out) {
-    for (i64 tile = 0; tile < 2; tile++) {
-        i64 line = first + tile * TILE;
-        if (x.line == 1) {
-            for (i64 i = 0; i < TILE; i++)
-                put_pair<PARTS>(x.along_lines(line, p + 2 * i), x.along_lines(line, p + 2 * i + 1), tile, i, out);
-            continue;
-        }
-        for (i64 half = 0; half < 2; half++) {
-            words square[TILE];
-            for (i64 i = 0; i < TILE; i++) square[i] = (words)x.along_k(line + i, p + half * TILE);
-            transpose(square);
-            for (i64 i = 0; i < TILE; i += 2)
-                put_pair<PARTS>((vec)square[i], (vec)square[i + 1], tile, (half * TILE + i) / 2, out);
-        }
-    }
-}
 
 template <int PARTS>
 struct Product {
@@ -131,13 +93,14 @@ struct Product {
     // to the first cache, and to the second a share of the next panel.
     void multiply_block(const Piece& piece, const words* rows, i64 i, i64 begin, i64 end, i64 j) const {
         i64 row = i * BLOCK, column = piece.column + j * BLOCK;
-        const i64 panel_lines = (STEP_VECTORS + end - begin - 1) / (end - begin), c_rows = (BLOCK + piece.depth - 1) / piece.depth;
-        const words* later = piece.panel(j + 1) + (i - begin) * panel_lines * piece.depth;
+        const i64 turns = piece.depth * TURNS<PARTS>, panel_size = piece.depth * STEP_VECTORS;
+        i64 panel_lines = (panel_size + (end - begin) * turns - 1) / ((end - begin) * turns), c_rows = (BLOCK + turns - 1) / turns;
+        const words* later = piece.panel(j + 1) + (i - begin) * turns * panel_lines;
         const float* place = c + row * b.lines + column;
         clear();
-        multiply<PARTS>(piece.depth, rows + (i - begin) * piece.depth * STEP_VECTORS, piece.panel(j), [&](i64 s) {
+        multiply<PARTS>(piece.depth, rows + (i - begin) * panel_size, piece.panel(j), [&](i64 turn) {
             for (i64 line = 0; line < panel_lines; line++) __builtin_prefetch(later++, 0, 2);
-            for (i64 r = s * c_rows; r < std::min(BLOCK, (s + 1) * c_rows); r++) {
+            for (i64 r = turn * c_rows; r < std::min(BLOCK, (turn + 1) * c_rows); r++) {
                 __builtin_prefetch(place + r * b.lines, 1, 3);
                 __builtin_prefetch(place + r * b.lines + TILE, 1, 3);
             }

@@ -87,21 +87,27 @@ constexpr i64 step_words() {
     return PARTS * 2 * TILE_WORDS;
 }
 
-// Registers 0 to 3 += the products of `steps` steps of a block of rows and a block of columns. meanwhile(s) is called with
-// each step, to prefetch what comes later.
+// Registers 0 to 3 += the products of `steps` steps of a block of rows and a block of columns. meanwhile(turn) is called
+// TURNS<PARTS> times a step: tiles are multiplied by a unit of their own, so other work between them takes little time.
+template <int PARTS>
+constexpr i64 TURNS = PARTS == 3 ? 6 : 1;
+
 template <int PARTS, class F>
-inline __attribute__((always_inline)) void multiply(i64 steps, const words* a, const words* b, const F& meanwhile) {
+inline __attribute__((always_inline)) void multiply(i64 steps, const words* a, const words* b, F&& meanwhile) {
     const i64 next = step_words<PARTS>() / LANES;
     asm volatile("" ::: "memory");  // what is read here has been written: GCC's intrinsics do not say that they read
+    i64 turn = 0;
     for (i64 s = 0; s < steps; s++, a += next, b += next) {
-        meanwhile(s);
 // names of registers must be constants
 #define ROWS_OF(part) \
     { _tile_loadd(4, a + (part) * 2 * TILE, 64); _tile_loadd(5, a + ((part) * 2 + 1) * TILE, 64); }
 #define COLUMNS_OF(part) \
     { _tile_loadd(6, b + (part) * 2 * TILE, 64); _tile_loadd(7, b + ((part) * 2 + 1) * TILE, 64); }
 #define PRODUCTS \
-    { _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); }
+    { \
+        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); \
+        meanwhile(turn++); \
+    }
         if (PARTS == 1) {
             ROWS_OF(0) COLUMNS_OF(0) PRODUCTS
             continue;
@@ -156,6 +162,48 @@ inline void put_pair(vec low, vec high, i64 tile, i64 pair, words* out) {
     }
     Parts x = split(low), y = split(high);
     for (int part = 0; part < PARTS; part++) out[(part * 2 + tile) * TILE + pair] = paired(x.part[part], y.part[part]);
+}
+
+// The first of n numbers; zeros for what lacks to a vector.
+inline vec some(const float* p, i64 n) { return n >= LANES ? load(p) : n > 0 ? load_part(p, n) : vec{}; }
+
+// Packs one step of a matrix whose lines become rows of tiles: BLOCK lines from `first`, STEP of k from `p`. The matrix has
+// along_k(l, p), 16 k from p of line l, if it is k_contiguous(), and else along_lines(l, p), 16 lines from l of k p.
+template <int PARTS, class Operand>
+void pack_rows(const Operand& x, i64 first, i64 p, words* out) {
+    if (x.k_contiguous()) {
+        for (i64 i = 0; i < BLOCK; i++) put_row<PARTS>(x.along_k(first + i, p), x.along_k(first + i, p + TILE), i, out);
+        return;
+    }
+    for (i64 half = 0; half < BLOCK; half += TILE) {
+        words low[TILE], high[TILE];
+        for (i64 i = 0; i < TILE; i++) {
+            low[i] = (words)x.along_lines(first + half, p + i);
+            high[i] = (words)x.along_lines(first + half, p + TILE + i);
+        }
+        transpose(low), transpose(high);
+        for (i64 i = 0; i < TILE; i++) put_row<PARTS>((vec)low[i], (vec)high[i], half + i, out);
+    }
+}
+
+// The same, where lines become columns.
+template <int PARTS, class Operand>
+void pack_columns(const Operand& x, i64 first, i64 p, words* out) {
+    for (i64 tile = 0; tile < 2; tile++) {
+        i64 line = first + tile * TILE;
+        if (!x.k_contiguous()) {
+            for (i64 i = 0; i < TILE; i++)
+                put_pair<PARTS>(x.along_lines(line, p + 2 * i), x.along_lines(line, p + 2 * i + 1), tile, i, out);
+            continue;
+        }
+        for (i64 half = 0; half < 2; half++) {
+            words square[TILE];
+            for (i64 i = 0; i < TILE; i++) square[i] = (words)x.along_k(line + i, p + half * TILE);
+            transpose(square);
+            for (i64 i = 0; i < TILE; i += 2)
+                put_pair<PARTS>((vec)square[i], (vec)square[i + 1], tile, (half * TILE + i) / 2, out);
+        }
+    }
 }
 
 }  // namespace amx

@@ -10,7 +10,7 @@ import paddle
 from paddle.autograd import PyLayer
 
 from . import lib
-from .products import dense as _dense, pointer as _pointer, product as _product
+from .products import dense as _dense, has_amx, pointer as _pointer, precision, product as _product
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 SIGNATURES = {  # p pointer, n size, f float
@@ -29,7 +29,7 @@ SIGNATURES = {  # p pointer, n size, f float
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
-OPTIONAL_SIGNATURES = {"half_to_float": "ppn"}  # only where the CPU has the instructions
+OPTIONAL_SIGNATURES = {"half_to_float": "ppn", "amx_attention": "ppppppfpnn"}  # only where the CPU has the instructions
 
 
 def declare(library, signatures):
@@ -352,8 +352,15 @@ def _attention(q, k, v, scale, lse, bias=None):
         steps = (0 if batch == 1 else heads * rows * columns), (0 if heads == 1 else rows * columns)
         added = bias.data_ptr()
     operands = map(_tokens, (q, k, v, out))
-    lib().ppsd3_attention(_shape(q, k), *operands, _pointer(lse), scale, added, *steps)
+    kernel = lib().ppsd3_amx_attention if _on_tiles(q, k) else lib().ppsd3_attention
+    kernel(_shape(q, k), *operands, _pointer(lse), scale, added, *steps)
     return out
+
+
+def _on_tiles(q, k):
+    """Whether AMX is faster: where tiles are filled and keys are many enough to be worth their packing."""
+    keys, dim = sum(x.shape[1] for x in k), k[0].shape[3]
+    return precision() != "highest" and has_amx() and keys >= 192 and dim >= 32 and q[0].shape[1] >= 32
 
 
 class _Attention(PyLayer):

@@ -5,7 +5,7 @@
 //
 // Legend: B batch, S tokens, D width, h heads, d head width, T = product of the leading axes.
 
-#include "common.h"
+#include "attention.h"
 
 #if defined(__F16C__)
 #include <immintrin.h>
@@ -77,33 +77,6 @@ static void multiply(i64 rows, i64 columns, i64 depth, const float* a, i64 a_row
 
 static const i64 QUERY_BLOCK = 8 * TILE_ROWS, KEY_BLOCK = 512;  // scores of a block: 98 KB, in the second cache
 static const i64 PANEL = TILE_VECTORS * LANES;                  // divides KEY_BLOCK
-static const float LOG2_E = 1.44269504088896341f, LN_2 = 0.69314718055994531f;
-
-static inline i64 padded(i64 n) { return (n + LANES - 1) / LANES * LANES; }
-
-// One [B, S, h, d] operand in one or two pieces along S (image and text tokens): piece p has rows[p] tokens, and
-// token s of batch item b begins at base[p] + (b * rows[p] + s) * stride[p]; heads are d apart.
-struct Tokens {
-    float* base[2];
-    i64 rows[2], stride[2];
-};
-
-struct Shape {
-    i64 batch, heads, dim, queries, keys;
-    i64 width() const { return padded(dim); }
-};
-
-// f(row, s) for the rows first .. first+count of one head, s from 0.
-template <class F>
-static inline void for_tokens(const Tokens& x, const Shape& n, i64 b, i64 head, i64 first, i64 count, F f) {
-    i64 s = 0;
-    for (int piece = 0; piece < 2; piece++) {
-        i64 skipped = piece ? x.rows[0] : 0, end = std::min(count, skipped + x.rows[piece] - first);
-        if (s >= end) continue;
-        float* row = x.base[piece] + (b * x.rows[piece] + first + s - skipped) * x.stride[piece] + head * n.dim;
-        for (; s < end; s++, row += x.stride[piece]) f(row, s);
-    }
-}
 
 // Rows of one head, contiguous, zero-padded to whole vectors, times `scale`.
 static void pack(const Tokens& x, const Shape& n, i64 b, i64 head, i64 first, i64 count, float scale, float* out) {
@@ -184,7 +157,9 @@ static void attend(const Shape& n, const Tokens& q, const Tokens& out, float* ls
                 if (bias) {
                     float* row = scores + i * KEY_BLOCK;
                     const float* added = bias + (i0 + i) * n.keys + j0;
-                    for_row(count, [&](i64 j, i64 m) { store_n(row + j, load_n(row + j, m) + LOG2_E * load_n(added + j, m), m); });
+                    for_row(count, [&](i64 j, i64 m) {
+                        store_n(row + j, load_n(row + j, m) + LOG2_E * load_n(added + j, m), m);
+                    });
                 }
                 float rescale = softmax_row(scores + i * KEY_BLOCK, count, maximum[i], total[i]);
                 if (j0 && rescale != 1.0f)
@@ -538,9 +513,7 @@ void ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const
     const Shape n = *shape;
     i64 heads = n.batch * n.heads, width = n.width();
     int threads = threads_for(heads * n.queries * n.keys * n.dim / 8);
-    // a head is one task unless that leaves threads idle; its parts each pack all keys, so they are long
-    i64 parts = 1;
-    if (heads % threads && heads < 8 * threads) parts = std::max<i64>(1, std::min<i64>(threads, n.queries / 256));
+    i64 parts = parts_of_head(n, threads);
     share_tasks(heads * parts, threads, [&](i64 task) {
         i64 b = task / parts / n.heads, head = task / parts % n.heads, part = task % parts;
         i64 key_size = n.keys * width, block_size = panels_size(n.keys, width);

@@ -15,18 +15,18 @@ _precision = "high"
 
 
 class float32_matmul_precision:
-    """How exactly native linear layers multiply float32, from the call on; as a context manager, until its end.
+    """How exactly native linear layers, and attention, multiply float32, from the call on; as a context manager, until its end.
 
     Args:
         precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
 
             - "highest": float32, each sum in the usual way; relative errors near 5e-7.
             - "high" (the initial state): float32 by faster ways. Where the CPU has AMX, each operand as the sum of three
-              bfloat16 numbers: up to twice as fast as "highest" and no less exact. Else, where
-              it has AVX-512, wide layers with many rows by Strassen's algorithm: up to an eighth faster, relative errors
-              near 3e-6 of the largest result among some 200 rows.
-            - "medium": operands rounded to bfloat16, with sums in float32, where the CPU has AMX or AVX512-BF16: two to
-              four times as fast, relative errors near 3e-3. Meant for training.
+              bfloat16 numbers: up to twice as fast as "highest", and no less exact. Else, where it has AVX-512, wide layers
+              with many rows by Strassen's algorithm: up to an eighth faster, relative errors near 3e-6 of the largest
+              result among some 200 rows.
+            - "medium": operands of linear layers rounded to bfloat16, with sums in float32, where the CPU has AMX or
+              AVX512-BF16: two to four times as fast, relative errors near 3e-3. Meant for training.
 
     Raises:
         ConfigError: another name.
@@ -46,6 +46,11 @@ class float32_matmul_precision:
         _precision = self._before
 
 
+def precision():
+    """What :class:`float32_matmul_precision` has set."""
+    return _precision
+
+
 def algorithm(m, n, k, transpose_x=False, transpose_y=True):
     """What multiplies ``[m, k]`` and ``[k, n]`` now.
 
@@ -57,7 +62,7 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
 
         The sizes are those from which each is measured to be the fastest: all but the last prepare their operands first.
     """
-    if _precision != "highest" and _has_amx():
+    if _precision != "highest" and has_amx():
         parts = 3 if _precision == "high" else 1
         if m >= 64 and n >= 32 and k >= 64 and m * n * k >= parts**3 << 20:
             return "amx_product", parts
@@ -69,7 +74,8 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
     return "matmul", 0
 
 
-def _has_amx():
+def has_amx():
+    """Whether there are kernels on AMX tiles, and the system lets this process use the tiles."""
     return hasattr(lib(), "ppsd3_amx_product") and lib().ppsd3_amx_ready()
 
 
