@@ -38,7 +38,16 @@ def relative(x, y):
     return float((x - y).norm() / y.norm())
 
 
+@pytest.fixture(params=[False, True], ids=["vectors", "tiles"])
+def kernel(request, monkeypatch):
+    """Products by either kernel, whatever the number of rows."""
+    if request.param and not kernels.on_tiles(1000):
+        pytest.skip("this CPU has no AMX")
+    monkeypatch.setattr(kernels, "on_tiles", lambda rows: request.param)
+
+
 @needs_kernels
+@pytest.mark.usefixtures("kernel")
 class TestKernels:
     @pytest.mark.parametrize("rows, k, n", SIZES)
     @pytest.mark.parametrize("bias", [True, False])

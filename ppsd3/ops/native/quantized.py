@@ -5,18 +5,21 @@ from collections import namedtuple
 import paddle
 
 from . import lib
-from .interface import _dense, _pointer, _rows
+from .interface import _rows
+from .products import dense, has_amx, pointer
 
 OPTIONAL_SIGNATURES = {  # p pointer, n size; there where the CPU has the instructions
     "quantize_rows": "ppppnnn",
     "product_int8": "pppppppnnnnn",
+    "amx_product_int8": "pppppppnnnnn",
 }
 GROUP = 256  # as quantized.cpp has it
+TILE_ROWS = 32  # that amx_quantized.cpp reads at once
 
 QuantizedActivation = namedtuple("QuantizedActivation", "data scale low shape")
 QuantizedActivation.__doc__ = """Rows of 8-bit numbers, ``x = low + scale * data`` in each group of a row.
 
-data (uint8 Tensor [rows, stride]), scale and low (float32 Tensor [rows, groups]), shape (list of int): of ``x``.
+data (uint8 Tensor [rows or more, stride]), scale and low (float32 Tensor [rows, groups]), shape (list of int): of ``x``.
 """
 
 
@@ -27,21 +30,27 @@ def available():
 
 def quantize(x):
     """``x [..., k]`` -> :class:`QuantizedActivation`."""
-    x = _dense(x)
+    x = dense(x)
     rows, k = _rows(x)
     groups = -(-k // GROUP)
     stride = -(-k // 64) * 64 + 64  # never a multiple of 4096: rows would compete for the same lines of the cache
-    data = paddle.empty([rows, stride], dtype="uint8")
+    data = paddle.empty([-(-rows // TILE_ROWS) * TILE_ROWS, stride], dtype="uint8")
     scale, low = (paddle.empty([rows, groups], dtype="float32") for _ in range(2))
-    lib().ppsd3_quantize_rows(*map(_pointer, (x, data, scale, low)), rows, k, stride)
+    lib().ppsd3_quantize_rows(*map(pointer, (x, data, scale, low)), rows, k, stride)
     return QuantizedActivation(data, scale, low, list(x.shape))
+
+
+def on_tiles(rows):
+    """Whether AMX is faster for so many rows: it rearranges all weights first."""
+    return rows >= 16 and hasattr(lib(), "ppsd3_amx_product_int8") and has_amx()
 
 
 def product(x, weight, weight_scale, bias, gelu=False):
     """``x (weight_scale weight)^T + bias``, then tanh-GELU if wanted, of a :class:`QuantizedActivation`."""
-    rows, stride = x.data.shape
+    rows, stride = x.scale.shape[0], x.data.shape[1]
     n, k = weight.shape
     out = paddle.empty([*x.shape[:-1], n], dtype="float32")
     tensors = (x.data, x.scale, x.low, weight, weight_scale, bias, out)
-    lib().ppsd3_product_int8(*map(_pointer, tensors), rows, n, k, stride, gelu)
+    kernel = lib().ppsd3_amx_product_int8 if on_tiles(rows) else lib().ppsd3_product_int8
+    kernel(*map(pointer, tensors), rows, n, k, stride, gelu)
     return out
