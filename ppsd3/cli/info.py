@@ -177,13 +177,17 @@ def _machine():
     import paddle
 
     from ..ops import native
+    from ..ops.native.products import algorithm
     from ..ops.quantized import integer_products
     from ..utils.device import use_all_cores
 
     in_use, detail = native.status()
+    products = {"amx_product": "on AMX tiles", "strassen": "by Strassen's algorithm", "matmul": "by Paddle"}
+    wide = algorithm(2048, 1536, 1536)[0] if in_use else "matmul"
     return (
         f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads\n"
         f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})\n"
+        f"float32 products of wide layers: {products[wide]}\n"
         f"int8 models: {'integer products (VNNI)' if integer_products() else 'int8 weights, products in float'}"
     )
 

@@ -25,7 +25,7 @@ def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
     for name in ("transformer", "vae", "text_encoder_3", "tokenizer_2", "scheduler"):
         assert f"\n{name} " in shown
     assert "fits" in shown and "does not fit" not in shown
-    assert "Paddle" in shown and "CPU threads" in shown and "native CPU kernels: " in shown
+    assert "Paddle" in shown and "CPU threads" in shown and "native CPU kernels: " in shown and "products of wide layers: " in shown
 
 
 def test_counts_match_the_models(tiny_checkpoint):
