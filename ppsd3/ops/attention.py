@@ -8,7 +8,7 @@ package chooses a kernel.
 import paddle
 import paddle.nn.functional as F
 
-from . import native
+from . import native, onednn
 from .native import interface as kernels
 from .shapes import shape_of
 
@@ -36,8 +36,15 @@ def attention_heads_split(q, k, v, bias=None, causal=False, scale=None):
     for i, (q_i, k_i, v_i) in enumerate(zip(*(x.unbind(2) for x in (q * scale, k, v)))):
         head_bias = None if bias is None else (bias[:, i] if bias.shape[1] > 1 else bias[:, 0])
         scores = paddle.matmul(q_i, k_i, transpose_y=True)  # [B, Sq, Sk]
-        heads.append(paddle.matmul(F.softmax(_masked(scores, head_bias, causal), axis=-1), v_i))
+        heads.append(paddle.matmul(_softmax(_masked(scores, head_bias, causal)), v_i))
     return paddle.stack(heads, axis=2)
+
+
+def _softmax(scores):
+    """Softmax over the last axis; may use up ``scores``."""
+    if scores.stop_gradient and onednn.usable(scores):
+        return onednn.softmax_(scores)
+    return F.softmax(scores, axis=-1)
 
 
 def attention_fused(q, k, v, bias=None, causal=False, scale=None):

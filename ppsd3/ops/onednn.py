@@ -1,4 +1,4 @@
-"""Float32 convolution on the CPU through the oneDNN library that the paddlepaddle wheel carries.
+"""Float32 convolution and softmax on the CPU through the oneDNN library that the paddlepaddle wheel carries.
 
 Paddle's own CPU convolution builds the im2col matrix; oneDNN's compiled kernels skip it and are 2 to 4 times faster,
 forward and backward (more on a busy machine, where Paddle's barrier per picture waits for the slower thread). The
@@ -15,10 +15,12 @@ import threading
 
 import paddle
 from paddle.autograd import PyLayer
-from paddle.base.framework import _dygraph_tracer, core
+
+from .shapes import plain_on_cpu
 
 _CPU, _F32 = 1, 3
 _FORWARD_TRAINING, _DIRECT = 64, 1
+_FORWARD_INFERENCE, _SOFTMAX_ACCURATE = 96, 0x30000
 _SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 129, 145, 161, 169
 _SCRATCHPAD, _BY_THE_USER = 80, 1
@@ -29,7 +31,7 @@ _LAYOUT_QUERY = {
 }  # fmt: skip
 _TAG_ANY = 1  # the primitive chooses
 
-# One convolution at a time: each uses all cores, and primitives that two threads make at once come out wrong.
+# One operation at a time: each uses all cores, and primitives that two threads make at once come out wrong.
 _lock = threading.RLock()
 
 _Handle = ctypes.c_void_p
@@ -42,11 +44,8 @@ class _Argument(ctypes.Structure):
 
 
 def usable(*tensors):
-    """Whether ``tensors`` are all non-empty float32 on the CPU, outside AMP and static graphs, and oneDNN is there."""
-    if not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:
-        return False
-    plain = all(x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape for x in tensors)
-    return plain and is_available()
+    """Whether ``tensors`` are :func:`~ppsd3.ops.shapes.plain_on_cpu`, and oneDNN is there."""
+    return plain_on_cpu(*tensors) and is_available()
 
 
 @functools.lru_cache(maxsize=None)
@@ -71,6 +70,26 @@ def conv2d(x, weight, bias, stride, padding):
     if paddle.is_grad_enabled() and not (x.stop_gradient and weight.stop_gradient and bias.stop_gradient):
         return _Conv2D.apply(x, weight, bias, stride, padding)
     return _forward(x, weight, bias, stride, padding)
+
+
+def softmax_(x):
+    """Softmax over the last axis of a contiguous float32 CPU tensor, in its place and without a gradient; returns ``x``.
+
+    A seventh of the time that Paddle takes.
+    """
+    with _lock:
+        layout, *primitive = _softmax(tuple(x.shape))
+        memory = _Memory(layout, x)
+        _execute(*primitive, {_SRC: memory, _DST: memory})
+    return x
+
+
+@functools.lru_cache(maxsize=512)
+def _softmax(shape):
+    layout, create = _plain(shape), "dnnl_softmax_forward_primitive_desc_create"
+    kind = _FORWARD_INFERENCE, _SOFTMAX_ACCURATE
+    descriptor = _made(create, _engine(), *kind, layout, layout, len(shape) - 1, _attributes())
+    return layout, descriptor, _made("dnnl_primitive_create", descriptor)
 
 
 class _Conv2D(PyLayer):

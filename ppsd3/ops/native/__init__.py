@@ -6,8 +6,8 @@ of first order: wrap code that differentiates a gradient in ``use_native(False)`
 """
 
 import paddle
-from paddle.base.framework import _dygraph_tracer, core
 
+from ..shapes import plain_on_cpu
 from . import library as _library
 
 _enabled = True
@@ -52,12 +52,7 @@ def lib():
 
 def usable(*tensors):
     """Whether the kernels can compute on ``tensors`` (entries may be None)."""
-    if not _enabled or not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:
-        return False
-    for x in tensors:
-        if x is not None and not (x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape):
-            return False
-    return _load()[0] is not None
+    return _enabled and plain_on_cpu(*tensors) and _load()[0] is not None
 
 
 def half_to_float(halves, floats):

@@ -1,0 +1,93 @@
+"""The fast ways within Paddle, which serve where there is no compiler, against the definitions."""
+
+import numpy as np
+import paddle
+import pytest
+
+from ppsd3.ops import attention, native, onednn
+from ppsd3.ops.attention import attention_reference
+from ppsd3.ops.modulation import (
+    gated_residual,
+    gated_residual_reference,
+    layer_norm_modulate,
+    layer_norm_modulate_reference,
+)
+from ppsd3.ops.shapes import plain_on_cpu
+
+
+@pytest.fixture(autouse=True)
+def no_kernels():
+    with native.use_native(False):
+        yield
+
+
+def uniform(seed, shape):
+    return paddle.to_tensor(np.random.RandomState(seed).uniform(-2, 2, shape).astype("float32"), stop_gradient=False)
+
+
+def assert_same(ours, reference, *shapes):
+    """Values, and the gradients of a random projection of them."""
+    found = []
+    for function in (ours, reference):
+        inputs = [uniform(i, shape) for i, shape in enumerate(shapes)]
+        y = function(*inputs)
+        (y * uniform(99, y.shape).detach()).sum().backward()
+        found.append([y, *(x.grad for x in inputs)])
+    for x, y in zip(*found):
+        np.testing.assert_allclose(x.numpy(), y.numpy(), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("b, s, d", [(1, 1, 1), (2, 5, 7), (3, 40, 96), (16, 3, 33)])
+class TestModulation:
+    def test_layer_norm_modulate(self, b, s, d):
+        assert_same(layer_norm_modulate, layer_norm_modulate_reference, (b, s, d), (b, d), (b, d))
+
+    def test_gated_residual(self, b, s, d):
+        assert_same(gated_residual, gated_residual_reference, (b, s, d), (b, d), (b, s, d))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_attention(bias, causal, gradients):
+    q, k, v = (uniform(i, (2, 30, 3, 20)) for i in range(3))
+    options = dict(causal=causal, bias=uniform(3, (1, 3, 30, 30)) if bias else None)
+    with paddle.set_grad_enabled(gradients):
+        ours, reference = (f(q, k, v, **options) for f in (attention, attention_reference))
+        np.testing.assert_allclose(ours.numpy(), reference.numpy(), atol=2e-6)
+        if gradients:
+            found = [paddle.grad(y.square().sum(), [q, k, v]) for y in (ours, reference)]
+            for x, y in zip(*found):
+                np.testing.assert_allclose(x.numpy(), y.numpy(), atol=2e-5)
+
+
+@pytest.mark.skipif(not onednn.is_available(), reason="this wheel carries no oneDNN")
+class TestSoftmax:
+    @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 130), (2, 3, 4, 33)])
+    def test_in_place(self, shape):
+        x = uniform(0, shape).detach() * 20
+        expected = paddle.nn.functional.softmax(x.astype("float64"), axis=-1)
+        assert onednn.softmax_(x) is x
+        np.testing.assert_allclose(x.numpy(), expected.numpy(), atol=1e-6)
+
+    def test_rows_hidden_by_very_negative_numbers(self):
+        x = paddle.full([2, 8], -1e30)
+        x[0, 3] = 1.0
+        onednn.softmax_(x)
+        np.testing.assert_array_equal(x[0].numpy(), np.eye(8, dtype="float32")[3])
+        np.testing.assert_allclose(x[1].numpy(), 1 / 8)
+
+    def test_nan_stays(self):
+        x = paddle.to_tensor([[0.0, float("nan"), 1.0], [0.0, 1.0, 2.0]])
+        assert np.isnan(onednn.softmax_(x).numpy()).any(axis=1).tolist() == [True, False]
+
+
+def test_plain_on_cpu():
+    x = paddle.zeros([2, 3])
+    assert plain_on_cpu(x, None)
+    assert not plain_on_cpu(x, x.astype("float16")) and not plain_on_cpu(paddle.zeros([0, 3]))
+    paddle.enable_static()
+    try:
+        assert not plain_on_cpu()
+    finally:
+        paddle.disable_static()
