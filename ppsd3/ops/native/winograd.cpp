@@ -8,8 +8,10 @@
 //
 // A task transforms some rows of tiles of one image into planes [transform][channel][tile]; then each multiplication of
 // the scheme is a matrix product over channels, its vectors running over tiles. Products of a block of output channels
-// are transformed back at once, while they are in the first-level cache.
+// are transformed back at once, while they are in the first-level cache. On a CPU with AMX (amx.h) the products are made on
+// its tiles, one multiplication of the scheme for all channels after another.
 
+#include "amx.h"
 #include "vision.h"
 
 namespace {
@@ -233,6 +235,113 @@ struct Winograd {
     }
 };
 
+#if PPSD3_AMX
+
+// Transformed weights as an operand of amx.h: lines are output channels, k input channels.
+struct Transformed {
+    const Channels* weights;  // of the product: [block of out][product][in]
+    i64 blocks, step, in;     // `step` from block to block
+    bool k_contiguous() const { return false; }
+    vec along_k(i64, i64) const { return vec{}; }
+    vec along_lines(i64 l, i64 p) const {
+        vec v{};
+        for (i64 half = 0; half < LANES / BLOCK && p < in && l / BLOCK + half < blocks; half++)
+            std::memcpy(reinterpret_cast<float*>(&v) + half * BLOCK, weights[(l / BLOCK + half) * step + p].at, sizeof(Channels));
+        return v;
+    }
+};
+
+template <class S>
+struct TiledConvolution {
+    static const int I = S::INPUTS, P = S::PRODUCTS, O = S::OUTPUTS;
+    static const i64 STEP_VECTORS = amx::step_words<3>() / LANES;
+    static const i64 PLANE_BYTES = 393216;  // of one transform of a task's inputs: in the second cache while it is multiplied
+
+    i64 in, out;
+    i64 steps() const { return (in + amx::STEP - 1) / amx::STEP; }
+    i64 channel_blocks() const { return (out + amx::BLOCK - 1) / amx::BLOCK; }
+
+    // [product][block of out][step]
+    void pack_weights(const std::vector<Channels>& weights, amx::words* to) const {
+        share_tasks(P * P * channel_blocks(), max_threads(), [&](i64 task) {
+            i64 k = task / channel_blocks(), o = task % channel_blocks() * amx::BLOCK;
+            const Transformed operand{weights.data() + k * in, (out + BLOCK - 1) / BLOCK, P * P * in, in};
+            for (i64 s = 0; s < steps(); s++)
+                amx::pack_rows<3>(operand, o, s * amx::STEP, to + (task * steps() + s) * STEP_VECTORS);
+        });
+    }
+
+    // Two channels' planes -> their pairs in [transform][block of tiles][step].
+    void pack_pair(const float* planes, i64 plane, i64 channel, i64 tile_blocks, amx::words* to) const {
+        for (i64 source = 0; source < I * I; source++, planes += 2 * plane)
+            for (i64 v = 0; v < 2 * tile_blocks; v++) {
+                i64 at = (source * tile_blocks + v / 2) * steps() + channel / amx::STEP;
+                vec second = channel + 1 < in ? load(planes + plane + v * LANES) : vec{};
+                amx::put_pair<3>(load(planes + v * LANES), second, v % 2, channel % amx::STEP / 2, to + at * STEP_VECTORS);
+            }
+    }
+
+    // products[product][channel][plane]
+    void multiply(const amx::words* weights, const amx::words* inputs, i64 tile_blocks, i64 plane, float* products) const {
+        amx::Tiles tiles;
+        for (int k = 0; k < P * P; k++) {
+            int source = S::input_of(k / P) * I + S::input_of(k % P);
+            for (i64 o = 0; o < channel_blocks(); o++) {
+                const amx::words* rows = weights + (k * channel_blocks() + o) * steps() * STEP_VECTORS;
+                const amx::words* later = rows + steps() * STEP_VECTORS;
+                i64 lines = (STEP_VECTORS + amx::TURNS<3> * tile_blocks - 1) / (amx::TURNS<3> * tile_blocks);
+                for (i64 t = 0; t < tile_blocks; t++) {
+                    amx::clear();
+                    amx::multiply<3>(steps(), rows, inputs + (source * tile_blocks + t) * steps() * STEP_VECTORS, [&](i64) {
+                        for (i64 line = 0; line < lines; line++) __builtin_prefetch(later++, 0, 2);
+                    });
+                    amx::put(products + ((k * channel_blocks() + o) * amx::BLOCK) * plane + t * amx::BLOCK, plane);
+                }
+            }
+        }
+    }
+
+    void run(const float* x, const std::vector<Channels>& transformed, const float* bias, const float* added, float* y,
+             i64 batch, i64 height, i64 width) const {
+        const i64 tiles_x = (width + 1) / 2, tiles_y = (height + 1) / 2, in_pairs = (in + 1) / 2;
+        const int threads = max_threads();
+        i64 rows_fitting = std::max<i64>(1, PLANE_BYTES / (in * 6 * tiles_x));
+        i64 chunks = std::max<i64>((tiles_y + rows_fitting - 1) / rows_fitting, (2 * threads + batch - 1) / batch);
+        const i64 chunk = (tiles_y + chunks - 1) / chunks;
+        chunks = (tiles_y + chunk - 1) / chunk;
+        static thread_local Pages shared;
+        amx::words* weights = shared.vectors<amx::words>((P * P * channel_blocks() * steps() + 1) * STEP_VECTORS);
+        pack_weights(transformed, weights);
+        share_tasks(batch * chunks, threads, [&](i64 task) {
+            i64 n = task / chunks, first = task % chunks * chunk, rows = std::min(chunk, tiles_y - first);
+            i64 tile_blocks = (rows * tiles_x + amx::BLOCK - 1) / amx::BLOCK;
+            i64 plane = tile_blocks * amx::BLOCK + LANES;  // no multiple of a page
+            const Winograd<S> scheme{height, width, tiles_x, first, rows, plane};
+            static thread_local Pages memory;
+            i64 window = ((2 * rows + 2) * (2 * tiles_x + 2 + 2 * LANES) + LANES - 1) / LANES, pair = 2 * I * I * plane / LANES;
+            i64 size_of_inputs = I * I * tile_blocks * steps() * STEP_VECTORS;
+            i64 size_of_products = P * P * channel_blocks() * amx::BLOCK * plane / LANES;
+            amx::words* inputs = memory.vectors<amx::words>(size_of_inputs + size_of_products + pair + window + 1);
+            float* products = reinterpret_cast<float*>(inputs + size_of_inputs);
+            float *planes = products + size_of_products * LANES, *buffer = planes + pair * LANES;
+            if (in % amx::STEP) std::memset(inputs, 0, size_of_inputs * sizeof(amx::words));
+            for (i64 i = 0; i < in_pairs; i++) {
+                for (i64 c = 2 * i; c < std::min(in, 2 * i + 2); c++)
+                    scheme.transform_channel(x + (n * in + c) * height * width, buffer, planes + c % 2 * plane, 2);
+                pack_pair(planes, plane, 2 * i, tile_blocks, inputs);
+            }
+            multiply(weights, inputs, tile_blocks, plane, products);
+            for (i64 o = 0; o < out; o++) {
+                i64 at = (n * out + o) * height * width * O * O / 4;
+                scheme.write_channel(products + o * plane, channel_blocks() * amx::BLOCK * plane, bias ? bias[o] : 0.0f,
+                                     added ? added + at : nullptr, y + at);
+            }
+        });
+    }
+};
+
+#endif
+
 template <class S>
 void convolve(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch, i64 in,
               i64 height, i64 width, i64 out, bool transposed) {
@@ -242,6 +351,10 @@ void convolve(const float* x, const float* weight, const float* bias, const floa
     const i64 chunk = rows_per_task(tiles_y, batch, I * I * in * tiles_x, threads, INPUT_FLOATS, 1);
     const i64 chunks = (tiles_y + chunk - 1) / chunk;
     const std::vector<Channels> weights = transform_weights<S>(weight, out, in, transposed, threads);
+#if PPSD3_AMX
+    if (in >= amx::STEP && out >= amx::BLOCK && batch * tiles_y * tiles_x >= amx::BLOCK && amx::ready())
+        return TiledConvolution<S>{in, out}.run(x, weights, bias, added, y, batch, height, width);
+#endif
     share_tasks(batch * chunks, threads, [&](i64 task) {
         i64 n = task / chunks, first = task % chunks * chunk, rows = std::min(chunk, tiles_y - first);
         i64 tiles = rows * tiles_x, plane = (tiles + LANES - 1) / LANES * LANES + LANES;
