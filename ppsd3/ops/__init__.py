@@ -1,9 +1,10 @@
 """The only place that knows kernels; everything else calls these names."""
 
+from .activations import exact_gelu, gelu, quick_gelu
 from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
 from .attention import attention, causal_bias, joint_attention
 from .casting import CastingLinear
-from .linear import Linear, gelu, linear, linear_gelu
+from .linear import Linear, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
 from .native import use_native
 from .native.products import float32_matmul_precision
@@ -20,6 +21,7 @@ __all__ = [
     "attention",
     "base_of",
     "causal_bias",
+    "exact_gelu",
     "float32_matmul_precision",
     "gated_residual",
     "gelu",
@@ -30,6 +32,7 @@ __all__ = [
     "linear_gelu",
     "modulate",
     "own_sublayers",
+    "quick_gelu",
     "rms_norm",
     "scaled_adapters",
     "shared_input",

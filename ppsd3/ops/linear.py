@@ -5,10 +5,10 @@ saved from it without a transpose. ``paddle.nn.Linear`` keeps ``[in, out]``.
 """
 
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from . import native
+from .activations import gelu
 from .native import interface as kernels
 from .quantized import QuantizedLinear, has_hooks, quantized_linear
 
@@ -58,11 +58,6 @@ def linear_reference(x, weight, bias=None):
     """See :func:`linear`."""
     y = paddle.matmul(x, weight, transpose_y=True)
     return y if bias is None else y + bias
-
-
-def gelu(x):
-    """GELU with the tanh approximation: ``x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))``."""
-    return kernels.gelu(x) if native.usable(x) else F.gelu(x, approximate=True)
 
 
 def linear_gelu(x, layer):

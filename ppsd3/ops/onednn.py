@@ -1,4 +1,4 @@
-"""Float32 convolution and softmax on the CPU through the oneDNN library that the paddlepaddle wheel carries.
+"""Float32 convolution, softmax and activations on the CPU through the oneDNN library that the paddlepaddle wheel carries.
 
 Paddle's own CPU convolution builds the im2col matrix; oneDNN's compiled kernels skip it and are 2 to 4 times faster,
 forward and backward (more on a busy machine, where Paddle's barrier per picture waits for the slower thread). The
@@ -21,6 +21,7 @@ from .shapes import plain_on_cpu
 _CPU, _F32 = 1, 3
 _FORWARD_TRAINING, _DIRECT = 64, 1
 _FORWARD_INFERENCE, _SOFTMAX_ACCURATE = 96, 0x30000
+_ELTWISE = {"gelu_tanh": 0x2B, "swish": 0x2C, "gelu_erf": 0x31}
 _SRC, _DST, _WEIGHTS, _BIAS = 1, 17, 33, 41
 _DIFF_SRC, _DIFF_DST, _DIFF_WEIGHTS, _DIFF_BIAS = 129, 145, 161, 169
 _SCRATCHPAD, _BY_THE_USER = 80, 1
@@ -89,6 +90,30 @@ def _softmax(shape):
     layout, create = _plain(shape), "dnnl_softmax_forward_primitive_desc_create"
     kind = _FORWARD_INFERENCE, _SOFTMAX_ACCURATE
     descriptor = _made(create, _engine(), *kind, layout, layout, len(shape) - 1, _attributes())
+    return layout, descriptor, _made("dnnl_primitive_create", descriptor)
+
+
+def eltwise(x, name, alpha=0.0):
+    """An activation of a float32 CPU tensor, without a gradient: a quarter of the time that Paddle takes.
+
+    Args:
+        x (Tensor)
+        name (str): gelu_tanh; gelu_erf; swish: ``x * sigmoid(alpha x)``.
+        alpha (float): of swish.
+    """
+    x = x.contiguous()
+    y = paddle.empty(x.shape, x.dtype)
+    with _lock:
+        layout, *primitive = _eltwise(x.size, name, alpha)
+        _execute(*primitive, {_SRC: _Memory(layout, x), _DST: _Memory(layout, y)})
+    return y
+
+
+@functools.lru_cache(maxsize=512)
+def _eltwise(size, name, alpha):
+    layout, create = _plain((size,)), "dnnl_eltwise_forward_primitive_desc_create"
+    kind, parameters = (_FORWARD_INFERENCE, _ELTWISE[name]), (ctypes.c_float(alpha), ctypes.c_float(0.0))
+    descriptor = _made(create, _engine(), *kind, layout, layout, *parameters, _attributes())
     return layout, descriptor, _made("dnnl_primitive_create", descriptor)
 
 

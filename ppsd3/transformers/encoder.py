@@ -5,7 +5,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..modeling_utils import ModelMixin
-from ..ops import gelu
+from ..ops import exact_gelu, gelu, quick_gelu
 from ..utils.errors import ConfigError, InputError
 
 # Keys that transformers 4 or 5 writes into any config.json: they describe the file, or generation and
@@ -21,10 +21,10 @@ _TRANSFORMERS_KEYS = (
 )
 
 _ACTIVATIONS = {
-    "gelu": F.gelu,
+    "gelu": exact_gelu,
     "gelu_new": gelu,
     "gelu_pytorch_tanh": gelu,
-    "quick_gelu": lambda x: x * F.sigmoid(1.702 * x),
+    "quick_gelu": quick_gelu,
     "relu": F.relu,
     "silu": F.silu,
 }

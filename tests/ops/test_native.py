@@ -14,8 +14,9 @@ from paddle.base.framework import _dygraph_tracer, core
 
 from ppsd3.ops import attention as attend
 from ppsd3.ops import native
+from ppsd3.ops.activations import gelu
 from ppsd3.ops.attention import attention_reference, joint_attention
-from ppsd3.ops.linear import Linear, gelu, linear, linear_gelu, linear_reference
+from ppsd3.ops.linear import Linear, linear, linear_gelu, linear_reference
 from ppsd3.ops.modulation import (
     gated_residual,
     gated_residual_reference,

@@ -1,10 +1,12 @@
 """The fast ways within Paddle, which serve where there is no compiler, against the definitions."""
 
+import math
+
 import numpy as np
 import paddle
 import pytest
 
-from ppsd3.ops import attention, native, onednn
+from ppsd3.ops import attention, exact_gelu, gelu, native, onednn, quick_gelu
 from ppsd3.ops.attention import attention_reference
 from ppsd3.ops.modulation import (
     gated_residual,
@@ -59,6 +61,33 @@ def test_attention(bias, causal, gradients):
             found = [paddle.grad(y.square().sum(), [q, k, v]) for y in (ours, reference)]
             for x, y in zip(*found):
                 np.testing.assert_allclose(x.numpy(), y.numpy(), atol=2e-5)
+
+
+ACTIVATIONS = {
+    gelu: lambda x: x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    exact_gelu: lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5)),
+    quick_gelu: lambda x: x / (1 + np.exp(-1.702 * x)),
+}
+
+
+@pytest.mark.parametrize("function", ACTIVATIONS, ids=lambda f: f.__name__)
+class TestActivations:
+    def test_values_with_and_without_gradients(self, function):
+        x = uniform(0, (3, 5, 67)) * 5
+        expected = ACTIVATIONS[function](x.numpy().astype("float64"))
+        for y in (function(x), function(x.detach())):
+            np.testing.assert_allclose(y.numpy(), expected, atol=2e-6)
+        assert not function(x).stop_gradient
+
+    def test_strided_input_stays_as_it_is(self, function):
+        x = uniform(0, (40, 6)).detach().transpose([1, 0])
+        before = x.numpy().copy()
+        np.testing.assert_allclose(function(x).numpy(), ACTIVATIONS[function](before), atol=2e-6)
+        np.testing.assert_array_equal(x.numpy(), before)
+
+    def test_far_from_zero_and_nan(self, function):
+        y = function(paddle.to_tensor([-100.0, 100.0, float("nan")])).numpy()
+        np.testing.assert_array_equal(y, [0.0, 100.0, np.nan])
 
 
 @pytest.mark.skipif(not onednn.is_available(), reason="this wheel carries no oneDNN")

@@ -23,6 +23,7 @@ namespace {
 // deeper ones the sums.
 const i64 SLAB_BLOCKS = 8;              // most blocks of rows of a slab
 const i64 DEPTH = 16;                   // most steps of k of a slab
+const i64 FEW_BLOCKS = SLAB_BLOCKS;  // of rows, for all threads to share them
 const i64 MOST_PACKED = i64(64) << 20;  // bytes of columns packed at once
 
 // A matrix by its element (line, k), a line being a row of a or a column of b: either axis may be the contiguous one.
@@ -55,23 +56,42 @@ struct Product {
 
     void run() const {
         i64 steps = (a.depth + STEP - 1) / STEP, pieces = (steps + DEPTH - 1) / DEPTH, deep = (steps + pieces - 1) / pieces;
-        i64 panels = (b.lines + BLOCK - 1) / BLOCK, panel_size = deep * STEP_VECTORS;
-        i64 at_once = std::min<i64>(panels, MOST_PACKED / (panel_size * sizeof(words)));
+        i64 panels = (b.lines + BLOCK - 1) / BLOCK, blocks = (a.lines + BLOCK - 1) / BLOCK, panel_size = deep * STEP_VECTORS;
+        bool few = blocks <= FEW_BLOCKS;
+        i64 at_once = few ? panels : std::min<i64>(panels, MOST_PACKED / (panel_size * sizeof(words)));
         static thread_local Pages memory;  // the calling thread's, shared with the team
-        words* packed = memory.vectors<words>(at_once * panel_size);
+        words* packed = memory.vectors<words>((few ? blocks : at_once) * panel_size);
         for (i64 start = 0; start < steps; start += deep)
             for (i64 first = 0; first < panels; first += at_once) {
                 Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first), packed};
-                share_tasks(piece.panels * piece.depth, max_threads(), [&](i64 task) {
-                    i64 j = task / piece.depth, s = task % piece.depth;
-                    pack_columns<PARTS>(b, piece.column + j * BLOCK, (start + s) * STEP, packed + task * STEP_VECTORS);
-                });
-                multiply_piece(piece);
+                few ? multiply_few(piece, packed, blocks) : multiply_many(piece, packed);
             }
     }
 
+    // Few rows are packed for all threads, who share the columns: a panel is multiplied where it has been packed.
+    void multiply_few(const Piece& piece, words* rows, i64 blocks) const {
+        share_tasks(blocks * piece.depth, max_threads(), [&](i64 task) {
+            i64 i = task / piece.depth, s = task % piece.depth;
+            pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP, rows + task * STEP_VECTORS);
+        });
+        share_tasks(piece.panels, max_threads(), [&](i64 j) {
+            Tiles tiles;
+            static thread_local Pages memory;
+            words* panel = memory.vectors<words>(piece.depth * STEP_VECTORS);
+            pack_panel(piece, j, panel);
+            for (i64 i = 0; i < blocks; i++) multiply_block(piece, rows, i, 0, blocks, j, panel, panel);
+        });
+    }
+
+    void pack_panel(const Piece& piece, i64 j, words* to) const {
+        for (i64 s = 0; s < piece.depth; s++, to += STEP_VECTORS)
+            pack_columns<PARTS>(b, piece.column + j * BLOCK, (piece.start + s) * STEP, to);
+    }
+
     // Slabs of rows are shared by the threads; few of them by their columns too, each share packing the rows for itself.
-    void multiply_piece(const Piece& piece) const {
+    void multiply_many(const Piece& piece, words* packed) const {
+        share_tasks(piece.panels, max_threads(),
+                    [&](i64 j) { pack_panel(piece, j, packed + j * piece.depth * STEP_VECTORS); });
         i64 blocks = (a.lines + BLOCK - 1) / BLOCK, slabs = (blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS;
         i64 tasks = 4 * max_threads(), shares = std::min(piece.panels, std::max<i64>(1, (tasks + slabs - 1) / slabs));
         share_tasks(slabs * shares, max_threads(), [&](i64 task) {
@@ -85,20 +105,21 @@ struct Product {
                     pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP, rows + at);
             for (i64 j = piece.panels * share / shares; j < piece.panels * (share + 1) / shares; j++)
                 for (i64 i = begin; i < end; i++)
-                    multiply_block(piece, rows, i, begin, end, j);
+                    multiply_block(piece, rows, i, begin, end, j, piece.panel(j), piece.panel(j + 1));
         });
     }
 
     // The block of row block i, of a slab from begin to end, and of panel j; meanwhile the block's own place in c is brought
     // to the first cache, and to the second a share of the next panel.
-    void multiply_block(const Piece& piece, const words* rows, i64 i, i64 begin, i64 end, i64 j) const {
+    void multiply_block(const Piece& piece, const words* rows, i64 i, i64 begin, i64 end, i64 j, const words* panel,
+                        const words* next) const {
         i64 row = i * BLOCK, column = piece.column + j * BLOCK;
         const i64 turns = piece.depth * TURNS<PARTS>, panel_size = piece.depth * STEP_VECTORS;
         i64 panel_lines = (panel_size + (end - begin) * turns - 1) / ((end - begin) * turns), c_rows = (BLOCK + turns - 1) / turns;
-        const words* later = piece.panel(j + 1) + (i - begin) * turns * panel_lines;
+        const words* later = next + (i - begin) * turns * panel_lines;
         const float* place = c + row * b.lines + column;
         clear();
-        multiply<PARTS>(piece.depth, rows + (i - begin) * panel_size, piece.panel(j), [&](i64 turn) {
+        multiply<PARTS>(piece.depth, rows + (i - begin) * panel_size, panel, [&](i64 turn) {
             for (i64 line = 0; line < panel_lines; line++) __builtin_prefetch(later++, 0, 2);
             for (i64 r = turn * c_rows; r < std::min(BLOCK, (turn + 1) * c_rows); r++) {
                 __builtin_prefetch(place + r * b.lines, 1, 3);
