@@ -8,6 +8,7 @@ import sys
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # MKL's own numbers for its code paths.
 _MKL_AVX2, _MKL_AVX512 = "5", "7"
+_AMD = "AuthenticAMD"
 _AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
 
 
@@ -79,11 +80,16 @@ def choose_mkl_path():
     if "MKL_DEBUG_CPU_TYPE" in os.environ:
         return
     cpu = _read("/proc/cpuinfo", 16384)
-    if "AuthenticAMD" not in cpu:
+    if _AMD not in cpu:
         return
     flags = set(cpu.partition("\nflags")[2].partition("\n")[0].split())
     if "avx2" in flags:
         os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if _AVX512_FLAGS <= flags else _MKL_AVX2
+
+
+def is_amd():
+    """Whether the CPU is AMD's, as far as Linux says it."""
+    return _AMD in _read("/proc/cpuinfo", 16384)
 
 
 @functools.lru_cache(maxsize=None)  # Paddle's import changes what can be known: the first answer counts

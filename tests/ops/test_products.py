@@ -136,7 +136,7 @@ def test_amx_passes_what_is_not_finite(multiply):
     assert [row for row in range(70) if not np.isfinite(result[row]).all()] == [3, 50]
 
 
-SIZES_OF_LAYERS = {  # (rows, columns, k): what each precision takes where AMX is, and where only AVX-512 is
+SIZES_OF_LAYERS = {  # (rows, columns, k): what is taken where AMX is, and where only AVX-512 is
     (2048, 1536, 1536): (("amx_product", 3), ("strassen", 2)),
     (512, 4096, 4096): (("amx_product", 3), ("strassen", 1)),
     (255, 1536, 1536): (("amx_product", 3), ("matmul", 0)),
@@ -150,9 +150,9 @@ SIZES_OF_LAYERS = {  # (rows, columns, k): what each precision takes where AMX i
 @pytest.mark.parametrize("amx", [True, False])
 def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
     monkeypatch.setattr(products, "has_amx", lambda: amx)
-    for name in ("strassen", "product_bf16"):
-        if not hasattr(native.lib(), "ppsd3_" + name):
-            pytest.skip("this CPU has no AVX512-BF16")
+    monkeypatch.setattr(products, "strassen_pays", lambda: True)
+    if not hasattr(native.lib(), "ppsd3_product_bf16"):
+        pytest.skip("this CPU has no AVX512-BF16")
     for sizes, expected in SIZES_OF_LAYERS.items():
         assert products.algorithm(*sizes) == expected[0 if amx else 1]
         with ops.float32_matmul_precision("highest"):
@@ -160,6 +160,16 @@ def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
     with ops.float32_matmul_precision("medium"):
         assert products.algorithm(2048, 1536, 1536) == (("amx_product", 1) if amx else ("product_bf16", 1))
     assert products.algorithm(2048, 1536, 1536, transpose_y=False)[0] == ("amx_product" if amx else "matmul")
+
+
+def test_strassen_is_for_amd(monkeypatch):
+    monkeypatch.setattr(products, "has_amx", lambda: False)
+    for amd in (True, False):
+        monkeypatch.setattr(products, "is_amd", lambda: amd)
+        products.strassen_pays.cache_clear()
+        expected = amd and hasattr(native.lib(), "ppsd3_strassen")
+        assert products.algorithm(2048, 1536, 1536) == (("strassen", 2) if expected else ("matmul", 0))
+    products.strassen_pays.cache_clear()
 
 
 def test_linear_layers_take_the_fast_way():

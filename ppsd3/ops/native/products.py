@@ -1,7 +1,10 @@
 """Products of float32 matrices: by which algorithm, for which sizes, and how exactly."""
 
+import functools
+
 import paddle
 
+from ...utils.device import is_amd
 from ...utils.errors import ConfigError
 from . import lib
 
@@ -22,8 +25,8 @@ class float32_matmul_precision:
 
             - "highest": float32, each sum in the usual way; relative errors near 5e-7.
             - "high" (the initial state): float32 by faster ways. Where the CPU has AMX, each operand as the sum of three
-              bfloat16 numbers: up to twice as fast as "highest", and no less exact. Else, where it has AVX-512, wide layers
-              with many rows by Strassen's algorithm: up to an eighth faster, relative errors near 3e-6 of the largest
+              bfloat16 numbers: up to twice as fast as "highest", and no less exact. Else, where it is AMD's and has AVX-512,
+              wide layers with many rows by Strassen's algorithm: up to an eighth faster, relative errors near 3e-6 of the largest
               result among some 200 rows.
             - "medium": operands of linear layers rounded to bfloat16, with sums in float32, where the CPU has AMX or
               AVX512-BF16: two to four times as fast, relative errors near 3e-3. Meant for training.
@@ -68,7 +71,7 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
             return "amx_product", parts
     elif _precision == "medium" and hasattr(lib(), "ppsd3_product_bf16"):
         return "product_bf16", 1
-    elif _precision == "high" and hasattr(lib(), "ppsd3_strassen"):
+    elif _precision == "high" and strassen_pays():
         if transpose_y and not transpose_x and min(n, k) >= 1024 and m >= 256:
             return "strassen", 2 if m >= 600 else 1
     return "matmul", 0
@@ -77,6 +80,13 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
 def has_amx():
     """Whether there are kernels on AMX tiles, and the system lets this process use the tiles."""
     return hasattr(lib(), "ppsd3_amx_product") and lib().ppsd3_amx_ready()
+
+
+@functools.lru_cache(maxsize=None)
+def strassen_pays():
+    """Whether Strassen's algorithm is there and faster: on AMD's CPUs, which add beside multiplying. Intel's do either, and
+    MKL serves them better."""
+    return hasattr(lib(), "ppsd3_strassen") and is_amd()
 
 
 def product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=False):
