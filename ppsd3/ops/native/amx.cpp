@@ -19,11 +19,10 @@ bool ready() {
 
 namespace {
 
-// A slab of rows and one of columns' panels stay in the second cache. Taller slabs read columns less often from the third,
-// deeper ones the sums.
+// A slab of rows and some panels of columns stay in the second cache. Taller slabs read columns less often from the third,
+// deeper ones sums.
 const i64 SLAB_BLOCKS = 8;              // most blocks of rows of a slab
 const i64 DEPTH = 16;                   // most steps of k of a slab
-const i64 FEW_BLOCKS = SLAB_BLOCKS;  // of rows, for all threads to share them
 const i64 MOST_PACKED = i64(64) << 20;  // bytes of columns packed at once
 
 // A matrix by its element (line, k), a line being a row of a or a column of b: either axis may be the contiguous one.
@@ -47,39 +46,45 @@ struct Product {
     float* c;
     bool gelu_after;
 
-    // A piece of k, in steps, and columns from `column`, packed for all threads.
+    // A piece of k, in steps, and some panels of columns from `column`. What all threads read is packed in `shared`.
     struct Piece {
         i64 start, depth, column, panels;
-        const words* packed;
-        const words* panel(i64 j) const { return packed + j * depth * STEP_VECTORS; }
+        words* shared;
+        i64 size() const { return depth * STEP_VECTORS; }  // of a block of rows, or a panel
+        bool first() const { return start == 0; }
+        bool last(i64 k) const { return (start + depth) * STEP >= k; }
     };
 
+    i64 blocks() const { return (a.lines + BLOCK - 1) / BLOCK; }
+
     void run() const {
-        i64 steps = (a.depth + STEP - 1) / STEP, pieces = (steps + DEPTH - 1) / DEPTH, deep = (steps + pieces - 1) / pieces;
-        i64 panels = (b.lines + BLOCK - 1) / BLOCK, blocks = (a.lines + BLOCK - 1) / BLOCK, panel_size = deep * STEP_VECTORS;
-        bool few = blocks <= FEW_BLOCKS;
-        i64 at_once = few ? panels : std::min<i64>(panels, MOST_PACKED / (panel_size * sizeof(words)));
-        static thread_local Pages memory;  // the calling thread's, shared with the team
-        words* packed = memory.vectors<words>((few ? blocks : at_once) * panel_size);
+        i64 steps = (a.depth + STEP - 1) / STEP, pieces = (steps + DEPTH - 1) / DEPTH;
+        i64 deep = (steps + pieces - 1) / pieces, size = deep * STEP_VECTORS;
+        i64 panels = (b.lines + BLOCK - 1) / BLOCK, most = MOST_PACKED / (size * i64(sizeof(words)));
+        bool few = blocks() <= SLAB_BLOCKS;
+        i64 at_once = few ? panels : std::min(panels, most);
+        static thread_local Pages memory;
+        words* shared = memory.vectors<words>((few ? blocks() : at_once) * size);
         for (i64 start = 0; start < steps; start += deep)
             for (i64 first = 0; first < panels; first += at_once) {
-                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first), packed};
-                few ? multiply_few(piece, packed, blocks) : multiply_many(piece, packed);
+                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first), shared};
+                few ? multiply_few(piece) : multiply_many(piece);
             }
     }
 
     // Few rows are packed for all threads, who share the columns: a panel is multiplied where it has been packed.
-    void multiply_few(const Piece& piece, words* rows, i64 blocks) const {
-        share_tasks(blocks * piece.depth, max_threads(), [&](i64 task) {
+    void multiply_few(const Piece& piece) const {
+        share_tasks(blocks() * piece.depth, max_threads(), [&](i64 task) {
             i64 i = task / piece.depth, s = task % piece.depth;
-            pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP, rows + task * STEP_VECTORS);
+            pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP, piece.shared + task * STEP_VECTORS);
         });
         share_tasks(piece.panels, max_threads(), [&](i64 j) {
             Tiles tiles;
             static thread_local Pages memory;
-            words* panel = memory.vectors<words>(piece.depth * STEP_VECTORS);
+            words* panel = memory.vectors<words>(piece.size());
             pack_panel(piece, j, panel);
-            for (i64 i = 0; i < blocks; i++) multiply_block(piece, rows, i, 0, blocks, j, panel, panel);
+            for (i64 i = 0; i < blocks(); i++)
+                multiply_block(piece, piece.shared + i * piece.size(), panel, nullptr, 0, i * BLOCK, j);
         });
     }
 
@@ -89,38 +94,40 @@ struct Product {
     }
 
     // Slabs of rows are shared by the threads; few of them by their columns too, each share packing the rows for itself.
-    void multiply_many(const Piece& piece, words* packed) const {
-        share_tasks(piece.panels, max_threads(),
-                    [&](i64 j) { pack_panel(piece, j, packed + j * piece.depth * STEP_VECTORS); });
-        i64 blocks = (a.lines + BLOCK - 1) / BLOCK, slabs = (blocks + SLAB_BLOCKS - 1) / SLAB_BLOCKS;
+    void multiply_many(const Piece& piece) const {
+        share_tasks(piece.panels, max_threads(), [&](i64 j) { pack_panel(piece, j, piece.shared + j * piece.size()); });
+        i64 slabs = (blocks() + SLAB_BLOCKS - 1) / SLAB_BLOCKS;
         i64 tasks = 4 * max_threads(), shares = std::min(piece.panels, std::max<i64>(1, (tasks + slabs - 1) / slabs));
         share_tasks(slabs * shares, max_threads(), [&](i64 task) {
             i64 slab = task / shares, share = task % shares;
-            i64 begin = blocks * slab / slabs, end = blocks * (slab + 1) / slabs;
+            i64 begin = blocks() * slab / slabs, count = blocks() * (slab + 1) / slabs - begin;
             Tiles tiles;
             static thread_local Pages memory;
-            words* rows = memory.vectors<words>((end - begin) * piece.depth * STEP_VECTORS);
-            for (i64 i = begin, at = 0; i < end; i++)
-                for (i64 s = 0; s < piece.depth; s++, at += STEP_VECTORS)
-                    pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP, rows + at);
-            for (i64 j = piece.panels * share / shares; j < piece.panels * (share + 1) / shares; j++)
-                for (i64 i = begin; i < end; i++)
-                    multiply_block(piece, rows, i, begin, end, j, piece.panel(j), piece.panel(j + 1));
+            words* rows = memory.vectors<words>(count * piece.size());
+            for (i64 i = 0; i < count; i++)
+                for (i64 s = 0; s < piece.depth; s++)
+                    pack_rows<PARTS>(a, (begin + i) * BLOCK, (piece.start + s) * STEP,
+                                     rows + i * piece.size() + s * STEP_VECTORS);
+            // with each block a share of the next panel is fetched
+            i64 turns = count * piece.depth * TURNS<PARTS>, lines = (piece.size() + turns - 1) / turns;
+            for (i64 j = piece.panels * share / shares; j < piece.panels * (share + 1) / shares; j++) {
+                const words *panel = piece.shared + j * piece.size(), *next = panel + piece.size();
+                for (i64 i = 0; i < count; i++, next += piece.depth * TURNS<PARTS> * lines)
+                    multiply_block(piece, rows + i * piece.size(), panel, next, lines, (begin + i) * BLOCK, j);
+            }
         });
     }
 
-    // The block of row block i, of a slab from begin to end, and of panel j; meanwhile the block's own place in c is brought
-    // to the first cache, and to the second a share of the next panel.
-    void multiply_block(const Piece& piece, const words* rows, i64 i, i64 begin, i64 end, i64 j, const words* panel,
-                        const words* next) const {
-        i64 row = i * BLOCK, column = piece.column + j * BLOCK;
-        const i64 turns = piece.depth * TURNS<PARTS>, panel_size = piece.depth * STEP_VECTORS;
-        i64 panel_lines = (panel_size + (end - begin) * turns - 1) / ((end - begin) * turns), c_rows = (BLOCK + turns - 1) / turns;
-        const words* later = next + (i - begin) * turns * panel_lines;
+    // A block of c: of the rows from `row` and of panel j. Meanwhile the block's own place is brought to the first cache,
+    // and to the second, with each turn, so many lines from `later` on.
+    void multiply_block(const Piece& piece, const words* rows, const words* panel, const words* later, i64 lines, i64 row,
+                        i64 j) const {
+        const i64 column = piece.column + j * BLOCK, turns = piece.depth * TURNS<PARTS>;
+        const i64 c_rows = (BLOCK + turns - 1) / turns;
         const float* place = c + row * b.lines + column;
         clear();
-        multiply<PARTS>(piece.depth, rows + (i - begin) * panel_size, panel, [&](i64 turn) {
-            for (i64 line = 0; line < panel_lines; line++) __builtin_prefetch(later++, 0, 2);
+        multiply<PARTS>(piece.depth, rows, panel, [&](i64 turn) {
+            for (i64 line = 0; line < lines; line++) __builtin_prefetch(later++, 0, 2);
             for (i64 r = turn * c_rows; r < std::min(BLOCK, (turn + 1) * c_rows); r++) {
                 __builtin_prefetch(place + r * b.lines, 1, 3);
                 __builtin_prefetch(place + r * b.lines + TILE, 1, 3);
@@ -128,7 +135,7 @@ struct Product {
         });
         alignas(64) float sums[BLOCK * BLOCK];
         put(sums, BLOCK);
-        put_block(sums, row, column, piece.start == 0, (piece.start + piece.depth) * STEP >= a.depth);
+        put_block(sums, row, column, piece.first(), piece.last(a.depth));
     }
 
     // Sums to their place: the first piece of k brings the bias, the last one GELU.
@@ -154,8 +161,8 @@ i64 ppsd3_amx_ready() { return amx::ready(); }
 
 // C[M, N] = A[M, K] B[K, N] + bias[N] (or null), with tanh-GELU after it if asked; A as stored or (a_transposed) as
 // [K, M], B as stored or (b_transposed) as [N, K]. parts: 3 for float32, 1 for operands rounded to bfloat16.
-void ppsd3_amx_product(const float* a, const float* b, const float* bias, float* c, i64 m, i64 n, i64 k, i64 a_transposed,
-                       i64 b_transposed, i64 gelu_after, i64 parts) {
+void ppsd3_amx_product(const float* a, const float* b, const float* bias, float* c, i64 m, i64 n, i64 k,
+                       i64 a_transposed, i64 b_transposed, i64 gelu_after, i64 parts) {
     amx::Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1, m, k};
     amx::Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n, n, k};
     if (parts == 3)

@@ -55,15 +55,18 @@ inline words paired(words low, words high) {  // word i: low[i], high[i]
     return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
 }
 inline words in_row(words first, words second) {  // first[0], first[1] | first[2], first[3] | ... | second[14], second[15]
-    const words odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25, 23, 21,
-                                       19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const words odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
+                                       23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return _mm512_permutex2var_epi16(first, odd, second);
 }
 
 // 16 x 16 words, transposed in registers.
 inline void transpose(words* r) {
     words t[16];
-    for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
     for (int i = 0; i < 16; i += 4)
         for (int j = 0; j < 2; j++) {
             r[i + 2 * j] = _mm512_unpacklo_epi64(t[i + j], t[i + 2 + j]);
@@ -156,7 +159,10 @@ inline void put_row(vec first, vec second, i64 row, words* out) {
 template <int PARTS>
 inline void put_pair(vec low, vec high, i64 tile, i64 pair, words* out) {
     if (PARTS == 1) {
-        auto rounded = [](vec v) { return _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v)), 16); };
+        auto rounded = [](vec v) {
+            words bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)v));
+            return _mm512_slli_epi32(bits, 16);
+        };
         out[tile * TILE + pair] = paired(rounded(low), rounded(high));
         return;
     }

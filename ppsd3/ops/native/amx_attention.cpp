@@ -12,8 +12,8 @@
 namespace amx {
 namespace {
 
-const i64 KEY_BLOCKS = 4;     // of BLOCK keys, in one round of softmax: scores and probabilities, 56 KB, stay in the near caches
-const i64 QUERY_BLOCKS = 16;  // of BLOCK queries that go through the keys together, so that keys are read less often
+const i64 KEY_BLOCKS = 4;     // of a round of softmax: its scores and probabilities, 56 KB, stay in the near caches
+const i64 QUERY_BLOCKS = 16;  // that go through the keys together, so that keys are read less often
 const i64 STEP_VECTORS = step_words<3>() / LANES;
 
 // Tokens of one head: as lines of `width` k, times `scale`; or, transposed, as k of `width` lines.
@@ -25,11 +25,13 @@ struct Rows {
     bool k_contiguous() const { return !transposed; }
     vec along_k(i64 l, i64 p) const { return of(l, p); }
     vec along_lines(i64 l, i64 p) const { return of(p, l); }
-    vec of(i64 token, i64 column) const { return token < count ? some(row[token] + column, width - column) * scale : vec{}; }
+    vec of(i64 token, i64 column) const {
+        return token < count ? some(row[token] + column, width - column) * scale : vec{};
+    }
 };
 
-// Part after part, as split() does, but towards zero: a probability is positive, and what is lost beyond the third part's
-// products is as little.
+// As split(), but rounded towards zero, which is two operations fewer: what the products left out amount to is as little,
+// since values have either sign.
 inline Parts split_positive(vec x) {
     const words keep = _mm512_set1_epi32(int(0xffff0000));
     words high = _mm512_and_epi32((words)x, keep);
@@ -93,16 +95,15 @@ struct Head {
     const float* bias;  // of this head, or null
     i64 deep, wide, rounds;  // steps of d, blocks of d, steps of keys
     const words *keys, *values;
-    words *queries, *probabilities;
+    const words *queries, *probabilities;
     float* sums;  // of each block of queries [d][BLOCK]
 
     // Scores of one block of queries with the keys of a round, times log2(e): scores[key][query].
     template <class F>
-    void score(i64 block, i64 first, i64 blocks, i64 query, float* scores, const F& meanwhile) const {
+    void score(i64 block, i64 first, i64 blocks, i64 query, float* scores, F&& meanwhile) const {
         for (i64 i = 0; i < blocks; i++) {
             clear();
-            multiply<3>(deep, keys + (first + i) * deep * STEP_VECTORS, queries + block * deep * STEP_VECTORS,
-                        [&](i64 turn) { meanwhile(i * deep * TURNS<3> + turn); });
+            multiply<3>(deep, keys + (first + i) * deep * STEP_VECTORS, queries + block * deep * STEP_VECTORS, meanwhile);
             put(scores + i * BLOCK * BLOCK, BLOCK);
         }
         if (!bias) return;
@@ -110,8 +111,10 @@ struct Head {
             for (i64 half = 0; half < BLOCK; half += TILE) {
                 words square[TILE];
                 i64 key = first * BLOCK + i, from = query + half;
-                for (i64 r = 0; r < TILE; r++)
-                    square[r] = (words)(from + r < n.queries ? some(bias + (from + r) * n.keys + key, n.keys - key) : vec{});
+                for (i64 r = 0; r < TILE; r++) {
+                    bool there = from + r < n.queries;
+                    square[r] = there ? (words)some(bias + (from + r) * n.keys + key, n.keys - key) : words{};
+                }
                 transpose(square);
                 for (i64 r = 0; r < TILE; r++) {
                     float* to = scores + (i + r) * BLOCK + half;
@@ -160,14 +163,16 @@ void find_rows(const Tokens& x, const Shape& n, i64 b, i64 head, i64 first, i64 
     for_tokens(x, n, b, head, first, count, [&](float* row, i64 s) { rows[s] = row; });
 }
 
-void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, const Tokens& out, float* lse, i64 b, i64 head,
-            i64 begin, i64 end, float scale, const float* bias) {
+void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, const Tokens& out, float* lse, i64 b,
+            i64 head, i64 begin, i64 end, float scale, const float* bias) {
     static thread_local Pages memory;
     static thread_local std::vector<float*> rows;
-    const i64 deep = (n.dim + STEP - 1) / STEP, wide = (n.dim + BLOCK - 1) / BLOCK, rounds = (n.keys + BLOCK - 1) / BLOCK;
+    const i64 deep = (n.dim + STEP - 1) / STEP, wide = (n.dim + BLOCK - 1) / BLOCK;
+    const i64 rounds = (n.keys + BLOCK - 1) / BLOCK;
     const i64 size_of_keys = rounds * deep * STEP_VECTORS, size_of_values = wide * rounds * STEP_VECTORS;
     const i64 size_of_queries = QUERY_BLOCKS * deep * STEP_VECTORS, size_of_probabilities = KEY_BLOCKS * STEP_VECTORS;
-    const i64 size_of_scores = 2 * KEY_BLOCKS * BLOCK * BLOCK / LANES, size_of_sums = QUERY_BLOCKS * wide * BLOCK * BLOCK / LANES;
+    const i64 size_of_block = BLOCK * BLOCK / LANES;
+    const i64 size_of_scores = 2 * KEY_BLOCKS * size_of_block, size_of_sums = QUERY_BLOCKS * wide * size_of_block;
     words* next = memory.vectors<words>(size_of_keys + size_of_values + size_of_queries + size_of_probabilities +
                                         size_of_scores + size_of_sums);
     auto take = [&](i64 vectors) { return (next += vectors) - vectors; };
@@ -179,11 +184,13 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
     find_rows(k, n, b, head, 0, n.keys, rows.data());
     for (i64 i = 0; i < rounds; i++)
         for (i64 s = 0; s < deep; s++)
-            pack_rows<3>(Rows{rows.data(), n.keys, n.dim, 1, false}, i * BLOCK, s * STEP, keys + (i * deep + s) * STEP_VECTORS);
+            pack_rows<3>(Rows{rows.data(), n.keys, n.dim, 1, false}, i * BLOCK, s * STEP,
+                         keys + (i * deep + s) * STEP_VECTORS);
     find_rows(v, n, b, head, 0, n.keys, rows.data());
     for (i64 i = 0; i < wide; i++)
         for (i64 s = 0; s < rounds; s++)
-            pack_rows<3>(Rows{rows.data(), n.keys, n.dim, 1, true}, i * BLOCK, s * STEP, values + (i * rounds + s) * STEP_VECTORS);
+            pack_rows<3>(Rows{rows.data(), n.keys, n.dim, 1, true}, i * BLOCK, s * STEP,
+                         values + (i * rounds + s) * STEP_VECTORS);
 
     const Head one{n, bias, deep, wide, rounds, keys, values, queries, probabilities, sums};
     for (i64 group = begin; group < end; group += QUERY_BLOCKS * BLOCK) {
@@ -196,29 +203,29 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
         State states[QUERY_BLOCKS];
         for (auto& state : states)
             for (i64 half = 0; half < 2; half++) state.maximum[half] = splat(-INFINITY), state.total[half] = vec{};
-        // one block's scores while the softmax of the one before is made
+        // A block's softmax is made while the scores of the one after it are.
         const i64 turns = (rounds + KEY_BLOCKS - 1) / KEY_BLOCKS * blocks;
-        for (i64 turn = 0; turn <= turns; turn++) {
-            i64 first = turn / blocks * KEY_BLOCKS, i = turn % blocks;
-            auto keys_from = [&](i64 f) { return std::min(KEY_BLOCKS, rounds - f); };
-            float *now = scores + turn % 2 * KEY_BLOCKS * BLOCK * BLOCK, *before = scores + (turn + 1) % 2 * KEY_BLOCKS * BLOCK * BLOCK;
-            if (!turn) {
-                one.score(i, first, keys_from(first), group, now, [](i64) {});
-                continue;
-            }
-            i64 last = (turn - 1) / blocks * KEY_BLOCKS, j = (turn - 1) % blocks, last_blocks = keys_from(last);
-            Softmax softmax(before, probabilities, std::min(last_blocks * BLOCK, n.keys - last * BLOCK), states + j);
+        auto first_of = [&](i64 turn) { return turn / blocks * KEY_BLOCKS; };
+        auto blocks_of = [&](i64 turn) { return std::min(KEY_BLOCKS, rounds - first_of(turn)); };
+        auto scores_of = [&](i64 turn) { return scores + turn % 2 * KEY_BLOCKS * BLOCK * BLOCK; };
+        auto score = [&](i64 turn, auto&& meanwhile) {
+            i64 i = turn % blocks;
+            one.score(i, first_of(turn), blocks_of(turn), group + i * BLOCK, scores_of(turn), meanwhile);
+        };
+        score(0, [](i64) {});
+        for (i64 turn = 0; turn < turns; turn++) {
+            i64 i = turn % blocks, first = first_of(turn), count = std::min(blocks_of(turn) * BLOCK, n.keys - first * BLOCK);
+            Softmax softmax(scores_of(turn), probabilities, count, states + i);
             i64 pair = 0, pairs = softmax.pairs();
-            if (turn < turns) {
-                i64 some_blocks = keys_from(first), turns_of_it = some_blocks * deep * TURNS<3>;
-                i64 credit = 0;  // pairs spread evenly over the turns
-                one.score(i, first, some_blocks, group + i * BLOCK, now, [&](i64) {
-                    for (credit += pairs; credit >= turns_of_it; credit -= turns_of_it) softmax.pair(pair++);
+            if (turn + 1 < turns) {
+                i64 shares = blocks_of(turn + 1) * deep * TURNS<3>, credit = 0;  // pairs spread evenly
+                score(turn + 1, [&](i64) {
+                    for (credit += pairs; credit >= shares; credit -= shares) softmax.pair(pair++);
                 });
             }
-            for (; pair < pairs; pair++) softmax.pair(pair);
+            while (pair < pairs) softmax.pair(pair++);
             softmax.end();
-            one.weigh(j, last, last_blocks, softmax.rescale);
+            one.weigh(i, first, blocks_of(turn), softmax.rescale);
         }
         find_rows(out, n, b, head, group, count, rows.data());
         for (i64 i = 0; i < blocks; i++) {
@@ -237,8 +244,8 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
 extern "C" {
 
 // As ppsd3_attention.
-void ppsd3_amx_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out, float* lse,
-                         float scale, const float* bias, i64 bias_batch, i64 bias_head) {
+void ppsd3_amx_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
+                         float* lse, float scale, const float* bias, i64 bias_batch, i64 bias_head) {
     const Shape n = *shape;
     int threads = threads_for(n.batch * n.heads * n.queries * n.keys * n.dim / 8);
     i64 parts = parts_of_head(n, threads);

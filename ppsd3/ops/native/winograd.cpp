@@ -244,10 +244,10 @@ struct Transformed {
     bool k_contiguous() const { return false; }
     vec along_k(i64, i64) const { return vec{}; }
     vec along_lines(i64 l, i64 p) const {
-        vec v{};
-        for (i64 half = 0; half < LANES / BLOCK && p < in && l / BLOCK + half < blocks; half++)
-            std::memcpy(reinterpret_cast<float*>(&v) + half * BLOCK, weights[(l / BLOCK + half) * step + p].at, sizeof(Channels));
-        return v;
+        Channels lines[LANES / BLOCK] = {};
+        for (i64 i = 0; i < LANES / BLOCK && p < in && l / BLOCK + i < blocks; i++)
+            lines[i] = weights[(l / BLOCK + i) * step + p];
+        return load(lines[0].at);
     }
 };
 
@@ -255,7 +255,7 @@ template <class S>
 struct TiledConvolution {
     static const int I = S::INPUTS, P = S::PRODUCTS, O = S::OUTPUTS;
     static const i64 STEP_VECTORS = amx::step_words<3>() / LANES;
-    static const i64 PLANE_BYTES = 393216;  // of one transform of a task's inputs: in the second cache while it is multiplied
+    static const i64 PLANE_BYTES = 393216;  // of one transform of a task's inputs, which stays in the second cache
 
     i64 in, out;
     i64 steps() const { return (in + amx::STEP - 1) / amx::STEP; }
@@ -318,7 +318,8 @@ struct TiledConvolution {
             i64 plane = tile_blocks * amx::BLOCK + LANES;  // no multiple of a page
             const Winograd<S> scheme{height, width, tiles_x, first, rows, plane};
             static thread_local Pages memory;
-            i64 window = ((2 * rows + 2) * (2 * tiles_x + 2 + 2 * LANES) + LANES - 1) / LANES, pair = 2 * I * I * plane / LANES;
+            i64 window = ((2 * rows + 2) * (2 * tiles_x + 2 + 2 * LANES) + LANES - 1) / LANES;
+            i64 pair = 2 * I * I * plane / LANES;
             i64 size_of_inputs = I * I * tile_blocks * steps() * STEP_VECTORS;
             i64 size_of_products = P * P * channel_blocks() * amx::BLOCK * plane / LANES;
             amx::words* inputs = memory.vectors<amx::words>(size_of_inputs + size_of_products + pair + window + 1);
