@@ -1,10 +1,10 @@
 """Activations of the networks. On a CPU without a compiler, and for those that have no kernel of ours, oneDNN's."""
 
-import paddle
 import paddle.nn.functional as F
 
 from . import native, onednn
 from .native import interface as kernels
+from .shapes import tracked
 
 
 def gelu(x):
@@ -25,4 +25,4 @@ def quick_gelu(x):
 
 
 def _by_onednn(x):
-    return (x.stop_gradient or not paddle.is_grad_enabled()) and onednn.usable(x)
+    return not tracked(x) and onednn.usable(x)

@@ -27,10 +27,11 @@ def layer_norm_modulate(x, shift, scale, epsilon=1e-6):
 
     Shapes: ``x [B, S, D]``, ``shift, scale [B, D]`` -> ``[B, S, D]``.
     """
-    if _modulates(x, shift, scale) and native.usable(x, shift, scale):
-        return kernels.layer_norm_modulate(x, shift, scale, epsilon)
-    if _modulates(x, shift, scale) and plain_on_cpu(x, shift, scale):
-        return layer_norm_modulate_by_items(x, shift, scale, epsilon)
+    if _modulates(x, shift, scale):
+        if native.usable(x, shift, scale):
+            return kernels.layer_norm_modulate(x, shift, scale, epsilon)
+        if plain_on_cpu(x, shift, scale):
+            return layer_norm_modulate_by_items(x, shift, scale, epsilon)
     return layer_norm_modulate_reference(x, shift, scale, epsilon)
 
 

@@ -16,7 +16,7 @@ import threading
 import paddle
 from paddle.autograd import PyLayer
 
-from .shapes import plain_on_cpu
+from .shapes import plain_on_cpu, tracked
 
 _CPU, _F32 = 1, 3
 _FORWARD_TRAINING, _DIRECT = 64, 1
@@ -68,7 +68,7 @@ def conv2d(x, weight, bias, stride, padding):
         stride (int)
         padding (4 ints): zeros at the top, bottom, left and right.
     """
-    if paddle.is_grad_enabled() and not (x.stop_gradient and weight.stop_gradient and bias.stop_gradient):
+    if tracked(x, weight, bias):
         return _Conv2D.apply(x, weight, bias, stride, padding)
     return _forward(x, weight, bias, stride, padding)
 

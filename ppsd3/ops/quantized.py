@@ -19,6 +19,7 @@ from paddle import nn
 from . import native
 from .native import quantized as kernels
 from .native.quantized import GROUP, QuantizedActivation
+from .shapes import tracked
 
 LEVELS = 127  # of a weight, on either side of zero
 
@@ -100,7 +101,7 @@ def quantized_linear(x, weight, weight_scale, bias=None, gelu=False):
 
 def integer_products(*tensors):
     """Whether products with ``tensors`` (activations, scales, biases) are computed in integers."""
-    if paddle.in_dynamic_mode() and paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors):
+    if paddle.in_dynamic_mode() and tracked(*tensors):
         return False
     return native.usable(*tensors) and kernels.available()
 

@@ -9,6 +9,11 @@ def shape_of(x):
     return x.shape if paddle.in_dynamic_mode() else paddle.shape(x)
 
 
+def tracked(*tensors):
+    """Whether a gradient of what is computed from ``tensors`` (entries may be None) is recorded."""
+    return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
+
+
 def plain_on_cpu(*tensors):
     """Whether ``tensors`` (entries may be None) are non-empty float32 on the CPU, outside AMP and static graphs."""
     if not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:

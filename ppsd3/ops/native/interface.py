@@ -9,6 +9,7 @@ import ctypes
 import paddle
 from paddle.autograd import PyLayer
 
+from ..shapes import tracked as _tracked
 from . import lib
 from .products import dense as _dense, has_amx, pointer as _pointer, precision, product as _product
 
@@ -38,10 +39,6 @@ def declare(library, signatures):
     for name, signature in signatures.items():
         function = getattr(library, "ppsd3_" + name)
         function.argtypes, function.restype = [types[c] for c in signature], None
-
-
-def _tracked(*tensors):
-    return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
 
 
 def _rows(x):

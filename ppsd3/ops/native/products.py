@@ -18,7 +18,8 @@ _precision = "high"
 
 
 class float32_matmul_precision:
-    """How exactly native linear layers, and attention, multiply float32, from the call on; as a context manager, until its end.
+    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until its
+    end.
 
     Args:
         precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
