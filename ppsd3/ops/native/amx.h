@@ -90,11 +90,12 @@ constexpr i64 step_words() {
     return PARTS * 2 * TILE_WORDS;
 }
 
-// Registers 0 to 3 += the products of `steps` steps of a block of rows and a block of columns. meanwhile(turn) is called
-// TURNS<PARTS> times a step: tiles are multiplied by a unit of their own, so other work between them takes little time.
+// Times a step that multiply() lets other work in.
 template <int PARTS>
 constexpr i64 TURNS = PARTS == 3 ? 6 : 1;
 
+// Registers 0 to 3 += the products of `steps` steps of a block of rows and a block of columns. meanwhile(turn) is called
+// TURNS<PARTS> times a step: tiles are multiplied by a unit of their own, so other work between them takes little time.
 template <int PARTS, class F>
 inline __attribute__((always_inline)) void multiply(i64 steps, const words* a, const words* b, F&& meanwhile) {
     const i64 next = step_words<PARTS>() / LANES;
