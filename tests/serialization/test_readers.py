@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from ppsd3.ops import use_native
 from ppsd3.serialization import SafetensorsFile
 from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError
 
@@ -45,6 +46,32 @@ def test_bfloat16_is_the_upper_half_of_float32(tmp_path):
     assert file.read("a").dtype == paddle.bfloat16
     expected = (bits.astype(np.uint32) << 16).view(np.float32)
     np.testing.assert_array_equal(file.read("a", paddle.float32).numpy(), expected)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
+@pytest.mark.parametrize("code", ["F16", "BF16"])
+def test_halves_of_every_kind_become_float32(tmp_path, code, native):
+    """Every code, more of them than are read at once, and not at the file's start."""
+    codes = np.tile(np.arange(1 << 16, dtype=np.uint16), 5)[:-3]
+    header = {"first": entry("U8", [7], 0, 7), "a": entry(code, [codes.size], 7, 7 + codes.nbytes)}
+    file = SafetensorsFile(write(tmp_path / "x.safetensors", header, b"\0" * 7 + codes.tobytes()))
+    if code == "F16":
+        expected = codes.view(np.float16).astype(np.float32)
+    else:
+        expected = (codes.astype(np.uint32) << 16).view(np.float32)
+    with use_native(native), np.errstate(invalid="ignore"):  # some codes are signalling NaNs
+        np.testing.assert_array_equal(file.load("a", "float32"), expected)
+        np.testing.assert_array_equal(file.load("a", "float32", scale=0.5), 0.5 * expected)
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "numpy"])
+def test_file_cut_off_after_it_was_opened(tmp_path, native):
+    path = write(tmp_path / "x.safetensors", {"a": entry("F16", [100_000], 0, 200_000)}, b"\0" * 200_000)
+    file = SafetensorsFile(path)
+    with open(path, "r+b") as writer:
+        writer.truncate(150_001)
+    with use_native(native), pytest.raises(CheckpointFormatError, match="x.safetensors .* cut off"):
+        file.load("a", "float32")
 
 
 @pytest.mark.parametrize("code", ["F8_E4M3", "F8_E5M2"])

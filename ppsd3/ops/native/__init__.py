@@ -5,6 +5,8 @@ built (:mod:`.library`); otherwise every function of :mod:`ppsd3.ops` computes t
 of first order: wrap code that differentiates a gradient in ``use_native(False)``.
 """
 
+import ctypes
+
 import paddle
 
 from ..shapes import plain_on_cpu
@@ -56,16 +58,39 @@ def usable(*tensors):
 
 
 def half_to_float(halves, floats):
-    """Converts a contiguous float16 array into a float32 one, if kernels may be used and the CPU can; else False.
-
-    Not where tensors go to a GPU: the kernels would be compiled for this alone.
-    """
-    if not (_enabled and paddle.get_device() == "cpu" and _load()[0] and hasattr(lib(), "ppsd3_half_to_float")):
-        return False
-    if not (halves.flags.c_contiguous and floats.flags.c_contiguous):
+    """Converts a contiguous float16 array into a float32 one, if kernels may be used and the CPU can; else False."""
+    if not (_converts("float16") and halves.flags.c_contiguous and floats.flags.c_contiguous):
         return False
     lib().ppsd3_half_to_float(halves.ctypes.data, floats.ctypes.data, halves.size)
     return True
+
+
+def read_floats(descriptor, position, dtype, floats):
+    """Reads float16 or bfloat16 numbers of an open file into a contiguous float32 array; False if that cannot be.
+
+    All of it is one call: threads that load would else wait for their turn of Python after every piece.
+
+    Args:
+        descriptor (int): of the file.
+        position (int): in bytes.
+        dtype (str): of the file's numbers.
+
+    Returns:
+        bool: whether the array is filled. If not, kernels may not be used, or the file ended or failed.
+    """
+    if not (_converts(dtype) and hasattr(lib(), "ppsd3_read_floats")):
+        return False
+    done = ctypes.c_int64()
+    pointer, brain = floats.ctypes.data, dtype == "bfloat16"
+    lib().ppsd3_read_floats(descriptor, position, pointer, floats.size, brain, ctypes.byref(done))
+    return done.value == floats.size
+
+
+def _converts(dtype):
+    """Whether kernels make float32 of ``dtype``. Not where tensors go to a GPU: they would be compiled for this alone."""
+    if not (_enabled and paddle.get_device() == "cpu" and _load()[0]):
+        return False
+    return dtype == "bfloat16" or (dtype == "float16" and hasattr(lib(), "ppsd3_half_to_float"))
 
 
 def _load():

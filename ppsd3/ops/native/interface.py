@@ -30,7 +30,11 @@ SIGNATURES = {  # p pointer, n size, f float
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
-OPTIONAL_SIGNATURES = {"half_to_float": "ppn", "amx_attention": "ppppppfpnn"}  # only where the CPU has the instructions
+OPTIONAL_SIGNATURES = {  # only where the CPU or the system has what they need
+    "half_to_float": "ppn",
+    "amx_attention": "ppppppfpnn",
+    "read_floats": "nnpnnp",
+}
 
 
 def declare(library, signatures):
