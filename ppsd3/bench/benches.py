@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from typing import ClassVar
 
 import numpy as np
@@ -313,13 +315,26 @@ class LoadBench(Bench):
     def title(self):
         return f"load, {self.layers} layers, float16 file to float32 model"
 
-    def read_weights(self, workspace):
-        """Reads the checkpoints, so that the system's file cache is as warm for one side as for the next."""
+    def settle(self, workspace):
+        """Leaves every side the same machine: the checkpoints in the system's file cache, and free memory in use just now.
+
+        What a process loads is mostly new pages, and in a virtual machine their cost depends on who had them last: free
+        blocks are given back to the host, which must find them anew, and a side that keeps large blocks whole leaves the
+        next one memory at hand. So another process takes what a float32 model needs, and gives it back.
+
+        Raises:
+            RuntimeError: there is no such memory.
+        """
         for component in self.components:
             for entry in os.scandir(self.folder(workspace, component)):
                 with open(entry.path, "rb") as file:
                     while file.read(1 << 24):
                         pass
+        weights = self.bytes_of_weights(workspace) // np.dtype(self.file_dtype).itemsize
+        items = weights * 5 // 4  # sides need more than the weights
+        command = [sys.executable, "-c", f"import numpy; numpy.ones({items}, numpy.float32)"]
+        if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+            raise RuntimeError(f"The machine has no {items * 4 / 1e9:.1f} GB free to load a float32 model into.")
 
     def inputs(self):
         return {}

@@ -136,6 +136,15 @@ def test_in_processes(tmp_path):
     json.dumps(measurement.to_json())
 
 
+def test_loading_needs_the_memory_for_it(tmp_path, monkeypatch):
+    (bench,) = LoadBench.make(tiny=True)
+    bench.prepare(str(tmp_path))
+    bench.settle(str(tmp_path))
+    monkeypatch.setattr(LoadBench, "bytes_of_weights", lambda *_: 10**18)
+    with pytest.raises(RuntimeError, match="GB free"):
+        bench.settle(str(tmp_path))
+
+
 def test_a_process_that_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_START", "import sys; sys.exit('nothing works')")
     worker = runner.Worker(StepBench(64, 2, tiny=True), None, str(tmp_path))

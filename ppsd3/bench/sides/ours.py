@@ -122,7 +122,7 @@ def _text(side):
 
 def _load(side):
     folder, model_class = side.bench.folder(side.workspace, "transformer"), component_class("transformer")
-    side.bench.read_weights(side.workspace)
+    side.bench.settle(side.workspace)
     return lambda: dict(model_class.from_pretrained(folder, paddle_dtype="float32").state_dict())
 
 

@@ -126,7 +126,7 @@ def _text(side):
 def _load(side):
     folder = side.bench.folder(side.workspace, "transformer")
     component_class("transformer")  # imports are no part of loading
-    side.bench.read_weights(side.workspace)
+    side.bench.settle(side.workspace)
     return lambda: dict(load_component(folder, "transformer").state_dict())
 
 
