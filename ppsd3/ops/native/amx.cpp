@@ -93,27 +93,23 @@ struct Product {
             pack_columns<PARTS>(b, piece.column + j * BLOCK, (piece.start + s) * STEP, to);
     }
 
-    // Slabs of rows are shared by the threads; few of them by their columns too, each share packing the rows for itself.
+    // Columns are packed for all threads, who share the rows: each task packs its own.
     void multiply_many(const Piece& piece) const {
         share_tasks(piece.panels, max_threads(), [&](i64 j) { pack_panel(piece, j, piece.shared + j * piece.size()); });
-        i64 slabs = (blocks() + SLAB_BLOCKS - 1) / SLAB_BLOCKS;
-        i64 tasks = 4 * max_threads(), shares = std::min(piece.panels, std::max<i64>(1, (tasks + slabs - 1) / slabs));
-        share_tasks(slabs * shares, max_threads(), [&](i64 task) {
-            i64 slab = task / shares, share = task % shares;
-            i64 begin = blocks() * slab / slabs, count = blocks() * (slab + 1) / slabs - begin;
+        Tasks(blocks(), SLAB_BLOCKS, piece.panels).run([&](i64 begin, i64 end, i64 first_panel, i64 end_of_panels) {
             Tiles tiles;
             static thread_local Pages memory;
-            words* rows = memory.vectors<words>(count * piece.size());
-            for (i64 i = 0; i < count; i++)
+            words* rows = memory.vectors<words>((end - begin) * piece.size());
+            for (i64 i = begin; i < end; i++)
                 for (i64 s = 0; s < piece.depth; s++)
-                    pack_rows<PARTS>(a, (begin + i) * BLOCK, (piece.start + s) * STEP,
-                                     rows + i * piece.size() + s * STEP_VECTORS);
+                    pack_rows<PARTS>(a, i * BLOCK, (piece.start + s) * STEP,
+                                     rows + (i - begin) * piece.size() + s * STEP_VECTORS);
             // with each block a share of the next panel is fetched
-            i64 turns = count * piece.depth * TURNS<PARTS>, lines = (piece.size() + turns - 1) / turns;
-            for (i64 j = piece.panels * share / shares; j < piece.panels * (share + 1) / shares; j++) {
+            i64 turns = (end - begin) * piece.depth * TURNS<PARTS>, lines = (piece.size() + turns - 1) / turns;
+            for (i64 j = first_panel; j < end_of_panels; j++) {
                 const words *panel = piece.shared + j * piece.size(), *next = panel + piece.size();
-                for (i64 i = 0; i < count; i++, next += piece.depth * TURNS<PARTS> * lines)
-                    multiply_block(piece, rows + i * piece.size(), panel, next, lines, (begin + i) * BLOCK, j);
+                for (i64 i = begin; i < end; i++, next += piece.depth * TURNS<PARTS> * lines)
+                    multiply_block(piece, rows + (i - begin) * piece.size(), panel, next, lines, i * BLOCK, j);
             }
         });
     }

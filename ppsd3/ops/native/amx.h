@@ -129,6 +129,26 @@ inline __attribute__((always_inline)) void multiply(i64 steps, const words* a, c
     }
 }
 
+// The work of a product as tasks for the threads: slabs of rows, and where these are few, shares of the columns too.
+// Rows are counted in blocks, of which a slab has `most` at most, and columns in panels.
+struct Tasks {
+    i64 blocks, panels, slabs, shares;
+
+    Tasks(i64 blocks, i64 most, i64 panels) : blocks(blocks), panels(panels), slabs((blocks + most - 1) / most) {
+        const i64 wanted = 4 * max_threads();  // for an even load
+        shares = std::min(panels, std::max<i64>(1, (wanted + slabs - 1) / slabs));
+    }
+
+    // Calls f(first block, end of blocks, first panel, end of panels) for each.
+    template <class F>
+    void run(F&& f) const {
+        share_tasks(slabs * shares, max_threads(), [&](i64 task) {
+            i64 slab = task / shares, share = task % shares;
+            f(blocks * slab / slabs, blocks * (slab + 1) / slabs, panels * share / shares, panels * (share + 1) / shares);
+        });
+    }
+};
+
 inline void clear() {
     _tile_zero(0);
     _tile_zero(1);

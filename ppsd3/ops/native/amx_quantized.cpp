@@ -68,14 +68,11 @@ struct QuantizedProduct {
             for (i64 s = 0; s < steps(); s++) pack_step(j * BLOCK, s, packed + j * panel_size + s * STEP_VECTORS);
             sum_groups(packed + j * panel_size, group_sums + j * groups() * BLOCK);
         });
-        i64 blocks = (rows + BLOCK - 1) / BLOCK, most = std::max<i64>(1, SLAB_BYTES / (BLOCK * stride));
-        i64 slabs = (blocks + most - 1) / most, tasks = 4 * max_threads();
-        i64 shares = std::min(panels(), std::max<i64>(1, (tasks + slabs - 1) / slabs));
-        share_tasks(slabs * shares, max_threads(), [&](i64 task) {
-            i64 slab = task / shares, share = task % shares;
+        const i64 most = std::max<i64>(1, SLAB_BYTES / (BLOCK * stride));
+        Tasks((rows + BLOCK - 1) / BLOCK, most, panels()).run([&](i64 begin, i64 end, i64 first_panel, i64 end_of_panels) {
             Tiles tiles;
-            for (i64 j = panels() * share / shares; j < panels() * (share + 1) / shares; j++)
-                for (i64 i = blocks * slab / slabs; i < blocks * (slab + 1) / slabs; i++)
+            for (i64 j = first_panel; j < end_of_panels; j++)
+                for (i64 i = begin; i < end; i++)
                     multiply_block(i * BLOCK, j * BLOCK, packed + j * panel_size, group_sums + j * groups() * BLOCK);
         });
     }
