@@ -1,6 +1,6 @@
 """Say what a checkpoint or a file is, what it holds, how to load it, and whether it fits this machine.
 
-Weights are not loaded: all is read from headers and names.
+Weights are not loaded: all is read from headers and names. Without a checkpoint: what this machine computes with.
 """
 
 import os
@@ -22,6 +22,7 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 def add_arguments(parser):
     parser.add_argument(
         "checkpoint",
+        nargs="?",
         metavar="CHECKPOINT",
         help="directory, hub id or bundled model (shapes); or a file: networks, a LoRA, a learnt word, a picture",
     )
@@ -29,6 +30,10 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    if arguments.checkpoint is None:
+        if arguments.variant is not None:
+            raise InputError("--variant chooses among a checkpoint's files, and no checkpoint is named. Name it first.")
+        return print(_machine())
     if _is_file(arguments.checkpoint):
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")

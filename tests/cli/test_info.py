@@ -14,6 +14,7 @@ from ppsd3.cli import info
 from ppsd3.cli.main import main
 from ppsd3.cli.png import save_png
 from ppsd3.loaders.recognition import recognize
+from ppsd3.ops import native, use_native
 from ppsd3.serialization.sd3_configs import published_name
 
 
@@ -24,8 +25,21 @@ def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
     assert "StableDiffusion3Pipeline" in shown and "float32" in shown
     for name in ("transformer", "vae", "text_encoder_3", "tokenizer_2", "scheduler"):
         assert f"\n{name} " in shown
-    assert "fits" in shown and "does not fit" not in shown
-    assert "Paddle" in shown and "CPU threads" in shown and "native CPU kernels: " in shown and "products of wide layers: " in shown
+    assert "fits" in shown and "does not fit" not in shown and "native CPU kernels: " in shown
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_machine_alone(capsys, enabled):
+    with use_native(enabled):
+        assert main(["info"]) == 0
+        in_use, detail = native.status()
+    shown = capsys.readouterr().out
+    assert f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})" in shown
+    assert "Paddle" in shown and "CPU threads" in shown and "int8 models: " in shown
+    if not in_use:
+        assert "products of wide layers: by Paddle" in shown and "int8 weights, products in float" in shown
+    assert main(["info", "--variant", "fp16"]) == 2
+    assert "Name it first" in capsys.readouterr().err
 
 
 def test_counts_match_the_models(tiny_checkpoint):
