@@ -86,6 +86,9 @@ def test_dtype_names():
 @pytest.mark.parametrize("native", [True, False])
 def test_every_float16_becomes_float32_exactly(native):
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)]
     with ops.use_native(native):
         floats = cast(paddle.to_tensor(halves), "float32").numpy()
-    np.testing.assert_array_equal(floats, halves.astype(np.float32))
+        np.testing.assert_array_equal(floats, halves.astype(np.float32))
+        floats = cast(paddle.to_tensor(finite), "float32").numpy()  # with none among them that needs another way
+    np.testing.assert_array_equal(floats.view(np.uint32), finite.astype(np.float32).view(np.uint32))  # signs of zero too
