@@ -4,6 +4,7 @@ import ctypes
 import functools
 import os
 import sys
+import warnings
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # MKL's own numbers for its code paths.
@@ -24,7 +25,9 @@ def use_all_cores():
     chosen = _threads_chosen_by_user()
     choose_mkl_path()
     keep_freed_memory()
-    import paddle
+    with warnings.catch_warnings():  # of use to those who compile operators with Paddle, on every start of a program
+        warnings.filterwarnings("ignore", message="No ccache found")
+        import paddle
 
     threads = chosen or usable_cores()
     paddle.base.core.set_num_threads(threads)

@@ -34,6 +34,7 @@ def test_unknown_command(capsys):
 def test_module_and_version():
     run = subprocess.run([sys.executable, "-m", "ppsd3", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == f"ppsd3 {ppsd3.__version__}"
+    assert not run.stderr  # no warning of Paddle's either
 
 
 def test_one_line_for_an_error(capsys, tmp_path):
