@@ -10,7 +10,7 @@ import paddle.nn.functional as F
 
 from . import native, onednn
 from .native import interface as kernels
-from .shapes import shape_of, tracked
+from .shapes import shape_of
 
 
 def attention_reference(q, k, v, bias=None, causal=False, scale=None):
@@ -42,7 +42,7 @@ def attention_heads_split(q, k, v, bias=None, causal=False, scale=None):
 
 def _softmax(scores):
     """Softmax over the last axis; may use up ``scores``."""
-    if not tracked(scores) and onednn.usable(scores):
+    if onednn.usable_forward(scores):
         return onednn.softmax_(scores)
     return F.softmax(scores, axis=-1)
 

@@ -11,6 +11,7 @@ from paddle.autograd import PyLayer
 
 from . import native
 from .native import interface as kernels
+from .shapes import tracked
 
 
 class CastingLinear(nn.Layer):
@@ -37,8 +38,7 @@ class CastingLinear(nn.Layer):
         return cls(paddle.empty([linear.out_features, linear.in_features], dtype), linear.bias, compute_dtype)
 
     def forward(self, x):
-        tracked = paddle.is_grad_enabled() and not x.stop_gradient
-        y = _CastingProduct.apply(x, self.weight) if tracked else _product(x, self.weight)
+        y = _CastingProduct.apply(x, self.weight) if tracked(x) else _product(x, self.weight)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self):

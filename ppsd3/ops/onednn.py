@@ -49,6 +49,11 @@ def usable(*tensors):
     return plain_on_cpu(*tensors) and is_available()
 
 
+def usable_forward(x):
+    """Whether :func:`softmax_` and :func:`eltwise`, which record no gradient, may serve ``x``."""
+    return not tracked(x) and usable(x)
+
+
 @functools.lru_cache(maxsize=None)
 def is_available():
     """Whether the wheel carries a oneDNN 3 that makes a CPU engine (GPU, macOS and Windows wheels may not)."""

@@ -178,9 +178,9 @@ class SafetensorsFile:
         The mapping would cost more: a fault for each few pages, and their return to the system.
         """
         result = np.empty(info.shape, NUMPY_DTYPES[target])
-        if target == "float32" and scale == 1.0:
-            if native.read_floats(self._descriptor, info.start, info.dtype, result):
-                return result
+        plain = target == "float32" and scale == 1.0
+        if plain and native.read_floats(self._descriptor, info.start, info.dtype, result):
+            return result
         out, buffer = result.reshape(-1), np.empty(min(array.size, PIECE), array.dtype)
         for piece in pieces(array.size):
             source = buffer[: piece.stop - piece.start]

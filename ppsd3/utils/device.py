@@ -25,7 +25,7 @@ def use_all_cores():
     chosen = _threads_chosen_by_user()
     choose_mkl_path()
     keep_freed_memory()
-    with warnings.catch_warnings():  # of use to those who compile operators with Paddle, on every start of a program
+    with warnings.catch_warnings():  # what Paddle says on every start is of use to those alone who compile operators
         warnings.filterwarnings("ignore", message="No ccache found")
         import paddle
 

@@ -31,9 +31,9 @@ static inline void copy_window(const float* image, i64 height, i64 width, i64 y0
     }
 }
 
-// Rows per task: an input of at most `limit` floats, and tasks for all threads.
-static inline i64 rows_per_task(i64 rows, i64 batch, i64 floats_per_row, int threads, i64 limit, i64 least) {
-    i64 fitting = std::max<i64>(1, limit / floats_per_row);
+// Rows per task: an input of at most `limit`, in what `per_row` counts, and tasks for all threads.
+static inline i64 rows_per_task(i64 rows, i64 batch, i64 per_row, int threads, i64 limit, i64 least) {
+    i64 fitting = std::max<i64>(1, limit / per_row);
     if (batch < 4 * threads) fitting = std::min(fitting, std::max<i64>(least, rows * batch / (4 * threads)));
     i64 tasks = (rows + fitting - 1) / fitting;
     return (rows + tasks - 1) / tasks;

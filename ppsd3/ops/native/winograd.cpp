@@ -305,10 +305,9 @@ struct TiledConvolution {
              i64 batch, i64 height, i64 width) const {
         const i64 tiles_x = (width + 1) / 2, tiles_y = (height + 1) / 2, in_pairs = (in + 1) / 2;
         const int threads = max_threads();
-        i64 rows_fitting = std::max<i64>(1, PLANE_BYTES / (in * 6 * tiles_x));
-        i64 chunks = std::max<i64>((tiles_y + rows_fitting - 1) / rows_fitting, (2 * threads + batch - 1) / batch);
-        const i64 chunk = (tiles_y + chunks - 1) / chunks;
-        chunks = (tiles_y + chunk - 1) / chunk;
+        const i64 bytes = 6;  // of a number in three parts
+        const i64 chunk = rows_per_task(tiles_y, batch, bytes * in * tiles_x, threads, PLANE_BYTES, 1);
+        const i64 chunks = (tiles_y + chunk - 1) / chunk;
         static thread_local Pages shared;
         amx::words* weights = shared.vectors<amx::words>((P * P * channel_blocks() * steps() + 1) * STEP_VECTORS);
         pack_weights(transformed, weights);
@@ -349,13 +348,13 @@ void convolve(const float* x, const float* weight, const float* bias, const floa
     const int I = S::INPUTS, P = S::PRODUCTS, O = S::OUTPUTS;
     const i64 tiles_x = (width + 1) / 2, tiles_y = (height + 1) / 2, blocks = (out + BLOCK - 1) / BLOCK;
     const int threads = threads_for(batch * in * out * tiles_y * tiles_x * P * P / 16);
-    const i64 chunk = rows_per_task(tiles_y, batch, I * I * in * tiles_x, threads, INPUT_FLOATS, 1);
-    const i64 chunks = (tiles_y + chunk - 1) / chunk;
     const std::vector<Channels> weights = transform_weights<S>(weight, out, in, transposed, threads);
 #if PPSD3_AMX
     if (in >= amx::STEP && out >= amx::BLOCK && batch * tiles_y * tiles_x >= amx::BLOCK && amx::ready())
         return TiledConvolution<S>{in, out}.run(x, weights, bias, added, y, batch, height, width);
 #endif
+    const i64 chunk = rows_per_task(tiles_y, batch, I * I * in * tiles_x, threads, INPUT_FLOATS, 1);
+    const i64 chunks = (tiles_y + chunk - 1) / chunk;
     share_tasks(batch * chunks, threads, [&](i64 task) {
         i64 n = task / chunks, first = task % chunks * chunk, rows = std::min(chunk, tiles_y - first);
         i64 tiles = rows * tiles_x, plane = (tiles + LANES - 1) / LANES * LANES + LANES;
