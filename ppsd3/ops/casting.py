@@ -10,7 +10,7 @@ from paddle import nn
 from paddle.autograd import PyLayer
 
 from . import native
-from .native import interface as kernels
+from .native import halves
 from .shapes import tracked
 
 
@@ -48,8 +48,8 @@ class CastingLinear(nn.Layer):
 
 def cast_weight(weight, dtype):
     """``weight`` in ``dtype``, by threads where the native kernels can."""
-    if dtype == paddle.float32 and native.usable() and kernels.casts(weight):
-        return kernels.cast_weight(weight)
+    if dtype == paddle.float32 and native.usable() and halves.casts(weight):
+        return halves.cast_weight(weight)
     return weight.astype(dtype)
 
 

@@ -26,15 +26,10 @@ SIGNATURES = {  # p pointer, n size, f float
     "rms_norm": "pppnnf",
     "rms_norm_backward": "pppppnnf",
     "attention": "ppppppfpnn",
-    "cast_weight": "ppnn",
     "attention_backward": "ppppppppppf",
     "set_runtime": "pp",
 }
-OPTIONAL_SIGNATURES = {  # only where the CPU or the system has what they need
-    "half_to_float": "ppn",
-    "amx_attention": "ppppppfpnn",
-    "read_floats": "nnpnnp",
-}
+OPTIONAL_SIGNATURES = {"amx_attention": "ppppppfpnn"}  # only where the CPU has the instructions
 
 
 def declare(library, signatures):
@@ -48,20 +43,6 @@ def declare(library, signatures):
 def _rows(x):
     width = x.shape[-1]
     return x.size // width, width
-
-
-def casts(weight):
-    """Whether :func:`cast_weight` takes this weight."""
-    if not weight.place.is_cpu_place() or weight.size == 0:
-        return False
-    return weight.dtype == paddle.bfloat16 or (weight.dtype == paddle.float16 and hasattr(lib(), "ppsd3_half_to_float"))
-
-
-def cast_weight(weight):
-    """A float16 or bfloat16 tensor in float32."""
-    weight, out = _dense(weight), paddle.empty(weight.shape, dtype="float32")
-    lib().ppsd3_cast_weight(weight.data_ptr(), out.data_ptr(), out.size, weight.dtype == paddle.bfloat16)
-    return out
 
 
 # Linear, with or without GELU after it.
