@@ -18,4 +18,6 @@ def plain_on_cpu(*tensors):
     """Whether ``tensors`` (entries may be None) are non-empty float32 on the CPU, outside AMP and static graphs."""
     if not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:
         return False
-    return all(x is None or (x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape) for x in tensors)
+    return all(
+        x is None or (x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape) for x in tensors
+    )

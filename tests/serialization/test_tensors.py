@@ -91,4 +91,6 @@ def test_every_float16_becomes_float32_exactly(native):
         floats = cast(paddle.to_tensor(halves), "float32").numpy()
         np.testing.assert_array_equal(floats, halves.astype(np.float32))
         floats = cast(paddle.to_tensor(finite), "float32").numpy()  # with none among them that needs another way
-    np.testing.assert_array_equal(floats.view(np.uint32), finite.astype(np.float32).view(np.uint32))  # signs of zero too
+    np.testing.assert_array_equal(
+        floats.view(np.uint32), finite.astype(np.float32).view(np.uint32)
+    )  # signs of zero too
