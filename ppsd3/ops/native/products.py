@@ -1,10 +1,7 @@
 """Products of float32 matrices: by which algorithm, for which sizes, and how exactly."""
 
-import functools
-
 import paddle
 
-from ...utils.device import is_amd
 from ...utils.errors import ConfigError
 from . import lib
 
@@ -14,6 +11,7 @@ OPTIONAL_SIGNATURES = {  # only where the CPU has the instructions; letters as i
     "strassen": "ppppnnnnn",
 }
 
+PRECISIONS = ("highest", "high", "strassen", "medium")
 _precision = "high"
 
 
@@ -25,10 +23,11 @@ class float32_matmul_precision:
         precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
 
             - "highest": float32, each sum in the usual way; relative errors near 5e-7.
-            - "high" (the initial state): float32 by faster ways. Where the CPU has AMX, each operand as the sum of three
-              bfloat16 numbers: up to twice as fast as "highest", and no less exact. Else, where it is AMD's and has AVX-512,
-              wide layers with many rows by Strassen's algorithm: up to an eighth faster, relative errors near 3e-6 of the largest
-              result among some 200 rows.
+            - "high" (the initial state): where the CPU has AMX, each operand as the sum of three bfloat16 numbers: up to
+              twice as fast as "highest", and no less exact. Elsewhere as "highest".
+            - "strassen": as "high", but where the CPU has AVX-512 and no AMX, wide layers with many rows by Strassen's
+              algorithm: up to an eighth faster on AMD's CPUs. It mixes rows: errors are near 3e-6 of the largest result
+              among some 200 rows, and what is not finite in one picture of a batch reaches the others.
             - "medium": operands of linear layers rounded to bfloat16, with sums in float32, where the CPU has AMX or
               AVX512-BF16: two to four times as fast, relative errors near 3e-3. Meant for training.
 
@@ -38,8 +37,8 @@ class float32_matmul_precision:
 
     def __init__(self, precision):
         global _precision
-        if precision not in ("highest", "high", "medium"):
-            raise ConfigError(f"precision={precision!r} is not known. Choose 'highest', 'high' or 'medium'.")
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision={precision!r} is not known. Choose one of {PRECISIONS}.")
         self._before, _precision = _precision, precision
 
     def __enter__(self):
@@ -67,12 +66,12 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
         The sizes are those from which each is measured to be the fastest: all but the last prepare their operands first.
     """
     if _precision != "highest" and has_amx():
-        parts = 3 if _precision == "high" else 1
+        parts = 1 if _precision == "medium" else 3
         if m >= 64 and n >= 32 and k >= 64 and m * n * k >= parts**3 << 20:
             return "amx_product", parts
     elif _precision == "medium" and hasattr(lib(), "ppsd3_product_bf16"):
         return "product_bf16", 1
-    elif _precision == "high" and strassen_pays():
+    elif _precision == "strassen" and hasattr(lib(), "ppsd3_strassen"):
         if transpose_y and not transpose_x and min(n, k) >= 1024 and m >= 256:
             return "strassen", 2 if m >= 600 else 1
     return "matmul", 0
@@ -81,13 +80,6 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
 def has_amx():
     """Whether there are kernels on AMX tiles, and the system lets this process use the tiles."""
     return hasattr(lib(), "ppsd3_amx_product") and lib().ppsd3_amx_ready()
-
-
-@functools.lru_cache(maxsize=None)
-def strassen_pays():
-    """Whether Strassen's algorithm is there and faster: on AMD's CPUs, which add beside multiplying. Intel's do either, and
-    MKL serves them better."""
-    return hasattr(lib(), "ppsd3_strassen") and is_amd()
 
 
 def product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=False):
