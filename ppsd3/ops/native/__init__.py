@@ -67,7 +67,7 @@ def _load():
         if lib is not None:
             for module in (halves, interface, vision):
                 interface.declare(lib, module.SIGNATURES)
-            modules = (halves, interface, products, quantized)
+            modules = (halves, interface, products, quantized, vision)
             optional = {k: v for module in modules for k, v in module.OPTIONAL_SIGNATURES.items()}
             interface.declare(lib, {k: v for k, v in optional.items() if hasattr(lib, "ppsd3_" + k)})
         _loaded = lib, detail

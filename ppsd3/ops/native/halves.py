@@ -1,21 +1,19 @@
 """float16 and bfloat16 to float32: arrays, numbers of a file, and weights that are held in 16 bits."""
 
-import ctypes
-
 import paddle
 
 from . import available, lib
 from .products import dense
 
 SIGNATURES = {"cast_weight": "ppnn"}  # p pointer, n size
-OPTIONAL_SIGNATURES = {"half_to_float": "ppn", "read_floats": "nnpnnp"}  # only where the CPU or the system can
+OPTIONAL_SIGNATURES = {"float16_to_float32": "ppn", "read_floats": "nnpnn"}  # only where the CPU or the system can
 
 
 def half_to_float(halves, floats):
     """Converts a contiguous float16 array into a float32 one, if kernels may be used and the CPU can; else False."""
     if not (_loads("float16") and halves.flags.c_contiguous and floats.flags.c_contiguous):
         return False
-    lib().ppsd3_half_to_float(halves.ctypes.data, floats.ctypes.data, halves.size)
+    lib().ppsd3_float16_to_float32(halves.ctypes.data, floats.ctypes.data, halves.size)
     return True
 
 
@@ -34,10 +32,8 @@ def read_floats(descriptor, position, dtype, floats):
     """
     if not (_loads(dtype) and hasattr(lib(), "ppsd3_read_floats")):
         return False
-    done = ctypes.c_int64()
-    pointer, brain = floats.ctypes.data, dtype == "bfloat16"
-    lib().ppsd3_read_floats(descriptor, position, pointer, floats.size, brain, ctypes.byref(done))
-    return done.value == floats.size
+    pointer, is_bfloat16 = floats.ctypes.data, dtype == "bfloat16"
+    return lib().ppsd3_read_floats(descriptor, position, pointer, floats.size, is_bfloat16) == 0
 
 
 def casts(weight):
@@ -58,4 +54,4 @@ def _loads(dtype):
 
 
 def _converts(dtype):
-    return dtype == "bfloat16" or (dtype == "float16" and hasattr(lib(), "ppsd3_half_to_float"))
+    return dtype == "bfloat16" or (dtype == "float16" and hasattr(lib(), "ppsd3_float16_to_float32"))

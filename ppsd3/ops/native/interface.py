@@ -37,7 +37,7 @@ def declare(library, signatures):
     types = {"p": _POINTER, "n": _SIZE, "f": _FLOAT}
     for name, signature in signatures.items():
         function = getattr(library, "ppsd3_" + name)
-        function.argtypes, function.restype = [types[c] for c in signature], None
+        function.argtypes, function.restype = [types[c] for c in signature], ctypes.c_int32
 
 
 def _rows(x):

@@ -8,6 +8,7 @@ from paddle.autograd import PyLayer
 
 from . import lib
 from .interface import _dense, _pointer, _tracked
+from .products import has_amx
 
 SIGNATURES = {  # p pointer, n size, f float
     "conv2d": "pppppnnnnnnn",
@@ -18,6 +19,11 @@ SIGNATURES = {  # p pointer, n size, f float
     "upsample_conv2d_backward_weight": "ppppnnnnn",
     "group_norm": "pppppnnnnnf",
     "group_norm_backward": "ppppppppnnnnn",
+}
+OPTIONAL_SIGNATURES = {  # only where the CPU has AMX
+    "amx_conv2d": "pppppnnnnnnn",
+    "amx_conv2d_backward_data": "pppnnnnnnn",
+    "amx_upsample_conv2d": "ppppnnnnn",
 }
 
 _SAME, _NONE, _RIGHT_BOTTOM = (1, 1, 1, 1), (0, 0, 0, 0), (0, 1, 0, 1)
@@ -64,7 +70,11 @@ class _Plain:
 
     def run(self, suffix, *tensors):
         """Calls a kernel on ``tensors``; returns the last one."""
-        getattr(lib(), self.name + suffix)(*map(_pointer, tensors), *self.sizes)
+        name = self.name + suffix
+        on_tiles = name.replace("ppsd3_", "ppsd3_amx_")
+        if has_amx() and hasattr(lib(), on_tiles):
+            name = on_tiles
+        getattr(lib(), name)(*map(_pointer, tensors), *self.sizes)
         return tensors[-1]
 
 
