@@ -150,11 +150,12 @@ SIZES_OF_LAYERS = {  # (rows, columns, k): what is taken where AMX is, and where
 @pytest.mark.parametrize("amx", [True, False])
 def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
     monkeypatch.setattr(products, "has_amx", lambda: amx)
-    monkeypatch.setattr(products, "strassen_pays", lambda: True)
     if not hasattr(native.lib(), "ppsd3_product_bf16"):
         pytest.skip("this CPU has no AVX512-BF16")
     for sizes, expected in SIZES_OF_LAYERS.items():
-        assert products.algorithm(*sizes) == expected[0 if amx else 1]
+        assert products.algorithm(*sizes) == (expected[0] if amx else ("matmul", 0))
+        with ops.float32_matmul_precision("strassen"):
+            assert products.algorithm(*sizes) == expected[0 if amx else 1]
         with ops.float32_matmul_precision("highest"):
             assert products.algorithm(*sizes) == ("matmul", 0)
     with ops.float32_matmul_precision("medium"):
@@ -162,14 +163,12 @@ def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
     assert products.algorithm(2048, 1536, 1536, transpose_y=False)[0] == ("amx_product" if amx else "matmul")
 
 
-def test_strassen_is_for_amd(monkeypatch):
-    monkeypatch.setattr(products, "has_amx", lambda: False)
-    for amd in (True, False):
-        monkeypatch.setattr(products, "is_amd", lambda: amd)
-        products.strassen_pays.cache_clear()
-        expected = amd and hasattr(native.lib(), "ppsd3_strassen")
-        assert products.algorithm(2048, 1536, 1536) == (("strassen", 2) if expected else ("matmul", 0))
-    products.strassen_pays.cache_clear()
+@pytest.mark.parametrize("amx", [True, False])
+def test_without_being_asked_pictures_of_a_batch_are_independent(monkeypatch, amx):
+    monkeypatch.setattr(products, "has_amx", lambda has=products.has_amx: amx and has())
+    x, weight, bias = operands(2 * 600, 1536, 1536)
+    x[:600] = np.nan
+    assert np.isfinite(ops.linear(*map(paddle.to_tensor, (x, weight, bias))).numpy()[600:]).all()
 
 
 def test_linear_layers_take_the_fast_way():
@@ -235,5 +234,5 @@ def test_operands_are_not_rounded_unless_asked_and_after_the_context():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="'low'.*'highest', 'high' or 'medium'"):
+    with pytest.raises(ConfigError, match="'low'.*'highest', 'high', 'strassen', 'medium'"):
         ops.float32_matmul_precision("low")

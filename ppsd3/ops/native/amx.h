@@ -8,7 +8,8 @@
 
 #pragma once
 
-#include "common.h"
+#include "threads.h"
+#include "vectors.h"
 
 #if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #define PPSD3_AMX 1
@@ -21,9 +22,6 @@ const i64 TILE = 16;                    // rows of a tile, and columns in pairs 
 const i64 STEP = 32;                    // k of a tile
 const i64 BLOCK = 2 * TILE;             // rows and columns of what is summed in registers: 2 x 2 tiles
 const i64 TILE_WORDS = TILE * TILE;     // 32-bit words of a tile: 1 KB
-
-// Asks the system for the tiles, once; false where it refuses.
-bool ready();
 
 // The tiles of this thread from here to the end of the scope.
 struct Tiles {

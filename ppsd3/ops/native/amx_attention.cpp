@@ -4,8 +4,12 @@
 // Everything is transposed: keys are rows and queries columns, so that each lane of a vector is a query of its own, with
 // its maximum and its sum, and probabilities are in the order in which the second product takes them.
 
+#include <vector>
+
 #include "amx.h"
 #include "attention.h"
+#include "guarded.h"
+#include "scratch.h"
 
 #if PPSD3_AMX
 
@@ -243,17 +247,18 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
 
 extern "C" {
 
-// As ppsd3_attention.
-void ppsd3_amx_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
-                         float* lse, float scale, const float* bias, i64 bias_batch, i64 bias_head) {
-    const Shape n = *shape;
-    int threads = threads_for(n.batch * n.heads * n.queries * n.keys * n.dim / 8);
-    i64 parts = parts_of_head(n, threads);
-    share_tasks(n.batch * n.heads * parts, threads, [&](i64 task) {
-        i64 b = task / parts / n.heads, head = task / parts % n.heads, part = task % parts;
-        amx::Tiles tiles;
-        amx::attend(n, *q, *k, *v, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts, scale,
-                    bias ? bias + b * bias_batch + head * bias_head : nullptr);
+int32_t ppsd3_amx_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
+                         float* lse, float scale, const float* bias, int64_t bias_batch, int64_t bias_head) {
+    return guarded([&] {
+        const Shape n = *shape;
+        int threads = threads_for(n.batch * n.heads * n.queries * n.keys * n.dim / 8);
+        i64 parts = parts_of_head(n, threads);
+        share_tasks(n.batch * n.heads * parts, threads, [&](i64 task) {
+            i64 b = task / parts / n.heads, head = task / parts % n.heads, part = task % parts;
+            amx::Tiles tiles;
+            amx::attend(n, *q, *k, *v, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts, scale,
+                        bias ? bias + b * bias_batch + head * bias_head : nullptr);
+        });
     });
 }
 

@@ -5,6 +5,8 @@
 // vectors while tiles multiply the next group.
 
 #include "amx.h"
+#include "guarded.h"
+#include "scratch.h"
 
 #if PPSD3_AMX && defined(__AMX_INT8__)
 
@@ -131,11 +133,12 @@ struct QuantizedProduct {
 
 extern "C" {
 
-// As ppsd3_product_int8, but that u has rows to the next multiple of 32, whatever they hold, and a stride of whole 64 bytes.
-void ppsd3_amx_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
-                            const float* weight_scale, const float* bias, float* out, i64 rows, i64 n, i64 k, i64 stride,
-                            i64 with_gelu) {
-    amx::QuantizedProduct{u, scale, low, weight, weight_scale, bias, out, rows, n, k, stride, with_gelu != 0}.run();
+int32_t ppsd3_amx_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
+                            const float* weight_scale, const float* bias, float* out, int64_t rows, int64_t n, int64_t k, int64_t stride,
+                            bool gelu_after) {
+    return guarded([&] {
+        amx::QuantizedProduct{u, scale, low, weight, weight_scale, bias, out, rows, n, k, stride, gelu_after}.run();
+    });
 }
 
 }  // extern "C"

@@ -11,8 +11,13 @@
 // are transformed back at once, while they are in the first-level cache. On a CPU with AMX (amx.h) the products are made on
 // its tiles, one multiplication of the scheme for all channels after another.
 
+#include <vector>
+
 #include "amx.h"
-#include "vision.h"
+#include "convolution.h"
+#include "guarded.h"
+#include "scratch.h"
+#include "threads.h"
 
 namespace {
 
@@ -344,13 +349,13 @@ struct TiledConvolution {
 
 template <class S>
 void convolve(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch, i64 in,
-              i64 height, i64 width, i64 out, bool transposed) {
+              i64 height, i64 width, i64 out, bool transposed, bool on_tiles) {
     const int I = S::INPUTS, P = S::PRODUCTS, O = S::OUTPUTS;
     const i64 tiles_x = (width + 1) / 2, tiles_y = (height + 1) / 2, blocks = (out + BLOCK - 1) / BLOCK;
     const int threads = threads_for(batch * in * out * tiles_y * tiles_x * P * P / 16);
     const std::vector<Channels> weights = transform_weights<S>(weight, out, in, transposed, threads);
 #if PPSD3_AMX
-    if (in >= amx::STEP && out >= amx::BLOCK && batch * tiles_y * tiles_x >= amx::BLOCK && amx::ready())
+    if (on_tiles && in >= amx::STEP && out >= amx::BLOCK && batch * tiles_y * tiles_x >= amx::BLOCK)
         return TiledConvolution<S>{in, out}.run(x, weights, bias, added, y, batch, height, width);
 #endif
     const i64 chunk = rows_per_task(tiles_y, batch, I * I * in * tiles_x, threads, INPUT_FLOATS, 1);
@@ -385,10 +390,39 @@ void convolve(const float* x, const float* weight, const float* bias, const floa
 
 void winograd_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch,
                      i64 in, i64 height, i64 width, i64 out, bool transposed) {
-    convolve<Plain>(x, weight, bias, added, y, batch, in, height, width, out, transposed);
+    convolve<Plain>(x, weight, bias, added, y, batch, in, height, width, out, transposed, false);
 }
 
 void winograd_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in,
                               i64 height, i64 width, i64 out) {
-    convolve<Upsampled>(x, weight, bias, nullptr, y, batch, in, height, width, out, false);
+    convolve<Upsampled>(x, weight, bias, nullptr, y, batch, in, height, width, out, false, false);
 }
+
+#if PPSD3_AMX
+
+extern "C" {
+
+int32_t ppsd3_amx_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y,
+                         int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel,
+                         int64_t stride) {
+    if (!by_winograd(kernel, stride, in))
+        return ppsd3_conv2d(x, weight, bias, added, y, batch, in, height, width, out, kernel, stride);
+    return guarded([&] { convolve<Plain>(x, weight, bias, added, y, batch, in, height, width, out, false, true); });
+}
+
+int32_t ppsd3_amx_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in,
+                                       int64_t height, int64_t width, int64_t out, int64_t kernel, int64_t stride) {
+    if (!by_winograd(kernel, stride, out))
+        return ppsd3_conv2d_backward_data(dy, weight, dx, batch, in, height, width, out, kernel, stride);
+    return guarded([&] { convolve<Plain>(dy, weight, nullptr, nullptr, dx, batch, out, height, width, in, true, true); });
+}
+
+int32_t ppsd3_amx_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, int64_t batch,
+                                  int64_t in, int64_t height, int64_t width, int64_t out) {
+    if (!by_winograd(3, 1, in)) return ppsd3_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
+    return guarded([&] { convolve<Upsampled>(x, weight, bias, nullptr, y, batch, in, height, width, out, false, true); });
+}
+
+}  // extern "C"
+
+#endif

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common.h"
+#include "vectors.h"
 
 const int BLOCK = 8;  // output channels whose weights lie together
 #if LANES == 16 || defined(__aarch64__)
@@ -38,6 +38,9 @@ static inline i64 rows_per_task(i64 rows, i64 batch, i64 per_row, int threads, i
     i64 tasks = (rows + fitting - 1) / fitting;
     return (rows + tasks - 1) / tasks;
 }
+
+// Whether a convolution of so many input channels is Winograd's: fewer do not pay for the transforms.
+static inline bool by_winograd(i64 kernel, i64 stride, i64 channels) { return kernel == 3 && stride == 1 && channels >= 8; }
 
 // winograd.cpp: y = conv(x, weight, 3x3, padded by 1) + bias (or null), in the second form of x upsampled by 2. The weight
 // is [out, in, 3, 3]; `transposed`, it is [in, out, 3, 3] with its taps in reverse order, which is the gradient by x.
