@@ -1,5 +1,6 @@
 """The only place that knows kernels; everything else calls these names."""
 
+from . import sixteen_bit, vision  # noqa: F401 (their operations belong to the table too)
 from .activations import exact_gelu, gelu, quick_gelu
 from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
 from .attention import attention, causal_bias, joint_attention

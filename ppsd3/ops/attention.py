@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Optional
 
 import paddle
 import paddle.nn.functional as F
@@ -70,9 +69,9 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    bias: Optional[Tensor] = None,
+    bias: Tensor | None = None,
     causal: bool = False,
-    scale: Optional[float] = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Softmax attention: ``softmax(scale q k^T + bias) v``.
 
@@ -125,8 +124,8 @@ def _joint_attention(q, k, v, text_q, text_k, text_v):
 
 
 def joint_attention(
-    image: tuple[Tensor, Tensor, Tensor], text: tuple[Optional[Tensor], Tensor, Tensor]
-) -> tuple[Tensor, Optional[Tensor]]:
+    image: tuple[Tensor, Tensor, Tensor], text: tuple[Tensor | None, Tensor, Tensor]
+) -> tuple[Tensor, Tensor | None]:
     """One softmax over the tokens of two streams, image first, without concatenating them where kernels allow.
 
     Args:

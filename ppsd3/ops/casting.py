@@ -7,8 +7,6 @@ the next one uses again.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import paddle
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
@@ -29,7 +27,7 @@ class CastingLinear(nn.Layer):
     """
 
     def __init__(
-        self, weight: Tensor, bias: Optional[Tensor] = None, compute_dtype: paddle.dtype = paddle.float32
+        self, weight: Tensor, bias: Tensor | None = None, compute_dtype: paddle.dtype = paddle.float32
     ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape

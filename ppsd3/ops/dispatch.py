@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Callable, Dict, NamedTuple, Optional, TypeVar
+from typing import Callable, NamedTuple, TypeVar
 
 import paddle
 from paddle.base.framework import _dygraph_tracer
@@ -18,7 +18,7 @@ from ..utils.errors import ConfigError
 from . import features, settings
 from .shapes import tracked
 
-TABLE: Dict[str, Row] = {}  # name of an operation -> its row
+TABLE: dict[str, Row] = {}  # name of an operation -> its row
 OPEN, GRAPH = "open", "static graph"  # in place of a dtype
 _float32 = paddle.float32
 _Function = TypeVar("_Function", bound=Callable)
@@ -34,16 +34,16 @@ class Implementation(NamedTuple):
     name: str  # unique in its row
     level: str  # of settings.LEVELS
     function: Callable  # takes what the operation takes
-    place: Optional[str] = None  # "cpu" or "gpu"; None for any
+    place: str | None = None  # "cpu" or "gpu"; None for any
     dtypes: tuple = ()  # names; () for any
     features: tuple = ()  # of the machine
     precisions: tuple = settings.PRECISIONS  # at which float32_matmul_precision it may multiply
     gradients: bool = True  # whether a gradient is recorded
     graphs: bool = True  # whether it works in static graphs, where sizes are open
-    accepts: Optional[Callable[..., bool]] = None  # whether it can compute these arguments; None for all
-    pays: Optional[Callable[..., bool]] = None  # whether it is measured to be the fastest for them; None for all
+    accepts: Callable[..., bool] | None = None  # whether it can compute these arguments; None for all
+    pays: Callable[..., bool] | None = None  # whether it is measured to be the fastest for them; None for all
 
-    def serves(self, dtype: Optional[str]) -> bool:
+    def serves(self, dtype: str | None) -> bool:
         """Whether it is made for a dtype, or what :func:`kind_of` says in its place; None is any."""
         return not (self.dtypes and dtype is not None and dtype not in self.dtypes) and (self.graphs or dtype != GRAPH)
 
@@ -51,7 +51,7 @@ class Implementation(NamedTuple):
         """Whether it takes every call that comes to it."""
         return self.gradients and self.accepts is None and self.pays is None
 
-    def obstacle(self, state: settings.Settings) -> Optional[str]:
+    def obstacle(self, state: settings.Settings) -> str | None:
         """Why settings or the machine do not allow it; None if they do."""
         if settings.LEVELS.index(self.level) > settings.LEVELS.index(state.level):
             return f"turned off by use_kernels({state.level!r})"
@@ -78,8 +78,8 @@ def operation(*implementations: Implementation, deciding: int = 1) -> Callable[[
     the function itself.
 
     Args:
-        deciding: number of its first arguments (tensors or None) whose place and dtype decide. With 0, the place is where
-            Paddle computes at present.
+        deciding: number of its first arguments (tensors or None) whose place and dtype decide. With 0, the place is
+            where Paddle computes at present.
     """
 
     def decorate(definition):
@@ -203,16 +203,16 @@ def implementation(operation: str, name: str) -> Implementation:
 
 def summary() -> list[str]:
     """Lines that say what computes each operation where Paddle computes now, and why a faster entry does not."""
-    lines: dict[tuple, list] = {}  # operations that have the same to say share a line
+    lines: dict[str, list[str]] = {}  # operations that have the same to say share a line
     for name, row in TABLE.items():
-        taken, refused = [], []
+        taken, refused = [], {}
         for chosen, obstacle in row.considered(settings.current, _device(), None):
             if obstacle is not None:
-                refused.append(f"{chosen.name}: {obstacle}")
-            elif not taken or not taken[-1].serves_all():
-                taken.append(chosen)
-        lines.setdefault((", ".join(i.name for i in taken), "; ".join(refused)), []).append(name)
-    return [
-        f"{', '.join(names)}: {taken}" + (f"  ({refused})" if refused else "")
-        for (taken, refused), names in lines.items()
-    ]
+                refused.setdefault(obstacle, []).append(chosen.name)
+            else:
+                taken.append(chosen.name)
+                if chosen.serves_all() and not chosen.dtypes:
+                    break
+        reasons = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in refused.items())
+        lines.setdefault(" > ".join(taken) + (f"  ({reasons})" if reasons else ""), []).append(name)
+    return [f"{', '.join(names)}: {what}" for what, names in lines.items()]

@@ -6,7 +6,6 @@ A feature is there, or there is a reason why it is not, which ``ppsd3 info`` pri
 from __future__ import annotations
 
 import functools
-from typing import Optional
 
 from . import native, onednn
 
@@ -23,7 +22,7 @@ _FUNCTIONS = {
 
 
 @functools.cache
-def missing(feature: str) -> Optional[str]:
+def missing(feature: str) -> str | None:
     """Why this machine lacks a feature, None if it has it. Builds the native library when first asked for one of its."""
     if feature == "onednn":
         return onednn.unavailable()

@@ -6,8 +6,6 @@ saved from it without a transpose. ``paddle.nn.Linear`` keeps ``[in, out]``.
 
 from __future__ import annotations
 
-from typing import Optional
-
 import paddle
 from paddle import Tensor, nn
 
@@ -49,7 +47,7 @@ class Linear(nn.Layer):
 
 
 @operation(native(kernels.linear), deciding=3)
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``.
 
     Shapes: ``x [..., in]``, ``weight [out, in]``, ``bias [out]`` or None -> ``[..., out]``.

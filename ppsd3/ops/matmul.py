@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Optional
 
 import paddle
 import paddle.nn.functional as F
@@ -46,7 +45,7 @@ def matmul(
     b: Tensor,
     transpose_x: bool = False,
     transpose_y: bool = False,
-    bias: Optional[Tensor] = None,
+    bias: Tensor | None = None,
     gelu_after: bool = False,
 ) -> Tensor:
     """``a b + bias``, or tanh-GELU of it, without a gradient: what linear layers and their gradients are made of.

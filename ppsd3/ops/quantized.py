@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Optional, Tuple, Union
 
 import paddle
 from paddle import Tensor, nn
@@ -38,7 +37,7 @@ class QuantizedLinear(nn.Layer):
     Shapes: ``x [..., in_features]`` (or what :func:`shared_input` made of it) -> ``[..., out_features]``.
     """
 
-    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Optional[Tensor] = None) -> None:
+    def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)
@@ -83,7 +82,7 @@ class WeightOnlyLinear(QuantizedLinear):
         return weight_only_linear(x, self.weight, self.weight_scale, self.bias)
 
 
-def quantize_weight(weight: Tensor) -> Tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``weight [out, in]`` -> int8 of the same shape, and ``scale [out]`` in the weight's dtype."""
     weight, dtype = weight.astype("float32"), weight.dtype
     scale = weight.abs().max(axis=1) / LEVELS
@@ -135,10 +134,10 @@ def _quantized_linear(x, weight_scale, bias, weight, gelu):
 
 
 def quantized_linear(
-    x: Union[Tensor, QuantizedActivation],
+    x: Tensor | QuantizedActivation,
     weight: Tensor,
     weight_scale: Tensor,
-    bias: Optional[Tensor] = None,
+    bias: Tensor | None = None,
     gelu: bool = False,
 ) -> Tensor:
     """``x (weight_scale * weight)^T + bias``, then tanh-GELU if wanted; see :class:`QuantizedLinear`."""
@@ -147,7 +146,7 @@ def quantized_linear(
     return _quantized_linear(x, weight_scale, bias, weight, gelu)
 
 
-def shared_input(x: Tensor, *layers: nn.Layer) -> Union[Tensor, QuantizedActivation]:
+def shared_input(x: Tensor, *layers: nn.Layer) -> Tensor | QuantizedActivation:
     """``x``, rounded once for all of ``layers`` where each of them would round it; otherwise as it is."""
     return _quantize(x) if all(_rounds(x, layer) for layer in layers) else x
 
@@ -163,7 +162,7 @@ def has_hooks(layer: nn.Layer) -> bool:
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
-def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """The layer with its weights multiplied out: differentiable by ``x``, in ``x``'s dtype, on any device."""
     weight = weight.astype(x.dtype) * weight_scale.astype(x.dtype).unsqueeze(1)
     y = paddle.matmul(x, weight, transpose_y=True)

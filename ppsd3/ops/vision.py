@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Optional, Union
 
 import paddle
 import paddle.nn.functional as F
@@ -14,7 +13,8 @@ from . import onednn
 from .dispatch import Implementation, native, operation
 from .dispatch import onednn as by_onednn
 from .linear import Linear
-from .native import vision as kernels
+from .native import convolution as kernels
+from .native import norms
 from .quantized import has_hooks
 
 # in * out channels from which oneDNN's convolution outruns our direct one. Measured, GFLOP/s per core forward, ours and
@@ -39,7 +39,7 @@ class Conv2D(nn.Conv2D):
         out_channels: int,
         kernel_size: int,
         stride: int = 1,
-        padding: Union[int, Sequence[int]] = 0,
+        padding: int | Sequence[int] = 0,
         bias: bool = True,
     ) -> None:
         bound = (in_channels * kernel_size * kernel_size) ** -0.5
@@ -48,7 +48,7 @@ class Conv2D(nn.Conv2D):
         super().__init__(in_channels, out_channels, kernel_size, stride, padding, **attributes)
         self.window = stride, ((padding,) * 4 if isinstance(padding, int) else tuple(padding))
 
-    def forward(self, x: Tensor, upsample: bool = False, added: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, upsample: bool = False, added: Tensor | None = None) -> Tensor:
         """The convolution of ``x`` plus ``added``; if ``upsample``, that of ``upsample_nearest_2x(x)`` alone."""
         if upsample:
             return upsample_conv2d(x, self.weight, self.bias, *self.window)
@@ -87,8 +87,8 @@ def _is_wide(x, weight, bias, added, stride, padding):
 def conv2d(
     x: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor],
-    added: Optional[Tensor],
+    bias: Tensor | None,
+    added: Tensor | None,
     stride: int,
     padding: Sequence[int],
 ) -> Tensor:
@@ -106,7 +106,7 @@ def conv2d(
     native(kernels.upsample_conv2d, accepts=_upsamples_same_3x3),
     deciding=3,
 )
-def upsample_conv2d(x: Tensor, weight: Tensor, bias: Optional[Tensor], stride: int, padding: Sequence[int]) -> Tensor:
+def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: Sequence[int]) -> Tensor:
     """:func:`conv2d` of ``upsample_nearest_2x(x)``."""
     return conv2d(upsample_nearest_2x(x), weight, bias, None, stride, padding)
 
@@ -129,7 +129,7 @@ def patch_tokens(x: Tensor, layer: nn.Layer) -> Tensor:
     return layer(x).flatten(2).transpose([0, 2, 1])
 
 
-@operation(native(kernels.group_norm_silu), deciding=3)
+@operation(native(norms.group_norm_silu), deciding=3)
 def _group_norm_silu(x, weight, bias, norm):
     return F.silu(norm(x))
 

@@ -9,7 +9,7 @@ from . import lib
 from .tensors import dense, pointer, rows_of
 
 
-def linear(x, weight, bias):
+def linear(x, weight, bias=None):
     """``x W^T + b``, or without ``b``; bias and its gradient (a column sum) by kernels."""
     if bias is None:
         return _PlainLinear.apply(x, weight) if tracked(x, weight) else matmul(x, weight, transpose_y=True)

@@ -8,14 +8,14 @@ from . import lib
 from .tensors import dense, pointer, rows_of
 
 
-def layer_norm(x, epsilon):
+def layer_norm(x, epsilon=1e-6):
     """Layer norm without weight or bias."""
     if tracked(x):
         return _LayerNorm.apply(x, epsilon)
     return _layer_norm(dense(x), None, None, epsilon)[0]
 
 
-def layer_norm_modulate(x, shift, scale, epsilon):
+def layer_norm_modulate(x, shift, scale, epsilon=1e-6):
     """``layer_norm(x) * (1 + scale) + shift`` in one pass."""
     if tracked(x, shift, scale):
         return _LayerNormModulate.apply(x, shift, scale, epsilon)
@@ -102,7 +102,7 @@ class _GatedResidual(PyLayer):
         return tuple(g if wanted else None for g, wanted in zip((dout, dgate, dx), ctx.wanted))
 
 
-def rms_norm(x, weight, epsilon):
+def rms_norm(x, weight, epsilon=1e-6):
     """``x / sqrt(mean(x^2) + epsilon) * weight`` over the last axis."""
     if tracked(x, weight):
         return _RMSNorm.apply(x, weight, epsilon)
@@ -129,3 +129,45 @@ class _RMSNorm(PyLayer):
         dout, dx, dweight = dense(dout), paddle.empty_like(x), paddle.empty_like(weight)
         lib().ppsd3_rms_norm_backward(*map(pointer, (x, weight, dout, dx, dweight)), *rows_of(x), ctx.epsilon)
         return tuple(g if wanted else None for g, wanted in zip((dx, dweight), ctx.wanted))
+
+
+def group_norm_silu(x, weight, bias, norm):
+    """``silu(norm(x))`` for an ``nn.GroupNorm``."""
+    return group_norm(x, weight, bias, norm._num_groups, norm._epsilon, True)
+
+
+def group_norm(x, weight, bias, groups, epsilon, silu):
+    """Group norm of ``x [B, C, ...]``, followed by SiLU if ``silu``."""
+    if tracked(x, weight, bias):
+        return _GroupNorm.apply(x, weight, bias, groups, epsilon, silu)
+    return _group_norm(dense(x), dense(weight), dense(bias), groups, epsilon, silu)[0]
+
+
+def _group_norm(x, weight, bias, groups, epsilon, silu):
+    y = paddle.empty_like(x)
+    moments = paddle.empty([2, x.shape[0], groups], dtype="float32")  # mean and 1 / standard deviation
+    lib().ppsd3_group_norm(*map(pointer, (x, weight, bias, y, moments)), *_planes(x), groups, silu, epsilon)
+    return y, moments
+
+
+def _planes(x):
+    batch, channels = x.shape[:2]
+    return batch, channels, x.size // (batch * channels)
+
+
+class _GroupNorm(PyLayer):
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, epsilon, silu):
+        ctx.wanted, ctx.groups, ctx.silu = [not t.stop_gradient for t in (x, weight, bias)], groups, silu
+        x, weight, bias = dense(x), dense(weight), dense(bias)
+        y, moments = _group_norm(x, weight, bias, groups, epsilon, silu)
+        ctx.save_for_backward(x, weight, bias, moments)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, bias, moments = ctx.saved_tensor()
+        gradients = [paddle.empty_like(t) for t in (x, weight, bias)]
+        pointers = map(pointer, (x, weight, bias, moments, dense(dy), *gradients))
+        lib().ppsd3_group_norm_backward(*pointers, *_planes(x), ctx.groups, ctx.silu)
+        return tuple(g if wanted else None for g, wanted in zip(gradients, ctx.wanted))

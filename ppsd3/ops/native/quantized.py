@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import List, NamedTuple
+from typing import NamedTuple
 
 import paddle
 from paddle import Tensor
@@ -20,7 +20,7 @@ class QuantizedActivation(NamedTuple):
     data: Tensor  # uint8, [rows or more, k or more]
     scale: Tensor  # float32, [rows, groups], as low
     low: Tensor
-    shape: List[int]  # of x
+    shape: list[int]  # of x
 
 
 def quantize(x):

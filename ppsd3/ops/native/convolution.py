@@ -1,6 +1,6 @@
-"""The autoencoder's kernels as functions of Paddle tensors, each with its gradient.
+"""Convolutions of float32 pictures [B, C, H, W] on the CPU, each with its gradient.
 
-All tensors are float32 on the CPU, pictures [B, C, H, W]. With the prefix ``amx_`` products are made on AMX tiles.
+With the prefix ``amx_`` products are made on AMX tiles.
 """
 
 import paddle
@@ -94,45 +94,3 @@ class _Convolution(PyLayer):
             ctx.kernels.run(ctx.kernels.name + "_backward_weight", x, dy, dweight, dbias)
         gradients = zip((dx, dweight, dbias, dy), ctx.wanted)
         return tuple(g if wanted else None for g, wanted in gradients if wanted is not None)
-
-
-def group_norm_silu(x, weight, bias, norm):
-    """``silu(norm(x))`` for an ``nn.GroupNorm``."""
-    return group_norm(x, weight, bias, norm._num_groups, norm._epsilon, True)
-
-
-def group_norm(x, weight, bias, groups, epsilon, silu):
-    """Group norm of ``x [B, C, ...]``, followed by SiLU if ``silu``."""
-    if tracked(x, weight, bias):
-        return _GroupNorm.apply(x, weight, bias, groups, epsilon, silu)
-    return _group_norm(dense(x), dense(weight), dense(bias), groups, epsilon, silu)[0]
-
-
-def _group_norm(x, weight, bias, groups, epsilon, silu):
-    y = paddle.empty_like(x)
-    moments = paddle.empty([2, x.shape[0], groups], dtype="float32")  # mean and 1 / standard deviation
-    lib().ppsd3_group_norm(*map(pointer, (x, weight, bias, y, moments)), *_planes(x), groups, silu, epsilon)
-    return y, moments
-
-
-def _planes(x):
-    batch, channels = x.shape[:2]
-    return batch, channels, x.size // (batch * channels)
-
-
-class _GroupNorm(PyLayer):
-    @staticmethod
-    def forward(ctx, x, weight, bias, groups, epsilon, silu):
-        ctx.wanted, ctx.groups, ctx.silu = [not t.stop_gradient for t in (x, weight, bias)], groups, silu
-        x, weight, bias = dense(x), dense(weight), dense(bias)
-        y, moments = _group_norm(x, weight, bias, groups, epsilon, silu)
-        ctx.save_for_backward(x, weight, bias, moments)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, bias, moments = ctx.saved_tensor()
-        gradients = [paddle.empty_like(t) for t in (x, weight, bias)]
-        pointers = map(pointer, (x, weight, bias, moments, dense(dy), *gradients))
-        lib().ppsd3_group_norm_backward(*pointers, *_planes(x), ctx.groups, ctx.silu)
-        return tuple(g if wanted else None for g, wanted in zip(gradients, ctx.wanted))
