@@ -9,10 +9,14 @@ layer's type, as everything in ``ops`` does, and otherwise call the layer. What 
 of leaving the adapters out without a word.
 """
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from ..utils.errors import InputError
 
@@ -24,10 +28,10 @@ class Adapter(nn.Layer):
         """What to add to ``y``.
 
         Args:
-            x (Tensor [..., in_features]): the layer's input.
-            y (Tensor [..., out_features]): what the layer makes of it, bias included.
+            x: the layer's input, ``[..., in_features]``.
+            y: what the layer makes of it, bias included, ``[..., out_features]``.
             layer: the linear layer.
-            strength (float): the adapter's weight.
+            strength: the adapter's weight.
         """
         raise NotImplementedError
 
@@ -48,30 +52,44 @@ class AdaptedLinear(nn.Layer):
 
     Attributes:
         base_layer: that layer; with fused adapters its weights contain them.
-        adapters (nn.LayerDict): name -> :class:`Adapter`.
-        strengths (dict): name of each adapter -> float.
-        active (tuple of str): names of the adapters that act, in the order in which they are added.
-        enabled (bool): whether they act at all.
-        fused (dict): name of an adapter in the weights -> strength there.
-        scale (float): factor of all strengths, for a while (:func:`scaled_adapters`).
+        adapters: name -> :class:`Adapter`.
+        strengths: name of each adapter -> strength.
+        active: names of the adapters that act, in the order in which they are added.
+        enabled: whether they act at all.
+        fused: name of an adapter in the weights -> strength there.
+        scale: factor of all strengths, for a while (:func:`scaled_adapters`).
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer: nn.Layer) -> None:
         super().__init__()
-        self.base_layer = layer
-        self.adapters = nn.LayerDict()
-        self.strengths, self.active, self.enabled = {}, (), True
-        self.fused, self.scale = {}, 1.0
+        self.base_layer: Any = layer
+        self.adapters: Any = nn.LayerDict()
+        self.strengths: dict[str, float] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.fused: dict[str, float] = {}
+        self.scale = 1.0
         self._without = None  # weight and bias without the fused adapters
 
-    in_features = property(lambda self: self.base_layer.in_features)
-    out_features = property(lambda self: self.base_layer.out_features)
-    compute_dtype = property(lambda self: self.base_layer.compute_dtype)
+    @property
+    def in_features(self) -> int:
+        """Of the linear layer."""
+        return self.base_layer.in_features
 
-    def forward(self, x):
+    @property
+    def out_features(self) -> int:
+        """Of the linear layer."""
+        return self.base_layer.out_features
+
+    @property
+    def compute_dtype(self) -> paddle.dtype:
+        """dtype of its input and output."""
+        return self.base_layer.compute_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
         return self.adapt(x, self.base_layer(x))
 
-    def adapt(self, x, y):
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """``y``, which the layer made of ``x``, plus what the adapters add."""
         total = y
         for name in self.pending:
@@ -81,13 +99,13 @@ class AdaptedLinear(nn.Layer):
         return total
 
     @property
-    def pending(self):
+    def pending(self) -> list[str]:
         """Names of the active adapters that are not in the weights."""
         return [name for name in self.active if name not in self.fused] if self.enabled else []
 
     @paddle.no_grad()
-    def merged(self, strengths):
-        """float32 (weight, bias or None) with the adapters of ``strengths`` (name -> float) in them and no others."""
+    def merged(self, strengths: dict[str, float]) -> tuple[Tensor, Tensor | None]:
+        """float32 (weight, bias or None) with the adapters of ``strengths`` in them and no others."""
         layer = self.base_layer
         weight, bias = self._originals()
         weight = dense_weight(layer, weight)
@@ -101,7 +119,7 @@ class AdaptedLinear(nn.Layer):
         return weight + change, bias
 
     @paddle.no_grad()
-    def fuse(self, strengths, merged=None):
+    def fuse(self, strengths: dict[str, float], merged: tuple[Tensor, Tensor | None] | None = None) -> None:
         """Puts the adapters of ``strengths`` into the weights, which hold these and no others then."""
         layer = self.base_layer
         weight, bias = self.merged(strengths) if merged is None else merged
@@ -112,7 +130,7 @@ class AdaptedLinear(nn.Layer):
         self.fused = dict(strengths)
 
     @paddle.no_grad()
-    def unfuse(self):
+    def unfuse(self) -> None:
         """Gives the layer the very weights again that it had."""
         if self._without is None:
             return
@@ -134,17 +152,17 @@ class AdaptedLinear(nn.Layer):
         names = [name for name in ("weight", "weight_scale") if getattr(layer, name, None) is not None]
         return {name: alias(getattr(layer, name)) for name in names}, None if layer.bias is None else alias(layer.bias)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         acting = {name: self.strengths[name] * self.scale for name in self.pending}
         return f"adapters={acting}, fused={self.fused}"
 
 
-def base_of(layer):
+def base_of(layer: nn.Layer) -> Any:
     """The linear layer inside, or ``layer`` itself."""
     return layer.base_layer if isinstance(layer, AdaptedLinear) else layer
 
 
-def adapt(layer, x, y):
+def adapt(layer: nn.Layer, x: Tensor, y: Tensor) -> Tensor:
     """``y``, which the weights of ``layer`` made of ``x``, with what adapters around the layer add."""
     return layer.adapt(x, y) if isinstance(layer, AdaptedLinear) else y
 
@@ -154,13 +172,13 @@ def adapted_layers(network):
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, AdaptedLinear)}
 
 
-def adapter_scale(network):
+def adapter_scale(network: nn.Layer) -> float:
     """The factor that :func:`scaled_adapters` has set, 1 outside of it."""
     return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLinear)), 1.0)
 
 
 @contextlib.contextmanager
-def scaled_adapters(networks, scale, argument):
+def scaled_adapters(networks: Iterable[nn.Layer], scale: float | None, argument: str) -> Iterator[None]:
     """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts.
 
     Raises:
@@ -186,7 +204,7 @@ def scaled_adapters(networks, scale, argument):
             layer.scale = value
 
 
-def own_sublayers(network):
+def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:
     """[(name, layer)] of ``network`` without what an adapter has attached to the whole of it (``_attachments``)."""
     return [(name, layer) for name, layer in network.named_sublayers() if not _is_attached(network, name)]
 
@@ -223,9 +241,9 @@ def dense_weight(layer, tensors=None):
     """The float32 matrix [out_features, in_features] that ``layer`` multiplies by.
 
     Args:
-        tensors (dict, optional): "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.
+        tensors: "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.
     """
-    tensors = tensors or {name: getattr(layer, name, None) for name in ("weight", "weight_scale")}
+    tensors = tensors or {"weight": layer.weight, "weight_scale": getattr(layer, "weight_scale", None)}
     weight, scale = tensors["weight"].astype("float32"), tensors.get("weight_scale")
     return weight if scale is None else weight * scale.astype("float32").unsqueeze(1)
 

@@ -118,7 +118,8 @@ def _joint_pays_on_tiles(*tensors):
 )
 def _joint_attention(q, k, v, text_q, text_k, text_v):
     """The outputs for ``q`` and, if it is there, ``text_q``."""
-    joint = attention(*(paddle.concat(pieces, axis=1) for pieces in _joined(q, k, v, text_q, text_k, text_v)))
+    joined = [paddle.concat(pieces, axis=1) for pieces in _joined(q, k, v, text_q, text_k, text_v)]
+    joint = attention(joined[0], joined[1], joined[2])
     images = shape_of(q)[1]
     return [joint] if text_q is None else [joint[:, :images], joint[:, images:]]
 

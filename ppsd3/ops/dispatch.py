@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Callable, NamedTuple, TypeVar
+from typing import Callable, NamedTuple, TypeVar, cast
 
 import paddle
 from paddle.base.framework import _dygraph_tracer
@@ -82,7 +82,7 @@ def operation(*implementations: Implementation, deciding: int = 1) -> Callable[[
             where Paddle computes at present.
     """
 
-    def decorate(definition):
+    def decorate(definition: _Function) -> _Function:
         row = Row(definition, implementations, deciding)
         choose = row.choose
 
@@ -91,7 +91,7 @@ def operation(*implementations: Implementation, deciding: int = 1) -> Callable[[
             return choose(arguments, options).function(*arguments, **options)
 
         TABLE[row.name] = row
-        return compute
+        return cast(_Function, compute)
 
     return decorate
 
@@ -153,19 +153,19 @@ def kind_of(tensors) -> tuple[str, str]:
     """
     if not paddle.in_dynamic_mode():
         return _device(), GRAPH  # a static graph's tensors have no place yet
-    place = dtype = None
+    place = dtype = ""
     for x in tensors:
         if x is None:
             continue
         where = "cpu" if x.place.is_cpu_place() else "gpu" if x.place.is_gpu_place() else "other"
         what = "float32" if x.dtype is _float32 else str(x.dtype).split(".")[-1]
-        if place is None:
+        if not place:
             place, dtype = where, what
         elif what != dtype or where != place:
             dtype = OPEN
         if 0 in x.shape:
             dtype = OPEN
-    if place is None or int(_dygraph_tracer()._amp_level):
+    if not place or int(_dygraph_tracer()._amp_level):  # pyright: ignore[reportOptionalMemberAccess]
         return place or _device(), OPEN
     return place, dtype
 

@@ -23,7 +23,7 @@ _FUNCTIONS = {
 
 @functools.cache
 def missing(feature: str) -> str | None:
-    """Why this machine lacks a feature, None if it has it. Builds the native library when first asked for one of its."""
+    """Why this machine lacks a feature, None if it has it. Builds the native library if it has to."""
     if feature == "onednn":
         return onednn.unavailable()
     library, detail = native.load()

@@ -1,4 +1,4 @@
-"""Float32 convolution, softmax and activations on the CPU through the oneDNN library that the paddlepaddle wheel carries.
+"""float32 convolution, softmax and activations on the CPU through the oneDNN library of the paddlepaddle wheel.
 
 Paddle's own CPU convolution builds the im2col matrix; oneDNN's compiled kernels skip it and are 2 to 4 times faster,
 forward and backward (more on a busy machine, where Paddle's barrier per picture waits for the slower thread). The
@@ -10,6 +10,7 @@ Numbers below (kinds, arguments, queries) are those of ``dnnl_types.h`` in the o
 
 import ctypes
 import functools
+import math
 import os
 import threading
 
@@ -69,8 +70,8 @@ def unavailable():
 def conv2d(x, weight, bias, stride, padding):
     """Convolution of contiguous or strided float32 CPU tensors; differentiable once.
 
-    Shapes: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]``. ``padding``: zeros at the top, bottom, left
-    and right.
+    Shapes: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]``. ``padding``: zeros at the top, bottom,
+    left and right.
     """
     if tracked(x, weight, bias):
         return _Conv2D.apply(x, weight, bias, stride, padding)
@@ -78,14 +79,14 @@ def conv2d(x, weight, bias, stride, padding):
 
 
 def softmax_(x):
-    """Softmax over the last axis of a contiguous float32 CPU tensor, in its place and without a gradient; returns ``x``.
+    """Softmax over the last axis of a contiguous float32 CPU tensor, in place and without a gradient; returns ``x``.
 
     A seventh of the time that Paddle takes.
     """
     with _lock:
-        layout, *primitive = _softmax(tuple(x.shape))
+        layout, descriptor, primitive = _softmax(tuple(x.shape))
         memory = _Memory(layout, x)
-        _execute(*primitive, {_SRC: memory, _DST: memory})
+        _execute(descriptor, primitive, {_SRC: memory, _DST: memory})
     return x
 
 
@@ -107,8 +108,8 @@ def eltwise(x, name, alpha=0.0):
     x = x.contiguous()
     y = paddle.empty(x.shape, x.dtype)
     with _lock:
-        layout, *primitive = _eltwise(x.size, name, alpha)
-        _execute(*primitive, {_SRC: _Memory(layout, x), _DST: _Memory(layout, y)})
+        layout, descriptor, primitive = _eltwise(math.prod(x.shape), name, alpha)
+        _execute(descriptor, primitive, {_SRC: _Memory(layout, x), _DST: _Memory(layout, y)})
     return y
 
 

@@ -101,7 +101,8 @@ def _quantize(x):
         scale = (group.max(axis=-1, keepdim=True) - low) / 255
         levels = ((group - low) / paddle.where(scale > 0, scale, paddle.ones_like(scale)) + 0.5).floor().clip(0, 255)
         groups.append((levels.astype("uint8"), scale, low))
-    return QuantizedActivation(*(paddle.concat(parts, axis=-1) for parts in zip(*groups)), list(x.shape))
+    data, scale, low = (paddle.concat(parts, axis=-1) for parts in zip(*groups))
+    return QuantizedActivation(data, scale, low, list(x.shape))
 
 
 @operation(

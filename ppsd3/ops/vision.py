@@ -125,7 +125,7 @@ def _is_plain_convolution(x, layer):
 
 @operation(Implementation("paddle", "paddle", _windows_as_rows, "cpu", graphs=False, accepts=_is_plain_convolution))
 def patch_tokens(x: Tensor, layer: nn.Layer) -> Tensor:
-    """``layer`` (an ``nn.Conv2D`` whose stride is its kernel's side p) on ``x [B, C, H, W]`` -> [B, (H/p)(W/p), out]."""
+    """``layer`` (an ``nn.Conv2D`` whose stride is its kernel's side p) on x [B, C, H, W] -> [B, (H/p)(W/p), out]."""
     return layer(x).flatten(2).transpose([0, 2, 1])
 
 
@@ -140,7 +140,7 @@ def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def _by_gemm(x):
-    """By a matrix of zeros and ones that writes both copies of a row at once: 2 to 10 times faster than copies on a CPU.
+    """By a matrix of zeros and ones that writes both copies of a row at once: 2 to 10 times faster than copies.
 
     The work grows with the square of the width, so wider rows are copied.
     """

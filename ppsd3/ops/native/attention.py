@@ -59,11 +59,12 @@ def in_pieces(q, k, v, scale=None, bias=None, kernel="attention"):
     if tracked(*q, *k, *v):
         outputs = _Attention.apply(kernel, scale, len(q), len(k), *q, *k, *v)
         return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    return _attention(kernel, *([dense(x) for x in pieces] for pieces in (q, k, v)), scale, None, bias)
+    q, k, v = ([dense(x) for x in pieces] for pieces in (q, k, v))
+    return _attention(kernel, q, k, v, scale, None, bias)
 
 
 def _attention(kernel, q, k, v, scale, lse, bias=None):
-    out = tuple(paddle.empty_like(x) for x in q)
+    out = [paddle.empty_like(x) for x in q]
     added, steps = None, (0, 0)
     if bias is not None:
         bias = dense(bias)
@@ -85,7 +86,7 @@ class _Attention(PyLayer):
         lse = paddle.empty([batch, heads, sum(x.shape[1] for x in q)], dtype="float32")
         out = _attention(kernel, q, k, v, scale, lse)
         ctx.save_for_backward(*tensors, *out, lse)
-        return out if len(out) > 1 else out[0]
+        return tuple(out) if len(out) > 1 else out[0]
 
     @staticmethod
     def backward(ctx, *dout):

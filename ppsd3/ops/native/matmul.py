@@ -61,7 +61,7 @@ def by_paddle(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=
         if gelu_after:
             lib().ppsd3_gelu(out.data_ptr(), pointer(bias), out.data_ptr(), *rows_of(out))
         else:
-            lib().ppsd3_add_bias(out.data_ptr(), bias.data_ptr(), *rows_of(out))
+            lib().ppsd3_add_bias(out.data_ptr(), pointer(bias), *rows_of(out))
     return out
 
 

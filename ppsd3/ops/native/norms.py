@@ -1,5 +1,7 @@
 """Norms and modulation of float32 tensors on the CPU, each with its gradient."""
 
+import math
+
 import paddle
 from paddle.autograd import PyLayer
 
@@ -25,7 +27,7 @@ def layer_norm_modulate(x, shift, scale, epsilon=1e-6):
 def _items(x, modulation):
     """Batch items, tokens of each, width; without modulation all rows are one item's."""
     rows, width = rows_of(x)
-    items = 1 if modulation is None else modulation.size // width
+    items = 1 if modulation is None else rows_of(modulation)[0]
     return items, rows // items, width
 
 
@@ -69,7 +71,8 @@ class _LayerNormModulate(PyLayer):
 
     @staticmethod
     def backward(ctx, dout):
-        gradients = _layer_norm_backward(*ctx.saved_tensor(), dense(dout))
+        x, scale, mean, rstd = ctx.saved_tensor()
+        gradients = _layer_norm_backward(x, scale, mean, rstd, dense(dout))
         return tuple(g if wanted else None for g, wanted in zip(gradients, ctx.wanted))
 
 
@@ -152,7 +155,7 @@ def _group_norm(x, weight, bias, groups, epsilon, silu):
 
 def _planes(x):
     batch, channels = x.shape[:2]
-    return batch, channels, x.size // (batch * channels)
+    return batch, channels, math.prod(x.shape[2:])
 
 
 class _GroupNorm(PyLayer):

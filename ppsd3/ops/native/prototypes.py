@@ -32,7 +32,7 @@ def parse(path=HEADER):
         ValueError: a declaration that is not understood.
     """
     text = re.sub(r"//[^\n]*|^#[^\n]*", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    top, prototypes = re.fullmatch(r'(.*)extern "C" \{(.*)\}\s*', text, re.DOTALL).groups()
+    top, _, prototypes = text.strip().rstrip("}").partition('extern "C" {')
     statuses, structures = {}, {}
     for kind, name, body in re.findall(r"(enum|struct) (\w+)[^{]*\{([^}]*)\};", top):
         if kind == "enum":
