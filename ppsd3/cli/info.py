@@ -185,7 +185,7 @@ def _machine():
     from ..ops.native.products import algorithm
     from ..ops.native.quantized import on_tiles
     from ..ops.quantized import integer_products
-    from ..utils.device import use_all_cores
+    from ..utils.device import tune_process
 
     in_use, detail = native.status()
     products = {"amx_product": "on AMX tiles", "strassen": "by Strassen's algorithm", "matmul": "by Paddle"}
@@ -196,7 +196,8 @@ def _machine():
     else:
         integers = "int8 weights, products in float"
     return (
-        f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads\n"
+        f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}\n"
+        f"this process: {'; '.join(tune_process())}\n"
         f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})\n"
         f"float32 products of wide layers: {products[wide]}\n"
         f"int8 models: {integers}"

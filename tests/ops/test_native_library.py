@@ -1,6 +1,7 @@
 """Building and loading the kernels: what is broken is rebuilt, what cannot be built is done without."""
 
 import os
+import pathlib
 import platform
 import stat
 import subprocess
@@ -32,7 +33,7 @@ exec {compiler} "$@"
 
 @pytest.fixture
 def compilations(tmp_path, monkeypatch):
-    """Number of builds so far, of a source that compiles in no time; they take half a second, or until ``stuck`` is gone."""
+    """Number of builds so far, of one small source; each takes half a second, or until the file ``stuck`` is gone."""
     source, log, script = tmp_path / "tiny.cpp", tmp_path / "calls", tmp_path / "counting-cxx"
     source.write_text('extern "C" int ppsd3_set_runtime(void*, void*) { return 0; }')
     script.write_text(COMPILER.format(folder=tmp_path, compiler=library._compiler()[0]))
@@ -60,7 +61,7 @@ def loader(tmp_path):
     """A process whose four threads load the library when they get a line."""
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
     command = [sys.executable, "-W", "ignore", "-c", LOAD, str(tmp_path)]
-    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **streams)
     assert process.stdout.readline() == "ready\n"
     return process
@@ -113,7 +114,7 @@ def test_damage_is_rebuilt(cache, compilations, damage):
     elif damage == "checksum deleted":
         os.remove(path[: -len("so")] + "sha256")
     else:
-        content = open(path, "rb").read()
+        content = pathlib.Path(path).read_bytes()
         replacement = path + ".damaged"  # a new file: the old one is mapped into this process
         with open(replacement, "wb") as file:
             file.write(content[: len(content) // 3] if damage == "truncated" else b"not a library")
@@ -187,7 +188,7 @@ import ctypes, resource
 import numpy, paddle
 from ppsd3.ops import native
 assert native.status()[0]
-library, address = native.lib(), lambda x: ctypes.c_void_p(x.ctypes.data)
+library = ctypes.CDLL(native.status()[1])  # the loaded one, without what Python has said of its functions
 paddle.ones([64, 64]) @ paddle.ones([64, 64])  # what starts threads has started them
 memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (memory + (64 << 20),) * 2)
