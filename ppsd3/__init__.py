@@ -1,14 +1,14 @@
 """Stable Diffusion 3 and 3.5 on PaddlePaddle.
 
-The public names are imported when they are first used, so ``import ppsd3`` costs little more than ``import paddle``.
-It gives Paddle all CPU cores, unless the environment variable ``OMP_NUM_THREADS`` says otherwise.
+The public names are imported when they are first used, so ``import ppsd3`` costs little more than ``import paddle``
+and changes nothing of the process. The first model that is built does: :func:`ppsd3.tune_process`.
 """
 
 # Paddle 2.6 exports symbols of a zlib of its own. A system zlib that is loaded after it calls into them, and saving a
 # PNG crashes; one that is loaded before it does not.
 import zlib  # noqa: F401
 
-from .utils.device import use_all_cores
+from .utils.device import import_paddle
 
 __version__ = "0.1.0"
 
@@ -63,6 +63,7 @@ _PUBLIC = {
     "WeightedPrompts": "pipelines.stable_diffusion_3.prompt_reading",
     "add_adapter": "adapters",
     "convert": "loaders.conversion",
+    "tune_process": "utils.device",
 }
 
 __all__ = ["__version__", *_PUBLIC]
@@ -82,4 +83,4 @@ def __dir__():
     return sorted({*globals(), *_PUBLIC})
 
 
-use_all_cores()
+import_paddle()

@@ -24,6 +24,7 @@ from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
+from .utils.device import tune_process
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 
@@ -52,6 +53,10 @@ class ModelMixin(nn.Layer, ConfigMixin):
     _keys_to_ignore_on_load = ()
     _tied_keys = {}
     _components = ()
+
+    def __init__(self, *args, **kwargs):
+        tune_process()
+        super().__init__(*args, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -5,6 +5,10 @@ import paddle
 import pytest
 from helpers import tiny
 
+from ppsd3 import tune_process
+
+tune_process()
+
 
 @pytest.fixture(autouse=True)
 def fixed_randomness():

@@ -182,12 +182,13 @@ def _machine():
     import paddle
 
     from ..ops import dispatch, native
-    from ..utils.device import use_all_cores
+    from ..utils.device import tune_process
 
     in_use, detail = native.status()
     return "\n".join(
         [
-            f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads",
+            f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}",
+            f"this process: {'; '.join(tune_process())}",
             f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})",
             "what computes an operation: the first of these that takes its arguments",
             *(f"  {line}" for line in dispatch.summary()),

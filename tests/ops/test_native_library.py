@@ -1,10 +1,12 @@
 """Building and loading the kernels: what is broken is rebuilt, what cannot be built is done without."""
 
 import os
+import pathlib
 import platform
 import stat
 import subprocess
 import sys
+import time
 
 import paddle
 import pytest
@@ -22,16 +24,47 @@ def cache(tmp_path, monkeypatch):
     return tmp_path
 
 
+COMPILER = """#!/bin/sh
+case " $* " in *" -shared "*) echo linked >> {folder}/calls; sleep 0.5;; esac
+while [ -e {folder}/stuck ]; do sleep 0.1; done
+exec {compiler} "$@"
+"""
+
+
 @pytest.fixture
 def compilations(tmp_path, monkeypatch):
-    """Number of compilations so far, of a source that compiles in no time."""
+    """Number of builds so far, of one small source; each takes half a second, or until the file ``stuck`` is gone."""
     source, log, script = tmp_path / "tiny.cpp", tmp_path / "calls", tmp_path / "counting-cxx"
-    source.write_text('extern "C" void ppsd3_set_runtime(void*, void*) {}')
-    script.write_text(f'#!/bin/sh\necho call >> {log}\nexec {library._compiler()[0]} "$@"\n')
+    source.write_text('extern "C" int ppsd3_set_runtime(void*, void*) { return 0; }')
+    script.write_text(COMPILER.format(folder=tmp_path, compiler=library._compiler()[0]))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(library, "SOURCES", [source])
     monkeypatch.setenv("CXX", str(script))
     return lambda: len(log.read_text().splitlines()) if log.exists() else 0
+
+
+LOAD = """
+import pathlib, sys, threading, time
+from ppsd3.ops.native import library
+library.SOURCES = [pathlib.Path(sys.argv[1]) / "tiny.cpp"]
+print("ready", flush=True)
+sys.stdin.readline()
+found = []
+threads = [threading.Thread(target=lambda: found.append(library.load())) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(found) == 4 and all(loaded for loaded, _ in found), found
+"""
+
+
+def loader(tmp_path):
+    """A process whose four threads load the library when they get a line."""
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    command = [sys.executable, "-W", "ignore", "-c", LOAD, str(tmp_path)]
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    process = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **streams)
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 @needs_kernels
@@ -40,7 +73,36 @@ def test_built_once(cache, compilations):
     second, same_path = library.load()
     assert first is not None and second is not None and path == same_path
     assert path.startswith(str(cache)) and compilations() == 1
-    assert sorted(os.listdir(os.path.dirname(path))) == ["libppsd3_kernels.sha256", "libppsd3_kernels.so"]
+    assert sorted(os.listdir(os.path.dirname(path))) == ["libppsd3_kernels.sha256", "libppsd3_kernels.so", "lock"]
+
+
+@needs_kernels
+def test_threads_and_processes_that_start_together_build_once(cache, compilations):
+    processes = [loader(cache) for _ in range(2)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = "".join(process.communicate(timeout=120)[1] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert compilations() == 1
+    assert said.count("Compiling CPU kernels, once") == said.count("\n") == 1
+
+
+@needs_kernels
+def test_a_build_that_is_killed_blocks_nobody_and_leaves_nothing(cache, compilations):
+    (cache / "stuck").touch()
+    process = loader(cache)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    while not (unfinished := [*cache.rglob("build-*")]):
+        time.sleep(0.01)
+    assert process.poll() is None and not [*cache.rglob("libppsd3_kernels.*")]
+    process.kill()  # without its compiler, which goes on
+    process.wait()
+    (cache / "stuck").unlink()
+    loaded, path = library.load()
+    assert loaded is not None and os.path.dirname(path) == str(unfinished[0].parent)
+    assert sorted(os.listdir(os.path.dirname(path))) == ["libppsd3_kernels.sha256", "libppsd3_kernels.so", "lock"]
 
 
 @needs_kernels
@@ -52,7 +114,7 @@ def test_damage_is_rebuilt(cache, compilations, damage):
     elif damage == "checksum deleted":
         os.remove(path[: -len("so")] + "sha256")
     else:
-        content = open(path, "rb").read()
+        content = pathlib.Path(path).read_bytes()
         replacement = path + ".damaged"  # a new file: the old one is mapped into this process
         with open(replacement, "wb") as file:
             file.write(content[: len(content) // 3] if damage == "truncated" else b"not a library")
@@ -65,8 +127,8 @@ def test_damage_is_rebuilt(cache, compilations, damage):
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch, compilations):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    loaded, path = library.load()
-    assert loaded is not None and not path.startswith(str(tmp_path / "file"))
+    loaded, detail = library.load()
+    assert loaded is not None and "for this process only" in detail and "Not a directory" in detail
 
 
 def test_no_compiler(cache, monkeypatch):
@@ -118,3 +180,50 @@ def test_kernels_for_other_cpus_compute_the_same(cache, flags):
     assert [*cache.rglob("libppsd3_kernels.so")], (
         "no library was built, so the references were compared with themselves"
     )
+
+
+# Memory for the keys of one head is asked for by the threads that share the work: none of it can be had.
+TOO_MUCH = """
+import ctypes, resource
+import numpy, paddle
+from ppsd3.ops import native
+assert native.status()[0]
+library = ctypes.CDLL(native.status()[1])  # the loaded one, without what Python has said of its functions
+paddle.ones([64, 64]) @ paddle.ones([64, 64])  # what starts threads has started them
+memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (memory + (64 << 20),) * 2)
+
+class Shape(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "heads", "dim", "queries", "keys")]
+
+class Tokens(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p * 2), ("rows", ctypes.c_int64 * 2), ("stride", ctypes.c_int64 * 2)]
+
+def attention(name, tokens, numbers):
+    def piece():  # each token in the same place
+        return ctypes.byref(Tokens((numbers.ctypes.data, 0), (tokens, 0), (0, 0)))
+    shape = Shape(1, 2, 64, 64, tokens)
+    queries = ctypes.byref(Tokens((numbers.ctypes.data, 0), (64, 0), (0, 0)))
+    out = numpy.zeros((64, 2, 64), "float32")
+    result = ctypes.byref(Tokens((out.ctypes.data, 0), (64, 0), (128, 0)))
+    function = getattr(library, name)
+    function.argtypes, scale = None, ctypes.c_float(1.0)
+    operands = [ctypes.byref(shape), queries, piece(), piece(), result, None, scale, None]
+    return function(*operands, ctypes.c_int64(0), ctypes.c_int64(0)), out
+
+numbers = numpy.ones(128, "float32")
+names = ["ppsd3_attention"]
+if hasattr(library, "ppsd3_amx_ready") and library.ppsd3_amx_ready():
+    names.append("ppsd3_amx_attention")
+for name in names:
+    for tokens, expected in ((70, 0), (1 << 28, 1), (1 << 28, 1), (70, 0)):
+        status, out = attention(name, tokens, numbers)
+        assert status == expected and (status or numpy.allclose(out, 1)), (name, tokens, status, out)
+"""
+
+
+@needs_kernels
+@pytest.mark.skipif(platform.system() != "Linux", reason="limits memory as Linux does")
+def test_without_memory_a_kernel_says_so_and_works_again_later():
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path))
+    subprocess.run([sys.executable, "-W", "ignore", "-c", TOO_MUCH], check=True, env=environment, timeout=120)

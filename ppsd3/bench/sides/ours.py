@@ -31,7 +31,9 @@ class PaddleSide(Side):
         import paddle
 
         from ...ops import use_native
+        from ...utils.device import tune_process
 
+        tune_process()
         paddle.base.core.set_num_threads(self.threads)
         use_native(self.native)
         self.workspace = workspace
@@ -192,7 +194,9 @@ class PaddleGemm(Side):
         import paddle
 
         from ...ops import linear, use_native
+        from ...utils.device import tune_process
 
+        tune_process()
         paddle.base.core.set_num_threads(self.threads)
         use_native(self.native)
         pairs = [(paddle.randn([m, k]), paddle.randn([n, k])) for m, k, n in self.bench.gemms]

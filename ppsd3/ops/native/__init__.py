@@ -7,12 +7,14 @@ code that differentiates a gradient in ``use_native(False)``.
 """
 
 import ctypes
+import threading
 from typing import Any, Optional
 
 from .. import settings
 from . import library as _library
 from .prototypes import declare
 
+_lock = threading.Lock()
 _loaded: Any = None  # (ctypes.CDLL or None, path or reason) once tried
 
 
@@ -32,9 +34,10 @@ def lib() -> ctypes.CDLL:
 def load() -> tuple[Optional[ctypes.CDLL], str]:
     """(library or None, its path or why there is none). Builds it if nobody has asked yet."""
     global _loaded
-    if _loaded is None:
-        library, detail = _library.load()
-        if library is not None:
-            declare(library)
-        _loaded = library, detail
+    with _lock:  # what cannot be cached would else be built by each thread
+        if _loaded is None:
+            library, detail = _library.load()
+            if library is not None:
+                declare(library)
+            _loaded = library, detail
     return _loaded

@@ -61,7 +61,8 @@ struct Product {
         words* shared = memory.vectors<words>((few ? blocks() : at_once) * size);
         for (i64 start = 0; start < steps; start += deep)
             for (i64 first = 0; first < panels; first += at_once) {
-                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first), shared};
+                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first),
+                            shared};
                 few ? multiply_few(piece) : multiply_many(piece);
             }
     }
@@ -110,8 +111,8 @@ struct Product {
 
     // A block of c: of the rows from `row` and of panel j. Meanwhile the block's own place is brought to the first cache,
     // and to the second, with each turn, so many lines from `later` on.
-    void multiply_block(const Piece& piece, const words* rows, const words* panel, const words* later, i64 lines, i64 row,
-                        i64 j) const {
+    void multiply_block(const Piece& piece, const words* rows, const words* panel, const words* later, i64 lines,
+                        i64 row, i64 j) const {
         const i64 column = piece.column + j * BLOCK, turns = piece.depth * TURNS<PARTS>;
         const i64 c_rows = (BLOCK + turns - 1) / turns;
         const float* place = c + row * b.lines + column;
@@ -159,12 +160,9 @@ int32_t ppsd3_amx_product(const float* a, const float* b, const float* bias, flo
     return guarded([&] {
         amx::Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1, m, k};
         amx::Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n, n, k};
-        if (parts == 3)
-            amx::Product<3>{left, right, bias, c, gelu_after}.run();
-        else if (parts == 1)
-            amx::Product<1>{left, right, bias, c, gelu_after}.run();
-        else
-            throw UNSUPPORTED;
+        if (parts == 3) amx::Product<3>{left, right, bias, c, gelu_after}.run();
+        else if (parts == 1) amx::Product<1>{left, right, bias, c, gelu_after}.run();
+        else throw UNSUPPORTED;
     });
 }
 

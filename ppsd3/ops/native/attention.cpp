@@ -98,8 +98,8 @@ static i64 panels_size(i64 rows, i64 width) { return (rows + PANEL - 1) / PANEL 
 // out[rows][KEY_BLOCK] = a[rows][width] times the first `columns` of what transpose_panels made.
 static void multiply_panels(i64 rows, i64 columns, i64 width, const float* a, const float* panels, float* out) {
     for (i64 j = 0; j < columns; j += PANEL)
-        multiply(rows, padded(std::min(PANEL, columns - j)), width, a, width, 1, panels + j * width, PANEL, out + j, KEY_BLOCK,
-                 false);
+        multiply(rows, padded(std::min(PANEL, columns - j)), width, a, width, 1, panels + j * width, PANEL, out + j,
+                 KEY_BLOCK, false);
 }
 
 // One row of scores s[0..count) -> 2^(s - maximum), with the running maximum and sum of online softmax
@@ -214,8 +214,8 @@ static void attend_backward(const Shape& n, const Tokens& q, const Tokens& k, co
 
 extern "C" {
 
-int32_t ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out, float* lse,
-                     float scale, const float* bias, int64_t bias_batch, int64_t bias_head) {
+int32_t ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
+                        float* lse, float scale, const float* bias, int64_t bias_batch, int64_t bias_head) {
     return guarded([&] {
         const Shape n = *shape;
         i64 heads = n.batch * n.heads, width = padded(n.dim);
@@ -237,9 +237,9 @@ int32_t ppsd3_attention(const Shape* shape, const Tokens* q, const Tokens* k, co
     });
 }
 
-int32_t ppsd3_attention_backward(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
-                              const Tokens* dout, const float* lse, const Tokens* dq, const Tokens* dk, const Tokens* dv,
-                              float scale) {
+int32_t ppsd3_attention_backward(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v,
+                                 const Tokens* out, const Tokens* dout, const float* lse, const Tokens* dq,
+                                 const Tokens* dk, const Tokens* dv, float scale) {
     return guarded([&] {
         const Shape n = *shape;
         i64 heads = n.batch * n.heads;

@@ -29,9 +29,11 @@ void paste_window(const float* in, i64 pitch, i64 rows, const float* added, floa
     for (i64 r = 0; r < rows; r++, in += pitch) {
         i64 at = (y0 + r * step) * width + x0;
         float* row = image + at;
-        if (added) for (i64 c = 0; c < columns; c++) row[c * step] = in[c] + added[at + c * step];
+        if (added)
+            for (i64 c = 0; c < columns; c++) row[c * step] = in[c] + added[at + c * step];
         else if (step == 1) std::memcpy(row, in, columns * sizeof(float));
-        else for (i64 c = 0; c < columns; c++) row[c * step] = in[c];
+        else
+            for (i64 c = 0; c < columns; c++) row[c * step] = in[c];
     }
 }
 
@@ -123,8 +125,7 @@ void correlate(i64 count, i64 positions, i64 channels, const Taps& taps, const f
     for (i64 o = 0; o < count; o += ROWS, weight += ROWS, bias += ROWS, out += ROWS * out_plane) {
         if (ROWS > 4 && count - o <= 4)
             correlate_rows<4>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
-        else
-            correlate_rows<ROWS>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
+        else correlate_rows<ROWS>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
     }
 }
 
@@ -299,8 +300,9 @@ void weight_gradient(const Geometry& g, const float* x, const float* dout, float
 
 extern "C" {
 
-int32_t ppsd3_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y, int64_t batch,
-                  int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel, int64_t stride) {
+int32_t ppsd3_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y,
+                     int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel,
+                     int64_t stride) {
     return guarded([&] {
         if (by_winograd(kernel, stride, in))
             return winograd_conv2d(x, weight, bias, added, y, batch, in, height, width, out, false);
@@ -340,8 +342,8 @@ int32_t ppsd3_conv2d(const float* x, const float* weight, const float* bias, con
     });
 }
 
-int32_t ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in, int64_t height,
-                                int64_t width, int64_t out, int64_t kernel, int64_t stride) {
+int32_t ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in,
+                                   int64_t height, int64_t width, int64_t out, int64_t kernel, int64_t stride) {
     return guarded([&] {
         if (by_winograd(kernel, stride, out))
             return winograd_conv2d(dy, weight, nullptr, nullptr, dx, batch, out, height, width, in, true);
@@ -363,9 +365,10 @@ int32_t ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* 
             pass.weight = pack_weights(weight, in, out, area, pass.taps, true);
         }
         const int threads = threads_for(g.work() / 16);
-        const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads, CHUNK, 4), plane = (chunk + before + after) * pitch;
-        convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, nullptr, dx, in, height, width,
-                 [=](i64 n, i64 first, i64 count, float* buffer) {
+        const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads, CHUNK, 4);
+        const i64 plane = (chunk + before + after) * pitch;
+        convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, nullptr, dx, in, height,
+                 width, [=](i64 n, i64 first, i64 count, float* buffer) {
                      for (i64 o = 0; o < out; o++, buffer += plane)
                          copy_window(dy + (n * out + o) * rows * columns, rows, columns, first - before, -before, 1,
                                      count + before + after, pitch, buffer);
@@ -373,8 +376,9 @@ int32_t ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* 
     });
 }
 
-int32_t ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, int64_t batch, int64_t in,
-                                  int64_t height, int64_t width, int64_t out, int64_t kernel, int64_t stride) {
+int32_t ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, int64_t batch,
+                                     int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel,
+                                     int64_t stride) {
     return guarded([&] {
         Geometry g{batch, in, height, width, out, kernel, stride};
         if (kernel == 1) weight_gradient<1, 1>(g, x, dy, dweight, dbias);
@@ -383,11 +387,10 @@ int32_t ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dwe
     });
 }
 
-int32_t ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, int64_t batch, int64_t in,
-                           int64_t height, int64_t width, int64_t out) {
+int32_t ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, int64_t batch,
+                              int64_t in, int64_t height, int64_t width, int64_t out) {
     return guarded([&] {
-        if (by_winograd(3, 1, in))
-            return winograd_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
+        if (by_winograd(3, 1, in)) return winograd_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
         const Geometry g{batch, in, height, width, out, 4, 1};
         const i64 pitch = width + 2;
         const int threads = threads_for(g.work() / 16);
@@ -401,17 +404,17 @@ int32_t ppsd3_upsample_conv2d(const float* x, const float* weight, const float* 
                 pass.taps.add((pass.y + t / 2) * pitch + pass.x + t % 2, (pass.y * 2 + t / 2) * 4 + pass.x * 2 + t % 2);
             pass.weight = pack_weights(folded.data(), out, in, 16, pass.taps, false);
         }
-        convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, nullptr, y, out, 2 * height, 2 * width,
-                 [=](i64 n, i64 first, i64 count, float* buffer) {
+        convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, nullptr, y, out, 2 * height,
+                 2 * width, [=](i64 n, i64 first, i64 count, float* buffer) {
                      for (i64 i = 0; i < in; i++, buffer += plane)
-                         copy_window(x + (n * in + i) * height * width, height, width, first - 1, -1, 1, count + 2, pitch,
-                                     buffer);
+                         copy_window(x + (n * in + i) * height * width, height, width, first - 1, -1, 1, count + 2,
+                                     pitch, buffer);
                  });
     });
 }
 
-int32_t ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in, int64_t height,
-                                         int64_t width, int64_t out) {
+int32_t ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in,
+                                            int64_t height, int64_t width, int64_t out) {
     return guarded([&] {
         const Geometry g{batch, in, height, width, out, 4, 1};
         const i64 pitch = width + 2;
@@ -419,12 +422,13 @@ int32_t ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight
         const i64 chunk = rows_per_task(height, batch, 4 * out * pitch, threads, CHUNK, 4), part = (chunk + 2) * pitch;
         std::vector<float> folded = fold_all(weight, out * in);
         std::vector<Pass> passes(1);
-        const i64 row[4] = {2, 1, 1, 0};  // among dy's pixels of the tap's parity: the one after, the same, the one before
+        // among dy's pixels of the tap's parity: the one after, the same, the one before
+        const i64 row[4] = {2, 1, 1, 0};
         for (int t = 0; t < 16; t++)
             passes[0].taps.add((t / 8 * 2 + t % 4 / 2) * part + row[t / 4] * pitch + row[t % 4], t);
         passes[0].weight = pack_weights(folded.data(), in, out, 16, passes[0].taps, true);
-        convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, nullptr, dx, in, height, width,
-                 [=](i64 n, i64 first, i64 count, float* buffer) {
+        convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, nullptr, dx, in, height,
+                 width, [=](i64 n, i64 first, i64 count, float* buffer) {
                      for (i64 o = 0; o < out; o++)
                          for (i64 p = 0; p < 4; p++, buffer += part)
                              copy_window(dy + (n * out + o) * 4 * height * width, 2 * height, 2 * width,
@@ -433,11 +437,9 @@ int32_t ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight
     });
 }
 
-int32_t ppsd3_upsample_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, int64_t batch,
-                                           int64_t in, int64_t height, int64_t width, int64_t out) {
-    return guarded([&] {
-        weight_gradient<2, 1, 2>({batch, in, height, width, out, 4, 1}, x, dy, dweight, dbias);
-    });
+int32_t ppsd3_upsample_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias,
+                                              int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out) {
+    return guarded([&] { weight_gradient<2, 1, 2>({batch, in, height, width, out, 4, 1}, x, dy, dweight, dbias); });
 }
 
 }  // extern "C"

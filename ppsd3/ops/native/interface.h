@@ -17,7 +17,7 @@ enum status : int32_t {
     OUT_OF_MEMORY = 1,
     READ_FAILED = 2,  // of a file: its end, or an error
     UNSUPPORTED = 3,  // no such size or option
-    FAILED = 4,       // anything else
+    FAILED = 4,  // anything else
 };
 
 struct Shape {

@@ -41,7 +41,7 @@ inline vec sigmoid(vec z) { return 1.0f / (1.0f + vexp(-z)); }
 extern "C" {
 
 int32_t ppsd3_layer_norm(const float* x, const float* shift, const float* scale, float* out, float* mean, float* rstd,
-                      int64_t batch, int64_t tokens, int64_t width, float epsilon) {
+                         int64_t batch, int64_t tokens, int64_t width, float epsilon) {
     return guarded([&] {
         share_rows(batch * tokens, threads_for(batch * tokens * width * 2), [&](i64 first, i64 last, int) {
             for (i64 i = first; i < last; i++) {
@@ -72,8 +72,8 @@ int32_t ppsd3_layer_norm(const float* x, const float* shift, const float* scale,
 }
 
 int32_t ppsd3_layer_norm_backward(const float* x, const float* scale, const float* mean, const float* rstd,
-                               const float* dout, float* dx, float* dshift, float* dscale, int64_t batch, int64_t tokens,
-                               int64_t width) {
+                                  const float* dout, float* dx, float* dshift, float* dscale, int64_t batch,
+                                  int64_t tokens, int64_t width) {
     return guarded([&] {
         // one batch item's tokens are summed by one thread each, or by several where there are fewer items than threads
         int threads = threads_for(batch * tokens * width * 4);
@@ -126,12 +126,13 @@ int32_t ppsd3_layer_norm_backward(const float* x, const float* scale, const floa
     });
 }
 
-int32_t ppsd3_gated_residual(const float* residual, const float* gate, const float* x, float* out, int64_t batch, int64_t tokens,
-                          int64_t width) {
+int32_t ppsd3_gated_residual(const float* residual, const float* gate, const float* x, float* out, int64_t batch,
+                             int64_t tokens, int64_t width) {
     return guarded([&] {
         share_rows(batch * tokens, threads_for(batch * tokens * width), [&](i64 first, i64 last, int) {
             for (i64 i = first; i < last; i++) {
-                const float *row = x + i * width, *row_residual = residual + i * width, *row_gate = gate + i / tokens * width;
+                const float *row = x + i * width, *row_residual = residual + i * width;
+                const float* row_gate = gate + i / tokens * width;
                 float* row_out = out + i * width;
                 for_row(width, [&](i64 j, i64 n) {
                     store_n(row_out + j, load_n(row_residual + j, n) + load_n(row_gate + j, n) * load_n(row + j, n), n);
@@ -142,7 +143,7 @@ int32_t ppsd3_gated_residual(const float* residual, const float* gate, const flo
 }
 
 int32_t ppsd3_gated_residual_backward(const float* gate, const float* x, const float* dout, float* dx, float* dgate,
-                                   int64_t batch, int64_t tokens, int64_t width) {
+                                      int64_t batch, int64_t tokens, int64_t width) {
     return guarded([&] {
         int threads = threads_for(batch * tokens * width * 2);
         i64 parts = std::min<i64>(tokens, std::max<i64>(1, (threads + batch - 1) / batch));
@@ -185,8 +186,8 @@ int32_t ppsd3_rms_norm(const float* x, const float* weight, float* out, int64_t 
     });
 }
 
-int32_t ppsd3_rms_norm_backward(const float* x, const float* weight, const float* dout, float* dx, float* dweight, int64_t rows,
-                             int64_t width, float epsilon) {
+int32_t ppsd3_rms_norm_backward(const float* x, const float* weight, const float* dout, float* dx, float* dweight,
+                                int64_t rows, int64_t width, float epsilon) {
     return guarded([&] {
         int threads = int(std::max<i64>(1, std::min<i64>(threads_for(rows * width * 4), rows)));
         std::vector<float> partial(threads * width, 0.0f);
@@ -213,8 +214,8 @@ int32_t ppsd3_rms_norm_backward(const float* x, const float* weight, const float
     });
 }
 
-int32_t ppsd3_group_norm(const float* x, const float* weight, const float* bias, float* y, float* moments, int64_t batch,
-                      int64_t channels, int64_t positions, int64_t groups, bool silu, float epsilon) {
+int32_t ppsd3_group_norm(const float* x, const float* weight, const float* bias, float* y, float* moments,
+                         int64_t batch, int64_t channels, int64_t positions, int64_t groups, bool silu, float epsilon) {
     return guarded([&] {
         float *mean = moments, *rstd = moments + batch * groups;
         i64 size = channels / groups;
@@ -235,8 +236,8 @@ int32_t ppsd3_group_norm(const float* x, const float* weight, const float* bias,
 }
 
 int32_t ppsd3_group_norm_backward(const float* x, const float* weight, const float* bias, const float* moments,
-                               const float* dy, float* dx, float* dweight, float* dbias, int64_t batch, int64_t channels,
-                               int64_t positions, int64_t groups, bool silu) {
+                                  const float* dy, float* dx, float* dweight, float* dbias, int64_t batch,
+                                  int64_t channels, int64_t positions, int64_t groups, bool silu) {
     return guarded([&] {
         const float *mean = moments, *rstd = moments + batch * groups;
         i64 size = channels / groups;

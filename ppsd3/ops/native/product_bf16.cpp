@@ -106,7 +106,7 @@ void any_tile(i64 rows, i64 pairs, const pair_type* a, const pair_type* b, float
 extern "C" {
 
 int32_t ppsd3_product_bf16(const float* a, const float* b, const float* bias, float* c, int64_t m, int64_t n, int64_t k,
-                        bool a_transposed, bool b_transposed) {
+                           bool a_transposed, bool b_transposed) {
     return guarded([&] {
         Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1};
         Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n};

@@ -25,10 +25,10 @@ typedef int32_t word;  // four 8-bit numbers
 typedef ivec ivec_unaligned __attribute__((aligned(4), may_alias));
 typedef uint8_t byte_vec __attribute__((vector_size(LANES)));
 
-const i64 GROUP = 256;                       // as ppsd3/ops/quantized.py has it
+const i64 GROUP = 256;  // as ppsd3/ops/quantized.py has it
 const i64 GROUP_WORDS = GROUP / 4;
-const i64 COLUMNS = TILE_VECTORS * LANES;    // of a panel
-const i64 CHUNK_GROUPS = 16;                 // of one pass over k: a panel (256 KB) stays in the second cache
+const i64 COLUMNS = TILE_VECTORS * LANES;  // of a panel
+const i64 CHUNK_GROUPS = 16;  // of one pass over k: a panel (256 KB) stays in the second cache
 
 inline i64 up(i64 n, i64 step) { return (n + step - 1) / step; }
 
@@ -132,7 +132,8 @@ void tile(const Activation& x, i64 row, const Panel& panel, const Output& out) {
     for (int i = 0; i < N; i++)
         for (int j = 0; j < TILE_VECTORS; j++) {
             i64 count = std::min<i64>(LANES, out.columns - j * LANES);
-            total[i][j] = out.first || count <= 0 ? vec{} : load_n(out.data + (row + i) * out.stride + j * LANES, count);
+            total[i][j] =
+                out.first || count <= 0 ? vec{} : load_n(out.data + (row + i) * out.stride + j * LANES, count);
         }
     for (i64 g = 0; g < panel.groups; g++) {
         i64 p = g * GROUP_WORDS, end = std::min(p + GROUP_WORDS, panel.words);
@@ -184,7 +185,8 @@ void any_tile(i64 rows, const Activation& x, i64 row, const Panel& panel, const 
 
 extern "C" {
 
-int32_t ppsd3_quantize_rows(const float* x, uint8_t* u, float* scale, float* low, int64_t rows, int64_t k, int64_t stride) {
+int32_t ppsd3_quantize_rows(const float* x, uint8_t* u, float* scale, float* low, int64_t rows, int64_t k,
+                            int64_t stride) {
     return guarded([&] {
         i64 groups = up(k, GROUP), padding = (4 - k % 4) % 4;
         share_rows(rows, threads_for(rows * k), [&](i64 first, i64 last, int) {
@@ -201,8 +203,8 @@ int32_t ppsd3_quantize_rows(const float* x, uint8_t* u, float* scale, float* low
 }
 
 int32_t ppsd3_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
-                        const float* weight_scale, const float* bias, float* out, int64_t rows, int64_t n, int64_t k, int64_t stride,
-                        bool gelu_after) {
+                           const float* weight_scale, const float* bias, float* out, int64_t rows, int64_t n, int64_t k,
+                           int64_t stride, bool gelu_after) {
     return guarded([&] {
         i64 groups = up(k, GROUP), words = up(k, 4), panels = up(n, COLUMNS);
         i64 chunks = up(groups, CHUNK_GROUPS), chunk = up(groups, chunks);
@@ -217,13 +219,15 @@ int32_t ppsd3_product_int8(const uint8_t* u, const float* scale, const float* lo
             packed.resize(chunk * GROUP_WORDS * COLUMNS);
             sums.resize(chunk * COLUMNS);
             i64 column = task / parts * COLUMNS, columns = std::min(COLUMNS, n - column);
+            const float* column_bias = bias ? bias + column : nullptr;
             i64 begin = task % parts * part, end = std::min(rows, begin + part);
             for (i64 g = 0; g < groups; g += chunk) {
                 i64 count = std::min(chunk, groups - g);
-                Panel panel{g, count, std::min(count * GROUP_WORDS, words - g * GROUP_WORDS), packed.data(), sums.data()};
+                Panel panel{g, count, std::min(count * GROUP_WORDS, words - g * GROUP_WORDS), packed.data(),
+                            sums.data()};
                 pack(weight + column * k, k, columns, panel);
-                Output output{out + column, n, columns, weight_scale + column, bias ? bias + column : nullptr,
-                              g == 0, g + count == groups, gelu_after};
+                Output output{out + column,        n,         columns, weight_scale + column, column_bias, g == 0,
+                              g + count == groups, gelu_after};
                 for (i64 row = begin; row < end; row += TILE_ROWS)
                     any_tile(std::min<i64>(TILE_ROWS, end - row), x, row, panel, output);
             }

@@ -1,7 +1,7 @@
 // The runtime whose threads the kernels use.
 
-#include "guarded.h"
 #include "threads.h"
+#include "guarded.h"
 
 fork_type runtime_fork = nullptr;
 int (*runtime_max_threads)() = nullptr;

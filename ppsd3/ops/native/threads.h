@@ -45,7 +45,9 @@ static void run_team(int threads, const F& body) {
 }
 
 // The threads worth waking for `numbers` float operations on memory: a fork costs some microseconds.
-static inline int threads_for(i64 numbers) { return int(std::max<i64>(1, std::min<i64>(max_threads(), numbers / 8192))); }
+static inline int threads_for(i64 numbers) {
+    return int(std::max<i64>(1, std::min<i64>(max_threads(), numbers / 8192)));
+}
 
 // body(first, last, member): equal contiguous shares of `count`, so that sums are reproducible.
 template <class F>

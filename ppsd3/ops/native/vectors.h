@@ -89,9 +89,7 @@ static inline vec vexp2_negative(vec x) {
 // tanh-GELU is x * sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3): accurate in the negative tail, and one exp.
 static const float GELU_TWO_C = 1.5957691216057308f, GELU_CUBIC = 0.044715f;
 
-static inline vec gelu(vec x) {
-    return x / (1.0f + vexp(-GELU_TWO_C * x * (1.0f + GELU_CUBIC * x * x)));
-}
+static inline vec gelu(vec x) { return x / (1.0f + vexp(-GELU_TWO_C * x * (1.0f + GELU_CUBIC * x * x))); }
 
 // Calls f(index, count) for each vector of a row of n numbers.
 template <class F>
