@@ -32,9 +32,9 @@ def _heads_split(q, k, v, bias=None, causal=False, scale=None):
 
 
 @operation(by_onednn(onednn.softmax_, gradients=False))
-def _softmax(scores):
-    """Softmax over the last axis; may use up ``scores``, which is contiguous."""
-    return F.softmax(scores, axis=-1)
+def _softmax(x):
+    """Softmax over the last axis; may use up ``x``, which is contiguous."""
+    return F.softmax(x, axis=-1)
 
 
 def _fused(q, k, v, bias=None, causal=False, scale=None):

@@ -66,11 +66,11 @@ class use_kernels(_Change):
         super().__init__(level=_level(level, "The level of kernels"), forced=tuple(forced.items()))
 
 
-class use_native(use_kernels):
-    """Chooses whether native kernels may be used: ``use_kernels("native")``, or if not ``use_kernels("onednn")``."""
+class use_native(_Change):
+    """Chooses whether native kernels may be used: the level "native" of :class:`use_kernels`, or if not, "onednn"."""
 
     def __init__(self, enabled: bool) -> None:
-        super().__init__("native" if enabled else "onednn")
+        super().__init__(level="native" if enabled else "onednn")
 
 
 class float32_matmul_precision(_Change):

@@ -29,7 +29,7 @@ def amx_pays(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=F
     return m >= 64 and n >= 32 and k >= 64 and m * n * k >= parts**3 << 20
 
 
-def strassen(a, b, transpose_x=False, transpose_y=True, bias=None, gelu_after=False, levels=None):
+def strassen(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=False, levels=None):
     """Strassen's algorithm, 2 levels deep or 1: two save a quarter of the multiplications and one an eighth."""
     levels = levels or (2 if sizes(a, b, transpose_x, transpose_y)[1] >= 600 else 1)
     return _product(lib().ppsd3_strassen, a, b, transpose_x, transpose_y, bias, levels, gelu_after)
