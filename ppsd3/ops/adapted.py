@@ -15,6 +15,7 @@ import paddle
 from paddle import nn
 
 from ..utils.errors import InputError
+from ..utils.paddle_internals import share_memory
 
 
 class Adapter(nn.Layer):
@@ -118,9 +119,9 @@ class AdaptedLinear(nn.Layer):
             return
         weight, bias = self._without
         for name, tensor in weight.items():
-            share(tensor, getattr(self.base_layer, name))
+            share_memory(tensor, getattr(self.base_layer, name))
         if bias is not None:
-            share(bias, self.base_layer.bias)
+            share_memory(bias, self.base_layer.bias)
         self._without, self.fused = None, {}
 
     def _originals(self):
@@ -238,22 +239,17 @@ def store_weight(layer, weight):
     from .quantized import quantize_weight
 
     levels, scale = quantize_weight(weight)
-    share(levels, layer.weight)
+    share_memory(levels, layer.weight)
     put_values(layer.weight_scale, scale)
 
 
 def put_values(slot, values):
     """Gives ``slot`` new memory with ``values`` in the slot's dtype."""
-    share(values.astype(slot.dtype), slot)
-
-
-def share(tensor, slot):
-    """Makes ``slot``, which stays the same object, hold the memory of ``tensor``."""
-    tensor._share_buffer_to(slot)
+    share_memory(values.astype(slot.dtype), slot)
 
 
 def alias(tensor):
     """Another tensor over the same memory, which keeps it when ``tensor`` is given other memory."""
     other = paddle.empty(tensor.shape, tensor.dtype)
-    tensor._share_buffer_to(other)
+    share_memory(tensor, other)
     return other
