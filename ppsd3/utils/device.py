@@ -1,5 +1,6 @@
 """CPU threads and instruction sets: what has to be told to Paddle so that it uses the machine."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -68,10 +69,8 @@ def keep_freed_memory():
 
 def release_freed_memory():
     """Gives back to the system what glibc keeps of freed memory, in the middle of its heaps too."""
-    try:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # another C library
-        pass
 
 
 def choose_mkl_path():
@@ -95,7 +94,7 @@ def is_amd():
     return _AMD in _read("/proc/cpuinfo", 16384)
 
 
-@functools.lru_cache(maxsize=None)  # Paddle's import changes what can be known: the first answer counts
+@functools.cache  # Paddle's import changes what can be known: the first answer counts
 def _threads_chosen_by_user():
     """The user's ``OMP_NUM_THREADS`` as an int, or None if there is none.
 

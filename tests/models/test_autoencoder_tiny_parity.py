@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from helpers import reference  # noqa: E402
+from helpers import reference
 
-from ppsd3 import AutoencoderTiny  # noqa: E402
+from ppsd3 import AutoencoderTiny
 
 pytestmark = pytest.mark.parity
 

@@ -316,7 +316,7 @@ def test_a_picture_without_what_reads_it(adapter):
         draw(pipe, ip_adapter_image=picture())
     pipe.image_encoder = ppsd3.SiglipVisionModel(**{**ip_adapters.SIGLIP, "hidden_size": 32})
     pipe.feature_extractor = ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR)
-    with pytest.raises(InputError, match="width 32.*reads 24"):
+    with pytest.raises(InputError, match=r"width 32.*reads 24"):
         draw(pipe, ip_adapter_image=picture())
     for scale, message in (("1", "it is a number"), (True, "it is a number"), ([1.0], "1 numbers.*4 attentions")):
         with pytest.raises(InputError, match=message):

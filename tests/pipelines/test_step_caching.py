@@ -150,7 +150,7 @@ def test_refusals(pipe):
     for wrong in (lambda: TaylorCache(interval=0), lambda: TaylorCache(order=-1), lambda: EasyCache(threshold=-1)):
         with pytest.raises(InputError):
             wrong()
-    with pytest.raises(InputError, match="warmup is 1.5"):
+    with pytest.raises(InputError, match=r"warmup is 1.5"):
         FirstBlockCache(warmup=1.5)
     with pytest.raises(InputError, match="not a str"):
         pipe.enable_cache("taylor")

@@ -24,6 +24,7 @@ def threads(code, **environment):
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return int(result.stdout.split()[-1])

@@ -19,7 +19,8 @@ another ``weigh``. What else happens wraps any guidance: ``SkipLayerGuidance``, 
 
 import dataclasses
 import re
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 from ...models.attention_processor import perturbed
 from ...utils.errors import InputError

@@ -15,7 +15,8 @@ that is absent contributes zeros of its width, which is how SD3 was trained to d
 
 import contextlib
 import dataclasses
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import paddle
 import paddle.nn.functional as F

@@ -34,10 +34,8 @@ class StepCache:
         def cached(latents, step, query):
             self.calls += 1
             last = step == len(velocity.timesteps) - 1
-            for known, memory in memories:
-                if known.asks_like(query):
-                    break
-            else:
+            memory = next((memory for known, memory in memories if known.asks_like(query)), None)
+            if memory is None:
                 memory = {}
                 memories.append((query, memory))
                 del memories[:-4]  # a callback that replaces the condition leaves its memories behind
