@@ -60,6 +60,7 @@ def run(code, *arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's clear_refs")
 def test_peaks(tmp_path):
     run(MAKE, tmp_path)

@@ -56,6 +56,7 @@ def run(code, directory, dtype):
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's clear_refs")
 @pytest.mark.parametrize(
     "saved, wanted", [("float16", "float32"), ("float32", "float16"), ("bfloat16", "float32"), ("float16", "float16")]
