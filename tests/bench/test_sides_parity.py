@@ -39,8 +39,10 @@ def test_the_same_result(name, workspace):
     bench.prepare(workspace)
     sides = [s for s in bench.sides() if isinstance(s, TorchSide) and not s.compiled]
     ours = outputs_of(bench, bench.side("ppsd3"), workspace)
+    assert sides
     for side in sides:
         theirs = outputs_of(bench, side, workspace)
+        assert theirs.keys() == ours.keys()
         for key, array in theirs.items():
             error = np.linalg.norm(ours[key] - array) / max(np.linalg.norm(array), 1e-30)
             assert error <= min(bench.bars[0], 1e-4), (side.name, key)

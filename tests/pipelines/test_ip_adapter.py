@@ -83,7 +83,7 @@ def test_unloading_restores_everything(adapter, plain):
     pipe.load_ip_adapter(adapter)
     pipe.load_ip_adapter(adapter)  # in the place of the first
     pipe.unload_ip_adapter()
-    assert all(processor is own for processor in pipe.transformer.attn_processors.values())
+    assert {*pipe.transformer.attn_processors.values()} == {own}
     assert set(pipe.transformer.state_dict()) == names
     assert pipe.image_encoder is None and pipe.feature_extractor is None and not pipe.is_ip_adapter_active
     assert np.array_equal(draw(pipe), plain)

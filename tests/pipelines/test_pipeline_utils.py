@@ -270,7 +270,7 @@ def test_failed_save_keeps_what_was_there(checkpoint):
     pipe = load(checkpoint)
     before = {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
     pipe.scheduler.save_pretrained = None
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="not callable"):
         pipe.save_pretrained(checkpoint)
     assert before == {path: path.read_bytes() for path in checkpoint.rglob("*") if path.is_file()}
     assert os.listdir(checkpoint.parent) == [checkpoint.name]
