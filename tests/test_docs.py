@@ -31,7 +31,7 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def text(page):
     return page.read_text(encoding="utf-8")
 
