@@ -186,7 +186,7 @@ class DiffusionPipeline(FromSingleFileMixin):
             dtype = dtypes.get(name, dtypes.get("default"))
             options = {"paddle_dtype": dtype, "storage_dtype": held.get(name), "variant": variants.get(name)}
             loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
-        absent = {name: None for name in chosen._component_signature()}
+        absent = dict.fromkeys(chosen._component_signature())
         settings = {name: index[name] for name in chosen._settings if name in index}
         return chosen(**{**absent, **settings, **loaded, **components})
 
