@@ -21,6 +21,7 @@ from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops import Linear, adapter_scale, scaled_adapters
+from ..ops.shapes import tracked
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
@@ -152,6 +153,10 @@ class ConditionedBlocks(AttentionMixin, ModelMixin):
         modulated = isinstance(temb, tuple)
         if modulated or not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return block(*arguments)
+        if not tracked(hidden_states, encoder_hidden_states, temb):  # where adapters alone train: recompute() gives
+            hidden_states = hidden_states.detach()  # parameters no gradient if none of its inputs needs one
+            hidden_states.stop_gradient = False
+            arguments = hidden_states, *arguments[1:]
         context = copy_context()  # on the way back the block runs as it does now, with the call's scale of LoRA layers
         if block.context_pre_only:  # recompute() cannot return the None that stands for the ended text stream
             return None, recompute(lambda *inputs: context.run(block, *inputs)[1], *arguments)
@@ -286,7 +291,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
                 :attr:`attn_processors` (perturbed-attention guidance).
 
         Raises:
-            InputError: a layer index, a size, an attention argument or a processor's name that this model does not have.
+            InputError: a layer index, a size, an attention argument or a processor that this model does not have.
         """
         rows, columns = (size // self.config.patch_size for size in hidden_states.shape[-2:])
         skip_layers, processors = self._check_skip_layers(skip_layers), dict(attn_processors or {})
@@ -297,11 +302,11 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
             if image_embeds is not None:
                 self._add_picture(condition, image_embeds, timestep)
             tokens = condition.repeated(self.pos_embed(hidden_states))  # [B, C, H, W] -> [B, N, D]
-            attached = kwargs, block_controlnet_hidden_states, run_blocks
-            if self.is_compiled and prepared and attached == ({}, None, None):
+            residuals = block_controlnet_hidden_states
+            if self.is_compiled and prepared and not kwargs and residuals is None and run_blocks is None:
                 tokens = self._run_graph(tokens, condition, skip_layers, processors)
             else:
-                tokens = self._run(tokens, condition, skip_layers, processors, *attached)
+                tokens = self._run(tokens, condition, skip_layers, processors, kwargs, residuals, run_blocks)
             tokens = self.proj_out(tokens)
         sample = unpatchify(tokens, rows, columns, self.config.patch_size)
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
