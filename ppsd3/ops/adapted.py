@@ -46,7 +46,7 @@ class Adapter(nn.Layer):
 
     def bias_change(self, strength):
         """The float32 vector [out_features] which does the rest, added to the bias; None for nothing."""
-        return None
+        return
 
 
 class AdaptedLinear(nn.Layer):

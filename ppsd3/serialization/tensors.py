@@ -121,8 +121,8 @@ def convert(array, source, target, out):
 def _shift_halves(array, out):
     """Makes float32 of float16 in ``out``'s own memory; False, and nothing of use in it, if some are not finite.
 
-    A float16's exponent and mantissa, 13 bits further, are those of a float32 2^112 times smaller. Temporaries would cost
-    more than the arithmetic: fresh memory for each piece.
+    A float16's exponent and mantissa, 13 bits further, are those of a float32 2^112 times smaller. Temporaries would
+    cost more than the arithmetic: fresh memory for each piece.
     """
     smallest = np.array(1, np.int32).view(np.float32)
     if smallest * _HALF_SCALE == 0:  # this thread takes subnormal numbers for zero

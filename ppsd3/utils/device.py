@@ -1,5 +1,6 @@
 """CPU threads and instruction sets: what has to be told to Paddle so that it uses the machine."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -58,10 +59,8 @@ def keep_freed_memory():
 
 def release_freed_memory():
     """Gives back to the system what glibc keeps of freed memory, in the middle of its heaps too."""
-    try:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # another C library
-        pass
 
 
 def choose_mkl_path():
