@@ -28,21 +28,11 @@ def use_all_cores():
     keep_freed_memory()
     with warnings.catch_warnings():  # what Paddle says on every start is of use to those alone who compile operators
         warnings.filterwarnings("ignore", message="No ccache found")
-        import paddle
+        from .paddle_internals import set_num_threads
 
     threads = chosen or usable_cores()
-    paddle.base.core.set_num_threads(threads)
+    set_num_threads(threads)
     return threads
-
-
-def current_place():
-    """Where Paddle computes at present, as ``Tensor.place`` says it (on Paddle 2.6, of another type than Paddle's own
-    answer)."""
-    import paddle
-
-    place = paddle.base.core.Place()
-    place.set_place(paddle.framework._current_expected_place())
-    return place
 
 
 def usable_cores():
@@ -86,7 +76,7 @@ def choose_mkl_path():
         return
     flags = set(cpu.partition("\nflags")[2].partition("\n")[0].split())
     if "avx2" in flags:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if _AVX512_FLAGS <= flags else _MKL_AVX2
+        os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if flags >= _AVX512_FLAGS else _MKL_AVX2
 
 
 def is_amd():
