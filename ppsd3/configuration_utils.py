@@ -36,7 +36,6 @@ class FrozenConfig(dict):
 
 def register_to_config(init):
     """Decorator for ``__init__``: stores every argument, defaults included, in ``self.config`` before the body runs."""
-
     signature = inspect.signature(init)
 
     @functools.wraps(init)

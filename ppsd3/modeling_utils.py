@@ -26,6 +26,7 @@ from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
+from .utils.paddle_internals import LazyGuard, set_layer_dtype
 
 
 class ModelMixin(nn.Layer, ConfigMixin):
@@ -335,7 +336,7 @@ class ModelMixin(nn.Layer, ConfigMixin):
         # What Paddle's own layers look at when they make new tensors.
         dtype = self.dtype
         for layer in self.sublayers(include_self=True):
-            layer._dtype = dtype
+            set_layer_dtype(layer, dtype)
 
     def enable_gradient_checkpointing(self):
         """Recompute each block's activations in the backward pass: less memory, about a third more time."""
@@ -365,7 +366,7 @@ def to_be_filled():
     """
     before, _filling.on = is_to_be_filled(), True
     try:
-        with paddle.LazyGuard():
+        with LazyGuard():
             yield
     finally:
         _filling.on = before

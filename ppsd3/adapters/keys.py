@@ -14,7 +14,7 @@ a joint adapter are shared out; where it has the halves of a modulation the othe
 """
 
 import re
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 from ..serialization.sd3_keys import original_table, to_original
 
@@ -76,7 +76,7 @@ class Place(NamedTuple):
     """
 
     module: str
-    rows: Tuple = ((0, 1),)
+    rows: tuple = ((0, 1),)
 
 
 def split_key(key):

@@ -18,6 +18,7 @@ from paddle import nn
 
 from ..ops import linear
 from ..ops.adapted import Adapter, dense_weight
+from ..utils.paddle_internals import share_memory
 
 
 class WeightChange(Adapter):
@@ -152,5 +153,5 @@ def _parameter(tensor):
     attribute = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), trainable=False)
     parameter = paddle.create_parameter(tensor.shape, str(tensor.dtype).split(".")[-1], attr=attribute)
     tensor = tensor.contiguous() if not tensor.is_contiguous() else tensor
-    tensor._share_buffer_to(parameter)
+    share_memory(tensor, parameter)
     return parameter

@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Dict, Optional, Sequence, Union
+from typing import Optional, Union
 
 import paddle
 
@@ -40,8 +41,8 @@ class LoraConfig:
     init_lora_weights: Union[str, bool] = "gaussian"
     use_dora: bool = False
     use_rslora: bool = False
-    rank_pattern: Optional[Dict[str, int]] = None
-    alpha_pattern: Optional[Dict[str, float]] = None
+    rank_pattern: Optional[dict[str, int]] = None
+    alpha_pattern: Optional[dict[str, float]] = None
 
     def matches(self, name):
         """Whether the linear layer called ``name`` gets an adapter."""
@@ -197,7 +198,7 @@ def set_strengths(network, strengths):
     """
     layers = adapted_layers(network).values()
     for layer in layers:
-        for name, strength in layer.fused.items():
+        for name in layer.fused:
             if strengths.get(name) != layer.strengths[name]:
                 raise InputError(f"The adapter {name!r} is in the weights. Call unfuse_lora() to change its weight.")
     for layer in layers:

@@ -5,7 +5,7 @@ and converts all of them, a tensor at a time.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Recipe:
     """``pieces`` one after the other along the first axis, then brought into ``form``: "same", "transposed" (a matrix),
     "linear" (a 1x1 convolution [O, I, 1, 1] as a matrix [O, I]) or "convolution" (back)."""
 
-    pieces: Tuple[Piece, ...]
+    pieces: tuple[Piece, ...]
     form: str = "same"
 
 

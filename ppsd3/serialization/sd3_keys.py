@@ -11,7 +11,6 @@ open_clip, of ComfyUI (prefixes, scaled 8-bit floats), and of diffusers and tran
 import functools
 import re
 from dataclasses import dataclass
-from typing import Tuple
 
 from ..utils.errors import CheckpointFormatError
 from .rearranged import Piece, Recipe
@@ -27,8 +26,8 @@ class Rule:
             weight is a 1x1 convolution; "transposed": the original's weight is [in, out].
     """
 
-    original: Tuple[str, ...]
-    diffusers: Tuple[str, ...]
+    original: tuple[str, ...]
+    diffusers: tuple[str, ...]
     change: str = ""
 
 
@@ -279,7 +278,7 @@ def _find(name, table, side, ends):
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _pattern(template):
     escaped = re.escape(template).replace(r"\#", "#").replace(r"\~", "~").replace(r"\*", "*")
     return re.compile(escaped.replace("#", r"(\d+)").replace("~", r"(\d+)").replace("*", "(weight|bias)"))

@@ -1,13 +1,13 @@
 """dtypes by name, and numpy memory as Paddle tensors without a copy."""
 
 import functools
-import itertools
 
 import numpy as np
 import paddle
 
 from ..ops.native import halves
 from ..utils.errors import InputError
+from ..utils.paddle_internals import copy_to, current_place, share_memory, tensor_over
 
 # numpy has no bfloat16: Paddle takes and gives it as uint16.
 NUMPY_DTYPES = {
@@ -25,7 +25,6 @@ NUMPY_DTYPES = {
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 PIECE = 1 << 17  # elements
-_counter = itertools.count()
 
 
 def dtype_name(dtype):
@@ -68,21 +67,12 @@ def from_numpy(array):
     if array.size == 0:  # Paddle makes no allocation for it, and then cannot share it
         name = "bfloat16" if array.dtype == np.uint16 else array.dtype.name
         return paddle.empty(list(array.shape), dtype=name)
-    return paddle.base.core.eager.Tensor(
-        value=array,
-        place=paddle.CPUPlace(),
-        persistable=False,
-        zero_copy=True,
-        name=f"ppsd3_memory_{next(_counter)}",
-        stop_gradient=True,
-    )
+    return tensor_over(array)
 
 
 def on_current_device(tensor):
     """The CPU tensor ``tensor`` where Paddle computes at present: itself on the CPU, else a copy."""
-    if paddle.get_device() == "cpu":
-        return tensor
-    return tensor._copy_to(paddle.framework._current_expected_place(), True)
+    return tensor if paddle.get_device() == "cpu" else copy_to(tensor, current_place())
 
 
 def cast(tensor, dtype):
@@ -131,8 +121,8 @@ def convert(array, source, target, out):
 def _shift_halves(array, out):
     """Makes float32 of float16 in ``out``'s own memory; False, and nothing of use in it, if some are not finite.
 
-    A float16's exponent and mantissa, 13 bits further, are those of a float32 2^112 times smaller. Temporaries would cost
-    more than the arithmetic: fresh memory for each piece.
+    A float16's exponent and mantissa, 13 bits further, are those of a float32 2^112 times smaller. Temporaries would
+    cost more than the arithmetic: fresh memory for each piece.
     """
     smallest = np.array(1, np.int32).view(np.float32)
     if smallest * _HALF_SCALE == 0:  # this thread takes subnormal numbers for zero
@@ -142,14 +132,14 @@ def _shift_halves(array, out):
     bits <<= 13
     bits &= np.int32(~0x7000_0000)
     out *= _HALF_SCALE
-    return out.size == 0 or bool(-_HALF_LIMIT < out.min() and out.max() < _HALF_LIMIT)
+    return out.size == 0 or bool(out.min() > -_HALF_LIMIT and out.max() < _HALF_LIMIT)
 
 
 _HALF_SCALE = np.float32(2.0**112)
 _HALF_LIMIT = np.float32(2.0**16)  # where infinity and NaN would be, were they numbers
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _half_values():
     return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
@@ -191,4 +181,4 @@ def put(slot, tensor):
     """
     if not tensor.is_contiguous():  # Paddle's transpose is a view
         tensor = tensor.contiguous()
-    tensor._share_buffer_to(slot)
+    share_memory(tensor, slot)

@@ -70,7 +70,7 @@ class StableDiffusion3Base(
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->image_encoder->transformer->vae"
     _optional_components = ("image_encoder", "feature_extractor")
-    _callback_tensor_inputs = ("latents", "prompt_embeds", "pooled_prompt_embeds")
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
     image_encoder: SiglipVisionModel | None
     feature_extractor: SiglipImageProcessor | None
 

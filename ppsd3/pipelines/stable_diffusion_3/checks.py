@@ -48,6 +48,7 @@ def check_whole(name, value, least, most=None):
 
 
 def check_sequence_length(max_sequence_length):
+    """T5's number of tokens is one that it can be given."""
     check_whole("max_sequence_length", max_sequence_length, 1, MAX_SEQUENCE_LENGTH)
 
 

@@ -2,8 +2,8 @@
 
 :class:`Guidance` declares the members that the denoising loop uses. Two kinds build on it. How the negative and the
 positive velocity are weighed is a ``ClassifierFreeGuidance`` or a subclass with another ``weigh``. Everything else
-wraps a guidance: ``SkipLayerGuidance``, ``PerturbedAttentionGuidance``, ``GuidanceInterval`` and ``GuidanceRescale`` take one
-as their first argument, a number standing for the ``ClassifierFreeGuidance`` of that scale (1 or less: none).
+wraps a guidance: ``SkipLayerGuidance``, ``PerturbedAttentionGuidance``, ``GuidanceInterval`` and ``GuidanceRescale``
+take one as their first argument, a number standing for the ``ClassifierFreeGuidance`` of that scale (1 or less: none).
 
 A call does not change a guidance, so several calls may share one. What a guidance has to remember from step to step is
 in ``moment.memory_of(self)``, which belongs to the call.

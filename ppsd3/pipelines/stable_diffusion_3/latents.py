@@ -73,12 +73,12 @@ def match_batch(rows, call, name):
     Raises:
         InputError: another number.
     """
-    given, prompts = rows.shape[0], call.prompts.batch
+    given, prompts, each = rows.shape[0], call.prompts.batch, call.arguments.num_images_per_prompt
     if given == call.batch:
         return rows
     if given not in (1, prompts):
         raise InputError(
-            f"`{name}` holds {given} pictures, but there are {prompts} prompts with {call.arguments.num_images_per_prompt} "
-            f"pictures each. Pass 1, {prompts} or {call.batch}."
+            f"`{name}` holds {given} pictures, but there are {prompts} prompts with {each} pictures each. Pass 1, "
+            f"{prompts} or {call.batch}."
         )
     return paddle.repeat_interleave(rows, call.batch // given, axis=0)

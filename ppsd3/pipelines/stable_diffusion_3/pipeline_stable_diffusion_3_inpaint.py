@@ -18,7 +18,7 @@ class StableDiffusion3InpaintPipeline(ImageEncoderComponents, StableDiffusion3Ba
     so will one that was trained to read mask and masked picture too (33 channels).
     """
 
-    _callback_tensor_inputs = (*StableDiffusion3Base._callback_tensor_inputs, "mask", "masked_image_latents")
+    _callback_tensor_inputs = [*StableDiffusion3Base._callback_tensor_inputs, "mask", "masked_image_latents"]
 
     @property
     def mask_processor(self) -> VaeImageProcessor:
