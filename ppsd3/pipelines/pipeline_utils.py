@@ -25,6 +25,7 @@ from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import resolve_checkpoint
 from ..utils.paddle_internals import Place, current_place
 from ..utils.weight_names import choose_variants
+from .call_signature import Argument, describe
 from .residency import (
     ModelOffload,
     OnDemandNetwork,
@@ -102,6 +103,11 @@ class DiffusionPipeline(FromSingleFileMixin):
         self._progress_bar_config = {}
         self._residency = Resident()
         self.register_modules(**components)
+
+    @classmethod
+    def call_arguments(cls) -> list[Argument]:
+        """The arguments of the pipeline's call as data, in the order of its signature: for forms, schemas, tables."""
+        return describe(getattr(cls.__call__, "arguments"))  # noqa: B009 (set by `takes`)
 
     def register_modules(self, **components):
         """Makes each component an attribute and remembers it as such."""

@@ -79,7 +79,6 @@ class Guidance(abc.ABC):
         Raises:
             InputError: names what the transformer lacks.
         """
-        return None
 
     @abc.abstractmethod
     def expand(self, positive: TextCondition, negative: Optional[TextCondition]) -> TextCondition:
