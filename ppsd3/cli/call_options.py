@@ -24,7 +24,9 @@ def add_call_options(parser, *pipeline_classes, only=None):
     for argument in _arguments(pipeline_classes, only):
         shown = "" if argument.default is None else f" (default: {argument.default})"
         text = (argument.text.rstrip(".") + shown).replace("%", "%%")
-        parser.add_argument(argument.option, dest=argument.name, default=argument.default, help=text, **_READERS[argument.kind])
+        parser.add_argument(
+            argument.option, dest=argument.name, default=argument.default, help=text, **_READERS[argument.kind]
+        )
 
 
 def given_values(arguments, *pipeline_classes, only=None):

@@ -83,7 +83,8 @@ def draw(arguments, call, pipeline_class, command="generate", more=None, load=lo
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    given = {**given_values(arguments, pipeline_class), **(more or {})}
+    size = {name: call[name] for name in ("height", "width")}
+    given = {**given_values(arguments, pipeline_class), **size, **(more or {})}
     pipe = load(arguments, arguments.quiet, pipeline_class)
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for number, prompt in enumerate(prompts, 1):

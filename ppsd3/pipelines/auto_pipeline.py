@@ -5,8 +5,9 @@ import os
 from ..configuration_utils import read_json
 from ..utils.errors import InputError
 from ..utils.hub import resolve_checkpoint
-from . import pipeline_utils
-from .pipeline_utils import INDEX_NAME, DiffusionPipeline
+from . import component_classes
+from .pipeline_checkpoint import INDEX_NAME
+from .pipeline_utils import DiffusionPipeline
 
 
 class _AutoPipeline:
@@ -60,7 +61,7 @@ class _AutoPipeline:
         name = cls.plain if control is None else cls.with_control
         if enable_pag or (enable_pag is None and control is None and "PAG" in present):
             name = cls.with_pag or name
-        return pipeline_utils.pipeline_class(name)
+        return component_classes.pipeline_class(name)
 
 
 class AutoPipelineForText2Image(_AutoPipeline):

@@ -66,8 +66,8 @@ class Picture:
         Pictures,
         Doc(
             "the picture to begin with, resized to `height` and `width`.",
-            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], scaled latents "
-            "[B, C, H/8, W/8], or a list: one for all, or one for each prompt or each picture drawn.",
+            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or scaled "
+            "latents [B, C, H/8, W/8], or a list: one for all, or one for each prompt or each picture drawn.",
         ),
     ] = None
 
@@ -87,9 +87,7 @@ class Strength:
 class Mask:
     mask_image: Annotated[
         Pictures,
-        Doc(
-            "of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.", "--mask"
-        ),
+        Doc("of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.", "--mask"),
     ] = None
     masked_image_latents: Annotated[
         Tensor,

@@ -73,7 +73,7 @@ class Guidance(abc.ABC):
     copies: int = 1
     scale: float = 1.0
 
-    def check(self, transformer: SD3Transformer2DModel) -> None:
+    def check(self, transformer: SD3Transformer2DModel) -> None:  # noqa: B027 (most can guide any)
         """Refuses a transformer that it cannot guide.
 
         Raises:
