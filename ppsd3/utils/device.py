@@ -87,7 +87,7 @@ def choose_mkl_path():
         return
     flags = set(cpu.partition("\nflags")[2].partition("\n")[0].split())
     if "avx2" in flags:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if _AVX512_FLAGS <= flags else _MKL_AVX2
+        os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if flags >= _AVX512_FLAGS else _MKL_AVX2
 
 
 def is_amd():
@@ -95,7 +95,7 @@ def is_amd():
     return _AMD in _read("/proc/cpuinfo", 16384)
 
 
-@functools.lru_cache(maxsize=None)  # Paddle's import changes what can be known: the first answer counts
+@functools.cache  # Paddle's import changes what can be known: the first answer counts
 def _threads_chosen_by_user():
     """The user's ``OMP_NUM_THREADS`` as an int, or None if there is none.
 
