@@ -30,6 +30,9 @@ class Checkpoint:
         path: what errors call the checkpoint; metadata: of the first file.
     """
 
+    path: str
+    metadata: dict[str, str]
+
     def __init__(self, files: Sequence[SafetensorsFile], path: str) -> None:
         self.path = path
         self._files = files

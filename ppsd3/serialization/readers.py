@@ -66,6 +66,9 @@ class SafetensorsFile:
         CheckpointFormatError: a pickle, a truncated file, or a header that contradicts the file.
     """
 
+    path: str
+    metadata: dict[str, str]
+
     def __init__(self, path: PathLike) -> None:
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):

@@ -48,6 +48,9 @@ class RearrangedCheckpoint:
         CheckpointFormatError: a tensor cannot be cut into as many equal parts as a recipe asks for.
     """
 
+    path: str
+    metadata: dict[str, str]
+
     def __init__(
         self,
         source: TensorSource,

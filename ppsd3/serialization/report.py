@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from ..utils.errors import WeightMismatchError
 from ..utils.types import Shape
@@ -11,6 +12,7 @@ from ..utils.types import Shape
 _SHOWN = 5
 
 
+@dataclasses.dataclass(frozen=True)
 class LoadReport:
     """How the tensors of a checkpoint fit those of a model.
 
@@ -21,18 +23,12 @@ class LoadReport:
         dropped: unexpected names that may be left unused.
     """
 
-    def __init__(
-        self,
-        model: str,
-        source: str,
-        missing: Iterable[str] = (),
-        unexpected: Iterable[str] = (),
-        mismatched: Iterable[tuple[str, Shape, Shape]] = (),
-        dropped: Iterable[str] = (),
-    ) -> None:
-        self.model, self.source = model, source
-        self.missing, self.unexpected = list(missing), list(unexpected)
-        self.mismatched, self.dropped = list(mismatched), list(dropped)
+    model: str
+    source: str
+    missing: Sequence[str] = ()
+    unexpected: Sequence[str] = ()
+    mismatched: Sequence[tuple[str, Shape, Shape]] = ()
+    dropped: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:

@@ -55,6 +55,11 @@ class SingleFile:
             to no part of Stable Diffusion 3.
     """
 
+    path: str
+    sources: dict[str, TensorSource]
+    configs: dict[str, dict[str, Any]]
+    layouts: dict[str, str]
+
     def __init__(self, path: PathLike) -> None:
         checkpoint = Checkpoint.open_file(path)
         self.path = checkpoint.path
@@ -62,8 +67,7 @@ class SingleFile:
         scales = _weight_scales(checkpoint)
         named = [name for name in checkpoint.keys() if name not in scales.values() and not _BESIDE.fullmatch(name)]
         factors = {weight: _scalar(checkpoint, scale) for weight, scale in scales.items()}
-        self.sources: dict[str, TensorSource] = {}
-        self.layouts: dict[str, str] = {}
+        self.sources, self.layouts = {}, {}
         for component, prefix, names in self._split(named, checkpoint):
             self.sources[component] = self._source(checkpoint, component, prefix, names, factors)
             self.layouts[component] = "diffusers" if is_diffusers(names) else "original"

@@ -16,6 +16,7 @@ import paddle
 
 from ..utils.errors import CheckpointError, InputError
 from ..utils.files import atomic_write
+from ..utils.types import Shape
 from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
 from .readers import DTYPES
 from .source import TensorSource
@@ -35,6 +36,9 @@ class StoredTensor:
             mean something with their scales, become bfloat16, which holds them exactly.
     """
 
+    shape: Shape
+    dtype: str
+
     def __init__(self, source: TensorSource, name: str, dtype: str | None = None) -> None:
         info = source.info(name)
         self._source, self._name = source, name
@@ -51,7 +55,7 @@ class StoredTensor:
         return array
 
 
-Writable = Union[paddle.Tensor, StoredTensor]
+Writable = Union[paddle.Tensor, StoredTensor]  # what the functions below write
 
 
 def parse_size(size: int | str) -> int:

@@ -25,7 +25,7 @@ from .weight_names import (
     parse_weight_name,
 )
 
-logger = get_logger(__name__)
+_logger = get_logger(__name__)
 
 PIPELINE_INDEX = "model_index.json"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -199,7 +199,7 @@ class _HubRepository:
             files = self._list_files()
         except _HubUnreachable as error:
             directory = self._cached(subfolder, error.reason)
-            logger.warning("%s; using the copy in %s.", error.reason, directory)
+            _logger.warning("%s; using the copy in %s.", error.reason, directory)
             return directory
         if subfolder is None:
             if PIPELINE_INDEX not in files:
