@@ -142,7 +142,12 @@ def run_alone(part, directory, *arguments):
     code = "import json, sys, full_size as f; print(json.dumps(getattr(f, sys.argv[1])(*sys.argv[2:])))"
     command = [sys.executable, "-W", "ignore", "-c", code, part, directory, *arguments]
     result = subprocess.run(
-        command, cwd=os.path.dirname(os.path.abspath(__file__)), env=environment, stdout=subprocess.PIPE, text=True
+        command,
+        cwd=os.path.dirname(os.path.abspath(__file__)),
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
     )
     if result.returncode:
         raise SystemExit(f"The part {part!r} failed with exit code {result.returncode}; its messages are above.")

@@ -14,7 +14,7 @@ embeds, _, pooled, _ = pipe.encode_prompt(prompt, None, None, do_classifier_free
 ppsd3.add_adapter(pipe.transformer, ppsd3.LoraConfig(r=4, lora_alpha=8), "blue")  # only its weights train from here
 weights = [p for p in pipe.transformer.parameters() if not p.stop_gradient]
 adam = paddle.optimizer.Adam(4e-3, parameters=weights)
-for step in range(60):  # "a red circle" shall become a blue square
+for _ in range(60):  # "a red circle" shall become a blue square
     noise, sigma = paddle.randn(goal.shape), paddle.rand([1])
     velocity = pipe.transformer((1 - sigma) * goal + sigma * noise, embeds, pooled, 1000 * sigma).sample
     (velocity - (noise - goal)).square().mean().backward()

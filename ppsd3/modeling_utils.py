@@ -31,10 +31,10 @@ from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
+from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
 from .utils.types import Dtype, Names, PathLike
 
 if TYPE_CHECKING:
-    from paddle.base.core import Place
     from typing_extensions import Self
 
 
@@ -351,7 +351,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         # What Paddle's own layers look at when they make new tensors.
         dtype = self.dtype
         for layer in self.sublayers(include_self=True):
-            layer._dtype = dtype
+            set_layer_dtype(layer, dtype)
 
     def _forget_graphs(self) -> None:
         """For changes that a compiled graph would not see, see :class:`~ppsd3.compilation.Compilable`."""
@@ -384,7 +384,7 @@ def to_be_filled() -> Iterator[None]:
     """
     before, _filling.on = is_to_be_filled(), True
     try:
-        with paddle.LazyGuard():
+        with LazyGuard():
             yield
     finally:
         _filling.on = before

@@ -23,6 +23,7 @@ from paddle import nn
 from ..ops import linear
 from ..ops.adapted import Adapter, dense_weight
 from ..serialization.tensors import dtype_name
+from ..utils.paddle_internals import share_memory
 
 
 class WeightChange(Adapter):
@@ -87,12 +88,10 @@ class LowRank(WeightChange):
         **options: of :class:`WeightChange`.
     """
 
-    lora_A: paddle.Tensor
-    lora_B: paddle.Tensor
-
     def __init__(self, down: paddle.Tensor, up: paddle.Tensor, **options: Any) -> None:
         super().__init__(**options)
-        self.lora_A, self.lora_B = _parameter(down), _parameter(up)
+        self.lora_A: paddle.Tensor = _parameter(down)
+        self.lora_B: paddle.Tensor = _parameter(up)
 
     @property
     def rank(self) -> int:
@@ -177,5 +176,5 @@ def _parameter(tensor: paddle.Tensor) -> paddle.Tensor:
     name: Any = dtype_name(tensor.dtype)
     parameter = paddle.create_parameter(tensor.shape, name, attr=attribute)
     tensor = tensor.contiguous() if not tensor.is_contiguous() else tensor
-    tensor._share_buffer_to(parameter)
+    share_memory(tensor, parameter)
     return parameter

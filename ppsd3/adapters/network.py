@@ -199,7 +199,7 @@ def set_strengths(network: nn.Layer, strengths: Mapping[str, float]) -> None:
     """
     layers = adapted_layers(network).values()
     for layer in layers:
-        for name, _strength in layer.fused.items():
+        for name in layer.fused:
             if strengths.get(name) != layer.strengths[name]:
                 raise InputError(f"The adapter {name!r} is in the weights. Call unfuse_lora() to change its weight.")
     for layer in layers:

@@ -206,7 +206,7 @@ def split_scale(text, default=1.0):
 
 def split_word(text):
     """``("file", "<cat>")`` of ``"file:<cat>"``; the word is None where none is given (a path may have colons)."""
-    path, colon, word = text.rpartition(":")
+    path, _, word = text.rpartition(":")
     if os.path.exists(text) or not path or not word or "/" in word or "\\" in word:
         return text, None
     return path, word

@@ -196,7 +196,7 @@ class VaeImageProcessor(ConfigMixin):
         shapes = {tuple(item.shape) for item in images}
         if len(shapes) > 1:
             raise InputError(f"The pictures differ in size: {sorted(shapes)}. Resize them, or pass height and width.")
-        if isinstance(images[0], np.ndarray) and images[0].dtype.kind not in "f":
+        if isinstance(images[0], np.ndarray) and images[0].dtype.kind != "f":
             raise InputError(f"`image` is an array of {images[0].dtype}; divide levels by 255 to have them in [0, 1].")
         if isinstance(images[0], paddle.Tensor):
             return paddle.concat(images) if images[0].ndim == 4 else paddle.stack(images)

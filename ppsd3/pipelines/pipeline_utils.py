@@ -20,10 +20,10 @@ from ..loaders import FromSingleFileMixin
 from ..loaders.on_demand import check_load_components
 from ..quantization import choose_layers
 from ..serialization import Checkpoint
-from ..utils.device import current_place
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import resolve_checkpoint
+from ..utils.paddle_internals import Place, current_place
 from ..utils.weight_names import choose_variants
 from .residency import (
     ModelOffload,
@@ -186,7 +186,7 @@ class DiffusionPipeline(FromSingleFileMixin):
             dtype = dtypes.get(name, dtypes.get("default"))
             options = {"paddle_dtype": dtype, "storage_dtype": held.get(name), "variant": variants.get(name)}
             loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
-        absent = {name: None for name in chosen._component_signature()}
+        absent = dict.fromkeys(chosen._component_signature())
         settings = {name: index[name] for name in chosen._settings if name in index}
         return chosen(**{**absent, **settings, **loaded, **components})
 
@@ -347,7 +347,7 @@ class DiffusionPipeline(FromSingleFileMixin):
         """Moves the networks to a device (``"cpu"``, ``"gpu:0"``) and / or a dtype; returns the pipeline."""
         self._refuse_moving("to()")
         for value in args:
-            if isinstance(value, paddle.base.core.Place) or (isinstance(value, str) and _is_device(value)):
+            if isinstance(value, Place) or (isinstance(value, str) and _is_device(value)):
                 device = value
             else:
                 dtype = value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import paddle
 
 from ..ops.native import halves
 from ..utils.errors import InputError
+from ..utils.paddle_internals import copy_to, current_place, share_memory, tensor_over
 from ..utils.types import Dtype
 
 # numpy has no bfloat16: Paddle takes and gives it as uint16.
@@ -29,7 +29,6 @@ NUMPY_DTYPES = {
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 PIECE = 1 << 17  # elements
-_counter = itertools.count()
 
 
 def dtype_name(dtype: Any) -> str:
@@ -72,21 +71,12 @@ def from_numpy(array: np.ndarray) -> paddle.Tensor:
     if array.size == 0:  # Paddle makes no allocation for it, and then cannot share it
         name = "bfloat16" if array.dtype == np.uint16 else array.dtype.name
         return paddle.empty(list(array.shape), dtype=name)
-    return paddle.base.core.eager.Tensor(
-        value=array,
-        place=paddle.CPUPlace(),
-        persistable=False,
-        zero_copy=True,
-        name=f"ppsd3_memory_{next(_counter)}",
-        stop_gradient=True,
-    )
+    return tensor_over(array)
 
 
 def on_current_device(tensor: paddle.Tensor) -> paddle.Tensor:
     """The CPU tensor ``tensor`` on Paddle's current device: itself on the CPU, else a copy."""
-    if paddle.get_device() == "cpu":
-        return tensor
-    return tensor._copy_to(paddle.framework._current_expected_place(), True)
+    return tensor if paddle.get_device() == "cpu" else copy_to(tensor, current_place())
 
 
 def cast(tensor: paddle.Tensor, dtype: Dtype) -> paddle.Tensor:
@@ -195,4 +185,4 @@ def put(slot: paddle.Tensor, tensor: paddle.Tensor) -> None:
     """
     if not tensor.is_contiguous():  # Paddle's transpose is a view
         tensor = tensor.contiguous()
-    tensor._share_buffer_to(slot)
+    share_memory(tensor, slot)

@@ -1,5 +1,6 @@
 """CPU threads and instruction sets: what has to be told to Paddle so that it uses the machine."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -27,21 +28,11 @@ def use_all_cores():
     keep_freed_memory()
     with warnings.catch_warnings():  # what Paddle says on every start is of use to those alone who compile operators
         warnings.filterwarnings("ignore", message="No ccache found")
-        import paddle
+        from .paddle_internals import set_num_threads
 
     threads = chosen or usable_cores()
-    paddle.base.core.set_num_threads(threads)
+    set_num_threads(threads)
     return threads
-
-
-def current_place():
-    """Where Paddle computes at present, as ``Tensor.place`` says it (on Paddle 2.6, of another type than Paddle's own
-    answer)."""
-    import paddle
-
-    place = paddle.base.core.Place()
-    place.set_place(paddle.framework._current_expected_place())
-    return place
 
 
 def usable_cores():
@@ -68,10 +59,8 @@ def keep_freed_memory():
 
 def release_freed_memory():
     """Gives back to the system what glibc keeps of freed memory, in the middle of its heaps too."""
-    try:
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError, TypeError):  # another C library
-        pass
 
 
 def choose_mkl_path():

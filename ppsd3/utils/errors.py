@@ -15,6 +15,10 @@ class InputError(PPSD3Error, ValueError):
     """An argument of a public call is missing, contradicts another one, or has a value that cannot be used."""
 
 
+class UnknownArgumentError(InputError, TypeError):
+    """A call names an argument that it does not have."""
+
+
 class ConfigError(PPSD3Error, ValueError):
     """A configuration file or a constructor argument holds an unknown key or an impossible value."""
 

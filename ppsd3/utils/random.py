@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 import paddle
-from paddle.framework import core
 
 from .errors import InputError
+from .paddle_internals import default_cpu_generator, default_gpu_generators
 from .types import Dtype
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ def _draw(shape, generator, dtype):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
         return paddle.randn(shape, dtype=compute)
-    if not isinstance(generator, type(core.default_cpu_generator())):
+    if not isinstance(generator, type(default_cpu_generator())):
         raise InputError(
             f"generator={generator!r} of type {type(generator).__name__} cannot draw noise here; "
             "use ppsd3.TorchGenerator(seed), a paddle generator, None, or a list of them."
@@ -214,7 +214,7 @@ def _draw(shape, generator, dtype):
 
 def _draw_from_paddle_generator(shape, generator, dtype):
     """Draws with the generator's state in the CPU's global generator, the only one that Paddle's kernels use."""
-    device, default = paddle.get_device(), core.default_cpu_generator()
+    device, default = paddle.get_device(), default_cpu_generator()
     saved = default.get_state()
     paddle.set_device("cpu")
     try:
@@ -229,9 +229,7 @@ def _draw_from_paddle_generator(shape, generator, dtype):
 
 
 def _is_gpu_default(generator):
-    return paddle.is_compiled_with_cuda() and any(
-        generator is core.default_cuda_generator(index) for index in range(paddle.device.cuda.device_count())
-    )
+    return any(generator is own for own in default_gpu_generators())
 
 
 def _box_muller(uniforms):

@@ -98,7 +98,7 @@ def test_only_what_a_model_has_is_stored(medium):
 
 
 def test_unknown_qk_norm():
-    with pytest.raises(ConfigError, match="'layer_norm'.*'rms_norm'"):
+    with pytest.raises(ConfigError, match=r"'layer_norm'.*'rms_norm'"):
         make(qk_norm="layer_norm")
 
 

@@ -1,5 +1,6 @@
-"""Products of matrices by each algorithm this CPU has: sizes that fit no block, both orders of each operand, and which one
-is chosen when."""
+"""Products of matrices by each algorithm this CPU has: sizes that fit no block, both orders of each operand, and which
+one is chosen when.
+"""
 
 import numpy as np
 import paddle
@@ -46,7 +47,7 @@ def operands(m, n, k, seed=0):
 
 @pytest.fixture
 def multiply(monkeypatch):
-    """multiply(algorithm, a, b, ...): ``products.product`` by that algorithm, whichever it would choose."""
+    """``products.product`` by the algorithm that is named first, whichever it would choose."""
 
     def multiply(algorithm, *arguments, **keywords):
         if not available(algorithm):
@@ -165,7 +166,7 @@ def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
 def test_strassen_is_for_amd(monkeypatch):
     monkeypatch.setattr(products, "has_amx", lambda: False)
     for amd in (True, False):
-        monkeypatch.setattr(products, "is_amd", lambda: amd)
+        monkeypatch.setattr(products, "is_amd", lambda amd=amd: amd)
         products.strassen_pays.cache_clear()
         expected = amd and hasattr(native.lib(), "ppsd3_strassen")
         assert products.algorithm(2048, 1536, 1536) == (("strassen", 2) if expected else ("matmul", 0))
@@ -205,7 +206,7 @@ def test_gradients_go_through():
 # Operands rounded to bfloat16: an operand errs by up to 2^-9; errors of a sum add like noise.
 
 
-@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("m, n, k", [(7, 5, 3), (100, 130, 70), (97, 65, 601), (320, 64, 330), (200, 70, 1030)])
 def test_medium_precision_rounds_operands_to_bfloat16(m, n, k, bias):
     x, weight, b = operands(m, n, k)
@@ -235,5 +236,5 @@ def test_operands_are_not_rounded_unless_asked_and_after_the_context():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="'low'.*'highest', 'high' or 'medium'"):
+    with pytest.raises(ConfigError, match=r"'low'.*'highest', 'high' or 'medium'"):
         ops.float32_matmul_precision("low")

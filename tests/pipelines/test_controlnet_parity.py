@@ -9,11 +9,11 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-import diffusers  # noqa: E402
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # noqa: E402
-from helpers import reference, tiny  # noqa: E402
+import diffusers
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from helpers import reference, tiny
 
-import ppsd3  # noqa: E402
+import ppsd3
 
 pytestmark = pytest.mark.parity
 

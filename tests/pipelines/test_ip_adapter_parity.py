@@ -9,11 +9,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers", minversion="4.40")
 
-import diffusers  # noqa: E402
-from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution  # noqa: E402
-from helpers import ip_adapters, reference, tiny  # noqa: E402
+import diffusers
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from helpers import ip_adapters, reference, tiny
 
-import ppsd3  # noqa: E402
+import ppsd3
 
 pytestmark = pytest.mark.parity
 

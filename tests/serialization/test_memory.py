@@ -50,12 +50,13 @@ print(json.dumps({"needed": needed, "peak": peak, "total": total}))
 
 def run(code, directory, dtype):
     command = [sys.executable, "-W", "ignore", "-c", code, ROOT, str(directory), dtype]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
 
 @pytest.mark.slow
+@pytest.mark.machine
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux's clear_refs")
 @pytest.mark.parametrize(
     "saved, wanted", [("float16", "float32"), ("float32", "float16"), ("bfloat16", "float32"), ("float16", "float16")]

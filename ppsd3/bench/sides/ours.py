@@ -31,8 +31,9 @@ class PaddleSide(Side):
         import paddle
 
         from ...ops import use_native
+        from ...utils.paddle_internals import set_num_threads
 
-        paddle.base.core.set_num_threads(self.threads)
+        set_num_threads(self.threads)
         use_native(self.native)
         self.workspace = workspace
         self.grad = contextlib.nullcontext if self.bench.task == "train" else paddle.no_grad
@@ -192,8 +193,9 @@ class PaddleGemm(Side):
         import paddle
 
         from ...ops import linear, use_native
+        from ...utils.paddle_internals import set_num_threads
 
-        paddle.base.core.set_num_threads(self.threads)
+        set_num_threads(self.threads)
         use_native(self.native)
         pairs = [(paddle.randn([m, k]), paddle.randn([n, k])) for m, k, n in self.bench.gemms]
 

@@ -18,17 +18,17 @@ _precision = "high"
 
 
 class float32_matmul_precision:
-    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until its
-    end.
+    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until
+    its end.
 
     Args:
         precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
 
             - "highest": float32, each sum in the usual way; relative errors near 5e-7.
-            - "high" (the initial state): float32 by faster ways. Where the CPU has AMX, each operand as the sum of three
-              bfloat16 numbers: up to twice as fast as "highest", and no less exact. Else, where it is AMD's and has AVX-512,
-              wide layers with many rows by Strassen's algorithm: up to an eighth faster, relative errors near 3e-6 of the largest
-              result among some 200 rows.
+            - "high" (the initial state): float32 by faster ways. Where the CPU has AMX, each operand as the sum of
+              three bfloat16 numbers: up to twice as fast as "highest", and no less exact. Else, where it is AMD's and
+              has AVX-512, wide layers with many rows by Strassen's algorithm: up to an eighth faster, relative errors
+              near 3e-6 of the largest result among some 200 rows.
             - "medium": operands of linear layers rounded to bfloat16, with sums in float32, where the CPU has AMX or
               AVX512-BF16: two to four times as fast, relative errors near 3e-3. Meant for training.
 
@@ -64,7 +64,7 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
         ("product_bf16", 1): operands rounded to bfloat16.
         ("matmul", 0): Paddle's product.
 
-        The sizes are those from which each is measured to be the fastest: all but the last prepare their operands first.
+        The sizes are those from which each is measured to be the fastest: all but the last prepare their operands.
     """
     if _precision != "highest" and has_amx():
         parts = 3 if _precision == "high" else 1
@@ -83,15 +83,15 @@ def has_amx():
     return hasattr(lib(), "ppsd3_amx_product") and lib().ppsd3_amx_ready()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def strassen_pays():
-    """Whether Strassen's algorithm is there and faster: on AMD's CPUs, which add beside multiplying. Intel's do either, and
-    MKL serves them better."""
+    """Whether Strassen's algorithm is there and faster: on AMD's CPUs, which add beside multiplying. Intel's do either,
+    and MKL serves them better."""
     return hasattr(lib(), "ppsd3_strassen") and is_amd()
 
 
 def product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=False):
-    """``a b + bias``, or tanh-GELU of it: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
+    """``a b + bias``, or tanh-GELU of it: ``a [..., K]``, transposed ``[K, M]``; ``b [K, N]``, transposed ``[N, K]``.
 
     By Paddle, or as :class:`float32_matmul_precision` allows.
     """

@@ -10,7 +10,8 @@ from ...models import SD3MultiControlNetModel
 from ...models.controlnet_sd3 import add_residuals
 from ...utils.errors import InputError
 from .denoising import PreparedSteps
-from .tasks import Task, match_batch
+from .latents import match_batch
+from .tasks import Task
 
 
 @dataclasses.dataclass
@@ -112,8 +113,9 @@ class Controlled(Task):
         self.scale, self.pooled = controlnet_conditioning_scale, controlnet_pooled_projections
         self.interval = control_guidance_start, control_guidance_end
 
-    def check(self, pipe, call):
-        self.task.check(pipe, call)
+    def check(self, call):
+        pipe = call.pipe
+        self.task.check(call)
         if pipe.controlnet is None:
             raise InputError("The pipeline has no `controlnet`. Load one and set `pipe.controlnet`.")
         configs = controlnet_configs(pipe.controlnet)
@@ -171,13 +173,14 @@ class Controlled(Task):
             raise InputError(f"`control_image` has to be a list of {count} pictures, one for each ControlNet.")
         return self.control_image
 
-    def start(self, pipe, call, timesteps):
-        start = self.task.start(pipe, call, timesteps)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        start = self.task.start(call, timesteps)
         configs = controlnet_configs(pipe.controlnet)
         count = len(configs)
         start.control = Controls(
             [
-                Control(self._hint(pipe, call, config, image), scale, first, last, self.pooled)
+                Control(self._hint(call, config, image), scale, first, last, self.pooled)
                 for config, image, scale, first, last in zip(
                     configs,
                     self._images(count),
@@ -188,11 +191,12 @@ class Controlled(Task):
         )
         return start
 
-    def _hint(self, pipe, call, config, image):
+    def _hint(self, call, config, image):
         """What a ControlNet reads: latents of ``image``, and of a mask what stays.
 
         The mean of the VAE's posterior, so that a call is the same whatever was drawn before.
         """
+        pipe = call.pipe
         pixels = pipe.control_image_processor.preprocess(image, call.height, call.width)
         if pixels.shape[1] == pipe.vae.config.latent_channels:
             if self.control_mask is not None:
@@ -215,8 +219,8 @@ class Controlled(Task):
             latents = paddle.concat([latents, stays.astype(latents.dtype)], axis=1)
         return match_batch(latents, call, "control_image").astype(pipe.transformer.dtype)
 
-    def finish(self, pipe, images):
-        return self.task.finish(pipe, images)
+    def finish(self, call, images):
+        return self.task.finish(call, images)
 
 
 def controlnet_configs(controlnet):

@@ -12,16 +12,16 @@ import paddle
 
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
-from .tasks import match_batch
+from .latents import match_batch
 
 
-def check(pipe, call):
+def check(call):
     """A call that has a picture, or its features, has one of the two, and an IP-adapter that reads it.
 
     Raises:
         InputError
     """
-    image, embeds = call.ip_adapter_image, call.ip_adapter_image_embeds
+    pipe, image, embeds = call.pipe, call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
     if image is None and embeds is None:
         return
@@ -99,14 +99,14 @@ def _checked(pipe, embeds, guided):
     return embeds
 
 
-def read_picture(pipe, call, guided):
+def read_picture(call, guided):
     """``(positive, negative)`` features, a row for each picture to be drawn; None where there are none, or the adapter
     does not act.
 
     Raises:
         InputError: the number of pictures fits neither the prompts nor the pictures to be drawn.
     """
-    image, embeds = call.ip_adapter_image, call.ip_adapter_image_embeds
+    pipe, image, embeds = call.pipe, call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
     if (image is None and embeds is None) or not pipe.is_ip_adapter_active:
         return None, None
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"

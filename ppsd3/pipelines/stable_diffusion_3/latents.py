@@ -39,3 +39,46 @@ def prepare_latents(shape, dtype, generator=None, latents=None):
 def decode_latents(vae, latents):
     """latents [B, C, H, W] as the transformer knows them -> picture [B, 3, 8H, 8W] in about [-1, 1]."""
     return vae.decode(vae.unscale_latents(latents), return_dict=False)[0]
+
+
+def encode_picture(call, pixels):
+    """Pixels [b, 3, 8H, 8W] in [-1, 1], or latents [b, C, H, W] as they are, -> scaled latents [B, C, H, W].
+
+    The VAE's posterior is sampled, with the call's generator: one draw per picture given, or, if there is a generator
+    for each picture to be drawn, one per picture drawn.
+    """
+    pipe, batch, generator = call.pipe, call.batch, call.arguments.generator
+    if pixels.shape[1] == pipe.vae.config.latent_channels:
+        return match_batch(pixels, call, "image")
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != batch:
+            raise InputError(
+                f"`generator` is a list of {len(generator)} generators, but this call draws {batch} pictures (prompts "
+                "x num_images_per_prompt). Pass one generator for each picture, or a single one for all."
+            )
+        pixels = match_batch(pixels, call, "image")
+    with pipe.using("vae") as vae:
+        latents = vae.scale_latents(vae.encode(pixels.astype(vae.dtype)).latent_dist.sample(generator))
+    return match_batch(latents, call, "image")
+
+
+def mix(scheduler, clean, timestep, noise):
+    """``clean`` with the noise level of ``timestep [1]``."""
+    return scheduler.scale_noise(clean, timestep.expand([clean.shape[0]]), noise)
+
+
+def match_batch(rows, call, name):
+    """One row for each picture to be drawn: from one for all, one for each prompt, or as many as that.
+
+    Raises:
+        InputError: another number.
+    """
+    given, prompts, each = rows.shape[0], call.prompts.batch, call.arguments.num_images_per_prompt
+    if given == call.batch:
+        return rows
+    if given not in (1, prompts):
+        raise InputError(
+            f"`{name}` holds {given} pictures, but there are {prompts} prompts with {each} pictures each. Pass 1, "
+            f"{prompts} or {call.batch}."
+        )
+    return paddle.repeat_interleave(rows, call.batch // given, axis=0)

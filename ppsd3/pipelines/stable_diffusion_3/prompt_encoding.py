@@ -15,7 +15,8 @@ that is absent contributes zeros of its width, which is how SD3 was trained to d
 
 import contextlib
 import dataclasses
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import paddle
 import paddle.nn.functional as F
@@ -35,6 +36,7 @@ class TextCondition:
     embeds: paddle.Tensor
     pooled: paddle.Tensor
     image_embeds: Optional[paddle.Tensor] = None
+    _halves: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def cat(cls, conditions):
@@ -47,8 +49,11 @@ class TextCondition:
         return self if n == 1 else self._of_each(lambda part: paddle.repeat_interleave(part, n, axis=0))
 
     def half(self, index):
-        """The first (0) or second (1) half of the rows."""
-        return self._of_each(lambda part: part.chunk(2)[index])
+        """The first (0) or second (1) half of the rows; the same object at each call, so what is prepared of it once
+        serves every step."""
+        if index not in self._halves:
+            self._halves[index] = self._of_each(lambda part: part.chunk(2)[index])
+        return self._halves[index]
 
     def astype(self, dtype):
         return self._of_each(lambda part: part.astype(dtype))

@@ -82,13 +82,13 @@ class PromptReader:
 
 
 class WeightedPrompts(PromptReader):
-    """Reads weights in prompts, as AUTOMATIC1111's web UI has made them known, and prompts of any length.
+    r"""Reads weights in prompts, as AUTOMATIC1111's web UI has made them known, and prompts of any length.
 
     ::
 
         (word)          1.1 times as much            ((word))     1.21 times
         [word]          1.1 times less               (word:1.3)   1.3 times; (word:0.5), half
-        \\( \\) \\[ \\] \\\\  the signs themselves         BREAK        goes on in CLIP's next 77 tokens
+        \( \) \[ \] \\  the signs themselves         BREAK        goes on in CLIP's next 77 tokens
 
     Tokens are those of the prompt without the signs, so that a weight of 1 changes nothing. CLIP reads what is longer
     than 75 tokens in further rows of 77, each with its start and end token, and their features follow one another

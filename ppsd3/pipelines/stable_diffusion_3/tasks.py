@@ -12,8 +12,8 @@ Inpainting, 16  picture and noise, mixed      the tail   none                   
 Inpainting, 33  picture and noise, mixed      the tail   mask, masked picture   nothing
 ==============  ============================  =========  =====================  =============================
 
-A task has ``check(pipe, call)``, which refuses arguments before any work; ``start(pipe, call, timesteps)``, which makes
-a :class:`Start`; and ``finish(pipe, images)``, for what ``postprocess`` made.
+A task has ``check(call)``, which refuses arguments before any work; ``start(call, timesteps)``, which makes a
+:class:`Start`; and ``finish(call, images)``, for what ``postprocess`` made.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ import paddle.nn.functional as F
 
 from ...utils.errors import InputError
 from .denoising import keep_latents
-from .latents import prepare_latents
+from .latents import encode_picture, match_batch, mix, prepare_latents
 
 
 @dataclasses.dataclass
@@ -51,19 +51,22 @@ class Start:
 class Task:
     """A task that refuses nothing and changes no picture."""
 
-    def check(self, pipe, call):
+    def check(self, call):
         pass
 
-    def finish(self, pipe, images):
+    def finish(self, call, images):
         return images
 
 
 class TextToImage(Task):
     """From noise."""
 
-    def start(self, pipe, call, timesteps):
-        shape = _shape(pipe, call, pipe.transformer.config.in_channels)
-        return Start(prepare_latents(shape, pipe.transformer.dtype, call.generator, call.latents), timesteps)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        shape = call.latents_shape(pipe.transformer.config.in_channels)
+        return Start(
+            prepare_latents(shape, pipe.transformer.dtype, call.arguments.generator, call.arguments.latents), timesteps
+        )
 
 
 class ImageToImage(Task):
@@ -72,20 +75,21 @@ class ImageToImage(Task):
     def __init__(self, image, strength):
         self.image, self.strength = image, strength
 
-    def check(self, pipe, call):
-        if (self.image is None) == (call.latents is None):
+    def check(self, call):
+        if (self.image is None) == (call.arguments.latents is None):
             raise InputError("Pass either `image`, or the `latents` to start from, which have noise on them already.")
         check_strength(self.strength, call)
 
-    def start(self, pipe, call, timesteps):
-        timesteps = remaining_timesteps(pipe.scheduler, timesteps, call, self.strength)
-        shape = _shape(pipe, call, pipe.transformer.config.in_channels)
-        if call.latents is not None:
-            return Start(prepare_latents(shape, pipe.transformer.dtype, latents=call.latents), timesteps)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        timesteps = remaining_timesteps(call, timesteps, self.strength)
+        shape = call.latents_shape(pipe.transformer.config.in_channels)
+        if call.arguments.latents is not None:
+            return Start(prepare_latents(shape, pipe.transformer.dtype, latents=call.arguments.latents), timesteps)
         pixels = pipe.image_processor.preprocess(self.image, call.height, call.width)
-        clean = encode_picture(pipe, pixels, call, shape[0]).astype(pipe.transformer.dtype)
-        noise = prepare_latents(shape, pipe.transformer.dtype, call.generator)
-        return Start(mix(pipe.scheduler, clean, timesteps[:1], noise), timesteps)
+        clean = encode_picture(call, pixels).astype(pipe.transformer.dtype)
+        noise = prepare_latents(shape, pipe.transformer.dtype, call.arguments.generator)
+        return Start(mix(call.scheduler, clean, timesteps[:1], noise), timesteps)
 
 
 class Inpainting(Task):
@@ -96,7 +100,8 @@ class Inpainting(Task):
         self.padding_mask_crop, self.strength = padding_mask_crop, strength
         self._crop = None
 
-    def check(self, pipe, call):
+    def check(self, call):
+        pipe = call.pipe
         check_strength(self.strength, call)
         channels, own = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
         if channels not in (own, 2 * own + 1):
@@ -114,11 +119,12 @@ class Inpainting(Task):
         if self.padding_mask_crop is not None:
             _check_crop(self.image, self.mask_image, self.padding_mask_crop, call)
 
-    def start(self, pipe, call, timesteps):
-        timesteps = remaining_timesteps(pipe.scheduler, timesteps, call, self.strength)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        timesteps = remaining_timesteps(call, timesteps, self.strength)
         dtype, own = pipe.transformer.dtype, pipe.vae.config.latent_channels
-        shape = _shape(pipe, call, own)
-        pixels, mask = self._pictures(pipe, call)
+        shape = call.latents_shape(own)
+        pixels, mask = self._pictures(call)
         reads_mask = pipe.transformer.config.in_channels != own
         if reads_mask and pixels.shape[1] == own and self.masked_image_latents is None:
             raise InputError(
@@ -127,12 +133,12 @@ class Inpainting(Task):
 
         clean = None
         if not reads_mask or self.strength < 1:
-            clean = encode_picture(pipe, pixels, call, shape[0]).astype(dtype)
-        noise = prepare_latents(shape, dtype, call.generator, call.latents)
-        latents = noise if self.strength == 1 else mix(pipe.scheduler, clean, timesteps[:1], noise)
+            clean = encode_picture(call, pixels).astype(dtype)
+        noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
+        latents = noise if self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
         small = match_batch(F.interpolate(mask, size=shape[2:], mode="nearest"), call, "mask_image").astype(dtype)
         if reads_mask:
-            tensors = {"mask": small, "masked_image_latents": self._masked_latents(pipe, call, pixels, mask, shape[0])}
+            tensors = {"mask": small, "masked_image_latents": self._masked_latents(call, pixels, mask)}
 
             def extra_channels():
                 return paddle.concat([tensors["mask"], tensors["masked_image_latents"]], axis=1)
@@ -143,13 +149,14 @@ class Inpainting(Task):
 
         def keep_outside(latents, step):
             last = step == len(timesteps) - 1
-            outside = clean if last else mix(pipe.scheduler, clean, timesteps[step + 1 : step + 2], noise)
+            outside = clean if last else mix(call.scheduler, clean, timesteps[step + 1 : step + 2], noise)
             return (1 - tensors["mask"]) * outside + tensors["mask"] * latents
 
         return Start(latents, timesteps, after_step=keep_outside, tensors=tensors)
 
-    def _pictures(self, pipe, call):
+    def _pictures(self, call):
         """-> pixels [b, 3, H, W] in [-1, 1], mask [b', 1, H, W] of 0 and 1; of the part to be drawn."""
+        pipe = call.pipe
         options = {}
         if self.padding_mask_crop is not None:
             region = pipe.mask_processor.get_crop_region(
@@ -162,30 +169,21 @@ class Inpainting(Task):
             pipe.mask_processor.preprocess(self.mask_image, call.height, call.width, **options),
         )
 
-    def _masked_latents(self, pipe, call, pixels, mask, batch):
+    def _masked_latents(self, call, pixels, mask):
+        pipe = call.pipe
         if self.masked_image_latents is not None:  # as the VAE gives them, not yet scaled
             with pipe.using("vae") as vae:
                 scaled = vae.scale_latents(self.masked_image_latents)
             return match_batch(scaled, call, "masked_image_latents").astype(pipe.transformer.dtype)
         masked = pixels * (mask < 0.5).astype(pixels.dtype)
-        return encode_picture(pipe, masked, call, batch).astype(pipe.transformer.dtype)
+        return encode_picture(call, masked).astype(pipe.transformer.dtype)
 
-    def finish(self, pipe, images):
+    def finish(self, call, images):
+        pipe = call.pipe
         if self._crop is None:
             return images
         overlay = pipe.image_processor.apply_overlay
         return [overlay(self.mask_image, self.image, image, self._crop) for image in images]
-
-
-def _shape(pipe, call, channels):
-    """[B, C, H, W] of a call's latents."""
-    factor = pipe.vae_scale_factor
-    return [call.batch, channels, call.height // factor, call.width // factor]
-
-
-def mix(scheduler, clean, timestep, noise):
-    """``clean`` with the noise level of ``timestep [1]``."""
-    return scheduler.scale_noise(clean, timestep.expand([clean.shape[0]]), noise)
 
 
 def check_strength(strength, call):
@@ -206,50 +204,12 @@ def _skipped(call, strength):
     return int(max(call.steps - min(call.steps * strength, call.steps), 0))
 
 
-def remaining_timesteps(scheduler, timesteps, call, strength):
+def remaining_timesteps(call, timesteps, strength):
     """The last ``strength`` of the steps; the scheduler is told where they begin."""
-    first = _skipped(call, strength) * getattr(scheduler, "order", 1)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
+    first = _skipped(call, strength) * getattr(call.scheduler, "order", 1)
+    if hasattr(call.scheduler, "set_begin_index"):
+        call.scheduler.set_begin_index(first)
     return timesteps[first:]
-
-
-def encode_picture(pipe, pixels, call, batch):
-    """Pixels [b, 3, 8H, 8W] in [-1, 1], or latents [b, C, H, W] as they are, -> scaled latents [batch, C, H, W].
-
-    The VAE's posterior is sampled, with ``call.generator``: one draw per picture given, or, if there is a generator
-    for each picture to be drawn, one per picture drawn.
-    """
-    if pixels.shape[1] == pipe.vae.config.latent_channels:
-        return match_batch(pixels, call, "image")
-    generator = call.generator
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != batch:
-            raise InputError(
-                f"`generator` is a list of {len(generator)} generators, but this call draws {batch} pictures (prompts "
-                "x num_images_per_prompt). Pass one generator for each picture, or a single one for all."
-            )
-        pixels = match_batch(pixels, call, "image")
-    with pipe.using("vae") as vae:
-        latents = vae.scale_latents(vae.encode(pixels.astype(vae.dtype)).latent_dist.sample(generator))
-    return match_batch(latents, call, "image")
-
-
-def match_batch(rows, call, name):
-    """One row for each picture to be drawn: from one for all, one for each prompt, or as many as that.
-
-    Raises:
-        InputError: another number.
-    """
-    given, prompts = rows.shape[0], call.texts.batch
-    if given == call.batch:
-        return rows
-    if given not in (1, prompts):
-        raise InputError(
-            f"`{name}` holds {given} pictures, but there are {prompts} prompts with {call.num_images_per_prompt} "
-            f"pictures each. Pass 1, {prompts} or {call.batch}."
-        )
-    return paddle.repeat_interleave(rows, call.batch // given, axis=0)
 
 
 def _check_crop(image, mask_image, padding, call):
@@ -261,7 +221,7 @@ def _check_crop(image, mask_image, padding, call):
         raise InputError("`padding_mask_crop` cuts a part out of a PIL picture and puts it back. Pass PIL pictures.")
     if image.size != mask_image.size:
         raise InputError(f"`image` is {image.size} pixels and `mask_image` {mask_image.size}. Make them of one size.")
-    if call.output_type != "pil":
+    if call.arguments.output_type != "pil":
         raise InputError("`padding_mask_crop` gives PIL pictures only. Leave output_type at 'pil'.")
     if mask_image.convert("L").getbbox() is None:
         raise InputError("`mask_image` is all black, so there is nothing to cut out. White marks what is drawn anew.")
