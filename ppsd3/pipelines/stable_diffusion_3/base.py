@@ -80,7 +80,7 @@ class StableDiffusion3Base(
     feature_extractor: SiglipImageProcessor | None
 
     def __post_init__(self) -> None:
-        PresentCall.__init__(self)
+        self._calls = {}
         names = [field.name for field in dataclasses.fields(self) if field.name not in self._settings]
         DiffusionPipeline.__init__(self, **{name: getattr(self, name) for name in names})
         vae, transformer = self.vae, self.transformer
@@ -90,7 +90,8 @@ class StableDiffusion3Base(
             vae_latent_channels=16 if vae is None else vae.config.latent_channels,
         )
         self.tokenizer_max_length: int = next(
-            (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t is not None), CLIP_MAX_LENGTH
+            (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t and t.model_max_length),
+            CLIP_MAX_LENGTH,
         )
         self.default_sample_size: int = 128 if transformer is None else transformer.config.sample_size
         self.patch_size: int = 2 if transformer is None else transformer.config.patch_size
