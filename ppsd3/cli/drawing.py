@@ -65,7 +65,7 @@ def take_settings(parser, rest, command):
     path = first.parse_known_args(rest)[0].from_png
     if path is None:
         return
-    settings = read_settings(path)
+    settings: dict[str, Any] = read_settings(path)
     drawn_by = settings.get("command", "generate")
     if drawn_by != command:
         raise InputError(f"{path} was drawn by `ppsd3 {drawn_by}`. Use that command with --from-png.")

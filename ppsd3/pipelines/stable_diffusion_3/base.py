@@ -99,7 +99,7 @@ class StableDiffusion3Base(
         self._cache: StepCache | None = None
         self._prompt_cache: PromptCache | None = None
 
-    def guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
+    def _guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
         """The guidance of a call with these arguments, at ``scale`` in place of their ``guidance_scale``."""
         guidance = getattr(arguments, "guidance", None)
         if guidance is not None:
@@ -163,7 +163,7 @@ class StableDiffusion3Base(
         checks.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
         checks.check_device(device, self.device)
         with self.lora_scaled(lora_scale, "lora_scale"):
-            positive, negative = self.encode_texts(
+            positive, negative = self._encode_texts(
                 prompts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
             )
         if negative is None:
@@ -277,7 +277,7 @@ class StableDiffusion3Base(
         """Encodes every prompt again."""
         self._prompt_cache = None
 
-    def check_components(self) -> None:
+    def _check_components(self) -> None:
         """Raises an InputError if a component that every call needs is missing, or has a dtype that cannot compute."""
         for name in ("transformer", "scheduler", "vae"):
             if getattr(self, name) is None:
@@ -285,7 +285,7 @@ class StableDiffusion3Base(
         if self._residency.place is None:
             checks.check_dtypes(self.components)
 
-    def encode_texts(
+    def _encode_texts(
         self,
         prompts: PromptInputs,
         guided: bool,

@@ -71,7 +71,7 @@ class Call:
         """What weighs the prompts, at the present scale."""
         scale, guidance = self._guidance
         if guidance is None or scale != self.guidance_scale:
-            guidance = self.pipe.guidance_for(self.arguments, self.guidance_scale)
+            guidance = self.pipe._guidance_for(self.arguments, self.guidance_scale)
             self._guidance = self.guidance_scale, guidance
         return guidance
 
@@ -117,7 +117,7 @@ class Call:
 
     def _check(self):
         pipe, arguments = self.pipe, self.arguments
-        pipe.check_components()
+        pipe._check_components()
         config = pipe.transformer.config
         multiple = pipe.vae_scale_factor * pipe.patch_size
         checks.check_size(self.height, self.width, multiple, config.pos_embed_max_size * multiple)
@@ -137,7 +137,7 @@ class Call:
         guided = self.guidance.copies > 1
         pictures = image_prompting.read_picture(self, guided)
         arguments = self.arguments
-        texts = self.pipe.encode_texts(
+        texts = self.pipe._encode_texts(
             self.prompts,
             guided,
             arguments.num_images_per_prompt,
