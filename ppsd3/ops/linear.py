@@ -7,10 +7,11 @@ saved from it without a transpose. ``paddle.nn.Linear`` keeps ``[in, out]``.
 import paddle
 from paddle import nn
 
+from ..utils.paddle_internals import has_hooks
 from . import native
 from .activations import gelu
 from .native import interface as kernels
-from .quantized import QuantizedLinear, has_hooks, quantized_linear
+from .quantized import QuantizedLinear, quantized_linear
 
 
 class Linear(nn.Layer):

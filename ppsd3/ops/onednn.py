@@ -1,4 +1,4 @@
-"""Float32 convolution, softmax and activations on the CPU through the oneDNN library that the paddlepaddle wheel carries.
+"""Float32 convolution, softmax and activations on the CPU through the oneDNN library in the paddlepaddle wheel.
 
 Paddle's own CPU convolution builds the im2col matrix; oneDNN's compiled kernels skip it and are 2 to 4 times faster,
 forward and backward (more on a busy machine, where Paddle's barrier per picture waits for the slower thread). The
@@ -54,7 +54,7 @@ def usable_forward(x):
     return not tracked(x) and usable(x)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def is_available():
     """Whether the wheel carries a oneDNN 3 that makes a CPU engine (GPU, macOS and Windows wheels may not)."""
     try:
@@ -79,7 +79,7 @@ def conv2d(x, weight, bias, stride, padding):
 
 
 def softmax_(x):
-    """Softmax over the last axis of a contiguous float32 CPU tensor, in its place and without a gradient; returns ``x``.
+    """Softmax over the last axis of a contiguous float32 CPU tensor, in place and without a gradient; returns ``x``.
 
     A seventh of the time that Paddle takes.
     """
@@ -260,7 +260,7 @@ def _reorder(source, target):
     _execute(*_reorder_primitive(*key), {_SRC: source, _DST: target})
 
 
-@functools.lru_cache(maxsize=None)  # descriptors live as long as the process, so their addresses are keys
+@functools.cache  # descriptors live as long as the process, so their addresses are keys
 def _reorder_primitive(source, target):
     engine, create = _engine(), "dnnl_reorder_primitive_desc_create"
     descriptor = _made(create, _Handle(source), engine, _Handle(target), engine, _attributes())
@@ -276,7 +276,7 @@ def _execute(descriptor, primitive, memories):
     _check(_library().dnnl_stream_wait(_stream()), "dnnl_stream_wait")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _plain(shape):
     """Descriptor of a contiguous float32 tensor."""
     strides = [1]
@@ -286,7 +286,7 @@ def _plain(shape):
     return _made("dnnl_memory_desc_create_with_strides", len(shape), *dims)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _any_layout(shape):
     return _made("dnnl_memory_desc_create_with_tag", len(shape), _Dims(*shape), _F32, _TAG_ANY)
 
@@ -303,7 +303,7 @@ def _check(status, function):
         raise RuntimeError(f"oneDNN's {function} failed with status {status}.")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _library():
     path = os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3")
     library = ctypes.CDLL(path)
@@ -312,12 +312,12 @@ def _library():
     return library
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _engine():
     return _made("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _attributes():
     """Scratch memory comes with each call. The library's own belongs to the thread that made a primitive, and a
     primitive that runs in another thread would work in memory that is not there."""

@@ -16,6 +16,7 @@ Three ways to compute it:
 import paddle
 from paddle import nn
 
+from ..utils.paddle_internals import has_hooks
 from . import native
 from .native import quantized as kernels
 from .native.quantized import GROUP, QuantizedActivation
@@ -112,11 +113,6 @@ def shared_input(x, *layers):
         if integer_products(x, *(t for layer in layers for t in (layer.weight_scale, layer.bias))):
             return kernels.quantize(x)
     return x
-
-
-def has_hooks(layer):
-    """Whether something must see what goes into ``layer`` or comes out of it."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
 def weight_only_linear(x, weight, weight_scale, bias=None):

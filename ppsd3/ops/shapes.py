@@ -1,7 +1,8 @@
 """Sizes and kinds of tensors, for code that also runs in static graphs, where sizes are open."""
 
 import paddle
-from paddle.base.framework import _dygraph_tracer, core
+
+from ..utils.paddle_internals import is_autocasting
 
 
 def shape_of(x):
@@ -16,7 +17,7 @@ def tracked(*tensors):
 
 def plain_on_cpu(*tensors):
     """Whether ``tensors`` (entries may be None) are non-empty float32 on the CPU, outside AMP and static graphs."""
-    if not paddle.in_dynamic_mode() or _dygraph_tracer()._amp_level != core.AmpLevel.O0:
+    if not paddle.in_dynamic_mode() or is_autocasting():
         return False
     return all(
         x is None or (x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape) for x in tensors

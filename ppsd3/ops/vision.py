@@ -4,10 +4,10 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ..utils.paddle_internals import group_norm_settings, has_hooks
 from . import native, onednn
 from .linear import Linear
 from .native import vision as kernels
-from .quantized import has_hooks
 
 # in * out channels from which oneDNN's convolution outruns our direct one. Measured, GFLOP/s per core forward, ours and
 # oneDNN's: 256 to 256 channels 97 and 90, 512 to 256 93 and 101, 512 to 512 94 and 112.
@@ -77,7 +77,7 @@ def patch_tokens(x, layer):
 def group_norm_silu(x, norm):
     """``silu(norm(x))`` for an ``nn.GroupNorm``: what precedes every 3x3 convolution of the autoencoder."""
     if native.usable(x, norm.weight, norm.bias):
-        return kernels.group_norm(x, norm.weight, norm.bias, norm._num_groups, norm._epsilon, True)
+        return kernels.group_norm(x, norm.weight, norm.bias, *group_norm_settings(norm), True)
     return F.silu(norm(x))
 
 

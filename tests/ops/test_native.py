@@ -12,8 +12,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle.base.framework import _dygraph_tracer, core
 
-from ppsd3.ops import attention as attend
-from ppsd3.ops import native
+from ppsd3.ops import attention as attend, native
 from ppsd3.ops.activations import gelu
 from ppsd3.ops.attention import attention_reference, joint_attention
 from ppsd3.ops.linear import Linear, linear, linear_gelu, linear_reference
@@ -29,7 +28,6 @@ from ppsd3.ops.modulation import (
 )
 from ppsd3.ops.native import interface
 from ppsd3.ops.native.products import has_amx
-from ppsd3.utils.errors import ConfigError
 
 TOLERANCE = 2e-6
 pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernels here")

@@ -1,5 +1,6 @@
-"""Products of matrices by each algorithm this CPU has: sizes that fit no block, both orders of each operand, and which one
-is chosen when."""
+"""Products of matrices by each algorithm this CPU has: sizes that fit no block, both orders of each operand, and which
+one is chosen when.
+"""
 
 import numpy as np
 import paddle
@@ -46,7 +47,7 @@ def operands(m, n, k, seed=0):
 
 @pytest.fixture
 def multiply(monkeypatch):
-    """multiply(algorithm, a, b, ...): ``products.product`` by that algorithm, whichever it would choose."""
+    """``products.product`` by the algorithm that is named first, whichever it would choose."""
 
     def multiply(algorithm, *arguments, **keywords):
         if not available(algorithm):
@@ -204,7 +205,7 @@ def test_gradients_go_through():
 # Operands rounded to bfloat16: an operand errs by up to 2^-9; errors of a sum add like noise.
 
 
-@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("m, n, k", [(7, 5, 3), (100, 130, 70), (97, 65, 601), (320, 64, 330), (200, 70, 1030)])
 def test_medium_precision_rounds_operands_to_bfloat16(m, n, k, bias):
     x, weight, b = operands(m, n, k)

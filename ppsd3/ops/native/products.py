@@ -16,8 +16,8 @@ _precision = "high"
 
 
 class float32_matmul_precision:
-    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until its
-    end.
+    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until
+    its end.
 
     Args:
         precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
@@ -63,7 +63,7 @@ def algorithm(m, n, k, transpose_x=False, transpose_y=True):
         ("product_bf16", 1): operands rounded to bfloat16.
         ("matmul", 0): Paddle's product.
 
-        The sizes are those from which each is measured to be the fastest: all but the last prepare their operands first.
+        The sizes are those from which each is measured to be the fastest: all but the last prepare their operands.
     """
     if _precision != "highest" and has_amx():
         parts = 1 if _precision == "medium" else 3
@@ -83,7 +83,7 @@ def has_amx():
 
 
 def product(a, b, transpose_x=False, transpose_y=False, bias=None, gelu_after=False):
-    """``a b + bias``, or tanh-GELU of it: ``a [..., K]`` or, transposed, ``[K, M]``; ``b [K, N]`` or, transposed, ``[N, K]``.
+    """``a b + bias``, or tanh-GELU of it: ``a [..., K]``, transposed ``[K, M]``; ``b [K, N]``, transposed ``[N, K]``.
 
     By Paddle, or as :class:`float32_matmul_precision` allows.
     """

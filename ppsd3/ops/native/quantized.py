@@ -19,7 +19,7 @@ TILE_ROWS = 32  # that amx_quantized.cpp reads at once
 QuantizedActivation = namedtuple("QuantizedActivation", "data scale low shape")
 QuantizedActivation.__doc__ = """Rows of 8-bit numbers, ``x = low + scale * data`` in each group of a row.
 
-data (uint8 Tensor [rows or more, stride]), scale and low (float32 Tensor [rows, groups]), shape (list of int): of ``x``.
+data (uint8 Tensor [rows or more, stride]), scale and low (float32 Tensor [rows, groups]), shape (list): of ``x``.
 """
 
 
