@@ -24,7 +24,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["ppsd3", "ppsd3.*"]),
-    # The bundled model `shapes`, the sources of the kernels, which are compiled where they are used, and CLIP's merges.
+    # The bundled model `shapes`, the sources of the kernels, which are compiled where they are used, CLIP's merges, and
+    # the public names for type checkers.
     package_data={
         "ppsd3": [
             "shapes/checkpoint/*",
@@ -33,6 +34,8 @@ setup(
             "ops/native/*.cpp",
             "ops/native/*.h",
             "transformers/clip/*.gz",
+            "__init__.pyi",
+            "py.typed",
             "**/*.json",
             "**/*.html",
         ]
@@ -52,6 +55,14 @@ setup(
             "accelerate>=1",
             "safetensors>=0.4",
             "sentencepiece>=0.1.99",
+        ],
+        # Checks that `.ci/run lint` runs; basedpyright carries its own node.
+        "dev": [
+            "pytest>=7",
+            "ruff>=0.17.6,<0.18",
+            "basedpyright>=1.40.2,<1.41",
+            "clang-format>=23.1,<24",
+            "pre-commit>=4,<5",
         ],
         # What `ppsd3 bench` measures beside [parity], and what it plots with; each may be missing.
         "bench": ["openvino>=2025.0", "nncf>=2.15", "matplotlib>=3.6"],

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.parity]
+pytestmark = [pytest.mark.slow, pytest.mark.parity, pytest.mark.machine]
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "full_size.py"
 

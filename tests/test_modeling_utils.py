@@ -244,14 +244,14 @@ class TestTiedKeys:
     def test_either_or_both(self, model, saved, present):
         def change(tensors):
             embedding = tensors.pop("shared.weight")
-            tensors.update({name: embedding for name in present})
+            tensors.update(dict.fromkeys(present, embedding))
 
         rewrite(saved / WEIGHTS, change)
         assert_same(model, Tiny.from_pretrained(saved))
 
     def test_neither(self, saved):
         rewrite(saved / WEIGHTS, lambda tensors: tensors.pop("shared.weight"))
-        with pytest.raises(WeightMismatchError, match="shared.weight"):
+        with pytest.raises(WeightMismatchError, match=r"shared.weight"):
             Tiny.from_pretrained(saved)
 
     def test_allow_list(self, model, saved):
@@ -338,7 +338,7 @@ class TestBadCheckpoints:
     def test_unknown_config_key(self, saved):
         config = json.loads((saved / "config.json").read_text())
         (saved / "config.json").write_text(json.dumps({**config, "widht": 8}))
-        with pytest.raises(ConfigError, match="widht.*config.json.*'width'"):
+        with pytest.raises(ConfigError, match=r"widht.*config.json.*'width'"):
             Tiny.from_pretrained(saved)
 
     def test_no_config_and_no_directory(self, saved, tmp_path):

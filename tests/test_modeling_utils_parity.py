@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-import ppsd3  # noqa: E402
-from ppsd3.serialization.tensors import cast, put  # noqa: E402
+import ppsd3
+from ppsd3.serialization.tensors import cast, put
 
 pytestmark = pytest.mark.parity
 

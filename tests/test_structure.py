@@ -1,7 +1,6 @@
 """Imports point only to the left in the order of layers that docs/architecture.md explains."""
 
 import ast
-import os
 import pathlib
 import sys
 
@@ -54,56 +53,74 @@ def imported(tree, module, package=PACKAGE.name):
     return names
 
 
+def is_for_type_checkers(node):
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def part_of(module):
     """The part of the package that the file (relative to the package) belongs to."""
     return module.parts[0] if len(module.parts) > 1 else module.stem
 
 
-def wrong_arrows(source, module):
-    """[(line, what)] of the imports in ``source`` that break the order."""
+def wrong_arrows(tree, module):
+    """["line: what"] of the imports in ``tree``, the source of ``module``, that break the order."""
     here, found = part_of(module), []
-    for line, name in imported(ast.parse(source), module):
+    if here not in LEVEL:
+        return [f"{here} is in no layer of this test"]
+    for line, name in imported(tree, module):
         root, _, rest = name.partition(".")
         there = rest.split(".")[0]
         if root != PACKAGE.name or there == here or (there not in LEVEL and there.startswith("__")):
             continue  # from elsewhere, from itself, or the package's own __version__
         if there not in LEVEL:
-            found.append((line, f"{name} is in no layer of this test"))
+            found.append(f"{line}: {name} is in no layer of this test")
         elif LEVEL[there] > LEVEL[here] or {here, there} <= set(SEPARATE):
-            found.append((line, f"{here} imports {there}"))
+            found.append(f"{line}: {here} imports {there}")
     return found
 
 
-def identify(path):
-    return path.relative_to(PACKAGE).as_posix()
-
-
-@pytest.mark.parametrize("path", MODULES, ids=identify)
-def test_imports_point_left(path):
-    module = path.relative_to(PACKAGE)
-    if module == pathlib.Path("__init__.py"):  # names of public things, imported when they are asked for
-        top = imported(ast.Module(ast.parse(path.read_text(encoding="utf-8")).body, []), module)
-        assert {name.split(".")[1] for _, name in top if name.startswith("ppsd3.")} <= set(LAYERS[0])
-    else:
-        assert part_of(module) in LEVEL, f"give {part_of(module)} a layer in {os.path.basename(__file__)}"
-        assert wrong_arrows(path.read_text(encoding="utf-8"), module) == []
-
-
-@pytest.mark.parametrize("path", MODULES, ids=identify)
-def test_modules_import_light_things_only(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    in_functions = {
+def heavy_imports(tree, module):
+    """The libraries that the source imports as it is imported itself, and should not."""
+    later = {
         node
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
+        for part in ast.walk(tree)
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_for_type_checkers(part)
+        for node in ast.walk(part)
     }
-    at_import = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and n not in in_functions]
-    roots = {name.split(".")[0] for _, name in imported(ast.Module(at_import, []), path.relative_to(PACKAGE))}
+    at_import = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and n not in later]
+    roots = {name.split(".")[0] for _, name in imported(ast.Module(at_import, []), module)}
     allowed = TOP_LEVEL | {PACKAGE.name, "__future__"}
     if hasattr(sys, "stdlib_module_names"):  # Python 3.10
-        assert roots - sys.stdlib_module_names <= allowed
-    assert not roots & set(LAZY)
+        return sorted(roots - sys.stdlib_module_names - allowed)
+    return sorted(roots & set(LAZY))
+
+
+def assert_nothing_found(check):
+    """``check(tree, module)`` lists nothing for any module of the package; else all that it lists is shown."""
+    found = []
+    for path in MODULES:
+        module = path.relative_to(PACKAGE)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found += [f"{module.as_posix()}: {what}" for what in check(tree, module)]
+    assert not found, "\n".join(found)
+
+
+def test_imports_point_left():
+    def check(tree, module):
+        return [] if module == pathlib.Path("__init__.py") else wrong_arrows(tree, module)
+
+    assert_nothing_found(check)
+
+
+def test_the_package_itself_imports_the_lowest_layer_only():
+    """All other names are imported when they are asked for."""
+    module = pathlib.Path("__init__.py")
+    names = imported(ast.parse((PACKAGE / module).read_text(encoding="utf-8")), module)
+    assert {name.split(".")[1] for _, name in names if name.startswith("ppsd3.")} <= set(LAYERS[0])
+
+
+def test_modules_import_light_things_only():
+    assert_nothing_found(heavy_imports)
 
 
 def test_there_are_modules():
@@ -123,10 +140,11 @@ def test_there_are_modules():
         ("ops/native/x.py", "from ... import cli"),
         ("modeling_utils.py", "from ppsd3 import pipelines"),
         ("training/x.py", "from ..unheard_of import z"),
+        ("unheard_of/x.py", "import os"),
     ],
 )
 def test_a_wrong_arrow_is_seen(module, source):
-    assert len(wrong_arrows(source, pathlib.Path(module))) == 1
+    assert len(wrong_arrows(ast.parse(source), pathlib.Path(module))) == 1
 
 
 @pytest.mark.parametrize(
@@ -139,4 +157,18 @@ def test_a_wrong_arrow_is_seen(module, source):
     ],
 )
 def test_a_right_arrow_is_not(module, source):
-    assert wrong_arrows(source, pathlib.Path(module)) == []
+    assert wrong_arrows(ast.parse(source), pathlib.Path(module)) == []
+
+
+@pytest.mark.parametrize(
+    "source, heavy",
+    [
+        ("import os\nfrom paddle import nn\nfrom ..utils import files", []),
+        ("def f():\n    import torch", []),
+        ("import torch.nn", ["torch"]),
+        ("try:\n    from transformers import x\nexcept ImportError:\n    pass", ["transformers"]),
+        ("class A:\n    import diffusers", ["diffusers"]),
+    ],
+)
+def test_a_heavy_import_is_seen(source, heavy):
+    assert heavy_imports(ast.parse(source), pathlib.Path("models/x.py")) == heavy

@@ -112,7 +112,7 @@ class Bench:
 
     def flops(self):
         """Operations of one run, or None if a share of the roofline would say nothing."""
-        return None
+        return
 
     @property
     def gemms(self):
@@ -316,11 +316,11 @@ class LoadBench(Bench):
         return f"load, {self.layers} layers, float16 file to float32 model"
 
     def settle(self, workspace):
-        """Leaves every side the same machine: the checkpoints in the system's file cache, and free memory in use just now.
+        """Leaves every side the same machine: checkpoints in the system's file cache, free memory that was just in use.
 
         What a process loads is mostly new pages, and in a virtual machine their cost depends on who had them last: free
-        blocks are given back to the host, which must find them anew, and a side that keeps large blocks whole leaves the
-        next one memory at hand. So another process takes what a float32 model needs, and gives it back.
+        blocks are given back to the host, which must find them anew, and a side that keeps large blocks whole leaves
+        the next one memory at hand. So another process takes what a float32 model needs, and gives it back.
 
         Raises:
             RuntimeError: there is no such memory.
@@ -333,7 +333,7 @@ class LoadBench(Bench):
         weights = self.bytes_of_weights(workspace) // np.dtype(self.file_dtype).itemsize
         items = weights * 5 // 4  # sides need more than the weights
         command = [sys.executable, "-c", f"import numpy; numpy.ones({items}, numpy.float32)"]
-        if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+        if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
             raise RuntimeError(f"The machine has no {items * 4 / 1e9:.1f} GB free to load a float32 model into.")
 
     def inputs(self):

@@ -43,7 +43,7 @@ def vae(config, side, encode):
     low = pixels // 4 ** (len(widths) - 1)
     middle = 2 * _residual(top, top, low) + 2 * (4 * low * top * top + 2 * low * low * top)
     if encode:
-        ends, path, layers, step = _conv(3, widths[0], pixels) + _conv(top, 2 * latent, low), widths, layers, 1 / 4
+        ends, path, step = _conv(3, widths[0], pixels) + _conv(top, 2 * latent, low), widths, 1 / 4
     else:
         ends, path, layers, step = _conv(latent, top, low) + _conv(widths[0], 3, pixels), widths[::-1], layers + 1, 4
         pixels = low

@@ -1,5 +1,6 @@
 """What a measurement looks like on a terminal, and in a file of JSON."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -121,10 +122,8 @@ def _cpu():
 
 def _versions():
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             yield package, importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
 
 
 def write_json(path, measurements, command):

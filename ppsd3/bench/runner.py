@@ -51,7 +51,7 @@ class Worker:
             "workspace": workspace,
         }
         code = (_BARE if side and side.bare else "") + _START
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, it lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code, json.dumps(specification), _PACKAGE],
             env=_environment(side.threads if side else bench.threads),

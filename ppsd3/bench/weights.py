@@ -21,13 +21,12 @@ def write(directory, component, config, dtype="float32"):
     """
     if os.path.isdir(directory):
         return
-    import paddle
-
     from ..serialization.tensors import from_numpy
     from ..serialization.writers import write_checkpoint
+    from ..utils.paddle_internals import LazyGuard
     from .sides.ours import component_class
 
-    with paddle.LazyGuard():  # names and shapes, without memory
+    with LazyGuard():  # names and shapes, without memory
         model = component_class(component)(**config)
     parameters = {name for name, _ in model.named_parameters()}
     pool = np.random.default_rng(0).standard_normal(_POOL, dtype=np.float32)

@@ -28,7 +28,7 @@ def main(specification):
     for line in sys.stdin:
         try:
             answer = worker.answer(**json.loads(line))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001, whatever fails is the answer
             answer = {"error": f"{type(error).__name__}: {error}"}
             import traceback
 

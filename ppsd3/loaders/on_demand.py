@@ -9,8 +9,9 @@ import numpy as np
 from ..modeling_utils import to_be_filled
 from ..quantization import CONFIG_KEY
 from ..serialization.tensors import floating_dtype
-from ..utils.device import current_place, release_freed_memory
+from ..utils.device import release_freed_memory
 from ..utils.errors import InputError
+from ..utils.paddle_internals import current_place, free_memory
 
 
 class OnDemandNetwork:
@@ -79,7 +80,7 @@ class OnDemandNetwork:
             self._users -= 1
             if not self._users and self._network is not None:
                 for tensor in tensors_of(self._network, include_sublayers=True):
-                    tensor._clear_data()  # whoever still refers to the network: its memory is not kept
+                    free_memory(tensor)  # whoever still refers to the network: its memory is not kept
                 self._network = None
                 release_freed_memory()
 

@@ -96,7 +96,7 @@ class TextualInversionLoaderMixin:
         wanted = {tokens} if isinstance(tokens, str) else None if tokens is None else set(tokens)
         known = {token for some in words.values() for token in some}
         if not known or (wanted is not None and not wanted <= known):
-            missing = "any" if wanted is None or not known else repr(sorted(wanted - known)[0])
+            missing = "any" if wanted is None or not known else repr(min(wanted - known))
             raise InputError(
                 f"There is no textual inversion {missing} to unload; {' and '.join(towers)} know "
                 f"{', '.join(sorted(known)) or 'none'}."

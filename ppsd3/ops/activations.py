@@ -8,8 +8,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from . import onednn
-from .dispatch import native, operation
-from .dispatch import onednn as by_onednn
+from .dispatch import native, onednn as by_onednn, operation
 from .native import activations as kernels
 
 

@@ -12,13 +12,19 @@ of leaving the adapters out without a word.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any
 
 import paddle
 from paddle import Tensor, nn
 
 from ..utils.errors import InputError
+from ..utils.paddle_internals import share_memory
+
+# Factors of the strengths in layers, for the call that runs in this context: each thread has its own.
+_scales: ContextVar[Mapping[AdaptedLinear, float]] = ContextVar("adapter_scales", default=MappingProxyType({}))
 
 
 class Adapter(nn.Layer):
@@ -41,7 +47,7 @@ class Adapter(nn.Layer):
 
     def bias_change(self, strength):
         """The float32 vector [out_features] which does the rest, added to the bias; None for nothing."""
-        return None
+        return
 
 
 class AdaptedLinear(nn.Layer):
@@ -57,7 +63,6 @@ class AdaptedLinear(nn.Layer):
         active: names of the adapters that act, in the order in which they are added.
         enabled: whether they act at all.
         fused: name of an adapter in the weights -> strength there.
-        scale: factor of all strengths, for a while (:func:`scaled_adapters`).
     """
 
     def __init__(self, layer: nn.Layer) -> None:
@@ -68,7 +73,6 @@ class AdaptedLinear(nn.Layer):
         self.active: tuple[str, ...] = ()
         self.enabled = True
         self.fused: dict[str, float] = {}
-        self.scale = 1.0
         self._without = None  # weight and bias without the fused adapters
 
     @property
@@ -86,14 +90,19 @@ class AdaptedLinear(nn.Layer):
         """dtype of its input and output."""
         return self.base_layer.compute_dtype
 
+    @property
+    def scale(self) -> float:
+        """Factor of all strengths in the present context; :func:`scaled_adapters` sets it."""
+        return _scales.get().get(self, 1.0)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.adapt(x, self.base_layer(x))
 
     def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """``y``, which the layer made of ``x``, plus what the adapters add."""
-        total = y
+        total, scale = y, self.scale
         for name in self.pending:
-            strength = self.strengths[name] * self.scale
+            strength = self.strengths[name] * scale
             if strength != 0:
                 total = total + self.adapters[name].added(x, y, self.base_layer, strength)
         return total
@@ -136,9 +145,9 @@ class AdaptedLinear(nn.Layer):
             return
         weight, bias = self._without
         for name, tensor in weight.items():
-            share(tensor, getattr(self.base_layer, name))
+            share_memory(tensor, getattr(self.base_layer, name))
         if bias is not None:
-            share(bias, self.base_layer.bias)
+            share_memory(bias, self.base_layer.bias)
         self._without, self.fused = None, {}
 
     def _originals(self):
@@ -173,13 +182,14 @@ def adapted_layers(network):
 
 
 def adapter_scale(network: nn.Layer) -> float:
-    """The factor that :func:`scaled_adapters` has set, 1 outside of it."""
+    """The factor that :func:`scaled_adapters` has set in the present context, 1 outside of it."""
     return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLinear)), 1.0)
 
 
 @contextlib.contextmanager
-def scaled_adapters(networks: Iterable[nn.Layer], scale: float | None, argument: str) -> Iterator[None]:
-    """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts.
+def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument: str) -> Iterator[None]:
+    """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts, for what runs in
+    its context: the networks do not change, so other threads see nothing of it.
 
     Raises:
         InputError: ``scale`` is no number, or not 1 though there is no adapter; names ``argument``.
@@ -194,14 +204,11 @@ def scaled_adapters(networks: Iterable[nn.Layer], scale: float | None, argument:
     layers = [layer for network in networks for layer in adapted_layers(network).values()]
     if not layers:
         raise InputError(f"{argument} is {scale}: it scales LoRA layers, and none is loaded. Leave it out.")
-    before = [layer.scale for layer in layers]
-    for layer, value in zip(layers, before):
-        layer.scale = value * scale
+    token = _scales.set({**_scales.get(), **{layer: layer.scale * scale for layer in layers}})
     try:
         yield
     finally:
-        for layer, value in zip(layers, before):
-            layer.scale = value
+        _scales.reset(token)
 
 
 def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:
@@ -256,22 +263,17 @@ def store_weight(layer, weight):
     from .quantized import quantize_weight
 
     levels, scale = quantize_weight(weight)
-    share(levels, layer.weight)
+    share_memory(levels, layer.weight)
     put_values(layer.weight_scale, scale)
 
 
 def put_values(slot, values):
     """Gives ``slot`` new memory with ``values`` in the slot's dtype."""
-    share(values.astype(slot.dtype), slot)
-
-
-def share(tensor, slot):
-    """Makes ``slot``, which stays the same object, hold the memory of ``tensor``."""
-    tensor._share_buffer_to(slot)
+    share_memory(values.astype(slot.dtype), slot)
 
 
 def alias(tensor):
     """Another tensor over the same memory, which keeps it when ``tensor`` is given other memory."""
     other = paddle.empty(tensor.shape, tensor.dtype)
-    tensor._share_buffer_to(other)
+    share_memory(tensor, other)
     return other

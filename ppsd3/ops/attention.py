@@ -9,8 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from . import onednn
-from .dispatch import Implementation, native, operation
-from .dispatch import onednn as by_onednn
+from .dispatch import Implementation, native, onednn as by_onednn, operation
 from .native import attention as kernels
 from .shapes import shape_of
 

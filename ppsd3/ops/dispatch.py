@@ -12,9 +12,9 @@ import inspect
 from typing import Callable, NamedTuple, TypeVar, cast
 
 import paddle
-from paddle.base.framework import _dygraph_tracer
 
 from ..utils.errors import ConfigError
+from ..utils.paddle_internals import is_autocasting
 from . import features, settings
 from .shapes import tracked
 
@@ -165,7 +165,7 @@ def kind_of(tensors) -> tuple[str, str]:
             dtype = OPEN
         if 0 in x.shape:
             dtype = OPEN
-    if not place or int(_dygraph_tracer()._amp_level):  # pyright: ignore[reportOptionalMemberAccess]
+    if not place or is_autocasting():
         return place or _device(), OPEN
     return place, dtype
 

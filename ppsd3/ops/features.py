@@ -9,15 +9,15 @@ import functools
 
 from . import native, onednn
 
-# Feature -> the native function that a library has where the CPU (or the system) it is built for has the feature.
+# Feature -> the native function that only a library for a CPU (or system) with it has, and its name for the user.
 _FUNCTIONS = {
-    "amx": "ppsd3_amx_product",
-    "amx_int8": "ppsd3_amx_product_int8",
-    "avx512": "ppsd3_strassen",
-    "avx512_bf16": "ppsd3_product_bf16",
-    "vnni": "ppsd3_product_int8",
-    "f16c": "ppsd3_float16_to_float32",
-    "pread": "ppsd3_read_floats",
+    "amx": ("ppsd3_amx_product", "AMX"),
+    "amx_int8": ("ppsd3_amx_product_int8", "AMX-INT8"),
+    "avx512": ("ppsd3_strassen", "AVX-512"),
+    "avx512_bf16": ("ppsd3_product_bf16", "AVX512-BF16"),
+    "vnni": ("ppsd3_product_int8", "VNNI"),
+    "f16c": ("ppsd3_float16_to_float32", "F16C"),
+    "pread": ("ppsd3_read_floats", "pread"),
 }
 
 
@@ -31,10 +31,11 @@ def missing(feature: str) -> str | None:
         return detail
     if feature == "kernels":
         return None
-    if not hasattr(library, _FUNCTIONS[feature]):
-        return f"the kernels are built for a CPU or system without {feature}"
+    function, name = _FUNCTIONS[feature]
+    if not hasattr(library, function):
+        return f"this CPU, or that of PPSD3_TARGET_FLAGS, has no {name}"
     if feature.startswith("amx") and not library.ppsd3_amx_ready():
-        return "the system does not let this process use AMX"
+        return "the system keeps AMX of this CPU to itself"
     return None
 
 

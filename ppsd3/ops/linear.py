@@ -9,10 +9,11 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
+from ..utils.paddle_internals import has_hooks
 from .activations import gelu
 from .dispatch import native, operation
 from .native import linear as kernels
-from .quantized import QuantizedLinear, has_hooks, quantized_linear
+from .quantized import QuantizedLinear, quantized_linear
 
 
 class Linear(nn.Layer):

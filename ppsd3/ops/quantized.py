@@ -18,6 +18,7 @@ from functools import partial
 import paddle
 from paddle import Tensor, nn
 
+from ..utils.paddle_internals import has_hooks
 from .dispatch import choose, native, operation
 from .native import quantized as kernels
 from .native.quantized import GROUP, QuantizedActivation
@@ -156,11 +157,6 @@ def _rounds(x, layer):
     if type(layer) is not QuantizedLinear or has_hooks(layer):
         return False
     return choose("quantized_linear", x, layer.weight_scale, layer.bias, layer.weight, False).name == "integers"
-
-
-def has_hooks(layer: nn.Layer) -> bool:
-    """Whether something must see what goes into ``layer`` or comes out of it."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 
 def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:

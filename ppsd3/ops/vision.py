@@ -9,13 +9,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ..utils.paddle_internals import has_hooks
 from . import onednn
-from .dispatch import Implementation, native, operation
-from .dispatch import onednn as by_onednn
+from .dispatch import Implementation, native, onednn as by_onednn, operation
 from .linear import Linear
-from .native import convolution as kernels
-from .native import norms
-from .quantized import has_hooks
+from .native import convolution as kernels, norms
 
 # in * out channels from which oneDNN's convolution outruns our direct one. Measured, GFLOP/s per core forward, ours and
 # oneDNN's: 256 to 256 channels 97 and 90, 512 to 256 93 and 101, 512 to 512 94 and 112.

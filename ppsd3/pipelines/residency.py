@@ -12,6 +12,7 @@ from paddle import nn
 from ..loaders.on_demand import OnDemandNetwork, tensors_of
 from ..serialization.tensors import put
 from ..utils.errors import InputError
+from ..utils.paddle_internals import copy_to, share_memory
 
 # A sequentially offloaded network keeps smaller tensors (norms, biases, tables) on the device: a few percent of it,
 # and read from outside of the layers that own them.
@@ -22,8 +23,8 @@ class Loan:
     """Tensors that are copied to a device for a while, and afterwards have again the memory that they had.
 
     Args:
-        tensors (list of Tensor): parameters and buffers, nowhere changed meanwhile.
-        place (paddle place): of the copies.
+        tensors: parameters and buffers, nowhere changed meanwhile.
+        place: of the copies.
     """
 
     def __init__(self, tensors, place):
@@ -33,9 +34,9 @@ class Loan:
         with paddle.no_grad():
             for tensor in self.tensors:
                 home = paddle.empty([0], tensor.dtype)
-                tensor._share_buffer_to(home)
+                share_memory(tensor, home)
                 self._homes.append(home)
-                put(tensor, tensor.detach()._copy_to(self.place, True))
+                put(tensor, copy_to(tensor.detach(), self.place))
 
     def end(self):
         for tensor, home in zip(self.tensors, self._homes):

@@ -192,6 +192,7 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
 
 
 def cast(tensor, dtype):
+    """``tensor`` in ``dtype``, without a copy if it is so already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 

@@ -1,7 +1,6 @@
 """How well a pipeline draws the shapes world: GenEval's six tasks, on prompts that training never showed."""
 
 import dataclasses
-from typing import Dict
 
 from .judge import meets, read_picture
 from .prompts import evaluation_prompts
@@ -12,7 +11,7 @@ from .scene import TASKS
 class Evaluation:
     """Shares of right pictures, 0 to 1, by task; ``overall`` is the mean over tasks, as in GenEval."""
 
-    scores: Dict[str, float]
+    scores: dict[str, float]
     pictures_per_task: int
 
     @property

@@ -9,7 +9,7 @@ that prompt, in these or in other words.
 """
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 from itertools import combinations
 
 from .scene import OPPOSITE, Scene, Statement, relation_between
@@ -25,7 +25,7 @@ PAIRS_SHARE = 0.10  # {(colour, shape), (colour, shape)}
 RELATION_SHARE = 0.08  # (colour, shape) left of / above (colour, shape)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hashed_below(share: float, *key) -> bool:
     digest = hashlib.sha256(repr(key).encode("ascii")).digest()
     return int.from_bytes(digest[:4], "big") < share * 2**32

@@ -10,9 +10,10 @@ Judging is stricter than GenEval's, which asks for presence: a picture meets a p
 named objects with the named attributes and nothing else, in the named relation, on the named background.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Dict, Optional, Sequence, Tuple
+from typing import Optional
 
 import numpy as np
 
@@ -66,7 +67,7 @@ class FoundObject:
 class Reading:
     """What a picture shows; ``background`` is None if it is none of the world's."""
 
-    objects: Tuple[FoundObject, ...]
+    objects: tuple[FoundObject, ...]
     background: Optional[str]
 
 
@@ -230,7 +231,7 @@ def stands(a, relation: str, b) -> bool:
     return along >= MIN_DISTANCE and along > abs(across)
 
 
-def score(requirements: Sequence[Requirement], images: Sequence) -> Dict[str, float]:
+def score(requirements: Sequence[Requirement], images: Sequence) -> dict[str, float]:
     """Share of pictures that meet their requirement, by task, and "overall", the mean over the tasks present.
 
     Args:
@@ -242,7 +243,7 @@ def score(requirements: Sequence[Requirement], images: Sequence) -> Dict[str, fl
     """
     if not len(requirements) or len(requirements) != len(images):
         raise InputError(f"{len(images)} images for {len(requirements)} requirements: give one image each.")
-    results: Dict[str, list] = {}
+    results: dict[str, list] = {}
     for requirement, image in zip(requirements, images):
         reading = image if isinstance(image, Reading) else read_picture(image)
         results.setdefault(requirement.task, []).append(meets(requirement, reading))

@@ -15,7 +15,6 @@ training never shows at all. `held_out` says why no training caption can equal o
 
 from dataclasses import dataclass
 from itertools import product
-from typing import List, Tuple
 
 import numpy as np
 
@@ -35,7 +34,7 @@ class Requirement:
     statement: Statement
 
 
-def evaluation_prompts(task: str, n: int, seed: int = 0) -> List[Tuple[str, Requirement]]:
+def evaluation_prompts(task: str, n: int, seed: int = 0) -> list[tuple[str, Requirement]]:
     """Draws ``n`` different prompts of a task, each with what it requires; plain wording, as GenEval's.
 
     Plain statements are taken first; colours, sizes and backgrounds are added when those are used up. The

@@ -1,7 +1,7 @@
 """Scenes to pixels: antialiased by signed distance, a whole batch at a time."""
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 

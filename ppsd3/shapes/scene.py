@@ -5,7 +5,7 @@ resolution. Colours are RGB in 0..255.
 """
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Optional
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 
@@ -51,7 +51,7 @@ class Object:
     y: float
 
     @property
-    def pair(self) -> Tuple[str, str]:
+    def pair(self) -> tuple[str, str]:
         """(colour, shape): the unit of attribute binding."""
         return self.color, self.shape
 
@@ -63,7 +63,7 @@ class Scene:
     ``task`` is the kind of caption that the scene was made for: one of `TASKS`, or "free".
     """
 
-    objects: Tuple[Object, ...]
+    objects: tuple[Object, ...]
     background: str
     task: str = "free"
 
@@ -82,7 +82,7 @@ class Group:
 class Statement:
     """What a caption states: all the objects, maybe how the first stands to the second, maybe the background."""
 
-    groups: Tuple[Group, ...]
+    groups: tuple[Group, ...]
     relation: Optional[str] = None
     background: Optional[str] = None
 

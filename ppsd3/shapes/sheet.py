@@ -1,7 +1,7 @@
 """Pictures with their captions on one page, for documents and for looking at a training."""
 
 import textwrap
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont

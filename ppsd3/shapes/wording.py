@@ -37,7 +37,7 @@ def state(scene: Scene, rng: np.random.Generator) -> Statement:
     objects = list(scene.objects)
     if len(objects) > 2:  # keeps the captions of crowded scenes short
         say_size = say_size and scene.task == "counting"
-        say_background = say_background and len(objects) < 4 or scene.task == "counting"
+        say_background = (say_background and len(objects) < 4) or scene.task == "counting"
     if scene.task == "position":
         rng.shuffle(objects)
     else:  # otherwise nothing in a caption would say which of two objects stands where, and the model would blend them

@@ -5,7 +5,8 @@
 >>> text, picture = caption(scene, rng), render(scene)
 """
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 

@@ -1,0 +1,1 @@
+"""Rectified flow's objectives, and one loop that trains and resumes."""

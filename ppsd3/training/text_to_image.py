@@ -1,7 +1,7 @@
 """Training task of the transformer: the velocity of a rectified flow, given text (paper, sections 2, 3 and 5.1)."""
 
 import dataclasses
-from typing import List, Optional
+from typing import Optional
 
 import numpy as np
 import paddle
@@ -18,7 +18,7 @@ class Batch:
     ControlNet also ``controls``, the guiding latents [B, C', H, W]."""
 
     latents: np.ndarray
-    prompts: List[str]
+    prompts: list[str]
     clip_length: int
     t5_length: int
     controls: Optional[np.ndarray] = None

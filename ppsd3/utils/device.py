@@ -27,8 +27,7 @@ def import_paddle():
     _threads_chosen_by_user()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No ccache found")
-        import paddle
-    return paddle
+        import paddle  # noqa: F401
 
 
 def tune_process() -> tuple[str, ...]:
@@ -36,8 +35,7 @@ def tune_process() -> tuple[str, ...]:
 
     Paddle gets every core that the process may use, and keeps freed memory; on AMD CPUs MKL takes its fast path. What
     the user chose stays: ``OMP_NUM_THREADS``, ``MALLOC_MMAP_THRESHOLD_`` or ``MALLOC_TRIM_THRESHOLD_``,
-    ``MKL_DEBUG_CPU_TYPE``. To choose the threads in Python, call this first and ``paddle.base.core.set_num_threads``
-    after it. ``PPSD3_TUNE_PROCESS=0`` turns it off; ``import ppsd3`` alone changes nothing.
+    ``MKL_DEBUG_CPU_TYPE``. ``PPSD3_TUNE_PROCESS=0`` turns it off; ``import ppsd3`` alone changes nothing.
 
     Returns:
         What was done, one clause each; ``ppsd3 info`` prints it.
@@ -54,20 +52,12 @@ def tune_process() -> tuple[str, ...]:
 
 def _use_all_cores():
     """Paddle sets ``OMP_NUM_THREADS=1`` when it is imported; a number that the user chose stays."""
+    from .paddle_internals import set_num_threads
+
     chosen = _threads_chosen_by_user()
     threads = chosen or usable_cores()
-    import_paddle().base.core.set_num_threads(threads)
+    set_num_threads(threads)
     return f"{threads} CPU threads" + (" (OMP_NUM_THREADS)" if chosen else "")
-
-
-def current_place():
-    """Where Paddle computes at present, as ``Tensor.place`` says it (on Paddle 2.6, of another type than Paddle's own
-    answer)."""
-    import paddle
-
-    place = paddle.base.core.Place()
-    place.set_place(paddle.framework._current_expected_place())
-    return place
 
 
 def usable_cores():

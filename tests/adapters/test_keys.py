@@ -273,6 +273,6 @@ def test_what_cannot_be_read(networks):
         read(networks, {**peft(name, down, up), f"{name}.dora_scale": np.ones((1, D), "float32")})
     with pytest.raises(WeightMismatchError, match="lokr_t2"):
         read(networks, {**peft(name, down, up), f"{name}.lokr_t2": np.ones((1, D), "float32")})
+    stem = "lora_unet_joint_blocks_0_x_block_attn_qkv"
     with pytest.raises(WeightMismatchError, match="3 equal parts"):
-        stem = "lora_unet_joint_blocks_0_x_block_attn_qkv"
         read(networks, {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up})

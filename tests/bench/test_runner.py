@@ -148,7 +148,7 @@ def test_loading_needs_the_memory_for_it(tmp_path, monkeypatch):
 def test_a_process_that_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "_START", "import sys; sys.exit('nothing works')")
     worker = runner.Worker(StepBench(64, 2, tiny=True), None, str(tmp_path))
-    with pytest.raises(SideError, match="setup: the process ended with exit code 1.*nothing works"):
+    with pytest.raises(SideError, match=r"setup: the process ended with exit code 1.*nothing works"):
         worker("setup")
     worker.close()
 

@@ -2,35 +2,17 @@
 
 import numpy as np
 import pytest
+from helpers.benches import TASKS, make, outputs_of
+from helpers.process import run
 
-from ppsd3.bench.benches import BENCHES, BY_NAME
-from ppsd3.bench.sides.base import peak_resident_set
+from ppsd3.bench.benches import BENCHES
 from ppsd3.ops import use_native
-
-TASKS = [name for name in BY_NAME if name not in ("scale", "generate")]
 
 
 @pytest.fixture(autouse=True)
 def native_again():
     with use_native(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("bench"))
-
-
-def make(name):
-    return next(bench for bench in BY_NAME[name].make(tiny=True) if bench.name == name)
-
-
-def outputs_of(bench, side, workspace):
-    """What the second run gives, as a worker would save it."""
-    side.setup(workspace)
-    if not bench.always_fresh:
-        side.warm_up()
-    return {name: bench.sample(array) for name, array in side.arrays(side.run())}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -58,10 +40,11 @@ def test_training_changes_the_model(workspace):
 
 
 def test_rooflines_run(workspace):
-    for side in make("step").rooflines():
-        if side.ours or not side.bare:
-            side.setup(workspace)
-            side.warm_up()
+    sides = [side for side in make("step").rooflines() if side.ours or not side.bare]
+    assert [side.name for side in sides] == ["gemm-paddle", "gemm-native"]
+    for side in sides:
+        side.setup(workspace)
+        side.warm_up()
 
 
 def test_weights_are_the_same_each_time_and_written_once(workspace, tmp_path):
@@ -101,7 +84,16 @@ def test_rivals_are_kept_from_paddle():
             assert all(bench.side(side.name).name == side.name for side in sides)
 
 
-def test_peak_is_of_this_process():
-    before = peak_resident_set()
-    block = np.ones(40_000_000)  # 320 MB
-    assert block.sum() > 0 and peak_resident_set() - before > 1.5e8
+PEAKS = """
+import numpy
+from ppsd3.bench.sides.base import peak_resident_set
+before = peak_resident_set()
+numpy.ones(40_000_000)
+print(peak_resident_set() - before)
+"""
+
+
+@pytest.mark.machine
+def test_the_peak_stays_after_memory_is_freed():
+    """In a process of its own: the peak of this one may be far above what it uses now."""
+    assert 3.1e8 < int(run(PEAKS)) < 3.5e8

@@ -1,34 +1,18 @@
 """The rivals on torch do the same work; and the count of operations is torch's own."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from helpers.benches import TASKS, make, outputs_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from ppsd3.bench import flops  # noqa: E402
-from ppsd3.bench.benches import BY_NAME  # noqa: E402
-from ppsd3.bench.sides.torch_based import TorchGemm, TorchSide, load_component, torch_inputs  # noqa: E402
+from ppsd3.bench import flops
+from ppsd3.bench.sides.torch_based import TorchGemm, TorchSide, load_component, torch_inputs
 
 pytestmark = pytest.mark.parity
-
-TASKS = [name for name in BY_NAME if name not in ("scale", "generate")]
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("bench"))
-
-
-def make(name):
-    return next(bench for bench in BY_NAME[name].make(tiny=True) if bench.name == name)
-
-
-def outputs_of(bench, side, workspace):
-    side.setup(workspace)
-    if not bench.always_fresh:
-        side.warm_up()
-    return {name: bench.sample(array) for name, array in side.arrays(side.run())}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -37,8 +21,10 @@ def test_the_same_result(name, workspace):
     bench.prepare(workspace)
     sides = [s for s in bench.sides() if isinstance(s, TorchSide) and not s.compiled]
     ours = outputs_of(bench, bench.side("ppsd3"), workspace)
+    assert sides
     for side in sides:
         theirs = outputs_of(bench, side, workspace)
+        assert theirs.keys() == ours.keys()
         for key, array in theirs.items():
             error = np.linalg.norm(ours[key] - array) / max(np.linalg.norm(array), 1e-30)
             assert error <= min(bench.bars[0], 1e-4), (side.name, key)
@@ -92,4 +78,4 @@ def test_operations_of_the_text_towers(workspace):
         else:  # torch multiplies what the causal mask then hides
             hidden = 2 * 2 * length * length * config["hidden_size"] * config["num_hidden_layers"]
             mine = flops.clip(config, length, 2) + hidden
-        assert counted(lambda: model(inputs[name])) == mine, name
+        assert counted(partial(model, inputs[name])) == mine, name

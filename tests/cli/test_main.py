@@ -44,7 +44,7 @@ def test_one_line_for_an_error(capsys, tmp_path):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    with pytest.raises(ppsd3.utils.errors.CheckpointNotFoundError):
+    with pytest.raises(ppsd3.utils.errors.CheckpointNotFoundError, match="nowhere"):
         main(["info", str(tmp_path / "nowhere"), "--debug"])
 
 

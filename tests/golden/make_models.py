@@ -13,7 +13,7 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from helpers import golden, reference, tiny  # noqa: E402
+from helpers import golden, reference, tiny
 
 
 def transformer():

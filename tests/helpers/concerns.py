@@ -81,8 +81,20 @@ class Components(Drawing):
         assert np.array_equal(self.draw(again), self.draw(pipe))
 
     def test_to(self, pipe):
-        assert self.copy(pipe).to("cpu").to("float32").dtype == paddle.float32
-        assert pipe.device.is_cpu_place()
+        """Every network changes its dtype where it is, and back, without a loss on the way through float64."""
+        expected = self.draw(pipe)
+
+        def dtypes():
+            networks = (part for part in pipe.components.values() if isinstance(part, paddle.nn.Layer))
+            return {parameter.dtype for network in networks for parameter in network.parameters()} | {pipe.dtype}
+
+        try:
+            assert pipe.to("cpu", "float64") is pipe
+            assert dtypes() == {paddle.float64} and pipe.device.is_cpu_place()
+        finally:
+            pipe.to("float32")
+        assert dtypes() == {paddle.float32}
+        assert np.array_equal(self.draw(pipe), expected)
 
     def test_offloading_needs_a_gpu(self, pipe):
         for method in ("enable_model_cpu_offload", "enable_sequential_cpu_offload"):

@@ -29,8 +29,7 @@ JOINT = {**tiny.TRANSFORMER, "num_layers": 2, "qk_norm": "rms_norm"}
 
 
 def make(config):
-    net = tiny.fill(ppsd3.SD3ControlNetModel(**config))
-    return net
+    return tiny.fill(ppsd3.SD3ControlNetModel(**config))
 
 
 def assert_same(net, other):

@@ -184,14 +184,14 @@ def test_arguments_that_contradict_one_another(checkpoint, original, tmp_path):
 
 
 def test_tokenizers_that_a_file_lacks(original, tmp_path):
-    with pytest.raises(CheckpointFormatError, match="also needs tokenizer, tokenizer_2, tokenizer_3.*config="):
+    with pytest.raises(CheckpointFormatError, match=r"also needs tokenizer, tokenizer_2, tokenizer_3.*config="):
         ppsd3.convert(original, tmp_path / "x")
 
 
 def test_a_quantized_network(checkpoint, tmp_path):
     pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained(checkpoint[1]).quantize("int8")
     pipe.save_pretrained(tmp_path / "int8")
-    with pytest.raises(InputError, match="is quantized.*Convert the model that it was made from"):
+    with pytest.raises(InputError, match=r"is quantized.*Convert the model that it was made from"):
         ppsd3.convert(tmp_path / "int8", tmp_path / "x.safetensors")
 
 
@@ -209,7 +209,7 @@ def test_an_image_encoder_comes_along(checkpoint, tmp_path):
     assert loaded.feature_extractor.config == processor.config
     for name, tensor in encoder.state_dict().items():
         np.testing.assert_array_equal(loaded.image_encoder.state_dict()[name].numpy(), tensor.numpy())
-    with pytest.raises(InputError, match="no place for the image_encoder.*image_encoder=None"):
+    with pytest.raises(InputError, match=r"no place for the image_encoder.*image_encoder=None"):
         ppsd3.convert(tmp_path / "whole", tmp_path / "file.safetensors")
     left_out = {"image_encoder": None, "feature_extractor": None}
     assert_same_pipeline(ppsd3.convert(tmp_path / "whole", tmp_path / "without", **left_out), pipe)

@@ -99,15 +99,15 @@ def test_a_deeper_projection(pipe):
 def test_what_cannot_be_found(pipe, adapter, named, tmp_path):
     ip_adapters.write_file(tmp_path, named)
     with pytest.raises(
-        CheckpointNotFoundError, match="image_encoder does not exist.*load_image_encoder.*image_encoder_folder=None"
+        CheckpointNotFoundError, match=r"image_encoder does not exist.*load_image_encoder.*image_encoder_folder=None"
     ):
         pipe.load_ip_adapter(tmp_path)
-    with pytest.raises(CheckpointNotFoundError, match="has no ip.safetensors; it has ip-adapter.safetensors"):
+    with pytest.raises(CheckpointNotFoundError, match=r"has no ip.safetensors; it has ip-adapter.safetensors"):
         pipe.load_ip_adapter(tmp_path, weight_name="ip.safetensors")
     with pytest.raises(InputError, match="dict of tensors brings no image encoder"):
         pipe.load_ip_adapter(named)
     for given, options in ((tmp_path, {"weight_name": "ip-adapter.bin"}), (tmp_path / "ip-adapter.bin", {})):
-        with pytest.raises(CheckpointFormatError, match="pickle.*safetensors"):
+        with pytest.raises(CheckpointFormatError, match=r"pickle.*safetensors"):
             pipe.load_ip_adapter(given, **options)
     assert pipe.ip_adapter is None and pipe.image_encoder is None  # failures leave nothing behind
 

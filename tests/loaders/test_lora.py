@@ -14,6 +14,8 @@ from ppsd3.serialization.tensors import from_numpy
 from ppsd3.serialization.writers import write_tensors
 from ppsd3.utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 
+NETWORKS = ("transformer", "text_encoder", "text_encoder_2")
+
 
 def draw(pipe, scale=None, **options):
     kwargs = {} if scale is None else {"joint_attention_kwargs": {"scale": scale}}
@@ -33,6 +35,9 @@ def pipe():
     return tiny.make_pipeline()
 
 
+_merged_pictures = {}  # drawn once: several tests compare with the same
+
+
 def merged_picture(tensors, scale=1.0, *more):
     changes = ((tensors, scale), *more)
     return _merged_picture(
@@ -40,16 +45,16 @@ def merged_picture(tensors, scale=1.0, *more):
     )
 
 
-def _merged_picture(key, changes, known={}):
-    if key not in known:
-        known[key] = _draw_merged(changes)
-    return known[key]
+def _merged_picture(key, changes):
+    if key not in _merged_pictures:
+        _merged_pictures[key] = _draw_merged(changes)
+    return _merged_pictures[key]
 
 
 def _draw_merged(changes):
     pipe = tiny.make_pipeline()
     for some, factor in changes:
-        for name in ("transformer", "text_encoder", "text_encoder_2"):
+        for name in NETWORKS:
             loras.merge(getattr(pipe, name), loras.part(some, name), factor)
     return draw(pipe)
 
@@ -86,7 +91,7 @@ def test_scales_of_a_call_and_of_adapters(pipe, plain):
     close(draw(pipe), half)
     pipe.set_adapters("a", {"transformer": 0.5})
     assert np.abs(draw(pipe) - half).max() > 1e-3  # the text encoders' stay at 1
-    pipe.set_adapters(["a"], [{"transformer": 0.5, "text_encoder": 0.5, "text_encoder_2": 0.5}])
+    pipe.set_adapters(["a"], [dict.fromkeys(NETWORKS, 0.5)])
     close(draw(pipe), half)
 
 
@@ -120,7 +125,7 @@ def test_several_adapters(pipe, plain):
     pipe.load_lora_weights(a, adapter_name="a")
     pipe.load_lora_weights(b, adapter_name="b")
     assert pipe.get_active_adapters() == ["a", "b"]
-    assert pipe.get_list_adapters() == dict.fromkeys(("transformer", "text_encoder", "text_encoder_2"), ["a", "b"])
+    assert pipe.get_list_adapters() == {name: ["a", "b"] for name in NETWORKS}
     pipe.set_adapters(["a", "b"], [0.7, 0.2])
     close(draw(pipe), merged_picture(a, 0.7, (b, 0.2)))
     pipe.set_adapters("b")
@@ -271,11 +276,11 @@ def _alpha(key):
 
 
 def test_files_that_do_not_fit(pipe, plain):
-    with pytest.raises(CheckpointFormatError, match="lora_unet_down_blocks_0.lora_down.weight"):
+    with pytest.raises(CheckpointFormatError, match=r"lora_unet_down_blocks_0.lora_down.weight"):
         pipe.load_lora_weights({"lora_unet_down_blocks_0.lora_down.weight": np.zeros((2, 2), "float32")})
     tensors = loras.for_pipeline(pipe)
     lost = {"transformer.transformer_blocks.99.attn.to_q.lora_A.weight": np.zeros((2, 32), "float32")}
-    with pytest.raises(WeightMismatchError, match="blocks.99"):
+    with pytest.raises(WeightMismatchError, match=r"blocks.99"):
         pipe.load_lora_weights({**tensors, **lost})
     np.testing.assert_array_equal(draw(pipe), plain)
     pipe.load_lora_weights({**tensors, **lost}, strict=False)
@@ -294,7 +299,7 @@ def test_names(pipe):
     with pytest.raises(InputError, match="already"):
         pipe.load_lora_weights(tensors, adapter_name="a")
     for call in (lambda: pipe.set_adapters("b"), lambda: pipe.delete_adapters("b")):
-        with pytest.raises(InputError, match="'b'.*has a"):
+        with pytest.raises(InputError, match=r"'b'.*has a"):
             call()
     with pytest.raises(InputError, match="vae"):
         pipe.set_adapters("a", {"vae": 1.0})

@@ -7,10 +7,10 @@ from helpers import loras
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-import diffusers  # noqa: E402
-from helpers import reference  # noqa: E402
+import diffusers
+from helpers import reference
 
-import ppsd3  # noqa: E402
+import ppsd3
 
 pytestmark = pytest.mark.parity
 

@@ -108,7 +108,7 @@ def test_what_is_missing_is_named_at_once(published, without_text):
     ):
         ppsd3.StableDiffusion3Pipeline.from_single_file(without_text)
     with pytest.raises(
-        CheckpointFormatError, match="also needs tokenizer, tokenizer_2, tokenizer_3.*spiece|vocab.json"
+        CheckpointFormatError, match=r"also needs tokenizer, tokenizer_2, tokenizer_3.*(spiece|vocab.json)"
     ):
         ppsd3.StableDiffusion3Pipeline.from_single_file(published[1])
     pipe = ppsd3.StableDiffusion3Pipeline.from_single_file(without_text, **WITHOUT_TEXT)
@@ -122,7 +122,7 @@ def test_arguments_that_cannot_be_used(published, tmp_path):
         load(file, unet=None)
     with pytest.raises(InputError, match="int8"):
         load(file, config=directory, paddle_dtype="int8")
-    with pytest.raises(CheckpointNotFoundError, match="There is no file .*nowhere"):
+    with pytest.raises(CheckpointNotFoundError, match=r"There is no file .*nowhere"):
         load(tmp_path / "nowhere.safetensors")
     with pytest.raises(CheckpointNotFoundError, match="from_pretrained"):
         load(directory)
@@ -138,7 +138,7 @@ def test_one_network(published, name, class_):
 
 def test_one_of_two_clip_towers(published, tmp_path):
     pipe, file, directory = published
-    with pytest.raises(InputError, match="has text_encoder and text_encoder_2.*subfolder='text_encoder'"):
+    with pytest.raises(InputError, match=r"has text_encoder and text_encoder_2.*subfolder='text_encoder'"):
         ppsd3.CLIPTextModelWithProjection.from_single_file(file)
     with pytest.raises(InputError, match="subfolder is 'vae'"):
         ppsd3.CLIPTextModelWithProjection.from_single_file(file, subfolder="vae")
@@ -178,7 +178,7 @@ def test_a_file_that_does_not_fit(published, tmp_path):
     tensors = read(published[1])
     del tensors["model.diffusion_model.final_layer.linear.bias"]
     file = write(tmp_path / "x.safetensors", tensors)
-    with pytest.raises(ValueError, match="1 missing from the checkpoint:\n    proj_out.bias"):
+    with pytest.raises(ValueError, match=r"1 missing from the checkpoint:\n    proj_out\.bias"):
         ppsd3.SD3Transformer2DModel.from_single_file(file)
 
 

@@ -6,10 +6,10 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from helpers import reference, tiny  # noqa: E402
-from helpers.originals import read, single_file, write  # noqa: E402
+from helpers import reference, tiny
+from helpers.originals import read, single_file, write
 
-import ppsd3  # noqa: E402
+import ppsd3
 
 pytestmark = pytest.mark.parity
 

@@ -6,11 +6,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-import diffusers  # noqa: E402
-from diffusers.loaders import TextualInversionLoaderMixin  # noqa: E402
-from helpers import reference  # noqa: E402
+import diffusers
+from diffusers.loaders import TextualInversionLoaderMixin
+from helpers import reference
 
-import ppsd3  # noqa: E402
+import ppsd3
 
 pytestmark = pytest.mark.parity
 

@@ -205,13 +205,13 @@ def test_bad_inputs_are_refused():
     model = make()
     with pytest.raises(InputError, match="3 channels"):
         model.encode(pictures(1, 4, 16, 16))
-    with pytest.raises(InputError, match="multiples of 4.*16x28"):
+    with pytest.raises(InputError, match=r"multiples of 4.*16x28"):
         model.encode(pictures(1, 3, 16, 30))
     with pytest.raises(InputError, match=r"\[B, 4, height, width\]"):
         model.decode(pictures(4, 8, 8))
     with pytest.raises(InputError, match="multiple of 4"):
         model.enable_tiling(30)
-    with pytest.raises(InputError, match="tile_overlap_factor=1.0"):
+    with pytest.raises(InputError, match=r"tile_overlap_factor=1.0"):
         model.enable_tiling(16, 1.0)
     assert not model.use_tiling
 

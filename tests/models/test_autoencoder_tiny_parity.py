@@ -7,9 +7,9 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from helpers import reference  # noqa: E402
+from helpers import reference
 
-from ppsd3 import AutoencoderTiny  # noqa: E402
+from ppsd3 import AutoencoderTiny
 
 pytestmark = pytest.mark.parity
 
@@ -43,5 +43,7 @@ def test_encode_decode_forward(tmp_path, config):
         close(ours.decode(paddle.to_tensor(z)).sample, theirs.decode(torch.from_numpy(z)).sample)
         close(ours(paddle.to_tensor(x)).sample, theirs(torch.from_numpy(x)).sample)
     ours.save_pretrained(tmp_path / "ours")
-    back = diffusers.AutoencoderTiny.from_pretrained(tmp_path / "ours")
-    assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), theirs.state_dict().values()))
+    back, expected = (
+        net.state_dict() for net in (diffusers.AutoencoderTiny.from_pretrained(tmp_path / "ours"), theirs)
+    )
+    assert back.keys() == expected.keys() and all(torch.equal(back[name], expected[name]) for name in expected)

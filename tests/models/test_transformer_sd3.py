@@ -98,7 +98,7 @@ def test_only_what_a_model_has_is_stored(medium):
 
 
 def test_unknown_qk_norm():
-    with pytest.raises(ConfigError, match="'layer_norm'.*'rms_norm'"):
+    with pytest.raises(ConfigError, match=r"'layer_norm'.*'rms_norm'"):
         make(qk_norm="layer_norm")
 
 
@@ -280,6 +280,11 @@ def test_joint_attention_kwargs_reach_the_processors():
 def test_unknown_joint_attention_kwargs(medium):
     with pytest.raises(InputError, match=r"'loudness'.*accepted: none.*Remove it"):
         run(medium, joint_attention_kwargs={"loudness": 1.5})
+
+
+def test_processors_of_a_call_for_no_attention(medium):
+    with pytest.raises(InputError, match=r"attn_processors has \['blocks.1.attn'\].*SD3Transformer2DModel"):
+        run(medium, attn_processors={"blocks.1.attn": JointAttnProcessor2_5()})
 
 
 def test_scale_without_lora(medium):

@@ -7,8 +7,7 @@ import pytest
 from paddle import nn
 
 from ppsd3.ops import features, native, use_native, vision
-from ppsd3.ops.native import convolution as kernels
-from ppsd3.ops.native import norms
+from ppsd3.ops.native import convolution as kernels, norms
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason="the native kernels cannot be built here")
 

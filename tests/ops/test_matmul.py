@@ -144,7 +144,7 @@ def amx(request, monkeypatch):
     missing = {"amx": None if request.param else "no AMX"}
     monkeypatch.setattr(features, "missing", missing.get)
     monkeypatch.setattr(dispatch.TABLE["matmul"], "_candidates", {})
-    yield request.param
+    return request.param
 
 
 def chosen(m, n, k, transpose_x=False, transpose_y=True):
@@ -212,7 +212,7 @@ def test_gradients_go_through():
 # Operands rounded to bfloat16: an operand errs by up to 2^-9; errors of a sum add like noise.
 
 
-@pytest.mark.parametrize("bias", (True, False))
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("m, n, k", [(7, 5, 3), (100, 130, 70), (97, 65, 601), (320, 64, 330), (200, 70, 1030)])
 def test_medium_precision_rounds_operands_to_bfloat16(m, n, k, bias):
     x, weight, b = operands(m, n, k)
@@ -242,5 +242,5 @@ def test_operands_are_not_rounded_unless_asked_and_after_the_context():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="'low'.*'highest', 'high', 'strassen', 'medium'"):
+    with pytest.raises(ConfigError, match=r"'low'.*'highest', 'high', 'strassen', 'medium'"):
         ops.float32_matmul_precision("low")

@@ -12,6 +12,7 @@ from paddle.base.framework import _dygraph_tracer, core
 
 from ppsd3.ops import (
     Linear,
+    attention as attend,
     dispatch,
     features,
     gated_residual,
@@ -25,9 +26,6 @@ from ppsd3.ops import (
     rms_norm,
     use_kernels,
     use_native,
-)
-from ppsd3.ops import (
-    attention as attend,
 )
 from ppsd3.ops.dispatch import reference
 

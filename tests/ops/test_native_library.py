@@ -162,7 +162,7 @@ def test_kernels_for_other_cpus_compute_the_same(cache, flags):
     files = [os.path.join(folder, name) for name in ("test_native.py", "test_convolution.py", "test_quantized.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "PPSD3_TARGET_FLAGS": flags}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
     assert [*cache.rglob("libppsd3_kernels.so")], (
         "no library was built, so the references were compared with themselves"

@@ -21,7 +21,7 @@ from ppsd3.pipelines.stable_diffusion_3.guidance import Moment
 from ppsd3.utils.errors import InputError
 
 GUIDANCES = {
-    "none": lambda: NoGuidance(),
+    "none": NoGuidance,
     "another scale": lambda: ClassifierFreeGuidance(3.0),
     "CFG-Zero*": lambda: ClassifierFreeZeroStarGuidance(7.0),
     "APG": lambda: AdaptiveProjectedGuidance(7.0, eta=0.0, norm_threshold=5.0, momentum=-0.5),
@@ -142,5 +142,5 @@ def test_a_callback_changes_the_object(pipe):
 def test_refusals(pipe):
     with pytest.raises(InputError, match="blocks are 0 to"):
         draw(pipe, guidance=PerturbedAttentionGuidance(7.0, layers=[99]))
-    with pytest.raises(InputError, match="interval from 0.8 to 0.2"):
+    with pytest.raises(InputError, match=r"interval from 0.8 to 0.2"):
         GuidanceInterval(7.0, 0.8, 0.2)

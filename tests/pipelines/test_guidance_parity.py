@@ -8,10 +8,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 guiders = pytest.importorskip("diffusers.guiders")
 
-from helpers import reference  # noqa: E402
+from helpers import reference
 
-import ppsd3  # noqa: E402
-from ppsd3.pipelines.stable_diffusion_3 import guidance  # noqa: E402
+import ppsd3
+from ppsd3.pipelines.stable_diffusion_3 import guidance
 
 pytestmark = pytest.mark.parity
 STEPS = 10

@@ -83,7 +83,7 @@ def test_unloading_restores_everything(adapter, plain):
     pipe.load_ip_adapter(adapter)
     pipe.load_ip_adapter(adapter)  # in the place of the first
     pipe.unload_ip_adapter()
-    assert all(processor is own for processor in pipe.transformer.attn_processors.values())
+    assert {*pipe.transformer.attn_processors.values()} == {own}
     assert set(pipe.transformer.state_dict()) == names
     assert pipe.image_encoder is None and pipe.feature_extractor is None and not pipe.is_ip_adapter_active
     assert np.array_equal(draw(pipe), plain)
@@ -316,7 +316,7 @@ def test_a_picture_without_what_reads_it(adapter):
         draw(pipe, ip_adapter_image=picture())
     pipe.image_encoder = ppsd3.SiglipVisionModel(**{**ip_adapters.SIGLIP, "hidden_size": 32})
     pipe.feature_extractor = ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR)
-    with pytest.raises(InputError, match="width 32.*reads 24"):
+    with pytest.raises(InputError, match=r"width 32.*reads 24"):
         draw(pipe, ip_adapter_image=picture())
     for scale, message in (("1", "it is a number"), (True, "it is a number"), ([1.0], "1 numbers.*4 attentions")):
         with pytest.raises(InputError, match=message):

@@ -13,6 +13,7 @@ def resident():
         return int(file.read().split()[1]) * 4096
 
 
+@pytest.mark.machine
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_two_hundred_pictures_take_the_memory_of_the_first():
     pipe = StableDiffusion3Pipeline.from_pretrained("shapes")

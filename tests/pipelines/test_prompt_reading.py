@@ -98,8 +98,8 @@ def test_without_weights_nothing_changes():
     prompts = ["a red circle", r"two squares, 5 o'clock!"]
     plain = encode(pipe, prompts, clip_skip=1)
     pipe.prompt_reader = WeightedPrompts()
-    for prompts in (prompts, ["a (red:1.0) circle", prompts[1]]):
-        for found, expected in zip(encode(pipe, prompts, clip_skip=1), plain):
+    for same in (prompts, ["a (red:1.0) circle", prompts[1]]):
+        for found, expected in zip(encode(pipe, same, clip_skip=1), plain):
             np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
@@ -138,7 +138,7 @@ def test_break_begins_a_row_for_clip_and_a_word_for_t5(pipe):
 def test_a_long_weighted_prompt_is_drawn(pipe):
     call = {"num_inference_steps": 1, "output_type": "np", "max_sequence_length": 16}
     pictures = [
-        pipe("a (red:%s) circle " % w + "of a square " * 40, generator=TorchGenerator(0), **call).images for w in (1, 3)
+        pipe(f"a (red:{w}) circle " + "of a square " * 40, generator=TorchGenerator(0), **call).images for w in (1, 3)
     ]
     assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
 

@@ -109,7 +109,7 @@ def test_on_demand_out_of_a_single_file(directory, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="'all' or 'on_demand'"):
         load_file(load_components="lazily")
     os.remove(file)
-    with pytest.raises(CheckpointNotFoundError, match="all.safetensors"):
+    with pytest.raises(CheckpointNotFoundError, match=r"all.safetensors"):
         draw(pipe)
 
 
@@ -141,7 +141,7 @@ def test_vae_in_tiles_and_slices(directory, load_components):
 def test_refusals(directory):
     with pytest.raises(InputError, match="'all' or 'on_demand'"):
         load(directory, load_components="lazily")
-    with pytest.raises(InputError, match="storage_dtype is for .'unet'."):
+    with pytest.raises(InputError, match=r"storage_dtype is for .'unet'."):
         load(directory, storage_dtype={"unet": "float16"})
     with pytest.raises(InputError, match="float16 or bfloat16"):
         load(directory, storage_dtype="int4")

@@ -224,7 +224,7 @@ def test_encode_prompt_without_guidance(pipe):
 
 
 def test_encode_prompt_refuses(pipe):
-    with pytest.raises(InputError, match="pipe.to"):
+    with pytest.raises(InputError, match=r"pipe.to"):
         pipe.encode_prompt(PROMPT, None, None, device="gpu:0")
     with pytest.raises(InputError, match="lora_scale"):
         pipe.encode_prompt(PROMPT, None, None, lora_scale=0.5)

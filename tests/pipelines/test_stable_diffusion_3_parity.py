@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
-from helpers import reference, tiny  # noqa: E402
+from helpers import reference, tiny
 
-import ppsd3  # noqa: E402
-from ppsd3.utils.hub import BUNDLED  # noqa: E402
+import ppsd3
+from ppsd3.utils.hub import BUNDLED
 
 pytestmark = pytest.mark.parity
 
@@ -83,12 +83,12 @@ def checkpoints(tmp_path_factory):
     return made
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_reference(directory, absent=()):
     return reference.load(directory, **dict.fromkeys(absent))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def load_ours(directory, absent=()):
     pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained(directory, **dict.fromkeys(absent))
     pipe.set_progress_bar_config(disable=True)

@@ -147,10 +147,10 @@ def test_other_tasks_and_samplers(pipe):
 
 
 def test_refusals(pipe):
-    for wrong in (lambda: TaylorCache(interval=0), lambda: TaylorCache(order=-1), lambda: EasyCache(threshold=-1)):
-        with pytest.raises(InputError):
-            wrong()
-    with pytest.raises(InputError, match="warmup is 1.5"):
+    for kind, name, value in ((TaylorCache, "interval", 0), (TaylorCache, "order", -1), (EasyCache, "threshold", -1)):
+        with pytest.raises(InputError, match=f"{name} is {value}"):
+            kind(**{name: value})
+    with pytest.raises(InputError, match=r"warmup is 1.5"):
         FirstBlockCache(warmup=1.5)
     with pytest.raises(InputError, match="not a str"):
         pipe.enable_cache("taylor")

@@ -165,7 +165,7 @@ def test_strength(pipes):
     task, whole = StableDiffusion3Img2ImgPipeline, []
     for strength in (0.25, 1.0):
         seen = []
-        draw(pipes, task, strength=strength, callback_on_step_end=lambda *a: seen.append(a[1]) or {})
+        draw(pipes, task, strength=strength, callback_on_step_end=lambda *a, seen=seen: seen.append(a[1]) or {})
         whole.append(len(seen))
     assert whole == [1, 4]
     # at full strength the picture is gone
@@ -210,7 +210,7 @@ def test_mask_and_callback(pipes, task):
     for name in names:
         seen = []
 
-        def change(pipe, step, timestep, tensors):
+        def change(pipe, step, timestep, tensors, name=name, seen=seen):
             seen.append(tensors[name].shape)
             return {name: tensors[name] * 0.0}
 
@@ -376,5 +376,5 @@ def test_pag_by_the_auto_pipeline(pipes, tmp_path):
     for make in (AutoPipelineForInpainting.from_pipe, AutoPipelineForInpainting.from_pretrained):
         with pytest.raises(InputError, match="guidance=PerturbedAttentionGuidance"):
             make(first if make.__name__ == "from_pipe" else tmp_path / "plain", enable_pag=True)
-    with pytest.raises(InputError, match="does not know .'pag_applied_layers'."):
+    with pytest.raises(InputError, match=r"does not know .'pag_applied_layers'."):
         AutoPipelineForText2Image.from_pretrained(tmp_path / "plain", pag_applied_layers=1)

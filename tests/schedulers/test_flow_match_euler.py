@@ -133,7 +133,7 @@ def test_index_for_timestep():
     scheduler.set_timesteps(timesteps=[900.0, 500.1, 500.1, 100.0])
     assert [scheduler.index_for_timestep(t) for t in (900.0, 500.1, paddle.to_tensor(100.0))] == [0, 2, 3]
     assert scheduler.index_for_timestep(3.0, schedule_timesteps=paddle.to_tensor([5.0, 3.0])) == 1
-    with pytest.raises(InputError, match="899.0 is not in the schedule; the nearest one is 900.0"):
+    with pytest.raises(InputError, match=r"899.0 is not in the schedule; the nearest one is 900.0"):
         scheduler.index_for_timestep(899.0)
 
 
@@ -157,7 +157,7 @@ def test_scale_noise_uses_a_sigma_for_each_row():
 
 @pytest.mark.parametrize("timestep", [3, np.int64(3), paddle.to_tensor(3), paddle.to_tensor(3, dtype="int32")])
 def test_integer_timesteps_are_refused(timestep):
-    with pytest.raises(InputError, match="entry of scheduler.timesteps"):
+    with pytest.raises(InputError, match=r"entry of scheduler.timesteps"):
         scheduler_of(4).step(normals(1, 4), timestep, normals(1, 4))
 
 

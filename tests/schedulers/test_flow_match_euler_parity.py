@@ -7,8 +7,10 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from ppsd3.schedulers import FlowMatchEulerDiscreteScheduler  # noqa: E402
-from ppsd3.schedulers import scheduling_flow_match_euler_discrete as module  # noqa: E402
+from ppsd3.schedulers import (
+    FlowMatchEulerDiscreteScheduler,
+    scheduling_flow_match_euler_discrete as module,
+)
 
 pytestmark = pytest.mark.parity
 

@@ -146,7 +146,7 @@ def test_refusals(class_):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             class_(**wrong)
     scheduler = class_()
-    with pytest.raises(InputError, match="mu=1.0 would change nothing"):
+    with pytest.raises(InputError, match=r"mu=1.0 would change nothing"):
         scheduler.set_timesteps(4, mu=1.0)
     with pytest.raises(InputError, match="one number of steps"):
         scheduler.set_timesteps(4, sigmas=[1.0, 0.5])

@@ -70,7 +70,7 @@ def test_file_cut_off_after_it_was_opened(tmp_path, native):
     file = SafetensorsFile(path)
     with open(path, "r+b") as writer:
         writer.truncate(150_001)
-    with use_native(native), pytest.raises(CheckpointFormatError, match="x.safetensors .* cut off"):
+    with use_native(native), pytest.raises(CheckpointFormatError, match=r"x.safetensors .* cut off"):
         file.load("a", "float32")
 
 

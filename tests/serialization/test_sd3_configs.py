@@ -110,14 +110,14 @@ def test_shapes_that_do_not_say_all():
     odd = unallocated(
         SD3Transformer2DModel, {"num_attention_heads": 3, "attention_head_dim": 40, "caption_projection_dim": 120}
     )
-    with pytest.raises(CheckpointFormatError, match="width 120.*config="):
+    with pytest.raises(CheckpointFormatError, match=r"width 120.*config="):
         infer_config("transformer", Shapes(odd))
-    with pytest.raises(CheckpointFormatError, match="4 latent channels.*config="):
+    with pytest.raises(CheckpointFormatError, match=r"4 latent channels.*config="):
         infer_config("vae", Shapes(unallocated(AutoencoderKL, {})))
 
 
 def test_a_missing_tensor_is_named():
     shapes = Shapes(unallocated(AutoencoderKL, {}))
     del shapes._shapes["decoder.conv_in.weight"]
-    with pytest.raises(CheckpointFormatError, match="some file has no decoder.conv_in.weight"):
+    with pytest.raises(CheckpointFormatError, match=r"some file has no decoder.conv_in.weight"):
         infer_config("vae", shapes)

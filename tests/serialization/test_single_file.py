@@ -120,7 +120,7 @@ def test_scales_of_another_form_are_refused(tmp_path):
 
 def test_tensors_of_something_else(tmp_path):
     path = tmp_path / "x.safetensors"
-    with pytest.raises(CheckpointFormatError, match="2 tensors that belong to no part.*unet.a, unet.b"):
+    with pytest.raises(CheckpointFormatError, match=r"2 tensors that belong to no part.*unet.a, unet.b"):
         SingleFile(write(path, {**transformer("model.diffusion_model."), "unet.a": rows(1), "unet.b": rows(1)}))
     with pytest.raises(CheckpointFormatError, match="is no part of Stable Diffusion 3: it begins with input_blocks"):
         SingleFile(write(path, {"input_blocks.0.weight": rows(1)}))

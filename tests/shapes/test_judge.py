@@ -160,7 +160,7 @@ BLOBS = {
 }
 
 
-@pytest.mark.parametrize("radius", (7.5, 11))
+@pytest.mark.parametrize("radius", [7.5, 11])
 @pytest.mark.parametrize("name", BLOBS)
 def test_other_shapes_are_none_of_the_worlds(name, radius):
     objects = judge.read_picture(paint(BLOBS[name], radius)).objects
@@ -180,7 +180,7 @@ def test_wrong_colors_are_none_of_the_worlds():
     assert judge.read_picture(np.full((64, 64, 3), (255, 0, 255), np.uint8)) == judge.Reading((), None)
 
 
-@pytest.mark.parametrize("radius", (3, 20))
+@pytest.mark.parametrize("radius", [3, 20])
 def test_wrong_sizes_are_none_of_the_worlds(radius):
     picture = paint(lambda x, y: x * x + y * y < 1, radius)
     assert [(o.shape, o.size) for o in judge.read_picture(picture).objects] == [("circle", None)]
@@ -195,7 +195,10 @@ def test_noise_is_no_picture():
 
 def test_score_is_the_mean_over_tasks():
     white = world.render(Scene((RED_CIRCLE,), "white"))
-    requirement = lambda task, color: Requirement(task, Statement((Group("circle", color),)))
+
+    def requirement(task, color):
+        return Requirement(task, Statement((Group("circle", color),)))
+
     asked = [requirement("colors", "red"), requirement("colors", "blue"), requirement("counting", "red")]
     assert judge.score(asked, [white] * 3) == {"colors": 0.5, "counting": 1.0, "overall": 0.75}
     with pytest.raises(InputError, match="one image each"):

@@ -56,7 +56,9 @@ def test_everything_is_drawn_in_training(scenes):
 
 
 def test_sampling_follows_the_seed_task_and_split():
-    draw = lambda seed, **kw: world.sample_scene(np.random.default_rng(seed), **kw)
+    def draw(seed, **options):
+        return world.sample_scene(np.random.default_rng(seed), **options)
+
     assert draw(5) == draw(5) != draw(6)
     for task in (*TASKS, "free"):
         for split in world.SPLITS:

@@ -35,7 +35,7 @@ def test_densities(density, below_quarter):
 
 
 def test_unknown_density():
-    with pytest.raises(InputError, match="lognormal.*logit_normal"):
+    with pytest.raises(InputError, match=r"lognormal.*logit_normal"):
         sample_timesteps(np.random.default_rng(0), 2, "lognormal")
 
 

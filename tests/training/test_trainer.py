@@ -54,7 +54,7 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
 
 def test_another_models_state_is_refused(tmp_path):
     train(tmp_path)
-    with pytest.raises(ConfigError, match="net.weight"):
+    with pytest.raises(ConfigError, match=r"net.weight"):
         train(tmp_path, task=Regression(width=6))
 
 
@@ -62,7 +62,7 @@ def test_damaged_state_is_refused(tmp_path):
     trainer = train(tmp_path)
     with open(trainer.state_file, "r+b") as file:
         file.truncate(100)
-    with pytest.raises(CheckpointFormatError, match="state.npz"):
+    with pytest.raises(CheckpointFormatError, match=r"state.npz"):
         train(tmp_path)
 
 

@@ -74,9 +74,9 @@ def test_wrong_configurations_are_refused():
         tiny(num_attention_heads=3)
     with pytest.raises(ConfigError, match="hidden_act"):
         tiny(hidden_act="tanhh")
+    model = tiny(attention_dropout=0.1)
+    model.train()
     with pytest.raises(InputError, match="attention_dropout"):
-        model = tiny(attention_dropout=0.1)
-        model.train()
         model(pixels())
 
 

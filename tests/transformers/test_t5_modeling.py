@@ -129,7 +129,7 @@ def test_the_embedding_under_either_name_and_beside_a_decoder(tmp_path, held):
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "t5"
     tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     table = tensors.pop("shared.weight")
-    tensors.update({name: table for name in held or ["shared.weight", "encoder.embed_tokens.weight"]})
+    tensors.update(dict.fromkeys(held or ["shared.weight", "encoder.embed_tokens.weight"], table))
     tensors["decoder.block.0.layer.0.layer_norm.weight"] = table[0]
     safetensors.save_file(tensors, tmp_path / "model.safetensors")
     loaded = T5EncoderModel.from_pretrained(tmp_path)

@@ -153,14 +153,14 @@ def test_damaged_files(tmp_path, clip, t5, clip_bpe, spiece):
     model = (spiece / "spiece.model").read_bytes()
     for damaged in (model[:-5], b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", b""):
         (tmp_path / "spiece.model").write_bytes(damaged)
-        with pytest.raises(CheckpointFormatError, match="spiece.model"):
+        with pytest.raises(CheckpointFormatError, match=r"spiece.model"):
             T5Tokenizer.from_pretrained(tmp_path)
 
     clip.save_pretrained(tmp_path / "clip")
     with pytest.raises(CheckpointFormatError, match="Unigram"):
         T5Tokenizer.from_pretrained(tmp_path / "clip")
     (tmp_path / "clip" / "tokenizer.json").write_text("{")
-    with pytest.raises(ConfigError, match="tokenizer.json"):
+    with pytest.raises(ConfigError, match=r"tokenizer.json"):
         CLIPTokenizer.from_pretrained(tmp_path / "clip")
     t5.save_pretrained(tmp_path / "t5")
     with pytest.raises(CheckpointFormatError, match="BPE"):

@@ -27,6 +27,7 @@ def printed(code, **environment):
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return int(result.stdout.split()[-1])
@@ -106,6 +107,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 SMALL_PAGES = {"NUMPY_MADVISE_HUGEPAGE": "0"}
 
 
+@pytest.mark.machine
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
 def test_freed_memory_is_kept_unless_the_user_chose():
     tuned = "import ppsd3; ppsd3.tune_process()" + FAULTS

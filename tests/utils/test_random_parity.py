@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from ppsd3.utils.random import TorchGenerator, randn  # noqa: E402
+from ppsd3.utils.random import TorchGenerator, randn
 
 pytestmark = pytest.mark.parity
 

@@ -32,9 +32,10 @@ class PaddleSide(Side):
 
         from ...ops import use_native
         from ...utils.device import tune_process
+        from ...utils.paddle_internals import set_num_threads
 
         tune_process()
-        paddle.base.core.set_num_threads(self.threads)
+        set_num_threads(self.threads)
         use_native(self.native)
         self.workspace = workspace
         self.grad = contextlib.nullcontext if self.bench.task == "train" else paddle.no_grad
@@ -195,9 +196,10 @@ class PaddleGemm(Side):
 
         from ...ops import linear, use_native
         from ...utils.device import tune_process
+        from ...utils.paddle_internals import set_num_threads
 
         tune_process()
-        paddle.base.core.set_num_threads(self.threads)
+        set_num_threads(self.threads)
         use_native(self.native)
         pairs = [(paddle.randn([m, k]), paddle.randn([n, k])) for m, k, n in self.bench.gemms]
 

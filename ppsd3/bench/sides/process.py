@@ -34,7 +34,9 @@ class GenerateSide(Side):
             self.environment.update(PATH=empty, XDG_CACHE_HOME=empty)
 
     def call(self):
-        done = subprocess.run(self.command(), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        done = subprocess.run(
+            self.command(), env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
         if done.returncode:
             message = done.stdout.decode(errors="replace").strip()[-500:]
             raise RuntimeError(f"{self.command()[1]} ended with exit code {done.returncode}: {message}")

@@ -141,7 +141,7 @@ def _compile(target):
 def _failure(command):
     """Runs a command of the compiler; returns what it has to say if it fails, else None."""
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
     except subprocess.SubprocessError as error:
         return str(error)
     return None if result.returncode == 0 else result.stderr.strip()[-500:] or f"status {result.returncode}"

@@ -5,6 +5,7 @@ import math
 import paddle
 from paddle.autograd import PyLayer
 
+from ...utils.paddle_internals import group_norm_settings
 from ..shapes import tracked
 from . import lib
 from .tensors import dense, pointer, rows_of
@@ -136,7 +137,7 @@ class _RMSNorm(PyLayer):
 
 def group_norm_silu(x, weight, bias, norm):
     """``silu(norm(x))`` for an ``nn.GroupNorm``."""
-    return group_norm(x, weight, bias, norm._num_groups, norm._epsilon, True)
+    return group_norm(x, weight, bias, *group_norm_settings(norm), True)
 
 
 def group_norm(x, weight, bias, groups, epsilon, silu):

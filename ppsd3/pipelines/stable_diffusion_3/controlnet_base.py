@@ -1,52 +1,54 @@
 """What the pipelines with a ControlNet have in common."""
 
-from ...models import SD3MultiControlNetModel
+from __future__ import annotations
+
+import dataclasses
+
+from ...models import SD3ControlNetModel, SD3MultiControlNetModel
+from ..call_signature import Pictures
 from ..image_processor import VaeImageProcessor
-from .base import StableDiffusion3Base
+from .arguments import ControlArguments, ControlImageToImageArguments, ControlInpaintingArguments
+from .base import ImageEncoderComponents, StableDiffusion3Base
+from .control import Controlled
+from .pipeline_output import StableDiffusion3PipelineOutput
+from .tasks import Task
 
 
-class StableDiffusion3ControlNetBase(StableDiffusion3Base):
+@dataclasses.dataclass(eq=False, repr=False)
+class _ControlNet:
+    controlnet: SD3ControlNetModel | SD3MultiControlNetModel | list[SD3ControlNetModel]
+
+
+@dataclasses.dataclass(eq=False, repr=False)
+class StableDiffusion3ControlNetBase(ImageEncoderComponents, _ControlNet, StableDiffusion3Base):
     """A :class:`StableDiffusion3Base` with one more component.
 
-    Args:
-        controlnet (SD3ControlNetModel, SD3MultiControlNetModel, or a list of the first): of 12 or 6 joint blocks for
-            SD3-medium, of 19 blocks without text for SD3.5-large.
-        the others: as in :class:`StableDiffusion3Pipeline`.
-
     Attributes:
-        control_image_processor (VaeImageProcessor): makes pixels of control pictures; e.g. an
+        controlnet: of 12 or 6 joint blocks for SD3-medium, of 19 blocks without text for SD3.5-large; a list becomes an
+            :class:`SD3MultiControlNetModel`.
+        control_image_processor: makes pixels of control pictures; e.g. an
             ``SD3CannyImageProcessor`` for the ControlNet that was trained so.
     """
 
-    def __init__(
-        self,
-        transformer,
-        scheduler,
-        vae,
-        text_encoder,
-        tokenizer,
-        text_encoder_2,
-        tokenizer_2,
-        text_encoder_3,
-        tokenizer_3,
-        controlnet,
-        image_encoder=None,
-        feature_extractor=None,
-    ):
-        super().__init__(
-            transformer=transformer,
-            scheduler=scheduler,
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            text_encoder_2=text_encoder_2,
-            tokenizer_2=tokenizer_2,
-            text_encoder_3=text_encoder_3,
-            tokenizer_3=tokenizer_3,
-            image_encoder=image_encoder,
-            feature_extractor=feature_extractor,
-        )
-        if isinstance(controlnet, (list, tuple)):
-            controlnet = SD3MultiControlNetModel(controlnet)
-        self.register_modules(controlnet=controlnet)
+    def __post_init__(self) -> None:
+        if isinstance(self.controlnet, (list, tuple)):
+            self.controlnet = SD3MultiControlNetModel(self.controlnet)
+        super().__post_init__()
         self.control_image_processor = VaeImageProcessor(**self.image_processor.config)
+
+    def _draw_controlled(
+        self,
+        task: Task,
+        arguments: ControlArguments | ControlImageToImageArguments | ControlInpaintingArguments,
+        control_mask: Pictures = None,
+    ) -> StableDiffusion3PipelineOutput:
+        controlled = Controlled(
+            task,
+            arguments.control_image,
+            arguments.controlnet_conditioning_scale,
+            arguments.control_guidance_start,
+            arguments.control_guidance_end,
+            arguments.controlnet_pooled_projections,
+            control_mask,
+        )
+        return self._draw(controlled, arguments)

@@ -7,13 +7,18 @@ interruption belong to whoever drives the generator.
 
 import dataclasses
 import inspect
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
 import paddle
 
+from ...models import SD3Transformer2DModel
 from ...utils.errors import InputError
-from .guidance import Moment
+from .arguments import Generator
+from .guidance import Guidance, Moment, Query, perturbed_processors
 from .prompt_encoding import TextCondition
+
+Velocity = Callable[[paddle.Tensor, int, Query], paddle.Tensor]
 
 
 @dataclasses.dataclass
@@ -21,32 +26,40 @@ class DenoisingState:
     """What changes from step to step; the driver may replace any field between two steps.
 
     Attributes:
-        latents (Tensor): [B, C, H, W].
-        condition (TextCondition): as ``guidance.expand`` made it, ``guidance.copies * B`` rows.
-        guidance: one of ``guidance.py``.
+        latents: [B, C, H, W].
+        condition: as ``guidance.expand`` made it, ``guidance.copies * B`` rows.
+        guidance: what makes queries of the condition, and one velocity of the answers.
     """
 
     latents: paddle.Tensor
     condition: TextCondition
-    guidance: Any
+    guidance: Guidance
 
 
 class VelocityModel:
     """The transformer as a function of latents, step and one guidance query.
 
     Args:
-        transformer (SD3Transformer2DModel): or a layer with its ``prepare`` and ``forward``.
-        timesteps (Tensor): [n] fp32 in [0, 1000], of the whole loop.
-        joint_attention_kwargs (dict, optional): for the attention processors.
-        extra_channels (callable, optional): () -> [B, c, H, W], what the transformer reads after the latents' channels.
-        control (callable, optional): (latents, transformer's input, step, condition) -> residuals for its blocks, or
-            None for none at this step.
+        transformer: or a layer with its ``prepare`` and ``forward``.
+        timesteps: [n] fp32 in [0, 1000], of the whole loop.
+        joint_attention_kwargs: for the attention processors.
+        extra_channels: () -> [B, c, H, W], what the transformer reads after the latents' channels.
+        control: (latents, transformer's input, step, condition) -> residuals for its blocks, or None for none at this
+            step.
     """
 
-    def __init__(self, transformer, timesteps, joint_attention_kwargs=None, extra_channels=None, control=None):
+    def __init__(
+        self,
+        transformer: SD3Transformer2DModel,
+        timesteps: paddle.Tensor,
+        joint_attention_kwargs: Optional[dict[str, Any]] = None,
+        extra_channels: Optional[Callable[[], paddle.Tensor]] = None,
+        control: Optional[Callable[..., Optional[list[paddle.Tensor]]]] = None,
+    ):
         self.transformer, self.timesteps = transformer, timesteps
         self.joint_attention_kwargs, self.extra_channels = joint_attention_kwargs, extra_channels
         self.control = control
+        self._perturbed: dict[tuple[Any, ...], dict[str, Callable[..., Any]]] = {(): {}}  # processors by layers
         self._prepared = PreparedSteps(
             lambda given, steps: transformer.prepare(given.embeds, given.pooled, steps, given.image_embeds), timesteps
         )
@@ -55,16 +68,21 @@ class VelocityModel:
         """latents [B, C, H, W] -> velocity [copies * B, C, H, W]; ``run_blocks`` goes to the transformer."""
         read = latents if self.extra_channels is None else paddle.concat([latents, self.extra_channels()], axis=1)
         residuals = None if self.control is None else self.control(latents, read, step, query.condition)
-        with self.transformer.attention_of(query.attention):
-            return self.transformer(
-                hidden_states=read,
-                prepared=self._prepared(query.condition, step),
-                block_controlnet_hidden_states=residuals,
-                joint_attention_kwargs=self.joint_attention_kwargs,
-                skip_layers=query.skip_layers,
-                run_blocks=run_blocks,
-                return_dict=False,
-            )[0]
+        return self.transformer(
+            hidden_states=read,
+            prepared=self._prepared(query.condition, step),
+            block_controlnet_hidden_states=residuals,
+            joint_attention_kwargs=self.joint_attention_kwargs,
+            skip_layers=query.skip_layers,
+            attn_processors=self._processors(query.perturbed_layers),
+            run_blocks=run_blocks,
+            return_dict=False,
+        )[0]
+
+    def _processors(self, layers):
+        if layers not in self._perturbed:
+            self._perturbed[layers] = perturbed_processors(self.transformer, layers)
+        return self._perturbed[layers]
 
 
 class PreparedSteps:
@@ -72,8 +90,8 @@ class PreparedSteps:
     steps is prepared anew.
 
     Args:
-        prepare (callable): (condition, timesteps [t]) -> list of t.
-        timesteps (Tensor): [n] fp32, of the whole loop.
+        prepare: (condition, timesteps [t]) -> list of t.
+        timesteps: [n] fp32, of the whole loop.
     """
 
     WINDOW_ROWS = 64  # condition rows times steps prepared at once: 110 MB for SD3-medium
@@ -99,23 +117,31 @@ def keep_latents(latents, step):
     return latents
 
 
-def denoise(velocity, scheduler, timesteps, state, after_step=keep_latents, generator=None):
+def denoise(
+    velocity: Velocity,
+    scheduler: Any,
+    timesteps: paddle.Tensor,
+    state: DenoisingState,
+    after_step: Callable[[paddle.Tensor, int], paddle.Tensor] = keep_latents,
+    generator: Generator = None,
+) -> Iterator[tuple[int, paddle.Tensor, DenoisingState]]:
     """Moves ``state.latents`` along the flow from ``timesteps[0]`` to the last, yielding after each step.
 
     Args:
-        velocity (callable): ``(latents, step, query) -> velocity``, e.g. ``VelocityModel``.
+        velocity: ``(latents, step, query) -> velocity``, e.g. a :class:`VelocityModel`.
         scheduler: has had ``set_timesteps`` called; gives ``step(velocity, t, latents, return_dict=False)``.
-        timesteps (Tensor): [n] fp32, descending.
-        state (DenoisingState): mutated in place, and read anew at each step.
-        after_step (callable): ``(latents, step) -> latents``, e.g. inpainting's re-noising outside the mask.
+        timesteps: [n] fp32, descending.
+        state: changed in place, and read anew at each step.
+        after_step: ``(latents, step) -> latents``, e.g. inpainting's re-noising outside the mask.
         generator: source of a stochastic sampler's noise.
 
     Yields:
         ``(step, timestep, state)``.
     """
+    memory: dict[int, dict[str, Any]] = {}
     draws = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
     for step, timestep in enumerate(timesteps):
-        moment = Moment(step, len(timesteps), timestep)
+        moment = Moment(step, len(timesteps), timestep, memory)
         queries = state.guidance.queries(state.condition, moment)
         predictions = [velocity(state.latents, step, query) for query in queries]
         prediction = state.guidance.combine(predictions, moment)
@@ -131,13 +157,20 @@ def resolution_shift(image_seq_len, base_seq_len=256, max_seq_len=4096, base_shi
     return image_seq_len * slope + (base_shift - slope * base_seq_len)
 
 
-def prepare_timesteps(scheduler, num_inference_steps, sigmas, mu, image_seq_len):
+def prepare_timesteps(
+    scheduler: Any,
+    num_inference_steps: int,
+    sigmas: Optional[list[float]],
+    mu: Optional[float],
+    image_seq_len: int,
+) -> paddle.Tensor:
     """Sets the scheduler's schedule and returns its timesteps [n].
 
     Args:
-        num_inference_steps (int): n, unless ``sigmas`` (list of n floats, before the shift) is given.
-        mu (float or None): shift of a scheduler with ``use_dynamic_shifting``; None: from ``image_seq_len``, the
-            number of image tokens N.
+        scheduler: changed in place, so a call passes its own copy.
+        num_inference_steps: n, unless ``sigmas`` (n noise levels before the shift) are given.
+        mu: shift of a scheduler with ``use_dynamic_shifting``; None: from ``image_seq_len``, the number of image
+            tokens N.
 
     Raises:
         InputError: ``sigmas`` for a scheduler that takes none, or what the scheduler refuses, e.g. ``mu`` without use.

@@ -1,26 +1,23 @@
 """Guidance: which conditions the transformer is asked about at a step, and how its answers become one velocity.
 
-Every guidance has the same members, so the denoising loop asks no questions:
+:class:`Guidance` declares the members that the denoising loop uses. Two kinds build on it. How the negative and the
+positive velocity are weighed is a ``ClassifierFreeGuidance`` or a subclass with another ``weigh``. Everything else
+wraps a guidance: ``SkipLayerGuidance``, ``PerturbedAttentionGuidance``, ``GuidanceInterval`` and ``GuidanceRescale``
+take one as their first argument, a number standing for the ``ClassifierFreeGuidance`` of that scale (1 or less: none).
 
-- ``copies``: rows of the batched condition per row of latents.
-- ``expand(positive, negative)``: the batched condition, once per picture. Its order, **[negative, positive]**, is
-  decided here and nowhere else; diffusers uses the same, so callbacks see the same tensors.
-- ``queries(condition, moment)``: the model calls of one step.
-- ``combine(predictions, moment)``: their answers [copies * B, C, H, W] -> velocity [B, C, H, W].
-- ``positive(predictions, moment)``: of those answers the one about the positive prompt.
-- ``fit(condition, batch)``: a condition that someone else changed, in the form that ``queries`` takes.
-- ``check(transformer)``: refuses a model that it cannot guide.
-
-Two kinds build on one another. How negative and positive are weighed is a ``ClassifierFreeGuidance`` or a subclass with
-another ``weigh``. What else happens wraps any guidance: ``SkipLayerGuidance``, ``PerturbedAttentionGuidance``,
-``GuidanceInterval`` and ``GuidanceRescale`` take one as their first argument, a number standing for the
-``ClassifierFreeGuidance`` of that scale (1 or less: none).
+A call does not change a guidance, so several calls may share one. What a guidance has to remember from step to step is
+in ``moment.memory_of(self)``, which belongs to the call.
 """
 
+import abc
 import dataclasses
 import re
-from typing import Any, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, Union
 
+import paddle
+
+from ...models import SD3Transformer2DModel
 from ...models.attention_processor import perturbed
 from ...utils.errors import InputError
 from .prompt_encoding import TextCondition
@@ -28,52 +25,100 @@ from .prompt_encoding import TextCondition
 
 @dataclasses.dataclass
 class Moment:
-    """Where a run is: ``step`` of ``num_steps``, and its ``timestep`` (float tensor, 1000 to 0)."""
+    """Where a call is: ``step`` of ``num_steps``, and its ``timestep``, 1000 to 0."""
 
     step: int
     num_steps: int
-    timestep: Any
+    timestep: Union[paddle.Tensor, float]
+    memory: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
-    def within(self, start, stop):
-        """Whether the step is in the part from ``start`` to ``stop`` of a run, as diffusers' guiders count."""
+    def within(self, start: float, stop: float) -> bool:
+        """Whether the step is in the part from ``start`` to ``stop`` of a call, as diffusers' guiders count."""
         return int(start * self.num_steps) <= self.step < int(stop * self.num_steps)
+
+    def memory_of(self, owner: object) -> dict[str, Any]:
+        """What ``owner`` remembers from step to step of this call."""
+        return self.memory.setdefault(id(owner), {})
 
 
 @dataclasses.dataclass
 class Query:
     """One call of the transformer: about each row of latents, once for every multiple of B rows in ``condition``.
 
-    ``skip_layers`` are left out; ``attention`` names processors that replace the model's own for this call.
+    ``skip_layers`` are left out; in ``perturbed_layers`` no image token sees another
+    (:func:`perturbed_processors`).
     """
 
     condition: TextCondition
     skip_layers: Optional[Sequence[int]] = None
-    attention: dict = dataclasses.field(default_factory=dict)
+    perturbed_layers: tuple[Union[int, str], ...] = ()
 
-    def asks_like(self, other):
+    def asks_like(self, other: "Query") -> bool:
         """Whether the two differ in the latents alone."""
         same = self.condition is other.condition
-        return same and (self.skip_layers, self.attention) == (other.skip_layers, other.attention)
+        return same and (self.skip_layers, self.perturbed_layers) == (other.skip_layers, other.perturbed_layers)
 
 
-class NoGuidance:
+Predictions = list[paddle.Tensor]  # one [copies * B, C, H, W] for each query of a step
+
+
+class Guidance(abc.ABC):
+    """What the denoising loop asks of a guidance.
+
+    Attributes:
+        copies: rows of the batched condition per row of latents: 1, or 2 with a negative prompt.
+        scale: weight of the classifier-free guidance, 1 where there is none.
+    """
+
+    copies: int = 1
+    scale: float = 1.0
+
+    def check(self, transformer: SD3Transformer2DModel) -> None:  # noqa: B027 (most can guide any)
+        """Refuses a transformer that it cannot guide.
+
+        Raises:
+            InputError: names what the transformer lacks.
+        """
+
+    @abc.abstractmethod
+    def expand(self, positive: TextCondition, negative: Optional[TextCondition]) -> TextCondition:
+        """The batched condition, made once per call. Its order, **[negative, positive]**, is decided here and nowhere
+        else; diffusers uses the same, so callbacks see the same tensors."""
+
+    @abc.abstractmethod
+    def fit(self, condition: TextCondition, batch: int) -> TextCondition:
+        """A condition that a callback may have changed, as :meth:`queries` takes it, for B = ``batch`` pictures."""
+
+    @abc.abstractmethod
+    def queries(self, condition: TextCondition, moment: Moment) -> list[Query]:
+        """The calls of the transformer at one step."""
+
+    @abc.abstractmethod
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
+        """The velocity [B, C, H, W] from the answers to :meth:`queries`."""
+
+    # What guidances that wrap this one ask beside that:
+
+    @abc.abstractmethod
+    def positive(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
+        """The velocity [B, C, H, W] for the positive prompt, out of the answers to :meth:`queries`."""
+
+    @abc.abstractmethod
+    def positive_condition(self, condition: TextCondition) -> TextCondition:
+        """The rows of ``condition`` for the positive prompt; the same object at each call."""
+
+
+class NoGuidance(Guidance):
     """The model's own velocity: ``guidance_scale <= 1``."""
-
-    copies = 1
-    scale = 1.0
 
     def fit(self, condition, batch):
         # Guidance that a callback has switched off leaves both halves behind.
         return condition.half(1) if condition.embeds.shape[0] == 2 * batch else condition
 
-    def check(self, transformer):
-        pass
-
     def expand(self, positive, negative=None):
         return positive
 
     def positive_condition(self, condition):
-        """The rows of ``condition`` that are about the positive prompt; the same object at each call."""
         return condition
 
     def queries(self, condition, moment):
@@ -90,14 +135,13 @@ class ClassifierFreeGuidance(NoGuidance):
     """``u + scale * (c - u)`` with u for the negative and c for the positive prompt (Ho & Salimans, 2022).
 
     Args:
-        scale (float): weight of the guidance.
+        scale: weight of the guidance.
     """
 
     copies = 2
 
-    def __init__(self, scale=7.0):
+    def __init__(self, scale: float = 7.0):
         self.scale = scale
-        self._half = None, None  # a condition and its positive half, which stays the same object from step to step
 
     def fit(self, condition, batch):
         rows = condition.embeds.shape[0]
@@ -112,17 +156,16 @@ class ClassifierFreeGuidance(NoGuidance):
         return TextCondition.cat([negative, positive])
 
     def positive_condition(self, condition):
-        if self._half[0] is not condition:
-            self._half = condition, condition.half(1)
-        return self._half[1]
+        return condition.half(1)
 
     def positive(self, predictions, moment):
         return predictions[0].chunk(2)[1]
 
     def combine(self, predictions, moment):
-        return self.weigh(*predictions[0].chunk(2), moment)
+        negative, positive = predictions[0].chunk(2)
+        return self.weigh(negative, positive, moment)
 
-    def weigh(self, negative, positive, moment):
+    def weigh(self, negative: paddle.Tensor, positive: paddle.Tensor, moment: Moment) -> paddle.Tensor:
         """The velocity [B, C, H, W] from those of the two prompts; what subclasses replace."""
         return negative + self.scale * (positive - negative)
 
@@ -132,11 +175,11 @@ class ClassifierFreeZeroStarGuidance(ClassifierFreeGuidance):
     first steps, where a model's velocity is worse than none, stand still.
 
     Args:
-        scale (float): weight of the guidance.
-        zero_init_steps (int): steps that stand still. Default 1.
+        scale: weight of the guidance.
+        zero_init_steps: steps that stand still.
     """
 
-    def __init__(self, scale=7.0, zero_init_steps=1):
+    def __init__(self, scale: float = 7.0, zero_init_steps: int = 1):
         super().__init__(scale)
         self.zero_init_steps = zero_init_steps
 
@@ -152,23 +195,25 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
     ``eta``; its length is limited, and it keeps a memory of the steps before. High scales then stay natural.
 
     Args:
-        scale (float): weight of the guidance.
-        eta (float): weight of the part along the positive velocity. 1 (default) is all of it, 0 none.
-        norm_threshold (float): largest length of a picture's difference; 0 for no limit. Default 15.
-        momentum (float, optional): weight of the steps before, usually negative, e.g. -0.5. Default: none.
+        scale: weight of the guidance.
+        eta: weight of the part along the positive velocity: 1 is all of it, 0 none.
+        norm_threshold: largest length of a picture's difference; 0 for no limit.
+        momentum: weight of the steps before, usually negative, e.g. -0.5. Default: none.
     """
 
-    def __init__(self, scale=7.0, eta=1.0, norm_threshold=15.0, momentum=None):
+    def __init__(
+        self, scale: float = 7.0, eta: float = 1.0, norm_threshold: float = 15.0, momentum: Optional[float] = None
+    ):
         super().__init__(scale)
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
-        self._average = None
 
     def weigh(self, negative, positive, moment):
         difference = positive - negative
         if self.momentum is not None:
-            if moment.step > 0 and self._average is not None:
-                difference = difference + self.momentum * self._average
-            self._average = difference
+            memory = moment.memory_of(self)
+            if "average" in memory:
+                difference = difference + self.momentum * memory["average"]
+            memory["average"] = difference
         if self.norm_threshold > 0:
             length = _row_sum(difference * difference).sqrt()
             difference = difference * (self.norm_threshold / length.clip(min=1e-12)).clip(max=1.0)
@@ -177,18 +222,23 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
         return negative + self.scale * (difference - along + self.eta * along)
 
 
-class WrappedGuidance:
+class WrappedGuidance(Guidance):
     """A guidance that changes what another one, ``base``, asks or answers. Subclasses replace what they change.
 
     Args:
-        base (guidance or float): a number is the scale of a ``ClassifierFreeGuidance``; 1 or less is none.
+        base: a number is the scale of a ``ClassifierFreeGuidance``; 1 or less is none.
     """
 
-    def __init__(self, base):
+    def __init__(self, base: Union[Guidance, float]):
         self.base = make_guidance(base) if isinstance(base, (int, float)) else base
 
-    copies = property(lambda self: self.base.copies)
-    scale = property(lambda self: self.base.scale)
+    @property
+    def copies(self) -> int:  # type: ignore[override]
+        return self.base.copies
+
+    @property
+    def scale(self) -> float:  # type: ignore[override]
+        return self.base.scale
 
     def fit(self, condition, batch):
         return self.base.fit(condition, batch)
@@ -217,11 +267,11 @@ class GuidanceInterval(WrappedGuidance):
     prompt alone, at half the work (Kynkäänniemi et al., 2024).
 
     Args:
-        base (guidance or float): what guides.
-        start, stop (float): parts of the steps, 0 to 1.
+        base: what guides.
+        start, stop: parts of the steps, 0 to 1.
     """
 
-    def __init__(self, base=7.0, start=0.0, stop=1.0):
+    def __init__(self, base: Union[Guidance, float] = 7.0, start: float = 0.0, stop: float = 1.0):
         super().__init__(base)
         if not 0 <= start <= stop <= 1:
             raise InputError(f"A guidance interval from {start} to {stop} is none; 0 <= start <= stop <= 1.")
@@ -245,11 +295,11 @@ class GuidanceRescale(WrappedGuidance):
     """Takes the guided velocity back to the spread that the positive one has (Lin et al., 2024, section 3.4).
 
     Args:
-        base (guidance or float): what guides.
-        factor (float): 1 takes it all the way, 0 leaves it. Default 0.7.
+        base: what guides.
+        factor: 1 takes it all the way, 0 leaves it.
     """
 
-    def __init__(self, base=7.0, factor=0.7):
+    def __init__(self, base: Union[Guidance, float] = 7.0, factor: float = 0.7):
         super().__init__(base)
         self.factor = factor
 
@@ -266,6 +316,18 @@ class WeakenedModelGuidance(WrappedGuidance):
 
     A subclass says how the model is weakened (``weakened``), when (``acts``) and how much it counts (``weight``).
     """
+
+    @abc.abstractmethod
+    def acts(self, moment: Moment) -> bool:
+        """Whether the weakened model is asked at this step."""
+
+    @abc.abstractmethod
+    def weakened(self, condition: TextCondition) -> Query:
+        """The call of the weakened model."""
+
+    @abc.abstractmethod
+    def weight(self, moment: Moment) -> float:
+        """How much the difference counts."""
 
     def queries(self, condition, moment):
         queries = self.base.queries(condition, moment)
@@ -291,13 +353,20 @@ class SkipLayerGuidance(WeakenedModelGuidance):
     """The weakened model lacks some of its layers. For SD3.5-medium Stability AI recommends layers 7, 8, 9.
 
     Args:
-        base (guidance or float): what it adds to.
-        layers (sequence of int): blocks to leave out.
-        skip_scale (float): its weight. Default 2.8.
-        start, stop (float): it acts at the steps i with ``num_steps * start < i < num_steps * stop``.
+        base: what it adds to.
+        layers: blocks to leave out.
+        skip_scale: its weight.
+        start, stop: it acts at the steps i with ``num_steps * start < i < num_steps * stop``.
     """
 
-    def __init__(self, base, layers, skip_scale=2.8, start=0.01, stop=0.2):
+    def __init__(
+        self,
+        base: Union[Guidance, float],
+        layers: Sequence[int],
+        skip_scale: float = 2.8,
+        start: float = 0.01,
+        stop: float = 0.2,
+    ):
         super().__init__(base)
         self.layers, self.skip_scale, self.start, self.stop = list(layers), skip_scale, start, stop
 
@@ -315,50 +384,80 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
     """PAG (Ahn et al., 2024): in some layers of the weakened model no image token sees another.
 
     Args:
-        base (guidance or float): what it adds to; 1 for none, since it works without a negative prompt too.
-        layers (sequence of int or str, or one): blocks, as numbers or in diffusers' way of naming them
-            (``"blocks.1"``, ``"blocks.(1|2)"``). Default: block 1.
-        pag_scale (float): its weight. Default 3.
-        pag_adaptive_scale (float): weight lost for each unit of ``1000 - timestep``. Default 0.
-        start, stop (float): parts of the steps in which it acts. Default: all.
+        base: what it adds to; 1 for none, since it works without a negative prompt too.
+        layers: blocks (one or several), as numbers or in diffusers' way of naming them (``"blocks.1"``,
+            ``"blocks.(1|2)"``).
+        pag_scale: its weight.
+        pag_adaptive_scale: weight lost for each unit of ``1000 - timestep``.
+        start, stop: parts of the steps in which it acts.
     """
 
-    def __init__(self, base=7.0, layers=(1,), pag_scale=3.0, pag_adaptive_scale=0.0, start=0.0, stop=1.0):
+    def __init__(
+        self,
+        base: Union[Guidance, float] = 7.0,
+        layers: Union[int, str, Sequence[Union[int, str]]] = (1,),
+        pag_scale: float = 3.0,
+        pag_adaptive_scale: float = 0.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+    ):
         super().__init__(base)
         self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)
         self.pag_scale, self.pag_adaptive_scale, self.start, self.stop = pag_scale, pag_adaptive_scale, start, stop
-        self._processors = {}
 
     def check(self, transformer):
         super().check(transformer)
-        own = transformer.attn_processors
-        found = {layer: [name for name in own if _is_in(name, layer)] for layer in self.layers}
-        missing = [layer for layer, its in found.items() if not its]
-        if missing:
-            depth = len(transformer.transformer_blocks)
-            raise InputError(
-                f"Perturbed-attention guidance names the layers {missing}, which this transformer does not have; its "
-                f"blocks are 0 to {depth - 1}, or 'blocks.0' to 'blocks.{depth - 1}'."
-            )
-        self._processors = {name: perturbed(own[name]) for its in found.values() for name in its}
+        perturbed_processors(transformer, self.layers)
 
     def acts(self, moment):
         return self.weight(moment) > 0 and moment.within(self.start, self.stop)
 
     def weakened(self, condition):
-        return Query(condition, attention=self._processors)
+        return Query(condition, perturbed_layers=tuple(self.layers))
 
     def weight(self, moment):
         return max(0.0, self.pag_scale - self.pag_adaptive_scale * (1000 - float(moment.timestep)))
 
 
-def make_guidance(scale, skip_layers=None, skip_scale=2.8, skip_start=0.01, skip_stop=0.2):
+def make_guidance(
+    scale: float,
+    skip_layers: Optional[Sequence[int]] = None,
+    skip_scale: float = 2.8,
+    skip_start: float = 0.01,
+    skip_stop: float = 0.2,
+) -> Guidance:
     """The guidance that a pipeline call's arguments ask for. A scale of 1 or less means none."""
     if scale <= 1:
         return NoGuidance()
     if skip_layers is None:
         return ClassifierFreeGuidance(scale)
     return SkipLayerGuidance(scale, skip_layers, skip_scale, skip_start, skip_stop)
+
+
+def perturbed_processors(
+    transformer: SD3Transformer2DModel, layers: Sequence[Union[int, str]]
+) -> dict[str, Callable[..., Any]]:
+    """The attention processors that stand in for the transformer's own where no image token may see another.
+
+    Args:
+        layers: blocks, as :class:`PerturbedAttentionGuidance` names them.
+
+    Returns:
+        name, as in ``transformer.attn_processors`` -> processor, for the attentions of these blocks.
+
+    Raises:
+        InputError: a layer that the transformer does not have.
+    """
+    own = transformer.attn_processors
+    found = {layer: [name for name in own if _is_in(name, layer)] for layer in layers}
+    missing = [layer for layer, its in found.items() if not its]
+    if missing:
+        depth = len(transformer.transformer_blocks)
+        raise InputError(
+            f"Perturbed-attention guidance names the layers {missing}, which this transformer does not have; its "
+            f"blocks are 0 to {depth - 1}, or 'blocks.0' to 'blocks.{depth - 1}'."
+        )
+    return {name: perturbed(own[name]) for its in found.values() for name in its}
 
 
 def _row_sum(x):

@@ -1,63 +1,25 @@
-"""Image to image with perturbed-attention guidance; counterpart of diffusers' class of the same name."""
+"""Image to image with perturbed-attention guidance."""
 
-from . import inputs
+from ..call_signature import takes
+from .arguments import PAGImageToImageArguments
 from .pag_base import StableDiffusion3PAGBase
+from .pipeline_output import StableDiffusion3PipelineOutput
 from .tasks import ImageToImage
 
 
 class StableDiffusion3PAGImg2ImgPipeline(StableDiffusion3PAGBase):
-    """:class:`StableDiffusion3Img2ImgPipeline` with the arguments of perturbed-attention guidance.
-
-    Args:
-        transformer, scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3,
-            image_encoder, feature_extractor, pag_applied_layers: as in :class:`StableDiffusion3PAGBase`.
+    """Redraws a picture as :class:`StableDiffusion3Img2ImgPipeline` does, with the arguments of perturbed-attention
+    guidance; counterpart of diffusers' class.
     """
 
-    def __call__(
-        self,
-        prompt=None,
-        prompt_2=None,
-        prompt_3=None,
-        height=None,
-        width=None,
-        image=None,
-        strength=0.6,
-        num_inference_steps=50,
-        sigmas=None,
-        guidance_scale=7.0,
-        negative_prompt=None,
-        negative_prompt_2=None,
-        negative_prompt_3=None,
-        num_images_per_prompt=1,
-        generator=None,
-        latents=None,
-        prompt_embeds=None,
-        negative_prompt_embeds=None,
-        pooled_prompt_embeds=None,
-        negative_pooled_prompt_embeds=None,
-        output_type="pil",
-        return_dict=True,
-        joint_attention_kwargs=None,
-        clip_skip=None,
-        callback_on_step_end=None,
-        callback_on_step_end_tensor_inputs=["latents"],  # noqa: B006 (diffusers' signature; never mutated)
-        max_sequence_length=256,
-        pag_scale=3.0,
-        pag_adaptive_scale=0.0,
-        mu=None,
-        ip_adapter_image=None,
-        ip_adapter_image_embeds=None,
-    ):
-        """As ``StableDiffusion3Img2ImgPipeline.__call__``, and:
+    @takes(PAGImageToImageArguments)
+    def __call__(self, arguments: PAGImageToImageArguments) -> StableDiffusion3PipelineOutput:
+        """Draws ``num_images_per_prompt`` pictures for each prompt, from ``image`` or, in its place, ``latents``.
 
-        Args:
-            pag_scale (float): weight of the perturbed-attention guidance; 0 for none. It acts without classifier-free
-                guidance too.
-            pag_adaptive_scale (float): weight lost for each unit of ``1000 - timestep``.
+        Returns:
+            The output, or a tuple of its ``images`` without ``return_dict``.
 
         Raises:
-            InputError: as there.
+            InputError: an argument cannot be used; the message says what to pass instead. All are checked first.
         """
-        call, own = inputs.Call.of(locals())
-        self._perturb(call.guidance_scale, own.pop("pag_scale"), own.pop("pag_adaptive_scale"))
-        return self._draw(ImageToImage(**own), call)
+        return self._draw(ImageToImage(arguments.image, arguments.strength), arguments)

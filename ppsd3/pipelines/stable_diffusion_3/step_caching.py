@@ -1,57 +1,79 @@
 """Sampling with fewer full evaluations of the transformer: neighbouring steps ask it nearly the same.
 
 A cache stands between the loop and the velocity model (``pipe.enable_cache(...)``) and answers some calls itself. Each
-guidance query has memories of its own, and each picture starts without any. ``evaluations`` and ``calls`` of the last
-picture say what was saved.
+guidance query has memories of its own, and each call of the pipeline starts without any. ``evaluations`` and ``calls``
+say what the last call of the pipeline saved.
 """
+
+import copy
+from typing import Any
 
 import paddle
 
 from ...utils.errors import InputError
+from .denoising import Velocity, VelocityModel
+from .guidance import Query
 
 
 class StepCache:
     """Base of the caches: a subclass's :meth:`answer` gives the velocity of one call.
 
     Args:
-        warmup (int): first steps of a picture that are always evaluated: they decide what it shows.
+        warmup: first steps that are always evaluated: they decide what the picture shows.
 
     Attributes:
-        calls (int), evaluations (int): of the velocity, and of the whole transformer, in the last or present picture.
+        calls, evaluations: of the velocity, and of the whole transformer, in the pipeline's last or present call.
     """
 
-    def __init__(self, warmup):
+    def __init__(self, warmup: int):
         if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
             raise InputError(f"warmup is {warmup!r}; it has to be a number of steps, 0 or more.")
         self.warmup = warmup
-        self.calls = self.evaluations = 0
+        self._counts = [0, 0]
 
-    def start(self, velocity):
-        """The callable that takes the place of ``velocity`` (a ``VelocityModel``) for one picture."""
-        self.calls = self.evaluations = 0
-        memories = []  # (query, what the subclass keeps): of the queries in use
+    @property
+    def calls(self) -> int:
+        return self._counts[0]
+
+    @property
+    def evaluations(self) -> int:
+        return self._counts[1]
+
+    def start(self, velocity: VelocityModel) -> Velocity:
+        """The callable that takes the place of ``velocity`` for one call of the pipeline."""
+        self._counts = [0, 0]  # shared with the copy below: another call, in another thread, counts for itself
+        own, counts = copy.copy(self), self._counts
+        memories: list[tuple[Query, dict[str, Any]]] = []  # what the subclass keeps of the queries in use
 
         def cached(latents, step, query):
-            self.calls += 1
+            counts[0] += 1
             last = step == len(velocity.timesteps) - 1
-            for known, memory in memories:
-                if known.asks_like(query):
-                    break
-            else:
+            memory = next((memory for known, memory in memories if known.asks_like(query)), None)
+            if memory is None:
                 memory = {}
                 memories.append((query, memory))
                 del memories[:-4]  # a callback that replaces the condition leaves its memories behind
-            return self.answer(memory, velocity, latents, step, query, step < self.warmup or last)
+            return own.answer(memory, velocity, latents, step, query, step < own.warmup or last)
 
         return cached
 
-    def answer(self, memory, velocity, latents, step, query, whole):
-        """The velocity; ``memory`` is a dict of this query's own, ``whole`` asks for a full evaluation."""
+    def answer(
+        self,
+        memory: dict[str, Any],
+        velocity: VelocityModel,
+        latents: paddle.Tensor,
+        step: int,
+        query: Query,
+        whole: bool,
+    ) -> paddle.Tensor:
+        """The velocity; ``memory`` belongs to this query, ``whole`` asks for a full evaluation."""
         raise NotImplementedError
 
-    def evaluate(self, velocity, latents, step, query, **options):
+    def evaluate(
+        self, velocity: VelocityModel, latents: paddle.Tensor, step: int, query: Query, **options: Any
+    ) -> paddle.Tensor:
         """A full evaluation, counted."""
-        self.evaluations += 1
+        self._counts[1] += 1
         return velocity(latents, step, query, **options)
 
 
@@ -60,12 +82,12 @@ class TaylorCache(StepCache):
     through the last evaluations (as TaylorSeer, Liu et al., 2025, does with features).
 
     Args:
-        interval (int): 1 evaluates all steps. Default 2.
-        order (int): of the polynomial: 0 repeats the last velocity, 1 is a straight line. Default 1.
-        warmup (int): default 6.
+        interval: 1 evaluates all steps.
+        order: of the polynomial: 0 repeats the last velocity, 1 is a straight line.
+        warmup: as in :class:`StepCache`.
     """
 
-    def __init__(self, interval=2, order=1, warmup=6):
+    def __init__(self, interval: int = 2, order: int = 1, warmup: int = 6):
         super().__init__(warmup)
         for name, value, least in (("interval", interval, 1), ("order", order, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -97,11 +119,11 @@ class EasyCache(StepCache):
     (Zhou et al., 2025, "EasyCache"): how strongly the velocity answers to the latents is measured at evaluations.
 
     Args:
-        threshold (float): of the accumulated relative change; 0 evaluates all steps. Default 0.1.
-        warmup (int): default 6.
+        threshold: of the accumulated relative change; 0 evaluates all steps.
+        warmup: as in :class:`StepCache`.
     """
 
-    def __init__(self, threshold=0.1, warmup=6):
+    def __init__(self, threshold: float = 0.1, warmup: int = 6):
         super().__init__(warmup)
         self.threshold = _checked_threshold(threshold)
 
@@ -126,11 +148,11 @@ class FirstBlockCache(StepCache):
     (first-block caching, as in ParaAttention).
 
     Args:
-        threshold (float): of the first block's relative change; 0 evaluates all steps. Default 0.1.
-        warmup (int): default 6.
+        threshold: of the first block's relative change; 0 evaluates all steps.
+        warmup: as in :class:`StepCache`.
     """
 
-    def __init__(self, threshold=0.1, warmup=6):
+    def __init__(self, threshold: float = 0.1, warmup: int = 6):
         super().__init__(warmup)
         self.threshold = _checked_threshold(threshold)
 
@@ -142,7 +164,7 @@ class FirstBlockCache(StepCache):
                 change = _mean(first - memory["first"]) / max(_mean(memory["first"]), 1e-12)
                 if change < self.threshold:
                     return after + memory["rest"]
-            self.evaluations += 1
+            self._counts[1] += 1
             result = after
             for block in blocks[1:]:
                 context, result = block(result, context)

@@ -12,19 +12,28 @@ Inpainting, 16  picture and noise, mixed      the tail   none                   
 Inpainting, 33  picture and noise, mixed      the tail   mask, masked picture   nothing
 ==============  ============================  =========  =====================  =============================
 
-A task has ``check(pipe, call)``, which refuses arguments before any work; ``start(pipe, call, timesteps)``, which makes
-a :class:`Start`; and ``finish(pipe, images)``, for what ``postprocess`` made.
 """
 
+from __future__ import annotations
+
+import abc
 import dataclasses
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
+from PIL import Image
 
 from ...utils.errors import InputError
+from ..call_signature import Pictures
+from .arguments import Tensor
 from .denoising import keep_latents
-from .latents import prepare_latents
+from .latents import encode_picture, match_batch, mix, prepare_latents
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .control import Controls
 
 
 @dataclasses.dataclass
@@ -32,71 +41,88 @@ class Start:
     """How a task begins.
 
     Attributes:
-        latents (Tensor): [B, C, H, W].
-        timesteps (Tensor): [n] fp32, those that are left.
-        extra_channels (callable or None): () -> Tensor [B, c, H, W] that the transformer reads after the latents.
-        after_step (callable): (latents, step) -> latents.
-        tensors (dict): name -> tensor, what a callback may see and replace beside latents and condition.
-        control (Controls or None): what ControlNets add, see ``control.py``.
+        latents: [B, C, H, W].
+        timesteps: [n] fp32, those that are left.
+        extra_channels: () -> Tensor [B, c, H, W] that the transformer reads after the latents.
+        after_step: (latents, step) -> latents.
+        tensors: name -> tensor, what a callback may see and replace beside latents and condition.
+        control: what ControlNets add, see ``control.py``.
     """
 
     latents: paddle.Tensor
     timesteps: paddle.Tensor
-    extra_channels: Any = None
-    after_step: Callable = keep_latents
-    tensors: dict = dataclasses.field(default_factory=dict)
-    control: Any = None
+    extra_channels: Callable[[], paddle.Tensor] | None = None
+    after_step: Callable[[paddle.Tensor, int], paddle.Tensor] = keep_latents
+    tensors: dict[str, paddle.Tensor] = dataclasses.field(default_factory=dict)
+    control: Controls | None = None
 
 
-class Task:
-    """A task that refuses nothing and changes no picture."""
+class Task(abc.ABC):
+    """Base of the tasks: it refuses nothing and changes no picture. A task serves one call."""
 
-    def check(self, pipe, call):
-        pass
+    def check(self, call: Call) -> None:  # noqa: B027 (some tasks refuse nothing)
+        """Refuses arguments of the call before any work."""
 
-    def finish(self, pipe, images):
+    @abc.abstractmethod
+    def start(self, call: Call, timesteps: paddle.Tensor) -> Start:
+        """The latents that the loop starts from, and which of the timesteps [n] are left."""
+
+    def finish(self, call: Call, images: Any) -> Any:
+        """The result, from what ``VaeImageProcessor.postprocess`` made."""
         return images
 
 
 class TextToImage(Task):
     """From noise."""
 
-    def start(self, pipe, call, timesteps):
-        shape = _shape(pipe, call, pipe.transformer.config.in_channels)
-        return Start(prepare_latents(shape, pipe.transformer.dtype, call.generator, call.latents), timesteps)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        shape = call.latents_shape(pipe.transformer.config.in_channels)
+        return Start(
+            prepare_latents(shape, pipe.transformer.dtype, call.arguments.generator, call.arguments.latents), timesteps
+        )
 
 
 class ImageToImage(Task):
     """From a picture with noise on it, at ``strength`` of the way to pure noise."""
 
-    def __init__(self, image, strength):
+    def __init__(self, image: Pictures, strength: float):
         self.image, self.strength = image, strength
 
-    def check(self, pipe, call):
-        if (self.image is None) == (call.latents is None):
+    def check(self, call):
+        if (self.image is None) == (call.arguments.latents is None):
             raise InputError("Pass either `image`, or the `latents` to start from, which have noise on them already.")
         check_strength(self.strength, call)
 
-    def start(self, pipe, call, timesteps):
-        timesteps = remaining_timesteps(pipe.scheduler, timesteps, call, self.strength)
-        shape = _shape(pipe, call, pipe.transformer.config.in_channels)
-        if call.latents is not None:
-            return Start(prepare_latents(shape, pipe.transformer.dtype, latents=call.latents), timesteps)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        timesteps = remaining_timesteps(call, timesteps, self.strength)
+        shape = call.latents_shape(pipe.transformer.config.in_channels)
+        if call.arguments.latents is not None:
+            return Start(prepare_latents(shape, pipe.transformer.dtype, latents=call.arguments.latents), timesteps)
         pixels = pipe.image_processor.preprocess(self.image, call.height, call.width)
-        clean = encode_picture(pipe, pixels, call, shape[0]).astype(pipe.transformer.dtype)
-        noise = prepare_latents(shape, pipe.transformer.dtype, call.generator)
-        return Start(mix(pipe.scheduler, clean, timesteps[:1], noise), timesteps)
+        clean = encode_picture(call, pixels).astype(pipe.transformer.dtype)
+        noise = prepare_latents(shape, pipe.transformer.dtype, call.arguments.generator)
+        return Start(mix(call.scheduler, clean, timesteps[:1], noise), timesteps)
 
 
 class Inpainting(Task):
     """What the mask marks (white) is drawn anew, the rest stays."""
 
-    def __init__(self, image, mask_image, masked_image_latents, padding_mask_crop, strength):
+    def __init__(
+        self,
+        image: Pictures,
+        mask_image: Pictures,
+        masked_image_latents: Tensor,
+        padding_mask_crop: int | None,
+        strength: float,
+    ):
         self.image, self.mask_image, self.masked_image_latents = image, mask_image, masked_image_latents
         self.padding_mask_crop, self.strength = padding_mask_crop, strength
-        self._crop = None
+        self._crop: tuple[int, int, int, int] | None = None
 
-    def check(self, pipe, call):
+    def check(self, call):
+        pipe = call.pipe
         check_strength(self.strength, call)
         channels, own = pipe.transformer.config.in_channels, pipe.vae.config.latent_channels
         if channels not in (own, 2 * own + 1):
@@ -114,42 +140,43 @@ class Inpainting(Task):
         if self.padding_mask_crop is not None:
             _check_crop(self.image, self.mask_image, self.padding_mask_crop, call)
 
-    def start(self, pipe, call, timesteps):
-        timesteps = remaining_timesteps(pipe.scheduler, timesteps, call, self.strength)
+    def start(self, call, timesteps):
+        pipe = call.pipe
+        timesteps = remaining_timesteps(call, timesteps, self.strength)
         dtype, own = pipe.transformer.dtype, pipe.vae.config.latent_channels
-        shape = _shape(pipe, call, own)
-        pixels, mask = self._pictures(pipe, call)
+        shape = call.latents_shape(own)
+        pixels, mask = self._pictures(call)
         reads_mask = pipe.transformer.config.in_channels != own
         if reads_mask and pixels.shape[1] == own and self.masked_image_latents is None:
             raise InputError(
                 "`image` holds latents, which cannot be masked. Pass `masked_image_latents` too, or pixels."
             )
 
-        clean = None
-        if not reads_mask or self.strength < 1:
-            clean = encode_picture(pipe, pixels, call, shape[0]).astype(dtype)
-        noise = prepare_latents(shape, dtype, call.generator, call.latents)
-        latents = noise if self.strength == 1 else mix(pipe.scheduler, clean, timesteps[:1], noise)
+        clean = encode_picture(call, pixels).astype(dtype) if not reads_mask or self.strength < 1 else None
+        noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
+        latents = noise if clean is None or self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
         small = match_batch(F.interpolate(mask, size=shape[2:], mode="nearest"), call, "mask_image").astype(dtype)
         if reads_mask:
-            tensors = {"mask": small, "masked_image_latents": self._masked_latents(pipe, call, pixels, mask, shape[0])}
+            tensors = {"mask": small, "masked_image_latents": self._masked_latents(call, pixels, mask)}
 
             def extra_channels():
                 return paddle.concat([tensors["mask"], tensors["masked_image_latents"]], axis=1)
 
             return Start(latents, timesteps, extra_channels, tensors=tensors)
 
+        assert clean is not None  # as no mask is read
         tensors = {"mask": small}
 
         def keep_outside(latents, step):
             last = step == len(timesteps) - 1
-            outside = clean if last else mix(pipe.scheduler, clean, timesteps[step + 1 : step + 2], noise)
+            outside = clean if last else mix(call.scheduler, clean, timesteps[step + 1 : step + 2], noise)
             return (1 - tensors["mask"]) * outside + tensors["mask"] * latents
 
         return Start(latents, timesteps, after_step=keep_outside, tensors=tensors)
 
-    def _pictures(self, pipe, call):
+    def _pictures(self, call):
         """-> pixels [b, 3, H, W] in [-1, 1], mask [b', 1, H, W] of 0 and 1; of the part to be drawn."""
+        pipe = call.pipe
         options = {}
         if self.padding_mask_crop is not None:
             region = pipe.mask_processor.get_crop_region(
@@ -162,33 +189,25 @@ class Inpainting(Task):
             pipe.mask_processor.preprocess(self.mask_image, call.height, call.width, **options),
         )
 
-    def _masked_latents(self, pipe, call, pixels, mask, batch):
+    def _masked_latents(self, call, pixels, mask):
+        pipe = call.pipe
         if self.masked_image_latents is not None:  # as the VAE gives them, not yet scaled
             with pipe.using("vae") as vae:
                 scaled = vae.scale_latents(self.masked_image_latents)
             return match_batch(scaled, call, "masked_image_latents").astype(pipe.transformer.dtype)
         masked = pixels * (mask < 0.5).astype(pixels.dtype)
-        return encode_picture(pipe, masked, call, batch).astype(pipe.transformer.dtype)
+        return encode_picture(call, masked).astype(pipe.transformer.dtype)
 
-    def finish(self, pipe, images):
+    def finish(self, call, images):
+        pipe = call.pipe
         if self._crop is None:
             return images
+        assert isinstance(self.image, Image.Image) and isinstance(self.mask_image, Image.Image)  # checked with the crop
         overlay = pipe.image_processor.apply_overlay
         return [overlay(self.mask_image, self.image, image, self._crop) for image in images]
 
 
-def _shape(pipe, call, channels):
-    """[B, C, H, W] of a call's latents."""
-    factor = pipe.vae_scale_factor
-    return [call.batch, channels, call.height // factor, call.width // factor]
-
-
-def mix(scheduler, clean, timestep, noise):
-    """``clean`` with the noise level of ``timestep [1]``."""
-    return scheduler.scale_noise(clean, timestep.expand([clean.shape[0]]), noise)
-
-
-def check_strength(strength, call):
+def check_strength(strength: float, call: Call) -> None:
     """``strength`` is in (0, 1] and leaves at least one step.
 
     Raises:
@@ -206,62 +225,22 @@ def _skipped(call, strength):
     return int(max(call.steps - min(call.steps * strength, call.steps), 0))
 
 
-def remaining_timesteps(scheduler, timesteps, call, strength):
+def remaining_timesteps(call: Call, timesteps: paddle.Tensor, strength: float) -> paddle.Tensor:
     """The last ``strength`` of the steps; the scheduler is told where they begin."""
-    first = _skipped(call, strength) * getattr(scheduler, "order", 1)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(first)
+    first = _skipped(call, strength) * getattr(call.scheduler, "order", 1)
+    if hasattr(call.scheduler, "set_begin_index"):
+        call.scheduler.set_begin_index(first)
     return timesteps[first:]
 
 
-def encode_picture(pipe, pixels, call, batch):
-    """Pixels [b, 3, 8H, 8W] in [-1, 1], or latents [b, C, H, W] as they are, -> scaled latents [batch, C, H, W].
-
-    The VAE's posterior is sampled, with ``call.generator``: one draw per picture given, or, if there is a generator
-    for each picture to be drawn, one per picture drawn.
-    """
-    if pixels.shape[1] == pipe.vae.config.latent_channels:
-        return match_batch(pixels, call, "image")
-    generator = call.generator
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != batch:
-            raise InputError(
-                f"`generator` is a list of {len(generator)} generators, but this call draws {batch} pictures (prompts "
-                "x num_images_per_prompt). Pass one generator for each picture, or a single one for all."
-            )
-        pixels = match_batch(pixels, call, "image")
-    with pipe.using("vae") as vae:
-        latents = vae.scale_latents(vae.encode(pixels.astype(vae.dtype)).latent_dist.sample(generator))
-    return match_batch(latents, call, "image")
-
-
-def match_batch(rows, call, name):
-    """One row for each picture to be drawn: from one for all, one for each prompt, or as many as that.
-
-    Raises:
-        InputError: another number.
-    """
-    given, prompts = rows.shape[0], call.texts.batch
-    if given == call.batch:
-        return rows
-    if given not in (1, prompts):
-        raise InputError(
-            f"`{name}` holds {given} pictures, but there are {prompts} prompts with {call.num_images_per_prompt} "
-            f"pictures each. Pass 1, {prompts} or {call.batch}."
-        )
-    return paddle.repeat_interleave(rows, call.batch // given, axis=0)
-
-
 def _check_crop(image, mask_image, padding, call):
-    from PIL import Image
-
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
         raise InputError(f"`padding_mask_crop` is {padding!r}; it has to be a number of pixels, e.g. 32.")
     if not isinstance(image, Image.Image) or not isinstance(mask_image, Image.Image):
         raise InputError("`padding_mask_crop` cuts a part out of a PIL picture and puts it back. Pass PIL pictures.")
     if image.size != mask_image.size:
         raise InputError(f"`image` is {image.size} pixels and `mask_image` {mask_image.size}. Make them of one size.")
-    if call.output_type != "pil":
+    if call.arguments.output_type != "pil":
         raise InputError("`padding_mask_crop` gives PIL pictures only. Leave output_type at 'pil'.")
     if mask_image.convert("L").getbbox() is None:
         raise InputError("`mask_image` is all black, so there is nothing to cut out. White marks what is drawn anew.")

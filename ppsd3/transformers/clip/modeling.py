@@ -17,6 +17,7 @@ from ...ops import Linear, attention, causal_bias
 from ...outputs import BaseOutput
 from ...serialization.tensors import cast, from_numpy, put
 from ...utils.errors import ConfigError, InputError
+from ...utils.paddle_internals import copy_to, set_num_embeddings
 from ..encoder import PreNormLayer, activation, init_normal
 from ..text_encoder import TextEncoder
 
@@ -117,11 +118,11 @@ class CLIPTextModelWithProjection(TextEncoder):
         weight = layer.weight
         rows = cast(from_numpy(np.ascontiguousarray(rows, np.float32)), weight.dtype).numpy()
         table = from_numpy(np.concatenate([weight.numpy()[:first], rows]))
-        layer._num_embeddings = first + len(rows)
+        set_num_embeddings(layer, first + len(rows))
         with to_be_filled():
             layer.weight = layer.create_parameter(table.shape, dtype=weight.dtype)
         layer.weight.stop_gradient = weight.stop_gradient
-        put(layer.weight, table if weight.place.is_cpu_place() else table._copy_to(weight.place, True))
+        put(layer.weight, table if weight.place.is_cpu_place() else copy_to(table, weight.place))
         known = {"eos_token_id": eos_token_id} if self.config.eos_token_id == _LEGACY_EOS_TOKEN_ID else {}
         self.register_to_config(vocab_size=first + len(rows), **known)
 

@@ -1,0 +1,162 @@
+"""The signature of a pipeline's call, made from a dataclass.
+
+A field of the dataclass is annotated ``Annotated[type, Doc(meaning)]``. :func:`takes` gives a method the signature of
+the fields, for ``inspect``, ``help()`` and static checkers alike; :func:`describe` lists them for whatever else is made
+from them: options of a command, a form, a schema, a table. The arguments themselves are declared in
+``stable_diffusion_3/arguments.py``.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
+
+import numpy as np
+import paddle
+from PIL import Image
+
+from ..utils.errors import UnknownArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Concatenate, ParamSpec
+
+    P = ParamSpec("P")
+S = TypeVar("S")
+A = TypeVar("A")
+R = TypeVar("R")
+
+Texts = Union[str, list[str], None]
+Pictures = Union[Image.Image, np.ndarray, paddle.Tensor, list[Image.Image], list[np.ndarray], list[paddle.Tensor], None]
+Numbers = Union[float, list[float]]  # one for all ControlNets, or one for each
+PicturesOfEach = Union[Pictures, list[Pictures]]  # likewise
+
+
+@dataclass(frozen=True)
+class Doc:
+    """The meaning of an argument.
+
+    Args:
+        text: one sentence or two; shapes and units are said here, the type and the default are not.
+        option: its name on the command line; "" for the argument's own name, None for no option.
+        forms: which Python objects a picture may be, where there are several.
+    """
+
+    text: str
+    option: Optional[str] = ""
+    forms: str = ""
+
+
+# Kind of value by type, for options, forms and schemas; what is in no line is for Python alone.
+KINDS = {
+    str: "text",
+    Texts: "text",
+    bool: "flag",
+    int: "whole",
+    Optional[int]: "whole",
+    float: "number",
+    Optional[float]: "number",
+    Optional[list[int]]: "wholes",
+    Optional[list[float]]: "numbers",
+    Numbers: "number or numbers",
+    Pictures: "picture",
+    PicturesOfEach: "picture or pictures",
+}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a call, as data.
+
+    Args:
+        name: as the call knows it.
+        type: the annotation, without its :class:`Doc`.
+        default: what it is if it is left out.
+        text: what it means.
+        forms: which Python objects it may be, "" where the type says it.
+        option: its name on the command line, e.g. ``"--steps"``; None where it has none.
+        kind: one of the values of ``KINDS``; "python" for what no form can ask for.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    text: str
+    forms: str
+    option: Optional[str]
+    kind: str
+
+
+def describe(arguments: type) -> list[Argument]:
+    """The arguments of a task, in the order of the call's signature."""
+    return [_argument(arguments, field) for field in dataclasses.fields(arguments)]
+
+
+def _argument(arguments: type, field: "dataclasses.Field[Any]") -> Argument:
+    declared = next(
+        annotation
+        for annotation in (vars(c).get("__annotations__", {}).get(field.name) for c in arguments.__mro__)
+        if hasattr(annotation, "__metadata__")
+    )
+    doc = next(item for item in declared.__metadata__ if isinstance(item, Doc))
+    plain = declared.__origin__
+    kind = KINDS.get(plain, "python")
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    option = doc.option if doc.option != "" else "--" + field.name.replace("_", "-")
+    return Argument(field.name, plain, default, doc.text, doc.forms, None if kind == "python" else option, kind)
+
+
+def takes(
+    arguments: "Callable[P, A]",
+) -> "Callable[[Callable[[S, A], R]], Callable[Concatenate[S, P], R]]":
+    """Decorator of a method that reads one object: the method then takes the object's fields, by position or by name.
+
+    Args:
+        arguments: a dataclass of annotated fields.
+
+    The method's signature is theirs, its docstring goes on with a list of them, and ``method.arguments`` is the class.
+    An argument that is not among them raises an :class:`UnknownArgumentError`.
+    """
+    kind: Any = arguments
+
+    def decorate(method: Any) -> Any:
+        @functools.wraps(method)
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return method(self, _bind(kind, args, kwargs))
+
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        described = describe(kind)
+        parameters = [inspect.Parameter(a.name, positional, default=a.default, annotation=a.type) for a in described]
+        signature = inspect.signature(method)
+        own = inspect.Parameter("self", positional)
+        call.__doc__ = _with_arguments(method.__doc__ or "", described)
+        vars(call).update(arguments=kind, __signature__=signature.replace(parameters=[own, *parameters]))
+        return call
+
+    return decorate
+
+
+def _with_arguments(doc: str, arguments: list[Argument]) -> str:
+    first, _, rest = doc.partition("\n")
+    rows = [textwrap.fill(f"{a.name}: {a.text} {a.forms}".rstrip(), 112, subsequent_indent=" " * 4) for a in arguments]
+    body = textwrap.dedent(rest).strip("\n")
+    return "\n\n".join([first, "Args:\n" + textwrap.indent("\n".join(rows), " " * 4), body]).rstrip() + "\n"
+
+
+def _bind(kind: type[A], args: Any, kwargs: dict[str, Any]) -> A:
+    names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in kwargs:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            raise UnknownArgumentError(
+                f"The call has no argument {name!r}. "
+                + (f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(names)}.")
+            )
+    if len(args) > len(names):
+        raise UnknownArgumentError(f"The call takes {len(names)} arguments, but {len(args)} were given by position.")
+    twice = [name for name in names[: len(args)] if name in kwargs]
+    if twice:
+        raise UnknownArgumentError(f"{twice[0]!r} is given twice: by position and by name.")
+    return kind(*args, **kwargs)

@@ -1,0 +1,107 @@
+"""The prompts of a call: their checks, and what each text encoder reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ...utils.errors import InputError
+from .arguments import CallArguments, NegativePrompts, PromptEmbeds, Prompts, Tensor
+
+_TEXTS = ("prompt", "prompt_2", "prompt_3")
+
+
+@dataclasses.dataclass
+class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
+    """The prompts of a call: texts, or the tensors that ``encode_prompt`` returns.
+
+    ``prompt_2`` and ``prompt_3`` fall back on ``prompt`` if None or "", the negative ones on ``negative_prompt``, which
+    falls back on "". One negative text serves the whole batch.
+    """
+
+    @classmethod
+    def of(cls, arguments: CallArguments) -> PromptInputs:
+        """The prompts among the arguments of a call."""
+        return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
+
+    @property
+    def batch(self) -> int:
+        """Number of prompts B."""
+        if self.prompt is None:
+            return 1 if self.prompt_embeds is None else int(self.prompt_embeds.shape[0])
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
+    def texts(self, sign: str = "") -> tuple[list[str], list[str], list[str]]:
+        """The three texts; ``sign`` is ``""`` or ``"negative_"``. Each a list of B str."""
+        first, second, third = (getattr(self, sign + name) for name in _TEXTS)
+        first = first or ""
+        first, second, third = (
+            [t] * self.batch if isinstance(t, str) else t for t in (first, second or first, third or first)
+        )
+        return first, second, third
+
+    def embeds(self, sign: str = "") -> tuple[Tensor, Tensor]:
+        """``(embeds [B, L, D], pooled [B, P])``, or ``(None, None)``."""
+        return getattr(self, sign + "prompt_embeds"), getattr(self, sign + "pooled_prompt_embeds")
+
+    def check(self) -> PromptInputs:
+        """Texts or tensors, not both; lists as long as one another; tensors of matching shapes. Returns self."""
+        for sign in ("", "negative_"):
+            for name in (sign + name for name in _TEXTS):
+                text = getattr(self, name)
+                if text is not None and self.embeds(sign)[0] is not None:
+                    raise InputError(f"Both `{name}` and `{sign}prompt_embeds` are given. Pass one of the two.")
+                _check_text(name, text)
+            _check_embeds(sign, *self.embeds(sign))
+        if self.prompt is None and self.prompt_embeds is None:
+            raise InputError("Neither `prompt` nor `prompt_embeds` is given. Pass one of the two.")
+        self._check_counts()
+        self._check_signs_agree()
+        return self
+
+    def _check_counts(self):
+        for name in (*_TEXTS, *("negative_" + name for name in _TEXTS)):
+            text = getattr(self, name)
+            if not text or (isinstance(text, str) and name.startswith("negative_")):
+                continue
+            count = 1 if isinstance(text, str) else len(text)
+            if count != self.batch:
+                raise InputError(
+                    f"`{name}` holds {count} texts, but there are {self.batch} prompts. Pass {self.batch}, or leave "
+                    f"`{name}` out."
+                )
+
+    def _check_signs_agree(self):
+        for name in ("prompt_embeds", "pooled_prompt_embeds"):
+            positive, negative = getattr(self, name), getattr(self, "negative_" + name)
+            if positive is not None and negative is not None and list(positive.shape) != list(negative.shape):
+                raise InputError(
+                    f"`{name}` has the shape {list(positive.shape)} and `negative_{name}` {list(negative.shape)}. They "
+                    "have to be equal: encode both with the same max_sequence_length and as many prompts."
+                )
+
+
+def _check_text(name, text):
+    if text is None or isinstance(text, str):
+        return
+    if not isinstance(text, list):
+        raise InputError(f"`{name}` is a {type(text).__name__}; it has to be a str or a list of str.")
+    if not text:
+        raise InputError(f"`{name}` is an empty list. Pass at least one text.")
+    for index, item in enumerate(text):
+        if not isinstance(item, str):
+            raise InputError(f"`{name}[{index}]` is a {type(item).__name__}; each entry has to be a str.")
+
+
+def _check_embeds(sign, embeds, pooled):
+    if embeds is None and pooled is None:
+        return
+    if embeds is None or pooled is None:
+        given, missing = ("prompt_embeds", "pooled_prompt_embeds")[:: 1 if pooled is None else -1]
+        raise InputError(
+            f"`{sign}{given}` comes without `{sign}{missing}`. Pass both, as `encode_prompt` returns them."
+        )
+    if len(embeds.shape) != 3 or len(pooled.shape) != 2 or embeds.shape[0] != pooled.shape[0] or embeds.shape[0] < 1:
+        raise InputError(
+            f"`{sign}prompt_embeds` has the shape {list(embeds.shape)} and `{sign}pooled_prompt_embeds` "
+            f"{list(pooled.shape)}; they have to be [B, L, D] and [B, P] of the same B >= 1."
+        )

@@ -1,0 +1,105 @@
+"""All that the package uses of Paddle beside its public interface: elsewhere nothing private of Paddle is named.
+
+Tried on Paddle 2.6.2 and 3.3.1. ``paddle.base`` was ``paddle.fluid`` before 2.6. A new Paddle that changes one of these
+fails in ``tests/utils/test_paddle_internals.py``.
+
+Of threads: whether gradients are recorded (``paddle.no_grad``) and AMP belong to a thread, and a new thread records
+gradients. Static mode, the default dtype, the device's name and ``LazyGuard`` belong to the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.base import core
+from paddle.base.framework import _current_expected_place, _dygraph_tracer
+
+# Public since 2.4, but documented as experimental: parameters made inside have no memory until they are given some.
+LazyGuard = paddle.LazyGuard
+# The type of ``Tensor.place``. ``paddle.CPUPlace()`` and its like are of types of their own.
+Place = core.Place
+
+_names = itertools.count()
+
+
+def set_num_threads(threads: int) -> None:
+    """Gives Paddle's and its libraries' CPU kernels so many threads; ``paddle.set_num_threads`` does not exist."""
+    core.set_num_threads(threads)
+
+
+def current_place() -> core.Place:
+    """Where Paddle computes at present, of the type of ``Tensor.place``; ``paddle.get_device()`` is a string."""
+    place = core.Place()
+    place.set_place(_current_expected_place())
+    return place
+
+
+def copy_to(tensor: paddle.Tensor, place: core.Place) -> paddle.Tensor:
+    """A copy of ``tensor`` on ``place``, complete on return; ``Tensor.to`` costs a parse of the device's name."""
+    return tensor._copy_to(place, True)
+
+
+def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
+    """Makes ``slot``, which stays the same object, hold the memory and dtype of ``tensor``; its shape stays."""
+    tensor._share_buffer_to(slot)
+
+
+def free_memory(tensor: paddle.Tensor) -> None:
+    """Takes the memory from ``tensor``, whoever still refers to it."""
+    tensor._clear_data()
+
+
+def tensor_over(array: np.ndarray) -> paddle.Tensor:
+    """A CPU tensor over ``array``'s own memory, which it keeps alive; ``uint16`` means bfloat16.
+
+    ``paddle.to_tensor`` copies; ``paddle.utils.dlpack`` has no bfloat16 from numpy.
+    """
+    return core.eager.Tensor(
+        value=array,
+        place=paddle.CPUPlace(),
+        persistable=False,
+        zero_copy=True,
+        name=f"ppsd3_memory_{next(_names)}",
+        stop_gradient=True,
+    )
+
+
+def default_cpu_generator() -> core.Generator:
+    """The generator that Paddle's CPU kernels draw from; there is one for the process."""
+    return core.default_cpu_generator()
+
+
+def default_gpu_generators() -> list[core.Generator]:
+    """Those of the GPUs, none in a Paddle without CUDA."""
+    if not paddle.is_compiled_with_cuda():
+        return []
+    return [core.default_cuda_generator(index) for index in range(paddle.device.cuda.device_count())]
+
+
+def is_autocasting() -> bool:
+    """Whether AMP casts at present; ``paddle.amp.is_autocast_enabled`` came after 2.6. Only in dynamic mode."""
+    return int(_dygraph_tracer()._amp_level) != 0  # O0; numbers are compared in half the time
+
+
+def has_hooks(layer: nn.Layer) -> bool:
+    """Whether something must see what goes into ``layer`` or comes out of it; ``Layer`` has no question for it."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+
+
+def set_layer_dtype(layer: nn.Layer, dtype: Any) -> None:
+    """What Paddle's own layers take for their dtype when they make new tensors."""
+    layer._dtype = dtype
+
+
+def set_num_embeddings(layer: nn.Embedding, number: int) -> None:
+    """Rows that an embedding says that it has; its weight is replaced by the caller."""
+    layer._num_embeddings = number
+
+
+def group_norm_settings(norm: nn.GroupNorm) -> tuple[int, float]:
+    """``(number of groups, epsilon)``, which the layer keeps to itself."""
+    return norm._num_groups, norm._epsilon
