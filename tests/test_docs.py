@@ -23,7 +23,7 @@ PAGE_LENGTH = range(60, 121)
 LONG = ("bench", "samplers", "gpu")
 # What makes the code quick: steps of a call, and what is appended to a command.
 STEPS = 3
-QUICK = dict.fromkeys(("generate", "img2img", "inpaint", "control"), ["--steps", str(STEPS)])
+QUICK = {name: ["--steps", str(STEPS)] for name in ("generate", "img2img", "inpaint", "control")}
 QUICK["evaluate"] = ["--per-task", "1", "--steps", "1"]
 
 

@@ -44,12 +44,12 @@ def blocks(text):
 
 def prose(text):
     """The page without its code blocks."""
-    return re.sub(r"^(\s*)```.*?^\1```$", "", text, flags=re.M | re.S)
+    return re.sub(r"^(\s*)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def headings(text):
     """[(level, title)]"""
-    return [(len(marks), title.strip()) for marks, title in re.findall(r"^(#+) (.+)$", prose(text), re.M)]
+    return [(len(marks), title.strip()) for marks, title in re.findall(r"^(#+) (.+)$", prose(text), re.MULTILINE)]
 
 
 def anchor(title):
