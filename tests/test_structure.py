@@ -78,15 +78,17 @@ def wrong_arrows(tree, module):
     return found
 
 
+def is_not_run_at_import(node):
+    """Functions, and what is for type checkers alone."""
+    if isinstance(node, ast.If):
+        return isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING" and not node.orelse
+    return isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+
+
 def heavy_imports(tree, module):
     """The libraries that the source imports as it is imported itself, and should not."""
-    in_functions = {
-        node
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
-    }
-    at_import = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and n not in in_functions]
+    later = {node for outer in ast.walk(tree) if is_not_run_at_import(outer) for node in ast.walk(outer)}
+    at_import = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and n not in later]
     roots = {name.split(".")[0] for _, name in imported(ast.Module(at_import, []), module)}
     allowed = TOP_LEVEL | {PACKAGE.name, "__future__"}
     if hasattr(sys, "stdlib_module_names"):  # Python 3.10
@@ -172,6 +174,8 @@ def test_a_right_arrow_is_not(module, source):
     [
         ("import os\nfrom paddle import nn\nfrom ..utils import files", []),
         ("def f():\n    import torch", []),
+        ("if TYPE_CHECKING:\n    import torch", []),
+        ("if torch_is_there:\n    import torch", ["torch"]),
         ("import torch.nn", ["torch"]),
         ("try:\n    from transformers import x\nexcept ImportError:\n    pass", ["transformers"]),
         ("class A:\n    import diffusers", ["diffusers"]),
