@@ -53,6 +53,10 @@ def imported(tree, module, package=PACKAGE.name):
     return names
 
 
+def is_for_type_checkers(node):
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
 def part_of(module):
     """The part of the package that the file (relative to the package) belongs to."""
     return module.parts[0] if len(module.parts) > 1 else module.stem
@@ -77,13 +81,13 @@ def wrong_arrows(tree, module):
 
 def heavy_imports(tree, module):
     """The libraries that the source imports as it is imported itself, and should not."""
-    in_functions = {
+    later = {
         node
-        for function in ast.walk(tree)
-        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
-        for node in ast.walk(function)
+        for part in ast.walk(tree)
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_for_type_checkers(part)
+        for node in ast.walk(part)
     }
-    at_import = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and n not in in_functions]
+    at_import = [n for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) and n not in later]
     roots = {name.split(".")[0] for _, name in imported(ast.Module(at_import, []), module)}
     allowed = TOP_LEVEL | {PACKAGE.name, "__future__"}
     if hasattr(sys, "stdlib_module_names"):  # Python 3.10

@@ -8,14 +8,24 @@
 (sizes of the published models). The negative prompt's picture is all zeros.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import paddle
 
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
+from ..call_signature import Pictures
+from .arguments import Tensor
 from .latents import match_batch
 
+if TYPE_CHECKING:
+    from .base import StableDiffusion3Base
+    from .call import Call
 
-def check(call):
+
+def check(call: Call) -> None:
     """A call that has a picture, or its features, has one of the two, and an IP-adapter that reads it.
 
     Raises:
@@ -33,7 +43,7 @@ def check(call):
         check_encoder(pipe, image)
 
 
-def check_encoder(pipe, image):
+def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
     """The pipeline has what ``image`` is encoded by, and the adapter reads what that gives.
 
     Raises:
@@ -55,7 +65,7 @@ def check_encoder(pipe, image):
         )
 
 
-def encode_image(pipe, image):
+def encode_image(pipe: StableDiffusion3Base, image: Pictures) -> paddle.Tensor:
     """Features [b, T, E] of pictures, in the transformer's dtype; see ``StableDiffusion3Pipeline.encode_image``."""
     check_encoder(pipe, image)
     pixels = image if isinstance(image, paddle.Tensor) else pipe.feature_extractor(image).pixel_values
@@ -64,7 +74,9 @@ def encode_image(pipe, image):
     return check_finite(features, "image_encoder").astype(pipe.dtype)
 
 
-def prepare_image_embeds(pipe, image, embeds, guided):
+def prepare_image_embeds(
+    pipe: StableDiffusion3Base, image: Pictures, embeds: paddle.Tensor | list[paddle.Tensor] | None, guided: bool
+) -> tuple[paddle.Tensor, Tensor]:
     """``(positive, negative or None)``, each [b, T, E], of a picture or of features that are given.
 
     Raises:
@@ -99,7 +111,7 @@ def _checked(pipe, embeds, guided):
     return embeds
 
 
-def read_picture(call, guided):
+def read_picture(call: Call, guided: bool) -> tuple[Tensor, Tensor]:
     """``(positive, negative)`` features, a row for each picture to be drawn; None where there are none, or the adapter
     does not act.
 
