@@ -235,5 +235,5 @@ def test_operands_are_not_rounded_unless_asked_and_after_the_context():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match="'low'.*'highest', 'high', 'strassen', 'medium'"):
+    with pytest.raises(ConfigError, match=r"'low'.*'highest', 'high', 'strassen', 'medium'"):
         ops.float32_matmul_precision("low")

@@ -23,8 +23,8 @@ class float32_matmul_precision:
         precision (str): the names are torch's (``torch.set_float32_matmul_precision``).
 
             - "highest": float32, each sum in the usual way; relative errors near 5e-7.
-            - "high" (the initial state): where the CPU has AMX, each operand as the sum of three bfloat16 numbers: up to
-              twice as fast as "highest", and no less exact. Elsewhere as "highest".
+            - "high" (the initial state): where the CPU has AMX, each operand as the sum of three bfloat16 numbers: up
+              to twice as fast as "highest", and no less exact. Elsewhere as "highest".
             - "strassen": as "high", but where the CPU has AVX-512 and no AMX, wide layers with many rows by Strassen's
               algorithm: up to an eighth faster on AMD's CPUs. It mixes rows: errors are near 3e-6 of the largest result
               among some 200 rows, and what is not finite in one picture of a batch reaches the others.
