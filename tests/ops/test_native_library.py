@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import paddle
 import pytest
 
 from ppsd3.ops import native
@@ -155,24 +154,12 @@ def test_without_a_compiler_the_operations_still_work(cache):
 
 
 @needs_kernels
-def test_use_native_as_a_statement_and_as_a_context():
-    native.use_native(False)
-    try:
-        assert not native.usable(paddle.ones([1]))
-        with native.use_native(True):
-            assert native.usable(paddle.ones([1]))
-        assert not native.usable(paddle.ones([1]))
-    finally:
-        native.use_native(True)
-
-
-@needs_kernels
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
 @pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"], ids=["AVX2", "portable"])
 def test_kernels_for_other_cpus_compute_the_same(cache, flags):
     """The tests against the references, with a library for CPUs that have less than this one may have."""
     folder = os.path.dirname(os.path.abspath(__file__))
-    files = [os.path.join(folder, name) for name in ("test_native.py", "test_vision_native.py", "test_quantized.py")]
+    files = [os.path.join(folder, name) for name in ("test_native.py", "test_convolution.py", "test_quantized.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     environment = {**os.environ, "PPSD3_TARGET_FLAGS": flags}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
