@@ -1,5 +1,10 @@
 """The image kernels: oneDNN's convolution against Paddle's, the exact upsampling, the chunked attention."""
 
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -75,6 +80,23 @@ def test_onednn_reads_views_and_serves_threads():
         with ThreadPoolExecutor(4) as pool:
             for y in pool.map(lambda _: onednn.conv2d(view, weight, bias, 1, (1, 1, 1, 1)), range(16)):
                 assert_close(y.numpy(), expected.numpy())
+
+
+@needs_onednn
+def test_an_unknown_version_of_onednn_is_not_used():
+    code = """
+import paddle
+from ppsd3 import ops
+from ppsd3.ops import dispatch, onednn
+
+onednn.KNOWN_VERSIONS = [(9, 0)]
+assert dispatch.choose("exact_gelu", paddle.ones([2])).level == "reference"
+ops.exact_gelu(paddle.ones([2]))
+print("\\n".join(dispatch.summary()))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"exact_gelu.*: reference  \(the numbers of oneDNN 3\.\d are not known: onednn\)", shown.stdout)
 
 
 def test_other_dtypes_go_to_paddle():
