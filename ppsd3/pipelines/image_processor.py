@@ -78,7 +78,7 @@ class VaeImageProcessor(ConfigMixin):
             raise InputError("`image` is an empty list. Pass at least one picture.")
         self._check_resizing(images, resize_mode, crops_coords)
         if crops_coords is not None:
-            images = [picture.crop(crops_coords) for picture in images]
+            images = [picture.crop(crops_coords) for picture in images]  # type: ignore[union-attr]
         pixels = self._to_tensor(images, height, width, resize_mode)
         if pixels.shape[1] == self.config.vae_latent_channels and isinstance(images[0], paddle.Tensor):
             return pixels
@@ -197,7 +197,7 @@ class VaeImageProcessor(ConfigMixin):
         if (resize_mode != "default" or crops_coords is not None) and not isinstance(images[0], Image.Image):
             raise InputError("`resize_mode` and `crops_coords` are for PIL pictures. Convert the array, or leave them.")
 
-    def _to_tensor(self, images, height, width, resize_mode):
+    def _to_tensor(self, images: Any, height: int | None, width: int | None, resize_mode: str) -> paddle.Tensor:
         kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
         if len(kinds) != 1 or not all(isinstance(item, tuple(kinds)) for item in images):
             found = sorted({type(item).__name__ for item in images})

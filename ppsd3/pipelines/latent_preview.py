@@ -104,7 +104,8 @@ class LatentPreview:
         if self.vae is None:
             array = latents.astype("float32").numpy().transpose(0, 2, 3, 1) @ self.factors + self.bias
         else:
-            sample = self.vae.decode(self.vae.unscale_latents(latents.astype(self.vae.dtype))).sample
+            unscaled = self.vae.unscale_latents(latents.astype(self.vae.dtype))
+            sample = self.vae.decode(unscaled, return_dict=False)[0]
             array = sample.astype("float32").numpy().transpose(0, 2, 3, 1)
         return VaeImageProcessor.numpy_to_pil(np.clip(array / 2 + 0.5, 0, 1))
 

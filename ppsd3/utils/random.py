@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Union
+from typing import Any, Union
 
 import numpy as np
 import paddle
 
 from .errors import InputError
-from .paddle_internals import default_cpu_generator, default_gpu_generators
+from .paddle_internals import Generator as PaddleGenerator, default_cpu_generator, default_gpu_generators
 from .types import Dtype
-
-if TYPE_CHECKING:
-    from paddle.base.core import Generator as PaddleGenerator
 
 _BLOCK = 16  # torch turns uniforms into normals in runs of 16: 8 radii, then 8 angles
 _FRACTION_BITS = {"float32": 24, "float64": 53}
@@ -149,7 +146,7 @@ class TorchGenerator:
         return values
 
 
-Generator = Union[TorchGenerator, "PaddleGenerator"]
+Generator = Union[TorchGenerator, PaddleGenerator]
 
 
 def randn(
@@ -204,7 +201,7 @@ def _draw(shape, generator, dtype):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
         return paddle.randn(shape, dtype=compute)
-    if not isinstance(generator, type(default_cpu_generator())):
+    if not isinstance(generator, PaddleGenerator):
         raise InputError(
             f"generator={generator!r} of type {type(generator).__name__} cannot draw noise here; "
             "use ppsd3.TorchGenerator(seed), a paddle generator, None, or a list of them."

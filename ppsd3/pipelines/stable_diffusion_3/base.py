@@ -80,7 +80,7 @@ class StableDiffusion3Base(
     feature_extractor: SiglipImageProcessor | None
 
     def __post_init__(self) -> None:
-        PresentCall.__init__(self)
+        self._calls = {}
         names = [field.name for field in dataclasses.fields(self) if field.name not in self._settings]
         DiffusionPipeline.__init__(self, **{name: getattr(self, name) for name in names})
         vae, transformer = self.vae, self.transformer
@@ -90,7 +90,8 @@ class StableDiffusion3Base(
             vae_latent_channels=16 if vae is None else vae.config.latent_channels,
         )
         self.tokenizer_max_length: int = next(
-            (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t is not None), CLIP_MAX_LENGTH
+            (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t and t.model_max_length),
+            CLIP_MAX_LENGTH,
         )
         self.default_sample_size: int = 128 if transformer is None else transformer.config.sample_size
         self.patch_size: int = 2 if transformer is None else transformer.config.patch_size
@@ -98,7 +99,7 @@ class StableDiffusion3Base(
         self._cache: StepCache | None = None
         self._prompt_cache: PromptCache | None = None
 
-    def guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
+    def _guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
         """The guidance of a call with these arguments, at ``scale`` in place of their ``guidance_scale``."""
         guidance = getattr(arguments, "guidance", None)
         if guidance is not None:
@@ -162,7 +163,7 @@ class StableDiffusion3Base(
         checks.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
         checks.check_device(device, self.device)
         with self.lora_scaled(lora_scale, "lora_scale"):
-            positive, negative = self.encode_texts(
+            positive, negative = self._encode_texts(
                 prompts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
             )
         if negative is None:
@@ -276,7 +277,7 @@ class StableDiffusion3Base(
         """Encodes every prompt again."""
         self._prompt_cache = None
 
-    def check_components(self) -> None:
+    def _check_components(self) -> None:
         """Raises an InputError if a component that every call needs is missing, or has a dtype that cannot compute."""
         for name in ("transformer", "scheduler", "vae"):
             if getattr(self, name) is None:
@@ -284,7 +285,7 @@ class StableDiffusion3Base(
         if self._residency.place is None:
             checks.check_dtypes(self.components)
 
-    def encode_texts(
+    def _encode_texts(
         self,
         prompts: PromptInputs,
         guided: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
@@ -16,7 +16,10 @@ from ..call_signature import Numbers, Pictures, PicturesOfEach
 from .arguments import Tensor
 from .denoising import PreparedSteps
 from .latents import match_batch
-from .tasks import Task
+from .tasks import Start, Task
+
+if TYPE_CHECKING:
+    from .call import Call
 
 
 @dataclasses.dataclass
@@ -123,8 +126,8 @@ class Controlled(Task):
         self.scale, self.pooled = controlnet_conditioning_scale, controlnet_pooled_projections
         self.interval = control_guidance_start, control_guidance_end
 
-    def check(self, call):
-        pipe = call.pipe
+    def check(self, call: Call) -> None:
+        pipe: Any = call.pipe
         self.task.check(call)
         if pipe.controlnet is None:
             raise InputError("The pipeline has no `controlnet`. Load one and set `pipe.controlnet`.")
@@ -183,8 +186,8 @@ class Controlled(Task):
             raise InputError(f"`control_image` has to be a list of {count} pictures, one for each ControlNet.")
         return self.control_image
 
-    def start(self, call, timesteps):
-        pipe = call.pipe
+    def start(self, call: Call, timesteps: paddle.Tensor) -> Start:
+        pipe: Any = call.pipe
         start = self.task.start(call, timesteps)
         configs = controlnet_configs(pipe.controlnet)
         count = len(configs)
@@ -206,7 +209,7 @@ class Controlled(Task):
 
         The mean of the VAE's posterior, so that a call is the same whatever was drawn before.
         """
-        pipe = call.pipe
+        pipe: Any = call.pipe
         pixels = pipe.control_image_processor.preprocess(image, call.height, call.width)
         if pixels.shape[1] == pipe.vae.config.latent_channels:
             if self.control_mask is not None:

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from .call import Call
 
 
-def prepare_latents(
-    shape: list[int], dtype: str | paddle.dtype, generator: Generator = None, latents: Tensor = None
-) -> paddle.Tensor:
+def prepare_latents(shape: list[int], dtype: Any, generator: Generator = None, latents: Tensor = None) -> paddle.Tensor:
     """The latents that denoising starts from.
 
     Args:

@@ -144,7 +144,7 @@ def encode_conditions(
         cache: what was encoded before.
 
     Returns:
-        (TextCondition, TextCondition or None): of B * n rows each; the negative one is None if not ``guided`` and
+        Positive and negative condition, of B * n rows each; the negative one is None if not ``guided`` and
         not given.
 
     Raises:

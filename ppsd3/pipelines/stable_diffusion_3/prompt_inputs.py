@@ -30,11 +30,14 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
             return 1 if self.prompt_embeds is None else int(self.prompt_embeds.shape[0])
         return 1 if isinstance(self.prompt, str) else len(self.prompt)
 
-    def texts(self, sign: str = "") -> list[list[str]]:
+    def texts(self, sign: str = "") -> tuple[list[str], list[str], list[str]]:
         """The three texts; ``sign`` is ``""`` or ``"negative_"``. Each a list of B str."""
         first, second, third = (getattr(self, sign + name) for name in _TEXTS)
         first = first or ""
-        return [[t] * self.batch if isinstance(t, str) else t for t in (first, second or first, third or first)]
+        first, second, third = (
+            [t] * self.batch if isinstance(t, str) else t for t in (first, second or first, third or first)
+        )
+        return first, second, third
 
     def embeds(self, sign: str = "") -> tuple[Tensor, Tensor]:
         """``(embeds [B, L, D], pooled [B, P])``, or ``(None, None)``."""

@@ -43,6 +43,7 @@ class PromptTokens:
         missing = count - self.chunks
         if not missing:
             return self
+        assert self.empty is not None  # rows are missing where a reader makes several
         batch, _, length = self.ids.shape
         ids = np.concatenate([self.ids, np.broadcast_to(self.empty, (batch, missing, length))], axis=1)
         weights = self.weights
@@ -53,7 +54,8 @@ class PromptTokens:
     def rows(self) -> paddle.Tensor:
         """Tensor [B * chunks, L] for the tower; with weights, one more row at the end: the empty prompt."""
         rows = self.ids.reshape(-1, self.ids.shape[-1])
-        rows = rows if self.weights is None else np.concatenate([rows, self.empty[None]])
+        if self.weights is not None and self.empty is not None:
+            rows = np.concatenate([rows, self.empty[None]])
         return paddle.to_tensor(rows, dtype="int64")
 
 

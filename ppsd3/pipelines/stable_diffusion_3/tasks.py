@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
+from PIL import Image
 
 from ...utils.errors import InputError
 from ..call_signature import Pictures
@@ -151,11 +152,9 @@ class Inpainting(Task):
                 "`image` holds latents, which cannot be masked. Pass `masked_image_latents` too, or pixels."
             )
 
-        clean = None
-        if not reads_mask or self.strength < 1:
-            clean = encode_picture(call, pixels).astype(dtype)
+        clean = encode_picture(call, pixels).astype(dtype) if not reads_mask or self.strength < 1 else None
         noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
-        latents = noise if self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
+        latents = noise if clean is None or self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
         small = match_batch(F.interpolate(mask, size=shape[2:], mode="nearest"), call, "mask_image").astype(dtype)
         if reads_mask:
             tensors = {"mask": small, "masked_image_latents": self._masked_latents(call, pixels, mask)}
@@ -165,6 +164,7 @@ class Inpainting(Task):
 
             return Start(latents, timesteps, extra_channels, tensors=tensors)
 
+        assert clean is not None  # as no mask is read
         tensors = {"mask": small}
 
         def keep_outside(latents, step):
@@ -202,6 +202,7 @@ class Inpainting(Task):
         pipe = call.pipe
         if self._crop is None:
             return images
+        assert isinstance(self.image, Image.Image) and isinstance(self.mask_image, Image.Image)  # checked with the crop
         overlay = pipe.image_processor.apply_overlay
         return [overlay(self.mask_image, self.image, image, self._crop) for image in images]
 
@@ -233,8 +234,6 @@ def remaining_timesteps(call: Call, timesteps: paddle.Tensor, strength: float) -
 
 
 def _check_crop(image, mask_image, padding, call):
-    from PIL import Image
-
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
         raise InputError(f"`padding_mask_crop` is {padding!r}; it has to be a number of pixels, e.g. 32.")
     if not isinstance(image, Image.Image) or not isinstance(mask_image, Image.Image):
