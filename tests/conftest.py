@@ -6,6 +6,12 @@ import pytest
 from helpers import tiny
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Parity tests, and the libraries that they import, are left alone by a run that has none of them."""
+    deselected = "not parity" in config.getoption("markexpr")
+    return True if deselected and collection_path.name.endswith("_parity.py") else None
+
+
 @pytest.fixture(autouse=True)
 def fixed_randomness():
     """A test sees the same random numbers each time, alone and in any order."""

@@ -20,7 +20,7 @@ KERNELS = "ops/native/", "ops/onednn"  # behind the functions of ops, and differ
 
 def listed(page):
     """The files of the numbered list."""
-    return re.findall(r"^\d+\. `([\w/]+\.py)`", page.read_text(encoding="utf-8"), re.M)
+    return re.findall(r"^\d+\. `([\w/]+\.py)`", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
 def ratchet(page):

@@ -1,16 +1,12 @@
 """``import ppsd3`` costs next to nothing beyond ``import paddle``."""
 
 import json
-import pathlib
 import statistics
-import subprocess
-import sys
 
 import pytest
+from helpers.process import run
 
 import ppsd3
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 IMPORT = """
 import json, sys, time
@@ -28,23 +24,15 @@ HEAVY = {
 }  # fmt: skip
 
 
-def run(code):
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
-
-
 @pytest.fixture(scope="module")
 def imports():
-    return run(IMPORT)
+    return json.loads(run(IMPORT))
 
 
 @pytest.mark.machine
 def test_takes_less_than_a_second():
     """Of processor time, which another program on the machine does not lengthen."""
-    assert statistics.median(run(IMPORT)["seconds"] for _ in range(3)) < 1.0
+    assert statistics.median(json.loads(run(IMPORT))["seconds"] for _ in range(3)) < 1.0
 
 
 def test_loads_hardly_anything(imports):
@@ -80,4 +68,4 @@ before = snapshot()
 from ppsd3 import *
 print(json.dumps([sorted(n for n in b if n in a and a[n] != b[n]) for b, a in zip(before, snapshot())]))
 """
-    assert run(code) == [[]] * 7
+    assert json.loads(run(code)) == [[]] * 7

@@ -1,16 +1,31 @@
 """What the commands that draw have in common: prompts, seeds, files, and the settings that go into each PNG."""
 
+from __future__ import annotations
+
 import argparse
 import os
+from typing import Any
 
 from .. import __version__
 from ..utils.errors import InputError
-from .options import add_call_options, add_model_options, call_arguments, load_ip_adapter, load_pipeline
+from .call_options import add_call_options, call_arguments, given_values
+from .options import add_model_options, load_ip_adapter, load_pipeline
 from .png import output_files, read_settings, save_png
 
+# Names of settings in PNG files of version 0.1 -> what they are called now.
+_RENAMED = {
+    "control": {
+        "control_scale": "controlnet_conditioning_scale",
+        "control_start": "control_guidance_start",
+        "control_end": "control_guidance_end",
+        "mask": "control_mask",
+    },
+    "inpaint": {"mask": "mask_image"},
+}
 
-def add_drawing_arguments(parser, pipeline_class):
-    """The arguments of every such command; defaults are those of the call of ``pipeline_class``."""
+
+def add_drawing_arguments(parser, *pipeline_classes):
+    """The arguments of every such command; options and defaults are those of the calls of ``pipeline_classes``."""
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to draw")
     parser.add_argument("--prompt-file", metavar="FILE", help="a prompt on each line, drawn one after the other")
     parser.add_argument(
@@ -22,7 +37,6 @@ def add_drawing_arguments(parser, pipeline_class):
         metavar="FILE[:SCALE]",
         help="an IP-adapter, for pictures as prompts: file, directory or hub id, and its weight (default: 0.5)",
     )
-    parser.add_argument("--ip-adapter-image", metavar="FILE", help="the picture that the IP-adapter reads")
     parser.add_argument(
         "--image-encoder",
         metavar="DIR",
@@ -37,7 +51,7 @@ def add_drawing_arguments(parser, pipeline_class):
     parser.add_argument("--output", metavar="FILE", help="a .png file or a directory (default: named after the prompt)")
     parser.add_argument("--preview", metavar="DIR", help="save a small picture of each step into this directory")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no file names")
-    add_call_options(parser, pipeline_class=pipeline_class)
+    add_call_options(parser, *pipeline_classes)
 
 
 def take_settings(parser, rest, command):
@@ -51,66 +65,71 @@ def take_settings(parser, rest, command):
     path = first.parse_known_args(rest)[0].from_png
     if path is None:
         return
-    settings = read_settings(path)
+    settings: dict[str, Any] = read_settings(path)
     drawn_by = settings.get("command", "generate")
     if drawn_by != command:
         raise InputError(f"{path} was drawn by `ppsd3 {drawn_by}`. Use that command with --from-png.")
-    known = {action.dest for action in parser._actions}
+    known, renamed = {action.dest for action in parser._actions}, _RENAMED.get(command, {})
+    settings = {renamed.get(name, name): value for name, value in settings.items()}
     parser.set_defaults(**{name: value for name, value in settings.items() if name in known})
 
 
-def draw(arguments, pipeline_class, command="generate", own=None, files=None, load=load_pipeline):
+def draw(
+    arguments: Any,
+    call: dict[str, Any],
+    pipeline_class: Any,
+    command: str = "generate",
+    more: dict[str, Any] | None = None,
+    load: Any = load_pipeline,
+) -> None:
     """Draws what ``arguments`` ask for and saves it.
 
     Args:
-        pipeline_class (type)
-        command (str): that can draw it again.
-        own (dict): arguments of the call that are the task's, as the call takes them.
-        files (dict): the same as the PNG should say it: names of files, numbers.
-        load (callable): (arguments, quiet, pipeline_class) -> pipeline.
+        call: keyword arguments of the pipeline's call, as :func:`prepare_call` makes them.
+        command: that can draw it again.
+        more: further settings for the PNG file, of the command's own options.
+        load: (arguments, quiet, pipeline_class) -> pipeline.
     """
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    picture = _picture_prompt(arguments)
+    size = {name: call[name] for name in ("height", "width")}
+    given = {**given_values(arguments, pipeline_class), **size, **(more or {})}
     pipe = load(arguments, arguments.quiet, pipeline_class)
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
-    call = call_arguments(arguments, pipeline_class=pipeline_class)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
-        images = pipe(prompt, generator=_generators(seeds), **call, **picture, **watching, **(own or {})).images
+        images = pipe(prompt=prompt, generator=_generators(seeds), **call, **watching).images
         for image, seed in zip(images, seeds):
             file = targets.pop(0)
-            settings = {"prompt": prompt, **_settings(arguments, call, seed, image), **(files or {})}
+            settings = {"prompt": prompt, **_settings(arguments, given, seed, image)}
             save_png(image, file, settings if command == "generate" else {**settings, "command": command})
             if not arguments.quiet:
                 print(file)
 
 
-def open_picture(path, option):
-    """The picture in a file, in RGB.
+def prepare_call(arguments: Any, pipeline_class: Any, pictures: Any = (), others: Any = ()) -> dict[str, Any]:
+    """Keyword arguments of the call, with pictures opened, in the size of the first of ``pictures`` (their names).
 
     Raises:
-        InputError: there is none, or it is no picture; names ``option``.
+        InputError: a picture is missing or cannot be opened, or options do not go together.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if path is None:
-        raise InputError(f"{option} is missing. Name a picture.")
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"{option} {path}: there is no such file.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{option} {path} cannot be read as a picture ({error}). Name a PNG or JPEG file.") from error
+    _check_picture_prompt(arguments)
+    call = call_arguments(arguments, pipeline_class, others)
+    for argument in pipeline_class.call_arguments():
+        if argument.name in pictures and call[argument.name] is None:
+            raise InputError(f"{argument.option} is missing. Name a picture.")
+    if pictures:
+        first = call[pictures[0]]
+        size_like(call, first[0] if isinstance(first, list) else first)
+    return call
 
 
-def size_like(arguments, image, multiple=16):
+def size_like(call, image, multiple=16):
     """Sets height and width that were left out to those of ``image``, down to a multiple of 16 pixels."""
     for name, size in (("height", image.height), ("width", image.width)):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, max(multiple, size - size % multiple))
+        if call[name] is None:
+            call[name] = max(multiple, size - size % multiple)
 
 
 def _prompts(arguments):
@@ -130,21 +149,16 @@ def _prompts(arguments):
     return prompts
 
 
-def _picture_prompt(arguments):
-    """Arguments of the call for the picture that an IP-adapter reads (none without one).
-
-    Raises:
-        InputError: an adapter without a picture, or a picture without an adapter.
-    """
-    if arguments.ip_adapter is None:
-        for option in ("--ip-adapter-image", "--image-encoder"):
-            if getattr(arguments, option[2:].replace("-", "_")) is not None:
-                raise InputError(f"{option} goes with an IP-adapter. Name one by --ip-adapter.")
-        return {}
-    return {"ip_adapter_image": open_picture(arguments.ip_adapter_image, "--ip-adapter-image")}
+def _check_picture_prompt(arguments):
+    """An IP-adapter has a picture, and a picture an adapter."""
+    if arguments.ip_adapter is not None and arguments.ip_adapter_image is None:
+        raise InputError("--ip-adapter-image is missing. Name a picture.")
+    for option in ("--ip-adapter-image", "--image-encoder"):
+        if arguments.ip_adapter is None and getattr(arguments, option[2:].replace("-", "_")) is not None:
+            raise InputError(f"{option} goes with an IP-adapter. Name one by --ip-adapter.")
 
 
-def _previews(pipe, directory, prefix):
+def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
     """Arguments of the call that save previews into ``directory`` (none, if that is None)."""
     from ..pipelines.latent_preview import LatentPreview
 
@@ -178,14 +192,14 @@ def _generators(seeds):
     return [TorchGenerator(seed) for seed in seeds]
 
 
-def _settings(arguments, call, seed, image):
+def _settings(arguments, given, seed, image):
     """What has to be known to draw ``image`` again: plain JSON values, without what was left at None."""
     settings = {
-        **call,
+        **given,
         "num_images_per_prompt": None,  # this file holds one, and its seed draws it alone
         "seed": seed,
-        "width": call["width"] or image.width,
-        "height": call["height"] or image.height,
+        "width": given["width"] or image.width,
+        "height": given["height"] or image.height,
         "model": arguments.model,
         "config": arguments.config,
         "variant": arguments.variant,
@@ -193,7 +207,6 @@ def _settings(arguments, call, seed, image):
         "quantize": arguments.quantize,
         "lora": arguments.lora,
         "ip_adapter": arguments.ip_adapter,
-        "ip_adapter_image": arguments.ip_adapter_image,
         "image_encoder": arguments.image_encoder,
         "textual_inversion": arguments.textual_inversion,
         "scheduler": arguments.scheduler,

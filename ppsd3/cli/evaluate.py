@@ -8,9 +8,10 @@ import os
 
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
-from .options import add_call_options, add_model_options, call_arguments, load_pipeline
+from .call_options import add_call_options, call_arguments
+from .options import add_model_options, load_pipeline
 
-CALL_OPTIONS = ("--steps", "--guidance-scale", "--max-sequence-length")
+CALL_ARGUMENTS = ("num_inference_steps", "guidance_scale", "max_sequence_length")
 
 
 def add_arguments(parser):
@@ -23,17 +24,23 @@ def add_arguments(parser):
     parser.add_argument("--batch", type=int, default=25, help="pictures drawn at once (default: %(default)s)")
     parser.add_argument("--sheet", metavar="FILE", help="save the first pictures of each task on one sheet (.png)")
     add_model_options(parser)
-    add_call_options(parser, CALL_OPTIONS)
+    add_call_options(parser, _pipeline_class(), only=CALL_ARGUMENTS)
 
 
 def run(arguments):
     _check(arguments)
     pipe = load_pipeline(arguments, quiet=True)
-    settings = call_arguments(arguments, CALL_OPTIONS)
+    settings = call_arguments(arguments, _pipeline_class(), only=CALL_ARGUMENTS)
     if arguments.what == "samplers":
         _compare_samplers(pipe, arguments, settings)
     else:
         _score(pipe, arguments, settings)
+
+
+def _pipeline_class():
+    from ..pipelines import StableDiffusion3Pipeline
+
+    return StableDiffusion3Pipeline
 
 
 def _compare_samplers(pipe, arguments, settings):

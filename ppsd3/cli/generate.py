@@ -1,6 +1,6 @@
 """Draw pictures from a prompt and save them as PNG files that hold the settings."""
 
-from .drawing import add_drawing_arguments, draw, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
 
 
 def add_arguments(parser):
@@ -12,7 +12,7 @@ def read_defaults(parser, rest):
 
 
 def run(arguments):
-    draw(arguments, _pipeline_class())
+    draw(arguments, prepare_call(arguments, _pipeline_class()), _pipeline_class())
 
 
 def _pipeline_class():

@@ -9,7 +9,8 @@ from collections import Counter
 from .. import __version__
 from ..configuration_utils import read_json
 from ..loaders.recognition import Component, recognize
-from ..pipelines.pipeline_utils import INDEX_NAME, component_class
+from ..pipelines.component_classes import component_class
+from ..pipelines.pipeline_checkpoint import INDEX_NAME
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file

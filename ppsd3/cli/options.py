@@ -1,33 +1,12 @@
-"""Options that several commands share: which model, in which form, and the pipeline call's own arguments."""
+"""Options that several commands share: which model, in which form, with which adapters."""
 
-import inspect
 import os
 import sys
+from typing import Any
 
 from ..utils.errors import InputError
 
 DEFAULT_MODEL = "shapes"
-
-# Option -> (argument of the pipeline's call, type, help). The defaults are the call's own.
-CALL_OPTIONS = {
-    "--prompt-2": ("prompt_2", str, "another prompt for CLIP-G"),
-    "--prompt-3": ("prompt_3", str, "another prompt for T5"),
-    "--negative-prompt": ("negative_prompt", str, "what to stay away from"),
-    "--negative-prompt-2": ("negative_prompt_2", str, "another negative prompt for CLIP-G"),
-    "--negative-prompt-3": ("negative_prompt_3", str, "another negative prompt for T5"),
-    "--steps": ("num_inference_steps", int, "denoising steps"),
-    "--guidance-scale": ("guidance_scale", float, "how closely to follow the prompt; 1 is no guidance, twice as fast"),
-    "--height": ("height", int, "pixels; the model's own size if left out"),
-    "--width": ("width", int, "pixels; the model's own size if left out"),
-    "--num-images": ("num_images_per_prompt", int, "how many pictures"),
-    "--max-sequence-length": ("max_sequence_length", int, "tokens that T5 reads, up to 512"),
-    "--clip-skip": ("clip_skip", int, "last layers of CLIP to leave out"),
-    "--skip-guidance-layers": ("skip_guidance_layers", int, "layers for skip-layer guidance, e.g. 7 8 9"),
-    "--skip-layer-guidance-scale": ("skip_layer_guidance_scale", float, "its weight"),
-    "--skip-layer-guidance-start": ("skip_layer_guidance_start", float, "part of the steps at which it starts"),
-    "--skip-layer-guidance-stop": ("skip_layer_guidance_stop", float, "part of the steps at which it stops"),
-}
-
 
 # Name -> class of ppsd3, and what its configuration says beside the model's own.
 SCHEDULERS = {
@@ -86,51 +65,15 @@ def add_model_options(parser):
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
 
-def add_call_options(parser, options=tuple(CALL_OPTIONS), pipeline_class=None):
-    """Those of the named ``CALL_OPTIONS`` that the pipeline's call takes, with its defaults."""
-    for option in _options_of(pipeline_class, options):
-        name, kind, text = CALL_OPTIONS[option]
-        default = default_of(pipeline_class, name)
-        shown = "" if default is None else f" (default: {default})"
-        settings = {"dest": name, "type": kind, "default": default, "help": text + shown}
-        if name == "skip_guidance_layers":
-            settings["nargs"] = "+"
-        parser.add_argument(option, metavar=option.split("-")[-1].upper(), **settings)
-
-
-def call_arguments(arguments, options=tuple(CALL_OPTIONS), pipeline_class=None):
-    """Keyword arguments of the pipeline's call from the parsed ``options``."""
-    names = (CALL_OPTIONS[option][0] for option in _options_of(pipeline_class, options))
-    return {name: getattr(arguments, name) for name in names}
-
-
-def default_of(pipeline_class, name):
-    """What the pipeline's call takes ``name`` to be if it is left out."""
-    return _parameters(pipeline_class)[name].default
-
-
-def _options_of(pipeline_class, options):
-    return [option for option in options if CALL_OPTIONS[option][0] in _parameters(pipeline_class)]
-
-
-def _parameters(pipeline_class):
-    return inspect.signature(_or_text_to_image(pipeline_class).__call__).parameters
-
-
-def _or_text_to_image(pipeline_class):
-    if pipeline_class is None:
-        from ..pipelines import StableDiffusion3Pipeline as pipeline_class
-    return pipeline_class
-
-
-def load_pipeline(arguments, quiet, pipeline_class=None, **components):
+def load_pipeline(arguments: Any, quiet: bool, pipeline_class: Any = None, **components: Any) -> Any:
     """The pipeline (by default for text to image) that the model options ask for, with these ``components`` in place of
     the model's; ``quiet`` hides its progress bar."""
     _choose_device(arguments.device, arguments.dtype)
     if arguments.without_t5:
         components.update({"text_encoder_3": None, "tokenizer_3": None})
     memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
-    pipeline_class = _or_text_to_image(pipeline_class)
+    if pipeline_class is None:
+        from ..pipelines import StableDiffusion3Pipeline as pipeline_class
     if str(arguments.model).endswith(".safetensors"):
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")

@@ -30,7 +30,8 @@ R = TypeVar("R")
 
 Texts = Union[str, list[str], None]
 Pictures = Union[Image.Image, np.ndarray, paddle.Tensor, list[Image.Image], list[np.ndarray], list[paddle.Tensor], None]
-Numbers = Union[float, list[float]]
+Numbers = Union[float, list[float]]  # one for all ControlNets, or one for each
+PicturesOfEach = Union[Pictures, list[Pictures]]  # likewise
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,12 @@ class Doc:
     Args:
         text: one sentence or two; shapes and units are said here, the type and the default are not.
         option: its name on the command line; "" for the argument's own name, None for no option.
+        forms: which Python objects a picture may be, where there are several.
     """
 
     text: str
     option: Optional[str] = ""
+    forms: str = ""
 
 
 # Kind of value by type, for options, forms and schemas; what is in no line is for Python alone.
@@ -57,8 +60,9 @@ KINDS = {
     Optional[float]: "number",
     Optional[list[int]]: "wholes",
     Optional[list[float]]: "numbers",
-    Numbers: "numbers",
+    Numbers: "number or numbers",
     Pictures: "picture",
+    PicturesOfEach: "picture or pictures",
 }
 
 
@@ -71,6 +75,7 @@ class Argument:
         type: the annotation, without its :class:`Doc`.
         default: what it is if it is left out.
         text: what it means.
+        forms: which Python objects it may be, "" where the type says it.
         option: its name on the command line, e.g. ``"--steps"``; None where it has none.
         kind: one of the values of ``KINDS``; "python" for what no form can ask for.
     """
@@ -79,6 +84,7 @@ class Argument:
     type: Any
     default: Any
     text: str
+    forms: str
     option: Optional[str]
     kind: str
 
@@ -99,7 +105,7 @@ def _argument(arguments: type, field: "dataclasses.Field[Any]") -> Argument:
     kind = KINDS.get(plain, "python")
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     option = doc.option if doc.option != "" else "--" + field.name.replace("_", "-")
-    return Argument(field.name, plain, default, doc.text, None if kind == "python" else option, kind)
+    return Argument(field.name, plain, default, doc.text, doc.forms, None if kind == "python" else option, kind)
 
 
 def takes(
@@ -134,7 +140,7 @@ def takes(
 
 def _with_arguments(doc: str, arguments: list[Argument]) -> str:
     first, _, rest = doc.partition("\n")
-    rows = [textwrap.fill(f"{a.name}: {a.text}", 112, subsequent_indent=" " * 4) for a in arguments]
+    rows = [textwrap.fill(f"{a.name}: {a.text} {a.forms}".rstrip(), 112, subsequent_indent=" " * 4) for a in arguments]
     body = textwrap.dedent(rest).strip("\n")
     return "\n\n".join([first, "Args:\n" + textwrap.indent("\n".join(rows), " " * 4), body]).rstrip() + "\n"
 

@@ -1,40 +1,18 @@
 """Each bench's work, done in this process on tiny networks."""
 
-import pathlib
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from helpers.benches import TASKS, make, outputs_of
+from helpers.process import run
 
-from ppsd3.bench.benches import BENCHES, BY_NAME
+from ppsd3.bench.benches import BENCHES
 from ppsd3.ops import use_native
-
-ROOT = pathlib.Path(__file__).parents[2]
-TASKS = [name for name in BY_NAME if name not in ("scale", "generate")]
 
 
 @pytest.fixture(autouse=True)
 def native_again():
     with use_native(True):
         yield
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("bench"))
-
-
-def make(name):
-    return next(bench for bench in BY_NAME[name].make(tiny=True) if bench.name == name)
-
-
-def outputs_of(bench, side, workspace):
-    """What the second run gives, as a worker would save it."""
-    side.setup(workspace)
-    if not bench.always_fresh:
-        side.warm_up()
-    return {name: bench.sample(array) for name, array in side.arrays(side.run())}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -118,5 +96,4 @@ print(peak_resident_set() - before)
 @pytest.mark.machine
 def test_the_peak_stays_after_memory_is_freed():
     """In a process of its own: the peak of this one may be far above what it uses now."""
-    printed = subprocess.run([sys.executable, "-c", PEAKS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert 3.1e8 < int(printed) < 3.5e8
+    assert 3.1e8 < int(run(PEAKS)) < 3.5e8

@@ -4,33 +4,15 @@ from functools import partial
 
 import numpy as np
 import pytest
+from helpers.benches import TASKS, make, outputs_of
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 
 from ppsd3.bench import flops
-from ppsd3.bench.benches import BY_NAME
 from ppsd3.bench.sides.torch_based import TorchGemm, TorchSide, load_component, torch_inputs
 
 pytestmark = pytest.mark.parity
-
-TASKS = [name for name in BY_NAME if name not in ("scale", "generate")]
-
-
-@pytest.fixture(scope="module")
-def workspace(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("bench"))
-
-
-def make(name):
-    return next(bench for bench in BY_NAME[name].make(tiny=True) if bench.name == name)
-
-
-def outputs_of(bench, side, workspace):
-    side.setup(workspace)
-    if not bench.always_fresh:
-        side.warm_up()
-    return {name: bench.sample(array) for name, array in side.arrays(side.run())}
 
 
 @pytest.mark.parametrize("name", TASKS)

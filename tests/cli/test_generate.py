@@ -11,8 +11,9 @@ from helpers import loras
 from PIL import Image
 
 import ppsd3
+from ppsd3.cli.call_options import add_call_options, call_arguments
 from ppsd3.cli.main import main
-from ppsd3.cli.options import add_call_options, call_arguments, split_word
+from ppsd3.cli.options import split_word
 from ppsd3.cli.png import describe, output_files, read_settings, save_png
 from ppsd3.utils.errors import InputError
 
@@ -244,9 +245,9 @@ def test_option_changes_the_picture(run, arguments):
 
 def test_defaults_are_the_pipelines():
     parser = argparse.ArgumentParser()
-    add_call_options(parser)
+    add_call_options(parser, ppsd3.StableDiffusion3Pipeline)
     parameters = inspect.signature(ppsd3.StableDiffusion3Pipeline.__call__).parameters
-    given = call_arguments(parser.parse_args([]))
+    given = call_arguments(parser.parse_args([]), ppsd3.StableDiffusion3Pipeline)
     assert given == {name: parameters[name].default for name in given}
     assert given["num_inference_steps"] == 28
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import transformers
 
+import ppsd3
+
 from . import tiny
 
 CORPUS = """a red circle to the left of a blue square
@@ -103,3 +105,20 @@ def generator(seed):
     if isinstance(seed, list):
         return [generator(one) for one in seed]
     return torch.Generator("cpu").manual_seed(seed)
+
+
+def load_both(directory, task, ours=None, theirs=None):
+    """(our pipeline, diffusers') for ``task`` from one directory; ``ours`` and ``theirs``: what else each is given."""
+    name = f"StableDiffusion3{task}Pipeline"
+    pipes = (
+        getattr(ppsd3, name).from_pretrained(directory, **(ours or {})),
+        getattr(diffusers, name).from_pretrained(directory, dtype=torch.float32, **(theirs or {})),
+    )
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+    return pipes
+
+
+def levels(images):
+    """PIL pictures as integers ``[B, H, W, 3]``, whose differences are not taken modulo 256."""
+    return np.stack([np.asarray(image) for image in images]).astype(int)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import ppsd3
 from ppsd3 import NoGuidance, SD3ControlNetModel, TorchGenerator
-from ppsd3.pipelines.pipeline_utils import PIPELINE_CLASSES
+from ppsd3.pipelines.component_classes import PIPELINE_CLASSES
 from ppsd3.utils.errors import InputError
 
 SIDE = tiny.SIDE

@@ -61,16 +61,11 @@ def checkpoints(tmp_path_factory):
 
 
 def load_both(root, names, task=""):
-    class_name = f"StableDiffusion3ControlNet{task}Pipeline"
-    nets = [diffusers.SD3ControlNetModel.from_pretrained(root / name) for name in names]
-    theirs = getattr(diffusers, class_name).from_pretrained(
-        root / "base", dtype=torch.float32, controlnet=nets if len(nets) > 1 else nets[0]
-    )
-    nets = [ppsd3.SD3ControlNetModel.from_pretrained(root / name) for name in names]
-    ours = getattr(ppsd3, class_name).from_pretrained(root / "base", controlnet=nets if len(nets) > 1 else nets[0])
-    for pipe in (ours, theirs):
-        pipe.set_progress_bar_config(disable=True)
-    return ours, theirs
+    def nets(library):
+        found = [library.SD3ControlNetModel.from_pretrained(root / name) for name in names]
+        return {"controlnet": found if len(found) > 1 else found[0]}
+
+    return reference.load_both(root / "base", f"ControlNet{task}", nets(ppsd3), nets(diffusers))
 
 
 def draw(pipe, generator, **settings):

@@ -7,7 +7,7 @@ from helpers.concerns import EveryConcern
 from PIL import Image
 
 import ppsd3
-from ppsd3.pipelines.pipeline_utils import PIPELINE_CLASSES
+from ppsd3.pipelines.component_classes import PIPELINE_CLASSES
 
 
 def picture(seed=0):

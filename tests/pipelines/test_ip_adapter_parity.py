@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers", minversion="4.40")
 import diffusers
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from helpers import ip_adapters, reference, tiny
+from helpers.reference import levels, load_both
 
 import ppsd3
 
@@ -45,14 +46,6 @@ def checkpoints(tmp_path_factory):
     return made
 
 
-def load_both(directory, task):
-    theirs = getattr(diffusers, f"StableDiffusion3{task}Pipeline").from_pretrained(directory, dtype=torch.float32)
-    ours = getattr(ppsd3, f"StableDiffusion3{task}Pipeline").from_pretrained(directory)
-    for pipe in (ours, theirs):
-        pipe.set_progress_bar_config(disable=True)
-    return ours, theirs
-
-
 def give_both(ours, theirs, adapter, scale):
     ours.load_ip_adapter(adapter)
     # its image encoder is set first: diffusers looks for a local one in the wrong place
@@ -63,10 +56,6 @@ def give_both(ours, theirs, adapter, scale):
     theirs.load_ip_adapter(str(adapter), weight_name=ip_adapters.FILE)
     for pipe in (ours, theirs):
         pipe.set_ip_adapter_scale(scale)
-
-
-def levels(images):
-    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 def draw(pipe, make_generator, **settings):

@@ -9,6 +9,7 @@ pytest.importorskip("diffusers")
 
 import diffusers
 from helpers import reference
+from helpers.reference import levels, load_both
 
 import ppsd3
 
@@ -42,22 +43,10 @@ def checkpoints(tmp_path_factory):
     return made
 
 
-def load_both(directory, task):
-    theirs = getattr(diffusers, f"StableDiffusion3{task}Pipeline").from_pretrained(directory, dtype=torch.float32)
-    ours = getattr(ppsd3, f"StableDiffusion3{task}Pipeline").from_pretrained(directory)
-    for pipe in (ours, theirs):
-        pipe.set_progress_bar_config(disable=True)
-    return ours, theirs
-
-
 def draw(pipe, make_generator, seed=3, **settings):
     settings = {"prompt": PROMPT, "num_inference_steps": 5, "height": 64, "width": 64, **settings}
     generator = [make_generator(s) for s in seed] if isinstance(seed, list) else make_generator(seed)
     return pipe(**settings, generator=generator).images
-
-
-def levels(images):
-    return np.stack([np.asarray(image) for image in images]).astype(int)
 
 
 def assert_same(pipes, **settings):

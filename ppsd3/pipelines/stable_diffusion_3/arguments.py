@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Callable, Optional, Union
 
 import paddle
 
-from ..call_signature import Doc, Numbers, Pictures, Texts
+from ..call_signature import Doc, Numbers, Pictures, PicturesOfEach, Texts
 
 if TYPE_CHECKING:
     from .guidance import Guidance
@@ -65,9 +65,9 @@ class Picture:
     image: Annotated[
         Pictures,
         Doc(
-            "the picture to begin with: a PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in "
-            "[0, 1], scaled latents [B, C, H/8, W/8], or a list: one for all, or one for each prompt or each picture "
-            "drawn. Resized to `height` and `width`."
+            "the picture to begin with, resized to `height` and `width`.",
+            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or scaled "
+            "latents [B, C, H/8, W/8], or a list: one for all, or one for each prompt or each picture drawn.",
         ),
     ] = None
 
@@ -87,9 +87,7 @@ class Strength:
 class Mask:
     mask_image: Annotated[
         Pictures,
-        Doc(
-            "of the size of `image`, one channel: white (1) is drawn anew, black (0) stays; grey is rounded.", "--mask"
-        ),
+        Doc("of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.", "--mask"),
     ] = None
     masked_image_latents: Annotated[
         Tensor,
@@ -146,7 +144,10 @@ class Batch:
 class PicturePrompt:
     ip_adapter_image: Annotated[
         Pictures,
-        Doc("a picture as a prompt, for an IP-adapter: one for all, or one for each prompt or each picture drawn."),
+        Doc(
+            "a picture as a prompt, for an IP-adapter.",
+            forms="What `encode_image` takes: one for all, or one for each prompt or each picture drawn.",
+        ),
     ] = None
     ip_adapter_image_embeds: Annotated[
         Union[paddle.Tensor, list[paddle.Tensor], None],
@@ -243,11 +244,11 @@ class ControlInterval:
 @dataclass
 class ControlPicture:
     control_image: Annotated[
-        Pictures,
+        PicturesOfEach,
         Doc(
-            "what guides the drawing, e.g. edges: a PIL picture, array or tensor in [0, 1] (or in [-1, 1] with "
-            "negative values), one for all or one for each prompt, or scaled latents [b, C, H/8, W/8]; of several "
-            "ControlNets a list of these."
+            "what guides the drawing, e.g. edges; one for each ControlNet.",
+            forms="A PIL picture, array or tensor in [0, 1] (or in [-1, 1] with negative values), one for all or one "
+            "for each prompt, or scaled latents [b, C, H/8, W/8].",
         ),
     ] = None
 
@@ -256,7 +257,7 @@ class ControlPicture:
 class ControlMask:
     control_mask: Annotated[
         Pictures,
-        Doc("of the size of `control_image`, one channel: white (1) is drawn anew, black (0) stays.", "--mask"),
+        Doc("of the size of `control_image`: white (1) is drawn anew, black (0) stays.", "--mask"),
     ] = None
 
 

@@ -73,13 +73,12 @@ class Guidance(abc.ABC):
     copies: int = 1
     scale: float = 1.0
 
-    def check(self, transformer: SD3Transformer2DModel) -> None:
+    def check(self, transformer: SD3Transformer2DModel) -> None:  # noqa: B027 (most can guide any)
         """Refuses a transformer that it cannot guide.
 
         Raises:
             InputError: names what the transformer lacks.
         """
-        return None
 
     @abc.abstractmethod
     def expand(self, positive: TextCondition, negative: Optional[TextCondition]) -> TextCondition:
@@ -163,7 +162,8 @@ class ClassifierFreeGuidance(NoGuidance):
         return predictions[0].chunk(2)[1]
 
     def combine(self, predictions, moment):
-        return self.weigh(*predictions[0].chunk(2), moment)
+        negative, positive = predictions[0].chunk(2)
+        return self.weigh(negative, positive, moment)
 
     def weigh(self, negative: paddle.Tensor, positive: paddle.Tensor, moment: Moment) -> paddle.Tensor:
         """The velocity [B, C, H, W] from those of the two prompts; what subclasses replace."""

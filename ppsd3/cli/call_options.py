@@ -1,0 +1,93 @@
+"""Options for the arguments of a pipeline's call, made from where they are declared: a new argument has its option."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..utils.errors import InputError
+
+# Kind of an argument -> how argparse reads it. Pictures are named by files.
+_READERS = {
+    "text": {"type": str, "metavar": "TEXT"},
+    "whole": {"type": int, "metavar": "N"},
+    "number": {"type": float, "metavar": "X"},
+    "wholes": {"type": int, "nargs": "+", "metavar": "N"},
+    "numbers": {"type": float, "nargs": "+", "metavar": "X"},
+    "number or numbers": {"type": float, "nargs": "+", "metavar": "X"},
+    "picture": {"metavar": "FILE"},
+    "picture or pictures": {"metavar": "FILE", "action": "append"},
+}
+
+
+def add_call_options(parser, *pipeline_classes, only=None):
+    """An option for each argument of the calls of these pipelines that a command line can give, with its default.
+
+    Args:
+        only: names of arguments; None for all.
+    """
+    for argument in _arguments(pipeline_classes, only):
+        shown = "" if argument.default is None else f" (default: {argument.default})"
+        text = (argument.text.rstrip(".") + shown).replace("%", "%%")
+        parser.add_argument(
+            argument.option, dest=argument.name, default=argument.default, help=text, **_READERS[argument.kind]
+        )
+
+
+def given_values(arguments, *pipeline_classes, only=None):
+    """dict: argument of the calls -> what the parsed options say, pictures as the names of their files."""
+    return {argument.name: getattr(arguments, argument.name) for argument in _arguments(pipeline_classes, only)}
+
+
+def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: Any = None) -> dict[str, Any]:
+    """Keyword arguments of the call of ``pipeline_class``; pictures are opened.
+
+    Args:
+        others: pipelines whose options the command has too.
+
+    Raises:
+        InputError: a picture cannot be opened, or an option is given that only another pipeline has.
+    """
+    taken = {argument.name: argument for argument in _arguments([pipeline_class], only)}
+    for argument in _arguments(others, only):
+        if argument.name not in taken and getattr(arguments, argument.name) != argument.default:
+            raise InputError(f"{argument.option} has no effect with the other options that are given. Leave it out.")
+    return {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
+
+
+def open_picture(path, option):
+    """The picture in a file, in RGB.
+
+    Raises:
+        InputError: there is none, or it is no picture; names ``option``.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if path is None:
+        raise InputError(f"{option} is missing. Name a picture.")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"{option} {path}: there is no such file.") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{option} {path} cannot be read as a picture ({error}). Name a PNG or JPEG file.") from error
+
+
+def _arguments(pipeline_classes, only):
+    found = {}
+    for pipeline_class in pipeline_classes:
+        for argument in pipeline_class.call_arguments():
+            if argument.option is not None and argument.name != "prompt" and (only is None or argument.name in only):
+                found.setdefault(argument.name, argument)
+    return list(found.values())
+
+
+def _value(argument, value):
+    if value is None:
+        return None
+    if argument.kind == "picture":
+        return open_picture(value, argument.option)
+    if argument.kind == "picture or pictures":
+        value = [open_picture(path, argument.option) for path in value]
+    one = " or " in argument.kind and isinstance(value, list) and len(value) == 1
+    return value[0] if one else value
