@@ -84,7 +84,8 @@ def default_gpu_generators() -> list[core.Generator]:
 
 def is_autocasting() -> bool:
     """Whether AMP casts at present; ``paddle.amp.is_autocast_enabled`` came after 2.6. Only in dynamic mode."""
-    return _dygraph_tracer()._amp_level != core.AmpLevel.O0
+    tracer = _dygraph_tracer()
+    return tracer is not None and tracer._amp_level != core.AmpLevel.O0
 
 
 def has_hooks(layer: nn.Layer) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -58,7 +58,7 @@ class OpenVinoSide(Side):
             for name in os.listdir(folder)
             if name.endswith(".xml")
         }
-        self.call = TASKS[self.bench.task](self.bench, models)
+        self.call: Callable[..., Any] = TASKS[self.bench.task](self.bench, models)
 
     def arrays(self, result: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield from result.items()

@@ -49,7 +49,7 @@ class PaddleSide(Side):
         self.workspace = workspace
         self.grad = contextlib.nullcontext if self.bench.task == "train" else paddle.no_grad
         with self.grad():
-            self.call = TASKS[self.bench.task](self)
+            self.call: Callable[..., Any] = TASKS[self.bench.task](self)
 
     def warm_up(self) -> None:
         with self.grad():

@@ -32,9 +32,7 @@ class GenerateSide(Side):
         super().__init__(name, bench)
         self.ours: bool = ours
         self.compiler: bool = compiler
-        self.packages: dict[str, str] = (
-            {} if ours else {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
-        )
+        self.packages: dict[str, str] = {} if ours else {n: n for n in ("torch", "diffusers", "transformers")}
 
     def setup(self, workspace: str) -> None:
         self.file = os.path.join(workspace, f"{self.name}.png")

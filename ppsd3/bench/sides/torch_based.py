@@ -41,7 +41,7 @@ class TorchSide(Side):
         torch.set_num_threads(self.threads)
         self.workspace = workspace
         self.grad = contextlib.nullcontext if self.bench.task == "train" else torch.inference_mode
-        self.call = TASKS[self.bench.task](self)
+        self.call: Callable[..., Any] = TASKS[self.bench.task](self)
 
     def warm_up(self) -> None:
         with self.grad():
