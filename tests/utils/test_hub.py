@@ -209,7 +209,8 @@ def ask(home, endpoint, *calls, function="resolve_checkpoint", **environment):
     """Runs ``function`` of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or messages."""
     pytest.importorskip("huggingface_hub")
     code = """
-import json, sys, types
+import json, sys, time, types
+time.sleep = lambda seconds: None  # which huggingface_hub does for half a minute before it gives up
 package = types.ModuleType("ppsd3"); package.__path__ = [sys.argv[1]]; sys.modules["ppsd3"] = package  # without Paddle
 from ppsd3.utils.errors import CheckpointNotFoundError
 from ppsd3.utils import hub
