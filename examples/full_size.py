@@ -1,10 +1,10 @@
-"""Loads and runs SD3-medium's transformer at its true size, with random weights, beside diffusers.
+"""Loads and runs SD3-medium's transformer at its true size with random weights, and compares it with diffusers.
 
     python examples/full_size.py [--directory DIRECTORY]
 
-What it shows: loading peaks at no more than 1.15 times the bytes that the loaded model needs, and one denoising step of
-a 512x512 picture agrees with diffusers in fp32 to 1e-4. Needs the extra [parity], Linux, 5 GB of disk and 10 GB of
-memory; takes some minutes. Each part runs in a process of its own, so that only one model is in memory at a time.
+It shows that loading peaks at no more than 1.15 times the bytes that the loaded model needs, and that one denoising
+step of a 512x512 image agrees with diffusers in fp32 to 1e-4. Needs the extra [parity], Linux, 5 GB of disk and 10 GB of
+memory; takes a few minutes. Each part runs in its own process, so that only one model is in memory at a time.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One prompt with guidance of several kinds, which build on one another.
+"""Draws one prompt with several kinds of guidance, which can be combined.
 
 python examples/guidance.py
 """

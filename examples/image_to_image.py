@@ -1,4 +1,4 @@
-"""A picture is drawn anew: from one that a prompt made, and on towards another prompt.
+"""Image to image: draws an image from a prompt, then redraws it towards another prompt.
 
 python examples/image_to_image.py
 """
@@ -15,7 +15,7 @@ image = img2img(
     image=first,
     height=64,
     width=64,
-    strength=0.8,  # of the way back to noise: less keeps more of the picture
+    strength=0.8,  # the part of the steps that is done: less keeps more of the image
     generator=ppsd3.TorchGenerator(0),
 ).images[0]
 image.save("image_to_image.png")

@@ -1,4 +1,4 @@
-"""A part of a picture is drawn anew, and the rest stays.
+"""Inpainting: redraws a part of an image and keeps the rest.
 
 python examples/inpainting.py
 """
@@ -11,7 +11,7 @@ pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
 first = pipe("a red circle to the left of a blue square", generator=ppsd3.TorchGenerator(0)).images[0]
 first.save("before.png")
 mask = Image.new("L", first.size)
-ImageDraw.Draw(mask).rectangle((32, 0, 63, 63), fill=255)  # white is drawn anew
+ImageDraw.Draw(mask).rectangle((32, 0, 63, 63), fill=255)  # white is redrawn
 
 inpaint = ppsd3.StableDiffusion3InpaintPipeline.from_pipe(pipe)
 image = inpaint(

@@ -1,6 +1,6 @@
-"""A picture as a prompt, through an IP-adapter, at three scales.
+"""IP-Adapter: an image as a prompt, at three scales.
 
-No IP-adapter was trained for the bundled model, so this one's weights are random: it shows how, and draws nonsense.
+No IP-adapter was trained for the bundled model. This one has random weights: the calls are real, the images are not.
 With SD3.5-large: pipe.load_ip_adapter("guiyrt/InstantX-SD3.5-Large-IP-Adapter-diffusers").
 
 python examples/ip_adapter.py

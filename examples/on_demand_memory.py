@@ -1,9 +1,9 @@
-"""Draws 512x512 with a model of SD3-medium's true size, T5-XXL and all, and records the memory that it takes.
+"""Draws 512x512 with a model of SD3-medium's true size, T5-XXL included, and records its memory.
 
     python examples/on_demand_memory.py [--directory DIRECTORY] [--steps N] [--plot memory.png]
 
-Weights are random, in float16 files. `load_components="on_demand"` reads each network when it is used and forgets it
-afterwards; `storage_dtype="float16"` leaves weights as the file has them and casts them when a layer is used. Needs
+Weights are random, in float16 files. `load_components="on_demand"` loads each network when it is used and frees it
+afterwards; `storage_dtype="float16"` keeps weights as the file has them and casts them when a layer is used. Needs
 Linux, 17 GB of disk and 14 GB of memory; the plot needs matplotlib.
 """
 

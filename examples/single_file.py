@@ -1,4 +1,4 @@
-"""One file in the layout of Stability AI and ComfyUI: made from a diffusers checkpoint, and drawn from.
+"""Single file: converts a diffusers checkpoint to the layout of Stability AI and ComfyUI, and draws with it.
 
 python examples/single_file.py
 """
@@ -8,7 +8,7 @@ import ppsd3
 ppsd3.convert("shapes", "shapes.safetensors")
 pipe = ppsd3.StableDiffusion3Pipeline.from_single_file(
     "shapes.safetensors",
-    config="shapes",  # where the tokenizers are; of a published file, T5's alone is needed: tokenizer_3="path/to/t5"
+    config="shapes",  # has the tokenizers; a published file needs T5's only: tokenizer_3="path/to/t5"
 )
 image = pipe(
     "a red circle to the left of a blue square",

@@ -1,4 +1,4 @@
-"""Fewer evaluations of the transformer for nearly the same picture.
+"""Step caches: fewer evaluations of the transformer for nearly the same image.
 
 python examples/step_caching.py
 """

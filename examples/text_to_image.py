@@ -1,4 +1,4 @@
-"""A prompt becomes a picture, with the bundled model or any Stable Diffusion 3 / 3.5 checkpoint in diffusers format.
+"""Text to image with the bundled model; any Stable Diffusion 3 or 3.5 checkpoint in diffusers format works the same.
 
 python examples/text_to_image.py
 """
@@ -10,6 +10,6 @@ image = pipe(
     "a red circle to the left of a blue square",
     num_inference_steps=28,
     guidance_scale=7.0,
-    generator=ppsd3.TorchGenerator(0),  # the picture that diffusers draws with torch.Generator("cpu").manual_seed(0)
+    generator=ppsd3.TorchGenerator(0),  # as torch.Generator("cpu").manual_seed(0) in diffusers
 ).images[0]
 image.save("text_to_image.png")

@@ -1,10 +1,10 @@
-"""Train the bundled model `shapes` from nothing: autoencoder, text towers, transformer; then pack it.
+"""Trains the bundled model `shapes` from scratch: autoencoder, text encoders, transformer; then packs it.
 
-    python examples/train_shapes.py --output runs/shapes            # all stages, resumable: run it again to go on
+    python examples/train_shapes.py --output runs/shapes            # all stages; run it again to resume
     python examples/train_shapes.py --output runs/shapes --stage transformer
     python examples/train_shapes.py --output runs/shapes --stage controlnet  # reads silhouettes: shapes-silhouette
 
-Every stage writes its state to OUTPUT/<stage>/state.npz every few minutes and its curve to log.jsonl. The packed
+Every stage writes its state to OUTPUT/<stage>/state.npz every few minutes, and losses to log.jsonl. The packed
 model, in half precision and in diffusers format, is OUTPUT/shapes; the package ships it as ppsd3/shapes/checkpoint.
 """
 

@@ -1,4 +1,4 @@
-"""Weights in a prompt: the same seed, with more and more of one word. Each step's preview is saved too.
+"""Weighted prompts: one seed with growing weight on one word. Previews of the steps are saved too.
 
 python examples/weighted_prompt.py
 """

@@ -35,6 +35,7 @@ from .pipelines.stable_diffusion_3.guidance import (
     AdaptiveProjectedGuidance as AdaptiveProjectedGuidance,
     ClassifierFreeGuidance as ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance as ClassifierFreeZeroStarGuidance,
+    Guidance as Guidance,
     GuidanceInterval as GuidanceInterval,
     GuidanceRescale as GuidanceRescale,
     NoGuidance as NoGuidance,
@@ -46,6 +47,7 @@ from .pipelines.stable_diffusion_3.prompt_reading import WeightedPrompts as Weig
 from .pipelines.stable_diffusion_3.step_caching import (
     EasyCache as EasyCache,
     FirstBlockCache as FirstBlockCache,
+    StepCache as StepCache,
     TaylorCache as TaylorCache,
 )
 from .schedulers import (

@@ -1,79 +1,95 @@
-"""Networks as static graphs: a function of tensors traced once into a Paddle program, for all sizes.
+"""Compiles parts of networks into static graphs: a function of tensors is traced once into a Paddle program.
 
-A traced program runs without Python between its operations. On a GPU that is what time goes into at small sizes; on a
-CPU it gives up the native kernels, which a program cannot hold, and is slower than the eager way with them.
+A program runs without Python between its operations, which on a GPU takes most of the time at small sizes. A program
+cannot hold the native CPU kernels, so that on a CPU it is slower than running eagerly with them.
 """
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Callable
 
 import paddle
 from paddle import nn
 from paddle.static import InputSpec
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 class CompiledFunction:
-    """A function of tensors and of a network's parameters, traced at the first call.
+    """A function of tensors and of a network's parameters, traced at its first call.
 
     Args:
-        network (nn.Layer): whose parameters ``function`` reads; later changes of their values are seen.
-        function (callable): tensors -> one tensor, in Paddle operations that do not depend on the sizes of open axes.
-        shapes (sequence of lists): of each argument; -1 is an axis whose size differs from call to call.
-        dtype (paddle dtype): of the arguments.
+        network: owns the parameters that ``function`` reads; later changes of their values take effect.
+        function: tensors -> one tensor. Its Paddle operations must not depend on the sizes of open axes.
+        shapes: of each argument; -1 is an open axis, whose size may differ between calls.
+        dtype: of the arguments.
     """
 
-    def __init__(self, network, function, shapes, dtype):
+    def __init__(
+        self,
+        network: nn.Layer,
+        function: Callable[..., paddle.Tensor],
+        shapes: Sequence[Sequence[int]],
+        dtype: paddle.dtype,
+    ) -> None:
         specs = [InputSpec(shape, dtype) for shape in shapes]
         entry = _Entry(network, function)
         entry.training = False  # an inference program; eval() would switch the network itself
         self._call = paddle.jit.to_static(entry, input_spec=[specs], full_graph=True)
 
-    def __call__(self, *tensors):
+    def __call__(self, *tensors: paddle.Tensor) -> paddle.Tensor:
         return self._call(list(tensors))
 
 
 class _Entry(nn.Layer):
-    """What is traced. A layer, since parameters belong to a program only through the layer that it is made from."""
+    """What is traced. It is a layer because a program gets parameters only from the layer that it is made from."""
 
-    def __init__(self, network, function):
+    def __init__(self, network: nn.Layer, function: Callable[..., paddle.Tensor]) -> None:
         super().__init__()
         self.network = network
         self._plain = paddle.jit.not_to_static(lambda tensors: function(*tensors))
 
     def forward(self, tensors):
-        return self._plain(tensors)  # runs as it stands: no source is rewritten
+        return self._plain(tensors)  # not rewritten by Paddle's source transformation
 
 
 class Compilable:
-    """A network that can run parts of itself as static graphs: mixed into models, which call :meth:`_graph`."""
+    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`."""
 
-    _graphs = None  # part, dtype, variant -> CompiledFunction; None until compile()
+    _graphs: dict[tuple[Hashable, ...], CompiledFunction] | None = None  # by part, dtype, variant; None until compile()
 
-    def compile(self):
-        """Runs as a static graph from the next call on, and returns the model.
+    if TYPE_CHECKING:  # what the model has
 
-        One trace serves all sizes and timesteps; another is made after a change of dtype. Calls that record gradients
-        run eagerly.
+        @property
+        def dtype(self) -> paddle.dtype: ...
+
+    def compile(self) -> Self:
+        """Makes later calls run as static graphs, and returns the model.
+
+        One trace serves all sizes and timesteps; a change of dtype makes another. Calls that record gradients run
+        eagerly.
         """
         object.__setattr__(self, "_graphs", {})
         return self
 
-    def quantize(self, *arguments, **options):
-        """See :meth:`ppsd3.modeling_utils.ModelMixin.quantize`."""
-        super().quantize(*arguments, **options)
-        self._forget_graphs()
-        return self
-
     @property
-    def is_compiled(self):
+    def is_compiled(self) -> bool:
         """Whether the next call runs as a static graph."""
         return self._graphs is not None and not paddle.is_grad_enabled()
 
-    def _graph(self, name, function, shapes, *variant):
+    def _graph(
+        self, name: str, function: Callable[..., paddle.Tensor], shapes: Sequence[Sequence[int]], *variant: Hashable
+    ) -> CompiledFunction:
         """The graph of ``function``, traced at its first call; ``variant`` is what it depends on beside its tensors."""
+        assert self._graphs is not None and isinstance(self, nn.Layer)
         key = (name, self.dtype, *variant)
         if key not in self._graphs:
             self._graphs[key] = CompiledFunction(self, function, shapes, self.dtype)
         return self._graphs[key]
 
-    def _forget_graphs(self):
-        """For changes that a traced graph would not see."""
+    def _forget_graphs(self) -> None:
+        """Drops the graphs, after a change that a traced graph would not see."""
         if self._graphs is not None:
             self._graphs.clear()

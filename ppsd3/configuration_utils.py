@@ -1,45 +1,56 @@
-"""JSON in, object out: how a class remembers the arguments it was made with, and how it is remade from them.
+"""Constructor arguments as a configuration: stored in ``config``, saved as JSON, and turned into an object again.
 
-Counterpart of diffusers' ``ConfigMixin`` and ``register_to_config``. One difference is on purpose: a key that
-the class does not know is an error, never a warning, because a misspelt key is a silently different model.
+Counterpart of diffusers' ``ConfigMixin`` and ``register_to_config``. The one difference: an unknown key is an error,
+because with a warning a misspelt key would silently make a different model.
 """
+
+from __future__ import annotations
 
 import functools
 import inspect
 import json
 import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from .utils.errors import CheckpointNotFoundError, ConfigError
 from .utils.files import atomic_write
+from .utils.types import PathLike
 
-# Written by diffusers and by us beside the constructor's arguments; they describe the file, not the object.
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Init = TypeVar("Init", bound=Callable[..., None])
+
+# Keys beside the constructor's arguments that diffusers and ppsd3 write; they describe the file, not the object.
 _METADATA_KEYS = ("_class_name", "_diffusers_version", "_name_or_path", "_ppsd3_version", "_use_default_values")
 
 
-class FrozenConfig(dict):
+class FrozenConfig(dict[str, Any]):
     """Read-only dict whose keys are attributes too: ``config.num_layers`` and ``config["num_layers"]``."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         try:
             return self[name]
         except KeyError:
             raise AttributeError(f"The configuration has no key {name!r}; it has {sorted(self)}.") from None
 
-    def _refuse(self, *args, **kwargs):
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ConfigError("A configuration is read-only; use register_to_config(key=value) on its owner.")
 
-    __setattr__ = __setitem__ = __delitem__ = update = pop = clear = setdefault = _refuse
+    if not TYPE_CHECKING:  # dict declares other signatures
+        __setattr__ = __setitem__ = __delitem__ = update = pop = clear = setdefault = _refuse
 
-    def __reduce__(self):  # dict's default would call the refused __setitem__
+    def __reduce__(self) -> tuple[Any, ...]:  # dict's default would call the refused __setitem__
         return FrozenConfig, (dict(self),)
 
 
-def register_to_config(init):
-    """Decorator for ``__init__``: stores every argument, defaults included, in ``self.config`` before the body runs."""
+def register_to_config(init: Init) -> Init:
+    """Decorator of ``__init__``: stores all arguments, defaults included, in ``self.config`` before the body runs."""
     signature = inspect.signature(init)
 
     @functools.wraps(init)
-    def wrapper(self, *args, **kwargs):
+    def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
@@ -47,46 +58,46 @@ def register_to_config(init):
         object.__setattr__(self, "_internal_config", FrozenConfig(arguments))
         init(self, *args, **kwargs)
 
-    return wrapper
+    return cast(Init, wrapper)  # with the constructor's own signature
 
 
 class ConfigMixin:
     """Gives a class ``config``, ``from_config``, ``load_config`` and ``save_config``.
 
     Attributes:
-        config_name (str): file name of the JSON, e.g. ``"config.json"``.
-        ignored_config_keys (tuple of str): keys that published files carry and that cannot change the result here.
+        config_name: file name of the JSON, e.g. ``"config.json"``.
+        ignored_config_keys: keys of published files that cannot change the result here.
     """
 
-    config_name = None
-    ignored_config_keys = ()
+    config_name: str
+    ignored_config_keys: tuple[str, ...] = ()
+    _internal_config: FrozenConfig
 
     @property
-    def config(self):
-        """FrozenConfig of the arguments this object was made with."""
+    def config(self) -> FrozenConfig:
+        """The arguments that this object was made with."""
         return self._internal_config
 
-    def register_to_config(self, **kwargs):
-        """Replaces or adds entries of ``config`` (an object's own bookkeeping, e.g. a scheduler's ``shift``)."""
+    def register_to_config(self, **kwargs: Any) -> None:
+        """Replaces or adds entries of ``config``, e.g. a scheduler's ``shift``."""
         object.__setattr__(self, "_internal_config", FrozenConfig({**self._internal_config, **kwargs}))
 
     @classmethod
-    def _known_keys(cls):
+    def _known_keys(cls) -> list[str]:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     @classmethod
-    def from_config(cls, config, **overrides):
-        """Makes the object from ``config`` (dict), with ``overrides`` on top.
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """The object that ``config`` describes, with ``overrides`` on top.
 
         Raises:
-            ConfigError: a key is no argument of the class (the message gives the nearest known one), or the
-                file says that it belongs to another class of ppsd3.
+            ConfigError: a key is not an argument of the class; the message gives the nearest one.
         """
         return cls(**cls.extract_init_arguments({**config, **overrides}))
 
     @classmethod
-    def extract_init_arguments(cls, config, source="the configuration"):
-        """The subset of ``config`` that ``__init__`` takes; every other key must be metadata, else ConfigError."""
+    def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
+        """The entries of ``config`` that ``__init__`` takes. Raises ConfigError if another one is not metadata."""
         import difflib
 
         known = cls._known_keys()
@@ -101,8 +112,8 @@ class ConfigMixin:
         return arguments
 
     @classmethod
-    def load_config(cls, path):
-        """Reads the JSON at ``path`` (the file, or a directory that holds ``config_name``) as a dict.
+    def load_config(cls, path: PathLike) -> dict[str, Any]:
+        """Reads the JSON file ``path``, or ``config_name`` in the directory ``path``.
 
         Raises:
             CheckpointNotFoundError: no such file.
@@ -111,22 +122,22 @@ class ConfigMixin:
         file = os.path.join(path, cls.config_name) if os.path.isdir(path) else path
         return read_json(file, purpose=f"the configuration of {cls.__name__}")
 
-    def to_json_dict(self):
-        """``config`` with the class name, as plain JSON values; the form that is saved."""
+    def to_json_dict(self) -> dict[str, Any]:
+        """``config`` and the class name as plain JSON values, as they are saved."""
         from . import __version__
 
         return {"_class_name": type(self).__name__, "_ppsd3_version": __version__, **_jsonable(dict(self.config))}
 
-    def save_config(self, save_directory):
-        """Writes ``config`` to ``save_directory/config_name`` (made if missing, written to a temporary file first)."""
+    def save_config(self, save_directory: PathLike) -> None:
+        """Writes ``config`` to ``save_directory/config_name``, atomically; the directory is made if missing."""
         os.makedirs(save_directory, exist_ok=True)
         text = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
         with atomic_write(os.path.join(save_directory, self.config_name)) as file:
             file.write(text.encode())
 
 
-def read_json(path, purpose):
-    """The JSON object at ``path`` as a dict; ``purpose`` says in the error what the file is for.
+def read_json(path: PathLike, purpose: str) -> dict[str, Any]:
+    """The JSON object in the file ``path``; ``purpose`` says in errors what the file is for.
 
     Raises:
         CheckpointNotFoundError, ConfigError
@@ -145,7 +156,7 @@ def read_json(path, purpose):
     return value
 
 
-def _jsonable(value):
+def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

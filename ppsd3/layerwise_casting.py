@@ -1,26 +1,26 @@
-"""Models whose weights are held in 16 bits and cast layer by layer when they are used.
+"""Layerwise casting: weights are stored in 16 bits and cast, layer by layer, when they are used.
 
-All linear layers of a model become :class:`~ppsd3.ops.CastingLinear`; embedding tables, norms and biases, a few percent
-of a transformer or text encoder, are in the dtype that it computes in. What is saved is an ordinary checkpoint.
-Counterpart of diffusers' layerwise casting.
+Counterpart of diffusers' layerwise casting. All linear layers of a model become :class:`~ppsd3.ops.CastingLinear`;
+embedding tables, norms and biases, a few percent of a transformer or text encoder, stay in the compute dtype. What is
+saved is an ordinary checkpoint.
 """
 
+from __future__ import annotations
+
 import paddle
+from paddle import nn
 
 from .ops import CastingLinear, Linear
 from .quantization import is_quantized, replace_layer
 from .serialization.tensors import cast, dtype_name, paddle_dtype
 from .utils.errors import InputError
+from .utils.types import Dtype
 
 STORAGE_DTYPES = ("float16", "bfloat16")
 
 
-def check_storage_dtype(dtype):
-    """The Paddle dtype for ``dtype`` (a Paddle dtype or its name).
-
-    Raises:
-        InputError: weights cannot be held in it.
-    """
+def check_storage_dtype(dtype: Dtype) -> paddle.dtype:
+    """``dtype`` as a Paddle dtype. Raises InputError if weights cannot be stored in it."""
     if dtype_name(dtype) not in STORAGE_DTYPES:
         raise InputError(
             f"storage_dtype is {dtype!r}; weights can be held in {' or '.join(STORAGE_DTYPES)}. For int8 use "
@@ -29,14 +29,15 @@ def check_storage_dtype(dtype):
     return paddle_dtype(dtype)
 
 
-def cast_layers_(model, dtype, unfilled=False, compute_dtype=None):
-    """Replaces the linear layers of ``model`` by ones that hold their weights in ``dtype``, one at a time.
+def cast_layers_(
+    model: nn.Layer, dtype: Dtype, unfilled: bool = False, compute_dtype: paddle.dtype | None = None
+) -> None:
+    """Replaces the linear layers of ``model``, one at a time, by layers that store their weights in ``dtype``.
 
     Args:
-        model (nn.Layer)
         dtype: "float16" or "bfloat16".
-        unfilled (bool): leave the weights to be loaded. Default False: the present ones are rounded.
-        compute_dtype (paddle dtype): of the unfilled layers' products.
+        unfilled: weights are loaded later. Default False: the present ones are rounded.
+        compute_dtype: that unfilled layers compute in.
 
     Raises:
         InputError: another dtype, a quantized model, or one with fused projections or no linear layers.
@@ -58,11 +59,11 @@ def cast_layers_(model, dtype, unfilled=False, compute_dtype=None):
         replace_layer(model, name, new)
 
 
-def storage_dtype_of(model):
-    """The dtype that linear layers of ``model`` hold their weights in, or None if they are what it computes in."""
+def storage_dtype_of(model: nn.Layer) -> paddle.dtype | None:
+    """The 16-bit dtype in which linear layers of ``model`` store their weights, or None without layerwise casting."""
     return next((layer.weight.dtype for layer in model.sublayers() if isinstance(layer, CastingLinear)), None)
 
 
-def held_weights(model):
-    """Names of the weights of ``model`` that are held in a dtype of their own."""
+def held_weights(model: nn.Layer) -> set[str]:
+    """Names of the weights of ``model`` that layerwise casting stores in 16 bits."""
     return {name + ".weight" for name, layer in model.named_sublayers() if isinstance(layer, CastingLinear)}

@@ -1,12 +1,15 @@
-"""What every network of ppsd3 can do: load, save, change dtype, recompute activations."""
+"""Base class of the networks: loading, saving, dtypes, quantization, gradient checkpointing."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
 import threading
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import paddle
-from paddle import nn
 
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
@@ -14,77 +17,77 @@ from .ops import CastingLinear, QuantizedLinear
 from .ops.adapted import checkpoint_tensors
 from .quantization import (
     CONFIG_KEY,
+    QuantizableModel,
     config_entries,
     is_quantized,
     prepare_for_loading,
     quantize_,
 )
-from .serialization import Checkpoint, SingleFile, load_weights
+from .serialization import Checkpoint, LoadReport, SingleFile, load_weights
 from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
+from .serialization.source import TensorSource
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
-from .utils.paddle_internals import LazyGuard, set_layer_dtype
+from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
+from .utils.types import Dtype, Names, PathLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class ModelMixin(nn.Layer, ConfigMixin):
+class ModelMixin(QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
-    Attributes a class may set:
-        weights_name (str): stem of its weights files, ``diffusion_pytorch_model`` or ``model``.
-        extra_saved_config (dict): entries that the saved ``config.json`` has beside the arguments, e.g.
+    Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
+        weights_name: stem of its weights files, ``diffusion_pytorch_model`` or ``model``.
+        extra_saved_config: entries of the saved ``config.json`` beside the arguments, e.g.
             ``{"architectures": ["T5EncoderModel"], "model_type": "t5"}`` for transformers.
-        _keep_in_fp32_modules (tuple of str): modules that stay float32 in a float16 model.
-        _quantizable_modules (tuple of str): modules whose linear layers :meth:`quantize` replaces.
-        _weight_only_modules (tuple of str): more of them, whose activations are not rounded.
-        _keys_to_ignore_on_load (tuple of str): regular expressions of checkpoint names that may be left unused.
-        _tied_keys (dict): alias -> owner, two names of one tensor; a file may hold either or both.
-        _components (tuple of str): what pipelines call such a network, for :meth:`from_single_file`.
+        _keep_in_fp32_modules: modules that stay float32 in a float16 model.
+        _keys_to_ignore_on_load: regular expressions of checkpoint names that may be left unused.
+        _tied_keys: alias -> owner, two names of one tensor; a file may hold either or both.
+        _components: names of the pipeline's components of this class, for :meth:`from_single_file`.
     """
 
     config_name = "config.json"
-    weights_name = "diffusion_pytorch_model"
-    extra_saved_config = {}
-    _keep_in_fp32_modules = ()
-    _quantizable_modules = ()
-    _weight_only_modules = ()
-    _keys_to_ignore_on_load = ()
-    _tied_keys = {}
-    _components = ()
+    weights_name: str = "diffusion_pytorch_model"
+    extra_saved_config: dict[str, Any] = {}
+    _keep_in_fp32_modules: tuple[str, ...] = ()
+    _keys_to_ignore_on_load: tuple[str, ...] = ()
+    _tied_keys: dict[str, str] = {}
+    _components: tuple[str, ...] = ()
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
-        subfolder=None,
-        variant=None,
-        paddle_dtype=None,
-        storage_dtype=None,
-        cache_dir=None,
-        revision=None,
-        local_files_only=None,
-        token=None,
-    ):
+        pretrained_model_name_or_path: PathLike,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        paddle_dtype: Dtype | None = None,
+        storage_dtype: Dtype | None = None,
+        cache_dir: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        token: str | None = None,
+    ) -> Self:
         """Loads a model, in evaluation mode, from a diffusers-format checkpoint in torch or Paddle layout.
 
-        Every tensor must find its place. On the CPU, tensors that the file holds in the wanted dtype are mapped, not
-        read: keep the file in place while the model lives.
+        Loading is strict: every tensor must fit. On the CPU, tensors that already have the wanted dtype are mapped, not
+        read: keep the file while the model is in use.
 
         Args:
-            pretrained_model_name_or_path (str or path): local directory, hub id ("org/name") or "shapes".
-            subfolder (str, optional): component directory in it, e.g. "transformer".
-            variant (str, optional): e.g. "fp16" for ``diffusion_pytorch_model.fp16.safetensors``. No fallback.
-            paddle_dtype (paddle dtype or str, optional): dtype of the floating-point tensors. Default:
-                ``paddle.get_default_dtype()``, float32 unless it was changed. int8 weights stay int8.
-            storage_dtype (str, optional): "float16" or "bfloat16" holds the weights of linear layers in it and casts
-                them when they are used, see :meth:`enable_layerwise_casting`.
-            cache_dir, revision, local_files_only, token: passed to the hub, see
-                :func:`ppsd3.utils.hub.resolve_checkpoint`.
+            pretrained_model_name_or_path: local directory, hub id ("org/name") or "shapes".
+            subfolder: component directory in it, e.g. "transformer".
+            variant: e.g. "fp16" for ``diffusion_pytorch_model.fp16.safetensors``. No fallback.
+            paddle_dtype: dtype of the floating-point tensors. Default: ``paddle.get_default_dtype()``, float32 unless
+                it was changed. int8 weights stay int8.
+            storage_dtype: "float16" or "bfloat16" for layerwise casting, see :meth:`enable_layerwise_casting`.
+            cache_dir, revision, local_files_only, token: for the hub, see :func:`ppsd3.utils.hub.resolve_checkpoint`.
 
         Raises:
-            InputError: ``paddle_dtype`` is not a floating-point dtype, or weights cannot be held in ``storage_dtype``.
+            InputError: ``paddle_dtype`` is not a floating-point dtype, or ``storage_dtype`` not a 16-bit one.
             CheckpointNotFoundError: no such directory, model, variant, or shard.
             CheckpointFormatError: a damaged file or a pickle.
             ConfigError: ``config.json`` has an unknown key.
@@ -110,38 +113,39 @@ class ModelMixin(nn.Layer, ConfigMixin):
     @classmethod
     def from_single_file(
         cls,
-        pretrained_model_link_or_path,
-        config=None,
-        subfolder=None,
-        paddle_dtype=None,
-        storage_dtype=None,
-        cache_dir=None,
-        revision=None,
-        local_files_only=None,
-        token=None,
-    ):
-        """Loads a model, in evaluation mode, from one safetensors file: with the names of Stability AI, ComfyUI or
-        diffusers, with this network alone or others beside it, in 8-bit floats or wider ones.
+        pretrained_model_link_or_path: PathLike,
+        config: PathLike | Mapping[str, Any] | None = None,
+        subfolder: str | None = None,
+        paddle_dtype: Dtype | None = None,
+        storage_dtype: Dtype | None = None,
+        cache_dir: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        token: str | None = None,
+    ) -> Self:
+        """Loads a model, in evaluation mode, from one safetensors file.
+
+        The file may have the names of Stability AI, ComfyUI or diffusers, hold other networks too, and be in 8-bit
+        floats.
 
         Args:
-            pretrained_model_link_or_path (str or path): a file, or a link to one on the hub.
-            config (str, path or dict, optional): the configuration, or a directory (or hub id) in diffusers format that
-                has it. Default: what the file says, if ppsd3 wrote it, or else what its shapes say, which is enough for
-                all published models.
-            subfolder (str, optional): which network of the file and which folder of ``config``, if this class can be
-                several: "text_encoder" or "text_encoder_2".
+            pretrained_model_link_or_path: a file, or a link to one on the hub.
+            config: the configuration, or a directory (or hub id) in diffusers format that has it. Default: the one in
+                the file, if ppsd3 wrote it, else inferred from shapes, which is enough for all published models.
+            subfolder: "text_encoder" or "text_encoder_2", if the file holds several networks of this class; also the
+                folder of ``config``.
             paddle_dtype, storage_dtype: see :meth:`from_pretrained`.
             cache_dir, revision, local_files_only, token: for the hub.
 
         Raises:
-            InputError: a dtype or ``subfolder`` cannot be used, or ``subfolder`` is needed.
+            InputError: an impossible dtype or ``subfolder``, or ``subfolder`` is needed.
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as from_pretrained.
         """
         dtype = floating_dtype(paddle_dtype)
         hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
         file = SingleFile(resolve_file(pretrained_model_link_or_path, **hub))
         component = cls._component_in(file, subfolder)
-        if config is not None and not isinstance(config, dict):
+        if isinstance(config, (str, os.PathLike)):
             directory = resolve_checkpoint(config, subfolder=component, **hub)
             folder = os.path.join(directory, component)
             config = cls.load_config(folder if os.path.isdir(folder) else directory)
@@ -150,10 +154,17 @@ class ModelMixin(nn.Layer, ConfigMixin):
         return cls.from_source(source, config, dtype, storage_dtype)
 
     @classmethod
-    def from_source(cls, source, config, dtype=None, storage_dtype=None, config_path="its configuration"):
-        """The model that ``config`` (dict) describes, in evaluation mode, with the weights of ``source``.
+    def from_source(
+        cls,
+        source: TensorSource,
+        config: Mapping[str, Any],
+        dtype: paddle.dtype | None = None,
+        storage_dtype: Dtype | None = None,
+        config_path: str = "its configuration",
+    ) -> Self:
+        """The model that ``config`` describes, in evaluation mode, with the weights of ``source``.
 
-        ``source`` and ``dtype`` are those of :meth:`load_weights`, ``storage_dtype`` that of :meth:`from_pretrained`;
+        ``dtype`` and ``storage_dtype`` are as in :meth:`from_pretrained`, None being the source's own dtype;
         ``config_path`` is what errors call the configuration.
         """
         if storage_dtype is not None:
@@ -170,13 +181,13 @@ class ModelMixin(nn.Layer, ConfigMixin):
         return model
 
     @classmethod
-    def with_own_names(cls, source):
-        """``source`` with the names that this class has, where files have several kinds."""
+    def with_own_names(cls, source: TensorSource) -> TensorSource:
+        """``source`` with this class's parameter names, for classes whose files have several naming schemes."""
         return source
 
     @classmethod
-    def _component_in(cls, file, subfolder):
-        """Which component of a SingleFile this class is asked to load."""
+    def _component_in(cls, file: SingleFile, subfolder: str | None) -> str:
+        """The component of a single file that this class loads."""
         if subfolder is None:
             there = [name for name in cls._components if name in file.sources]
             if len(there) > 1:
@@ -186,12 +197,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
             raise InputError(f"subfolder is {subfolder!r}; a {cls.__name__} is called {' or '.join(cls._components)}.")
         return subfolder
 
-    def load_weights(self, source, dtype=None):
-        """Fills this model from ``source`` (see :func:`ppsd3.serialization.load_weights`), strictly.
+    def load_weights(self, source: TensorSource, dtype: Dtype | None = None) -> LoadReport:
+        """Fills this model from ``source``, strictly; see :func:`ppsd3.serialization.load_weights`.
 
         Args:
-            source: a :class:`~ppsd3.serialization.Checkpoint` or anything with its methods.
-            dtype (paddle dtype, optional): what floating-point tensors become. Default: as the source has them.
+            dtype: of the floating-point tensors. Default: the source's own.
         """
         report = load_weights(
             self,
@@ -205,16 +215,22 @@ class ModelMixin(nn.Layer, ConfigMixin):
         self._note_dtype()
         return report
 
-    def save_pretrained(self, save_directory, variant=None, max_shard_size="10GB", safe_serialization=True):
-        """Writes ``config.json`` and the weights, in the present dtype, as diffusers or transformers read them.
+    def save_pretrained(
+        self,
+        save_directory: PathLike,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
 
-        Nothing appears under its final name before everything is written; files of an earlier save are replaced.
+        Files are renamed to their final names when all are written; those of an earlier save are replaced.
 
         Args:
-            save_directory (str or path): made if missing.
-            variant (str, optional): becomes part of the file names, e.g. "fp16".
-            max_shard_size (int or str): most bytes per file, e.g. "10GB". Default "10GB".
-            safe_serialization (bool): only True: pickles are not written.
+            save_directory: made if missing.
+            variant: part of the file names, e.g. "fp16".
+            max_shard_size: bytes per file at most, or e.g. "10GB".
+            safe_serialization: can only be True: pickles are not written.
 
         Raises:
             InputError, CheckpointError: see :func:`ppsd3.serialization.writers.write_checkpoint`.
@@ -227,36 +243,37 @@ class ModelMixin(nn.Layer, ConfigMixin):
             os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
         )
 
-    def to_json_dict(self):
+    def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, ``extra_saved_config`` included."""
         return {**super().to_json_dict(), **self.extra_saved_config, **config_entries(self)}
 
-    def quantize(self, kind, skip=()):
-        """Holds the weights of the layers that take the time in int8, in place, and returns the model.
+    def quantize(self, kind: str, skip: Names = ()) -> Self:
+        """Quantizes the weights of the slowest layers to int8, in place, and returns the model. For inference only.
 
-        A quarter of the memory of float32 for these layers; on a CPU with VNNI their products are in int8 too, with
-        activations rounded for each token anew (:mod:`ppsd3.ops.quantized`), elsewhere weights are multiplied out.
-        Only for inference. ``save_pretrained`` and ``from_pretrained`` keep it so.
+        These layers take a quarter of float32's memory. On a CPU with VNNI their products are in int8 too, with
+        activations quantized per token (:mod:`ppsd3.ops.quantized`); elsewhere weights are dequantized when used.
+        ``save_pretrained`` and ``from_pretrained`` keep the model quantized.
 
         Args:
-            kind (str): "int8".
-            skip (sequence of str): modules to leave as they are, e.g. ``("ff_context", "transformer_blocks.0")``.
+            kind: "int8".
+            skip: modules that are not quantized, e.g. ``("ff_context", "transformer_blocks.0")``.
 
         Raises:
             InputError: see :func:`ppsd3.quantization.quantize_`.
         """
         quantize_(self, kind, skip)
+        self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype="float16"):
-        """Holds the weights of linear layers in 16 bits, in place, and returns the model.
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+        """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
-        Half the memory of float32; each layer casts its weights when it is used, so results are those of the rounded
-        weights in full arithmetic. A file in that dtype stays mapped: ``from_pretrained(..., storage_dtype=...)``.
-        Weights cannot be trained then; an adapter on them can.
+        Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
+        ``from_pretrained(..., storage_dtype=...)`` keeps a file of that dtype mapped. The weights cannot be trained; an
+        adapter on them can.
 
         Args:
-            storage_dtype (str): "float16" or "bfloat16".
+            storage_dtype: "float16" or "bfloat16".
 
         Raises:
             InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
@@ -265,11 +282,11 @@ class ModelMixin(nn.Layer, ConfigMixin):
         return self
 
     @property
-    def is_quantized(self):
-        """Whether layers of this model are in int8."""
+    def is_quantized(self) -> bool:
+        """Whether this model has int8 layers."""
         return is_quantized(self)
 
-    def train(self):
+    def train(self) -> None:
         """Training mode.
 
         Raises:
@@ -283,33 +300,31 @@ class ModelMixin(nn.Layer, ConfigMixin):
         super().train()
 
     @property
-    def dtype(self):
-        """dtype of the first floating-point parameter (of those that don't have to stay float32, if there are any)."""
+    def dtype(self) -> paddle.dtype:
+        """Dtype of the first floating-point parameter outside ``_keep_in_fp32_modules``."""
         kept = set(self._keep_in_fp32_modules)
         named = [(name, p.dtype) for name, p in self.named_parameters() if is_floating(p.dtype)]
-        return next((dtype for name, dtype in named if not kept & set(name.split("."))), named[0][1] if named else None)
+        default = named[0][1] if named else floating_dtype(None)
+        return next((dtype for name, dtype in named if not kept & set(name.split("."))), default)
 
     @property
-    def storage_dtype(self):
-        """The 16-bit dtype that linear layers hold weights in, see :meth:`enable_layerwise_casting`, or None."""
+    def storage_dtype(self) -> paddle.dtype | None:
+        """The dtype of :meth:`enable_layerwise_casting`, or None."""
         return storage_dtype_of(self)
 
     @property
-    def device(self):
+    def device(self) -> Place:
         """Place of the first parameter."""
         return next(iter(self.parameters())).place
 
-    def num_parameters(self, only_trainable=False):
-        """Number of scalars in the parameters, or in those with ``stop_gradient=False``.
-
-        The first counts weights too that are held in int8 or 16 bits, which are no parameters.
-        """
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of scalars in the weights, those stored in int8 or 16 bits included; or in trainable parameters."""
         number = sum(int(p.size) for p in self.parameters() if not (only_trainable and p.stop_gradient))
         held = (layer.weight for layer in self.sublayers() if isinstance(layer, (CastingLinear, QuantizedLinear)))
         return number if only_trainable else number + sum(int(weight.size) for weight in held)
 
-    def to(self, device=None, dtype=None, blocking=None):
-        """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``.
+    def to(self, device: Any = None, dtype: Dtype | None = None, blocking: bool | None = None) -> Self:
+        """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to("float16")``.
 
         ``_keep_in_fp32_modules`` stay float32 in a float16 model; integers and booleans keep their dtype.
         """
@@ -321,14 +336,14 @@ class ModelMixin(nn.Layer, ConfigMixin):
             super().to(device=device, blocking=blocking)
         return self
 
-    def _cast(self, dtype):
+    def _cast(self, dtype: paddle.dtype) -> None:
         with paddle.no_grad():
             held = held_weights(self)
             for name, slot in list(self.named_parameters()) + list(self.named_buffers()):
                 if name in held:
                     continue
                 target = target_dtype(name, slot.dtype, dtype, self._keep_in_fp32_modules)
-                if slot.dtype != target:
+                if target is not None and slot.dtype != target:
                     put(slot, cast(slot, target))
         self._note_dtype()
 
@@ -338,20 +353,23 @@ class ModelMixin(nn.Layer, ConfigMixin):
         for layer in self.sublayers(include_self=True):
             set_layer_dtype(layer, dtype)
 
-    def enable_gradient_checkpointing(self):
-        """Recompute each block's activations in the backward pass: less memory, about a third more time."""
+    def _forget_graphs(self) -> None:
+        """For changes that a compiled graph would not see, see :class:`~ppsd3.compilation.Compilable`."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes each block's activations in the backward pass: less memory, about a third more time."""
         self._set_gradient_checkpointing(True)
 
-    def disable_gradient_checkpointing(self):
-        """Keep activations again."""
+    def disable_gradient_checkpointing(self) -> None:
+        """Keeps activations for the backward pass again."""
         self._set_gradient_checkpointing(False)
 
     @property
-    def is_gradient_checkpointing(self):
+    def is_gradient_checkpointing(self) -> bool:
         """Whether any part recomputes its activations."""
         return any(getattr(layer, "gradient_checkpointing", False) for layer in self.sublayers(include_self=True))
 
-    def _set_gradient_checkpointing(self, value):
+    def _set_gradient_checkpointing(self, value: bool) -> None:
         self.gradient_checkpointing = value
 
 
@@ -359,10 +377,10 @@ _filling = threading.local()
 
 
 @contextlib.contextmanager
-def to_be_filled():
-    """Networks made inside have no values: parameters no memory (``paddle.LazyGuard``), saved buffers none worth it.
+def to_be_filled() -> Iterator[None]:
+    """Builds networks without memory for parameters (``paddle.LazyGuard``) and without computing saved buffers.
 
-    Every tensor gets its memory from a checkpoint, or the network is only asked for names and shapes.
+    For networks that a checkpoint fills, or of which only names and shapes are needed.
     """
     before, _filling.on = is_to_be_filled(), True
     try:
@@ -372,8 +390,8 @@ def to_be_filled():
         _filling.on = before
 
 
-def is_to_be_filled():
-    """Whether a network that is being made need not compute what a checkpoint brings."""
+def is_to_be_filled() -> bool:
+    """Whether a network is being built within :func:`to_be_filled`, so that buffers need not be computed."""
     return getattr(_filling, "on", False)
 
 

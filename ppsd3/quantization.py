@@ -1,38 +1,56 @@
-"""Models in int8: which linear layers become :class:`~ppsd3.ops.QuantizedLinear`, and how a checkpoint says so.
+"""int8 quantization: which linear layers of a model become :class:`~ppsd3.ops.QuantizedLinear`, and how that is saved.
 
-Layers that a step spends its time in, those that read every token, are named by each model in ``_quantizable_modules``.
-The adaLN modulation, a third of the weights and next to none of the work, holds them in int8 too, but its activations
-stay exact (``_weight_only_modules``): their rounding would act on all tokens alike instead of averaging out. Embedders
-and the output projection stay as they are.
+Each model names in ``_quantizable_modules`` the layers that read every token, which take most of a step's time. The
+adaLN modulation (``_weight_only_modules``), a third of the weights and next to none of the work, has int8 weights but
+exact activations: their rounding errors would be the same for all tokens instead of averaging out. Embedders and the
+output projection are not quantized.
 
 A saved model has ``"quantization_config": {"quant_method": "int8"}`` in its ``config.json``, and for each int8 layer
-``weight`` (I8) and ``weight_scale`` in its weights. Which layers are int8 is read from the latter.
+``weight`` (I8) and ``weight_scale`` in its weights. The latter tell which layers are int8.
 
-An adapter (LoRA) goes around a layer, whichever type it has: :class:`QuantizedLinear` passes gradients to its input and
-takes no gradient itself. A layer with something around it gets its tokens as a plain tensor
-(:func:`ppsd3.ops.shared_input`).
+An adapter (LoRA) can wrap a layer of any type: :class:`QuantizedLinear` passes gradients to its input and has none of
+its own. A wrapped layer gets its tokens as a plain tensor (:func:`ppsd3.ops.shared_input`).
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+from paddle import nn
+
 from .ops import Linear, QuantizedLinear, WeightOnlyLinear, own_sublayers
+from .serialization.source import TensorSource
 from .serialization.tensors import is_floating
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
+from .utils.types import Names
 
 KINDS = ("int8",)
 CONFIG_KEY = "quantization_config"
 
 
-def quantize_(model, kind, skip=()):
+class QuantizableModel(nn.Layer):
+    """What quantization reads of a model.
+
+    Attributes:
+        _quantizable_modules: names of the modules whose linear layers become int8.
+        _weight_only_modules: more of them, whose weights become int8 and whose activations are not rounded.
+    """
+
+    _quantizable_modules: tuple[str, ...] = ()
+    _weight_only_modules: tuple[str, ...] = ()
+
+
+def quantize_(model: QuantizableModel, kind: str, skip: Names = ()) -> None:
     """Replaces linear layers of ``model`` by int8 ones in place, one at a time.
 
     Args:
-        model (ModelMixin): its ``_quantizable_modules`` and ``_weight_only_modules`` say whose layers are replaced.
-        kind (str): "int8".
-        skip (sequence of str): modules to leave as they are, by any run of the parts of their names, e.g.
-            ``"ff_context"`` or ``"transformer_blocks.0"``.
+        kind: "int8".
+        skip: modules that are not quantized, by consecutive parts of their names: ``"ff_context"`` or
+            ``"transformer_blocks.0"``.
 
     Raises:
         InputError: unknown ``kind``, a model that is quantized already or has fused projections, no layer to quantize,
-            a name in ``skip`` that no such layer has, or weights that are not finite floating-point numbers.
+            a name in ``skip`` that matches no layer, or weights that are not finite floating-point numbers.
     """
     layers = choose_layers(model, kind, skip)
     for name, layer in layers.items():
@@ -44,8 +62,8 @@ def quantize_(model, kind, skip=()):
         replace_layer(model, name, _class_of(model, name).from_linear(layer))
 
 
-def choose_layers(model, kind, skip=()):
-    """dict: name -> linear layer of ``model`` that :func:`quantize_` replaces; the same errors."""
+def choose_layers(model: QuantizableModel, kind: str, skip: Names = ()) -> dict[str, Linear]:
+    """The linear layers of ``model`` that :func:`quantize_` replaces, by name; raises the same errors."""
     owner = type(model).__name__
     if kind not in KINDS:
         raise InputError(f"kind={kind!r} is not known. Choose {' or '.join(map(repr, KINDS))}.")
@@ -72,26 +90,25 @@ def choose_layers(model, kind, skip=()):
     return {name: layer for name, layer in layers.items() if not any(_has_part(name, part) for part in skip)}
 
 
-def is_quantized(model):
+def is_quantized(model: nn.Layer) -> bool:
     """Whether ``model`` has int8 layers."""
     return any(isinstance(layer, QuantizedLinear) for layer in model.sublayers())
 
 
-def config_entries(model):
-    """What ``config.json`` says of it: a dict to be merged, empty for a model that is not quantized."""
+def config_entries(model: nn.Layer) -> dict[str, Any]:
+    """Entries of ``config.json`` for a quantized model; none for another."""
     return {CONFIG_KEY: {"quant_method": "int8"}} if is_quantized(model) else {}
 
 
-def prepare_for_loading(model, config, checkpoint):
-    """Replaces those layers of a fresh ``model`` that are int8 in ``checkpoint`` by unfilled ones.
+def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: TensorSource) -> None:
+    """Replaces the layers of a new ``model`` that are int8 in ``checkpoint`` by int8 layers without weights.
 
     Args:
-        config (dict or None): the ``quantization_config`` of the checkpoint's ``config.json``.
-        checkpoint (:class:`~ppsd3.serialization.Checkpoint`)
+        config: the ``quantization_config`` of the checkpoint's ``config.json``, None if it has none.
 
     Raises:
-        ConfigError: quantized in a way that ppsd3 does not read.
-        CheckpointFormatError: the tensors are not what the configuration says.
+        ConfigError: a quantization method that ppsd3 does not read.
+        CheckpointFormatError: the tensors contradict the configuration.
     """
     if config is None:
         return
@@ -114,11 +131,11 @@ def prepare_for_loading(model, config, checkpoint):
         replace_layer(model, name, _class_of(model, name).unfilled(layers[name]))
 
 
-def _is_int8_linear(layer, weight, checkpoint):
+def _is_int8_linear(layer: nn.Layer | None, weight: str, checkpoint: TensorSource) -> bool:
     return type(layer) is Linear and weight in checkpoint.keys() and checkpoint.info(weight).dtype == "int8"
 
 
-def _class_of(model, name):
+def _class_of(model: QuantizableModel, name: str) -> type[QuantizedLinear]:
     return WeightOnlyLinear if _is_in(name, model._weight_only_modules) else QuantizedLinear
 
 
@@ -130,8 +147,8 @@ def _has_part(name, part):
     return f".{part}." in f".{name}."
 
 
-def replace_layer(model, name, layer):
-    """Puts ``layer`` where ``model`` has the one called ``name``."""
+def replace_layer(model: nn.Layer, name: str, layer: nn.Layer) -> None:
+    """Replaces the sublayer of ``model`` called ``name`` by ``layer``."""
     *parents, last = name.split(".")
     for parent in parents:
         model = getattr(model, parent)

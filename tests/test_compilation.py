@@ -7,6 +7,7 @@ from helpers import tiny
 
 import ppsd3
 from ppsd3.models.attention_processor import JointAttnProcessor2_5
+from ppsd3.pipelines.stable_diffusion_3.guidance import PerturbedAttentionGuidance
 from ppsd3.utils.errors import InputError
 
 CALL = dict(num_inference_steps=3, max_sequence_length=16, output_type="np")
@@ -45,6 +46,17 @@ def test_skip_layer_guidance_has_a_trace_of_its_own(pipe):
     options = dict(skip_guidance_layers=[0], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)
     eager = drawn(pipe, **options)
     np.testing.assert_allclose(drawn(pipe.compile(), **options), eager, atol=1e-4)
+    assert len(pipe.transformer._graphs) == 2
+
+
+def test_perturbed_attention_has_a_trace_of_its_own(pipe):
+    def guided():
+        return drawn(pipe, guidance=PerturbedAttentionGuidance(layers=[1]))
+
+    eager = guided()
+    assert np.abs(eager - drawn(pipe)).max() > 1e-3
+    pipe.compile("transformer")
+    np.testing.assert_allclose(guided(), eager, atol=1e-4)
     assert len(pipe.transformer._graphs) == 2
 
 

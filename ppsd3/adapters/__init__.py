@@ -1,5 +1,4 @@
-"""Adapters of linear layers: LoRA, DoRA, LoHa, LoKr; and of attentions: the IP-adapter. They know networks, and no
-pipeline."""
+"""Adapters of linear layers (LoRA, DoRA, LoHa, LoKr) and of attention (IP-adapter), without pipelines."""
 
 from .files import read_adapters, write_adapters
 from .ip_adapter import IPAdapter

@@ -1,51 +1,64 @@
-"""The tensors of an adapter's file -> layers, and back."""
+"""Reads an adapter's file into adapter layers, and writes them back."""
+
+from __future__ import annotations
 
 import collections
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import paddle
 
 from ..serialization.tensors import cast
 from ..utils.errors import CheckpointFormatError, WeightMismatchError
-from .keys import ModuleNames, split_key
-from .layers import Dense, Kronecker, LowRank, hadamard
+from ..utils.types import Tensors
+from .keys import ModuleNames, Place, split_key
+from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
 
 _SHOWN = 5  # keys that a message names
 
 
-def read_adapters(tensors, linears, path, metadata=None, alphas=None, strict=True):
-    """The layers that a file holds, for networks that are there.
+def read_adapters(
+    tensors: Mapping[str, paddle.Tensor],
+    linears: Mapping[str, Mapping[str, Any]],
+    path: str,
+    metadata: Mapping[str, Any] | None = None,
+    alphas: Mapping[str, Any] | None = None,
+    strict: bool = True,
+) -> tuple[dict[str, dict[str, WeightChange]], list[str]]:
+    """Makes the adapter layers of a file.
 
     Args:
-        tensors (dict): key -> Tensor, in any dialect of :mod:`ppsd3.adapters.keys`.
-        linears (dict): component -> dict of name -> linear layer.
-        path (str): what messages call the file.
-        metadata (dict, optional): PEFT's configuration of each component, names prefixed by it, e.g.
+        tensors: by key, in any dialect of :mod:`ppsd3.adapters.keys`.
+        linears: component -> name -> linear layer.
+        path: what messages call the file.
+        metadata: PEFT's configuration of each component, names prefixed by it, e.g.
             ``"transformer.lora_alpha"``, as diffusers saves it.
-        alphas (dict, optional): module or key -> alpha, beside those among the tensors.
-        strict (bool): whether keys that find no place are an error; else they are left out.
+        alphas: module or key -> alpha, beside those among the tensors.
+        strict: whether a key that matches no layer is an error; else it is left out.
 
     Returns:
-        (dict: component -> dict of module -> Adapter, list of keys left out).
+        (component -> module -> adapter, keys left out).
 
     Raises:
-        WeightMismatchError: keys without a place, or tensors of another shape than the layer's.
-        CheckpointFormatError: no key finds a place, or tensors of a module are missing.
+        WeightMismatchError: keys that match no layer, or tensors of another shape than the layer's.
+        CheckpointFormatError: no key matches a layer, or tensors of a module are missing.
     """
     names = ModuleNames({component: list(layers) for component, layers in linears.items()})
-    found, lost = collections.defaultdict(dict), []
+    found: dict[tuple[str, tuple[Place, ...]], dict[str, Any]] = collections.defaultdict(dict)
+    lost: list[str] = []
     for key, tensor in {**tensors, **{_alpha_key(name): value for name, value in (alphas or {}).items()}}.items():
         module, part = split_key(key)
         place = None if part is None else names.find(module)
-        if place is None:
+        if part is None or place is None:
             lost.append(key)
         else:
             found[(place[0], tuple(place[1]))].update({part: tensor, "key": module})
-    # An alpha belongs to tensors; alone it is one of a module that this file does not change.
+    # An alpha without tensors is of a module that this file does not change.
     found = {place: parts for place, parts in found.items() if set(parts) - {"alpha", "key"}}
     _check_found(found, lost, path, list(linears), strict)
-    adapters = {}
+    adapters: dict[str, dict[str, WeightChange]] = {}
     for (component, places), parts in found.items():
         for place in places:
             layer = linears[component][place.module]
@@ -79,7 +92,7 @@ def _alpha_key(name):
 
 
 def _alpha_of(parts, component, module, metadata):
-    """``alpha, rank_stabilised`` of a module: its own, else the file's configuration, else None."""
+    """``(alpha, rank_stabilised)`` of a module: its own, else from the file's configuration, else None."""
     settings = {
         key[len(component) + 1 :]: value for key, value in (metadata or {}).items() if key.startswith(component + ".")
     }
@@ -94,7 +107,7 @@ def _alpha_of(parts, component, module, metadata):
     return None if alpha is None else float(alpha), stabilised
 
 
-def _make(parts, place, layer, alpha, path):
+def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | None, bool], path: str) -> WeightChange:
     """The adapter of one layer, in the dtype that the layer computes in."""
     key, rows = parts["key"], place.rows
 
@@ -147,7 +160,7 @@ def _kronecker(parts, get, rows, scaling, options, key, path):
     if first.shape[0] % rows[0][1] == 0:
         first = _rows(first, rows, key, path)
         return Kronecker(first, second, **options), [a * c for a, c in zip(first.shape, second.shape)]
-    matrix = _rows(paddle.kron(first, second), rows, key, path)  # rows that no factor has apart
+    matrix = _rows(paddle.kron(first, second), rows, key, path)  # rows that no factor has separately
     return Dense(matrix, **options), list(matrix.shape)
 
 
@@ -161,7 +174,7 @@ def _magnitude(tensor, rows, key, path):
 
 
 def _rows(tensor, rows, key, path):
-    """The parts of ``tensor`` along its first axis that ``rows`` (pairs of index and count) name, joined."""
+    """The parts of ``tensor`` along its first axis that ``rows``, pairs (index, count), choose, concatenated."""
     if rows == ((0, 1),):
         return tensor
     count = rows[0][1]
@@ -171,15 +184,14 @@ def _rows(tensor, rows, key, path):
     return paddle.concat([parts[index] for index, _ in rows]) if len(rows) > 1 else parts[rows[0][0]].clone()
 
 
-def write_adapters(adapters):
+def write_adapters(adapters: Mapping[str, WeightChange]) -> tuple[Tensors, dict[str, Any]]:
     """``(tensors, metadata)`` of one component's adapters, as diffusers saves them, without the component's prefix.
 
-    Args:
-        adapters (dict): module -> Adapter.
-
-    What PEFT has no names for (LoKr, full matrices) is written under LyCORIS' names, its scaling put into it.
+    ``adapters`` are by module. LoKr and full matrices, for which PEFT has no names, get LyCORIS', scaling included.
     """
-    tensors, ranks, alphas = {}, {}, {}
+    tensors: Tensors = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
     for module, adapter in adapters.items():
         if isinstance(adapter, LowRank):
             tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = adapter.lora_A, adapter.lora_B
@@ -201,8 +213,10 @@ def write_adapters(adapters):
     return tensors, _peft_config(adapters, ranks, alphas)
 
 
-def _peft_config(adapters, ranks, alphas):
-    """PEFT's LoraConfig as a dict; empty without LoRA layers."""
+def _peft_config(
+    adapters: Mapping[str, WeightChange], ranks: dict[str, int], alphas: dict[str, float]
+) -> dict[str, Any]:
+    """PEFT's LoraConfig; empty without LoRA layers."""
     if not ranks:
         return {}
     alphas = {module: int(alpha) if alpha == int(alpha) else alpha for module, alpha in alphas.items()}

@@ -1,29 +1,37 @@
-"""The IP-adapter of SD3.5 (InstantX): a picture as a second prompt.
+"""The IP-adapter of SD3.5 (InstantX): an image as a second prompt.
 
-An image tower's features and the timestep are worked into a few picture tokens (:class:`IPAdapterTimeImageProjection`);
-in every attention image tokens then ask image and picture tokens once more, with keys and values of the adapter's own
-(:class:`IPAdapterAttention`), and what they learn is added. Counterpart of diffusers' ``IPAdapterTimeImageProjection``
+:class:`IPAdapterTimeImageProjection` projects an image tower's features and the timestep to a few picture tokens. In
+every attention, the image's queries then attend to image and picture tokens, with keys and values of the adapter's own
+(:class:`IPAdapterAttention`), and the result is added. Counterpart of diffusers' ``IPAdapterTimeImageProjection``
 and ``SD3IPAdapterJointAttnProcessor2_0``; parameter names are those of the files.
 
 Legend: T features of the picture, E their width, Q picture tokens, D the transformer's width.
 """
 
+from __future__ import annotations
+
 import contextlib
 import re
+from collections.abc import Iterator
+from typing import Any, cast
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ..configuration_utils import FrozenConfig
 from ..layerwise_casting import cast_layers_, held_weights
 from ..modeling_utils import to_be_filled
 from ..models.attention_processor import JointAttnProcessor2_5
 from ..models.embeddings import TimestepEmbedding, Timesteps
 from ..models.normalization import AdaLayerNorm, RMSNorm
+from ..models.transformer_sd3 import SD3Transformer2DModel
 from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
+from ..serialization.source import TensorSource
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
+from ..utils.types import Dtype, Shape, Tensors
 
 HEAD_DIM = 64  # of the projection's attention, in every file
 DEFAULT_SCALE = 0.5
@@ -42,47 +50,50 @@ _ORIGINAL_NAMES = (
 
 
 class IPAdapterTimeImageProjection(nn.Layer):
-    """Q learnt queries gather what the image tower saw, as the timestep needs it (a perceiver resampler with adaLN).
+    """Projects an image's features to Q picture tokens: a perceiver resampler with timestep-dependent adaLN.
 
     Args:
-        embed_dim (int): width E of the features. SigLIP so400m: 1152.
-        output_dim (int): width D of the picture tokens. SD3.5-large: 2432.
-        hidden_dim (int): width in between. Default 1280.
-        depth (int): blocks. Default 4.
-        heads (int): of 64 channels each. Default 20.
-        num_queries (int): Q. Default 64.
-        ffn_ratio (int): inner width of the feed-forwards over ``hidden_dim``. Default 4.
-        timestep_in_dim (int): width of the timestep's sinusoids. Default 320.
+        embed_dim: width E of the features. SigLIP so400m: 1152.
+        output_dim: width D of the picture tokens. SD3.5-large: 2432.
+        hidden_dim: width H of the blocks.
+        depth: number of blocks.
+        heads: of 64 channels each.
+        num_queries: Q.
+        ffn_ratio: inner width of the feed-forwards over ``hidden_dim``.
+        timestep_in_dim: width of the timestep's sinusoids.
 
     Shapes: ``image_embeds [B, T, E]``, ``timestep [B]`` (fp32, 0 to 1000) -> ``[B, Q, D]`` and the embedded timestep
     ``[B, hidden_dim]``.
     """
 
+    embed_dim: int
+    latents: paddle.Tensor
+
     def __init__(
         self,
-        embed_dim=1152,
-        output_dim=2432,
-        hidden_dim=1280,
-        depth=4,
-        heads=20,
-        num_queries=64,
-        ffn_ratio=4,
-        timestep_in_dim=320,
-    ):
+        embed_dim: int = 1152,
+        output_dim: int = 2432,
+        hidden_dim: int = 1280,
+        depth: int = 4,
+        heads: int = 20,
+        num_queries: int = 64,
+        ffn_ratio: int = 4,
+        timestep_in_dim: int = 320,
+    ) -> None:
         super().__init__()
         self.embed_dim = embed_dim
         normal = nn.initializer.Normal(0.0, hidden_dim**-0.5)
         self.latents = self.create_parameter([1, num_queries, hidden_dim], default_initializer=normal)
-        self.proj_in = Linear(embed_dim, hidden_dim)
-        self.proj_out = Linear(hidden_dim, output_dim)
-        self.norm_out = nn.LayerNorm(output_dim)
-        self.layers = nn.LayerList(
+        self.proj_in: Linear = Linear(embed_dim, hidden_dim)
+        self.proj_out: Linear = Linear(hidden_dim, output_dim)
+        self.norm_out: nn.LayerNorm = nn.LayerNorm(output_dim)
+        self.layers: nn.LayerList = nn.LayerList(
             [IPAdapterTimeImageProjectionBlock(hidden_dim, heads, ffn_ratio) for _ in range(depth)]
         )
-        self.time_proj = Timesteps(timestep_in_dim)
-        self.time_embedding = TimestepEmbedding(timestep_in_dim, hidden_dim)
+        self.time_proj: Timesteps = Timesteps(timestep_in_dim)
+        self.time_embedding: TimestepEmbedding = TimestepEmbedding(timestep_in_dim, hidden_dim)
 
-    def forward(self, image_embeds, timestep):
+    def forward(self, image_embeds: paddle.Tensor, timestep: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         temb = self.time_embedding(self.time_proj(timestep).astype(image_embeds.dtype))
         features = self.proj_in(image_embeds) + temb.unsqueeze(1)
         tokens = self.latents.expand([image_embeds.shape[0], -1, -1])
@@ -92,20 +103,21 @@ class IPAdapterTimeImageProjection(nn.Layer):
 
 
 class IPAdapterTimeImageProjectionBlock(nn.Layer):
-    """Picture tokens ask the features and one another, then a feed-forward; both inputs modulated by the timestep.
+    """Attention of picture tokens to features and picture tokens, then a feed-forward; both modulated by the timestep.
 
     Shapes: ``features [B, T, H]``, ``tokens [B, Q, H]``, ``temb [B, H]`` -> ``[B, Q, H]``.
     """
 
-    def __init__(self, hidden_dim, heads, ffn_ratio):
+    def __init__(self, hidden_dim: int, heads: int, ffn_ratio: int) -> None:
         super().__init__()
-        self.ln0, self.ln1 = nn.LayerNorm(hidden_dim), nn.LayerNorm(hidden_dim)
-        self.attn = _PackedAttention(hidden_dim, heads)
-        self.ff = _FeedForward(hidden_dim, ffn_ratio * hidden_dim)
-        self.adaln_proj = Linear(hidden_dim, 4 * hidden_dim)
-        self.adaln_norm = nn.LayerNorm(hidden_dim)
+        self.ln0: nn.LayerNorm = nn.LayerNorm(hidden_dim)
+        self.ln1: nn.LayerNorm = nn.LayerNorm(hidden_dim)
+        self.attn: nn.Layer = _PackedAttention(hidden_dim, heads)
+        self.ff: nn.Layer = _FeedForward(hidden_dim, ffn_ratio * hidden_dim)
+        self.adaln_proj: Linear = Linear(hidden_dim, 4 * hidden_dim)
+        self.adaln_norm: nn.LayerNorm = nn.LayerNorm(hidden_dim)
 
-    def forward(self, features, tokens, temb):
+    def forward(self, features: paddle.Tensor, tokens: paddle.Tensor, temb: paddle.Tensor) -> paddle.Tensor:
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaln_proj(F.silu(temb)).chunk(4, axis=-1)
         queries = modulate(self.ln1(tokens), shift_msa, scale_msa)
         tokens = tokens + self.attn(queries, paddle.concat([self.ln0(features), queries], axis=1))
@@ -113,7 +125,7 @@ class IPAdapterTimeImageProjectionBlock(nn.Layer):
 
 
 class _PackedAttention(nn.Layer):
-    """Cross-attention with keys and values in one matrix, without biases."""
+    """Attention with keys and values projected by one matrix, without biases."""
 
     def __init__(self, dim, heads):
         super().__init__()
@@ -144,27 +156,41 @@ class _FeedForward(nn.Layer):
 
 
 class IPAdapterAttention(nn.Layer):
-    """What one attention adds for the picture: image tokens ask image and picture tokens.
+    """The image prompt's part of one attention: image tokens attend to image and picture tokens.
 
     Args:
-        hidden_size (int): width D of the attention.
-        ip_hidden_states_dim (int): width of the picture tokens.
-        head_dim (int): d.
-        timesteps_emb_dim (int): width of the embedded timestep.
+        hidden_size: width D of the attention.
+        ip_hidden_states_dim: width of the picture tokens.
+        head_dim: d.
+        timesteps_emb_dim: width of the embedded timestep.
 
     Attributes:
-        scale (float): weight of what is added.
+        scale: factor of what it adds.
     """
 
-    def __init__(self, hidden_size, ip_hidden_states_dim, head_dim, timesteps_emb_dim=1280, scale=DEFAULT_SCALE):
+    head_dim: int
+    scale: float
+
+    def __init__(
+        self,
+        hidden_size: int,
+        ip_hidden_states_dim: int,
+        head_dim: int,
+        timesteps_emb_dim: int = 1280,
+        scale: float = DEFAULT_SCALE,
+    ) -> None:
         super().__init__()
         self.head_dim, self.scale = head_dim, scale
-        self.norm_ip = AdaLayerNorm(timesteps_emb_dim, ip_hidden_states_dim)
-        self.to_k_ip = Linear(ip_hidden_states_dim, hidden_size, bias=False)
-        self.to_v_ip = Linear(ip_hidden_states_dim, hidden_size, bias=False)
-        self.norm_q, self.norm_k, self.norm_ip_k = (RMSNorm(head_dim) for _ in range(3))
+        self.norm_ip: AdaLayerNorm = AdaLayerNorm(timesteps_emb_dim, ip_hidden_states_dim)
+        self.to_k_ip: Linear = Linear(ip_hidden_states_dim, hidden_size, bias=False)
+        self.to_v_ip: Linear = Linear(ip_hidden_states_dim, hidden_size, bias=False)
+        self.norm_q: RMSNorm = RMSNorm(head_dim)
+        self.norm_k: RMSNorm = RMSNorm(head_dim)
+        self.norm_ip_k: RMSNorm = RMSNorm(head_dim)
 
-    def forward(self, q, k, v, ip_hidden_states, temb):
+    def forward(
+        self, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, ip_hidden_states: paddle.Tensor, temb: paddle.Tensor
+    ) -> paddle.Tensor:
         """``q, k, v [B, N, h, d]`` of the image, not normalised, ``ip_hidden_states [B, Q, D]``, ``temb [B, E]`` ->
         ``[B, N, h, d]``."""
         tokens = self.norm_ip(ip_hidden_states, temb)
@@ -175,31 +201,40 @@ class IPAdapterAttention(nn.Layer):
 
 
 class SD3IPAdapterJointAttnProcessor2_5:
-    """Joint attention, and what an :class:`IPAdapterAttention` adds to it.
+    """Joint attention plus the result of an :class:`IPAdapterAttention`.
 
     Args:
-        weights (IPAdapterAttention): shared by all processors of one attention.
-        joint (JointAttnProcessor2_5): attention of image and text.
+        weights: shared by all processors of one attention.
+        joint: attention of image and text.
     """
 
-    def __init__(self, weights, joint):
-        self.weights, self.joint, self._perturbed = weights, joint, None
+    def __init__(self, weights: IPAdapterAttention, joint: JointAttnProcessor2_5) -> None:
+        self.weights: IPAdapterAttention = weights
+        self.joint: JointAttnProcessor2_5 = joint
+        self._perturbed = None
 
     @property
-    def scale(self):
-        """Weight of the picture; 0 leaves it out."""
+    def scale(self) -> float:
+        """Weight of the image prompt; 0 leaves it out."""
         return self.weights.scale
 
     @scale.setter
-    def scale(self, value):
+    def scale(self, value: float) -> None:
         self.weights.scale = value
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, ip_hidden_states=None, temb=None):
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: paddle.Tensor,
+        encoder_hidden_states: paddle.Tensor | None = None,
+        ip_hidden_states: paddle.Tensor | None = None,
+        temb: paddle.Tensor | None = None,
+    ) -> paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor]:
         """As :class:`JointAttnProcessor2_5`, and:
 
         Args:
-            ip_hidden_states (Tensor [B, Q, D], optional): picture tokens; without them nothing is added.
-            temb (Tensor [B, E], optional): the embedded timestep that goes with them.
+            ip_hidden_states [B, Q, D]: picture tokens; without them nothing is added.
+            temb [B, E]: the embedded timestep that goes with them.
         """
         projected = attn.project(hidden_states)
         text = None if encoder_hidden_states is None else attn.added_qkv(encoder_hidden_states)
@@ -209,8 +244,8 @@ class SD3IPAdapterJointAttnProcessor2_5:
         image = attn.project_out(image)
         return image if encoder_hidden_states is None else (image, attn.project_added_out(text))
 
-    def perturbed(self):
-        """With the joint attention weakened; the picture is seen as ever."""
+    def perturbed(self) -> SD3IPAdapterJointAttnProcessor2_5:
+        """A processor with perturbed joint attention and the same image prompt (perturbed-attention guidance)."""
         if self._perturbed is None:
             self._perturbed = type(self)(self.weights, self.joint.perturbed())
         return self._perturbed
@@ -220,33 +255,35 @@ class IPAdapter(nn.Layer):
     """All weights of an IP-adapter, under the names of its file.
 
     Args:
-        config (FrozenConfig): of the transformer that it is for.
-        embed_dim (int): width E of the features. SigLIP so400m: 1152.
+        config: of the transformer that it is for.
+        embed_dim: width E of the features. SigLIP so400m: 1152.
         **projection: the other sizes of :class:`IPAdapterTimeImageProjection`, but for ``output_dim``.
 
-    Shapes: ``image_embeds [B, T, E]``, ``timestep [B]`` -> dict of what the processors read: ``ip_hidden_states
-    [B, Q, D]`` and ``temb [B, hidden_dim]``.
+    Shapes: ``image_embeds [B, T, E]``, ``timestep [B]`` -> the processors' arguments ``ip_hidden_states [B, Q, D]`` and
+    ``temb [B, hidden_dim]``.
     """
 
-    def __init__(self, config, embed_dim=1152, **projection):
+    def __init__(self, config: FrozenConfig, embed_dim: int = 1152, **projection: int) -> None:
         super().__init__()
         count, width, head_dim = _attentions_of(config)
-        self.image_proj = IPAdapterTimeImageProjection(embed_dim, width, **projection)
+        self.image_proj: IPAdapterTimeImageProjection = IPAdapterTimeImageProjection(embed_dim, width, **projection)
         temb_dim = self.image_proj.latents.shape[-1]
         # in the order of the transformer's attentions
-        self.ip_adapter = nn.LayerList([IPAdapterAttention(width, width, head_dim, temb_dim) for _ in range(count)])
+        self.ip_adapter: nn.LayerList = nn.LayerList(
+            [IPAdapterAttention(width, width, head_dim, temb_dim) for _ in range(count)]
+        )
 
     @property
-    def embed_dim(self):
-        """Width E of the features that it reads."""
+    def embed_dim(self) -> int:
+        """Width E of the features."""
         return self.image_proj.embed_dim
 
     @property
-    def scales(self):
-        """list of float: weight of the picture in each attention."""
+    def scales(self) -> list[float]:
+        """Weight of the image prompt in each attention."""
         return [attention.scale for attention in self.ip_adapter]
 
-    def forward(self, image_embeds, timestep):
+    def forward(self, image_embeds: paddle.Tensor, timestep: paddle.Tensor) -> Tensors:
         tokens, temb = self.image_proj(image_embeds, timestep)
         return {"ip_hidden_states": tokens, "temb": temb}
 
@@ -257,17 +294,18 @@ def _attentions_of(config):
     return count, config.num_attention_heads * config.attention_head_dim, config.attention_head_dim
 
 
-def read_ip_adapter(source, config, dtype, storage_dtype=None):
+def read_ip_adapter(
+    source: TensorSource, config: FrozenConfig, dtype: paddle.dtype, storage_dtype: Dtype | None = None
+) -> IPAdapter:
     """The :class:`IPAdapter` that ``source`` holds.
 
     Args:
-        source: a :class:`~ppsd3.serialization.SafetensorsFile` or anything with its methods.
-        config (FrozenConfig): of the transformer that it is for.
-        dtype (paddle dtype): that this computes in.
-        storage_dtype (paddle dtype, optional): 16-bit dtype to hold the weights of linear layers in.
+        config: of the transformer that it is for.
+        dtype: to compute in.
+        storage_dtype: 16-bit dtype for layerwise casting.
 
     Raises:
-        CheckpointFormatError: no IP-adapter of SD3.
+        CheckpointFormatError: not an IP-adapter of SD3.
         WeightMismatchError: one for another transformer, or tensors are missing, unexpected or of another shape.
     """
     source = _with_diffusers_names(source)
@@ -303,11 +341,11 @@ def read_ip_adapter(source, config, dtype, storage_dtype=None):
     return adapter
 
 
-def attach(transformer, adapter):
-    """Makes ``transformer`` read pictures by ``adapter``, in the place of another one.
+def attach(transformer: SD3Transformer2DModel, adapter: IPAdapter) -> None:
+    """Attaches ``adapter`` to ``transformer``, in place of an earlier one.
 
     Raises:
-        InputError: an attention has a processor of another kind, which would no longer act.
+        InputError: an attention has a processor of another kind, which would be lost.
     """
     others = _without_adapter(transformer)
     for name, processor in others.items():
@@ -320,19 +358,19 @@ def attach(transformer, adapter):
     transformer.set_attn_processor(
         {
             name: SD3IPAdapterJointAttnProcessor2_5(weights, joint)
-            for (name, joint), weights in zip(others.items(), adapter.ip_adapter)
+            for (name, joint), weights in zip(others.items(), cast("list[IPAdapterAttention]", adapter.ip_adapter))
         }
     )
 
 
-def detach(transformer):
-    """Takes the IP-adapter away; attentions have the processors again that they had before."""
+def detach(transformer: SD3Transformer2DModel) -> None:
+    """Removes the IP-adapter and restores the processors from before."""
     transformer.set_attn_processor(_without_adapter(transformer))
     transformer.ip_adapter = None
 
 
 def _without_adapter(transformer):
-    """``transformer.attn_processors`` as they are without an IP-adapter."""
+    """``transformer.attn_processors`` without the IP-adapter."""
     return {
         name: processor.joint if isinstance(processor, SD3IPAdapterJointAttnProcessor2_5) else processor
         for name, processor in transformer.attn_processors.items()
@@ -340,8 +378,8 @@ def _without_adapter(transformer):
 
 
 @contextlib.contextmanager
-def attached(transformer, adapter):
-    """Within the block ``transformer`` has ``adapter``."""
+def attached(transformer: SD3Transformer2DModel, adapter: IPAdapter) -> Iterator[None]:
+    """Attaches ``adapter`` to ``transformer`` within the block."""
     attach(transformer, adapter)
     try:
         yield
@@ -349,7 +387,7 @@ def attached(transformer, adapter):
         detach(transformer)
 
 
-def _with_diffusers_names(source):
+def _with_diffusers_names(source: TensorSource) -> RearrangedCheckpoint:
     """``source`` with each name of InstantX's own files replaced by diffusers'."""
     recipes = {}
     for key in source.keys():
@@ -361,12 +399,12 @@ def _with_diffusers_names(source):
 
 
 class _Shapes:
-    """Shapes of the tensors in a file, by which the adapter's sizes are known."""
+    """Shapes of the tensors in a file, from which the adapter's sizes are inferred."""
 
-    def __init__(self, source):
+    def __init__(self, source: TensorSource) -> None:
         self._source, self._names = source, set(source.keys())
 
-    def of(self, name):
+    def of(self, name: str) -> Shape:
         if name not in self._names:
             raise CheckpointFormatError(
                 f"{self._source.path} is no IP-adapter of SD3: it has no {name}. Use one for Stable Diffusion 3.5, "
@@ -374,7 +412,7 @@ class _Shapes:
             )
         return tuple(self._source.info(name).shape)
 
-    def count(self, prefix):
-        """How many numbered parts ``prefix`` has."""
+    def count(self, prefix: str) -> int:
+        """Number of the numbered modules within ``prefix``."""
         numbers = {name[len(prefix) + 1 :].split(".")[0] for name in self._names if name.startswith(prefix + ".")}
         return len(numbers)

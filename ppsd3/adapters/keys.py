@@ -1,7 +1,7 @@
-"""How files name the tensors of an adapter: programs differ in prefixes, in suffixes, and in the names of modules.
+"""Names of an adapter's tensors in files: programs differ in prefixes, suffixes and module names.
 
-A key is ``<prefix><module><suffix>``. The suffix says which tensor it is; prefix and module are compared with dots
-written as underscores, which is how kohya's scripts write them, so that one table per network serves all dialects:
+A key is ``<prefix><module><suffix>``. The suffix tells which tensor it is; prefix and module are compared with dots
+replaced by underscores, as kohya's scripts write them, so that one table per network serves all dialects:
 
 - diffusers and PEFT: ``transformer.transformer_blocks.0.attn.to_q.lora_A.weight``
 - diffusers before PEFT: ``….attn.processor.to_q_lora.down.weight``, ``….q_proj.lora_linear_layer.down.weight``
@@ -9,16 +9,19 @@ written as underscores, which is how kohya's scripts write them, so that one tab
 - ComfyUI: ``diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight``, ``text_encoders.clip_l.transformer.…``
 - LyCORIS: ``lycoris_transformer_blocks_0_attn_to_q.hada_w1_a``, ``.lokr_w1``, ``.diff``
 
-The modules of the original layout come from :mod:`ppsd3.serialization.sd3_keys`. Where it joins Q, K and V, the rows of
-a joint adapter are shared out; where it has the halves of a modulation the other way round, its rows change places.
+Module names of the original layout come from :mod:`ppsd3.serialization.sd3_keys`. Where it concatenates Q, K and V, the
+rows of an adapter are split among them; where it has the halves of a modulation swapped, the rows are swapped too.
 """
 
+from __future__ import annotations
+
 import re
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from ..serialization.sd3_keys import original_table, to_original
 
-# Component of the pipeline -> prefixes of its keys, dots written as underscores.
+# Component of the pipeline -> prefixes of its keys, with underscores for dots.
 PREFIXES = {
     "transformer": (
         *("transformer_", "lora_unet_", "lora_transformer_", "lycoris_", "diffusion_model_", "model_diffusion_model_"),
@@ -54,7 +57,7 @@ _OLD_NAMES = {"self_attn_to_q": "self_attn_q_proj", "self_attn_to_k": "self_attn
 _OLD_NAMES.update({"self_attn_to_v": "self_attn_v_proj", "self_attn_to_out": "self_attn_out_proj"})
 
 
-# The first that matches says whose names a key has.
+# Regular expression of a key -> the program whose names it has; the first match counts.
 _DIALECTS = (
     (r"lora_(unet|te|te[123]|transformer)_.*", "kohya's sd-scripts"),
     (r"lycoris_.*", "LyCORIS"),
@@ -62,25 +65,25 @@ _DIALECTS = (
     (r".*(\.processor\.|\.lora_linear_layer\.|_lora\.(down|up)\.).*", "diffusers before PEFT"),
     (r".*\.lora_[AB]\..*", "diffusers and PEFT"),
 )
-# Tensor of the adapter -> the kind that has it; earlier ones say more.
+# Tensor of an adapter -> the kind that has it; earlier entries are more specific.
 _KINDS = {"magnitude": "DoRA", "lokr_w1": "LoKr", "lokr_w1_a": "LoKr", "hada_w1_a": "LoHa", "down": "LoRA"}
 _KINDS["diff"] = "full matrices"
 
 
 class Place(NamedTuple):
-    """A linear layer of a network, and which rows of the key's tensor are its own.
+    """A linear layer of a network, and which rows of the key's tensor belong to it.
 
     Attributes:
-        module (str): name in the network.
-        rows (tuple): pairs (index, count): the ``index``-th of ``count`` equal parts, one after the other.
+        module: name in the network.
+        rows: pairs (index, count): the ``index``-th of ``count`` equal parts, one after the other.
     """
 
     module: str
-    rows: tuple = ((0, 1),)
+    rows: tuple[tuple[int, int], ...] = ((0, 1),)
 
 
-def split_key(key):
-    """``(module with prefix, tensor)`` of a key, e.g. "down" or "lokr_w1"; ``(key, None)`` if it is no adapter's."""
+def split_key(key: str) -> tuple[str, str | None]:
+    """``(module with prefix, tensor)`` of a key, e.g. "down" or "lokr_w1"; ``(key, None)`` if it has no such suffix."""
     for pattern, part in _SUFFIX:
         match = pattern.fullmatch(key)
         if match:
@@ -88,28 +91,28 @@ def split_key(key):
     return key, None
 
 
-def dialect(key):
-    """Whose names the key of an adapter has, e.g. "ComfyUI"; LyCORIS' own, if no other's."""
+def dialect(key: str) -> str:
+    """The program whose names an adapter's key has, e.g. "ComfyUI"; "LyCORIS" if no other matches."""
     return next((name for pattern, name in _DIALECTS if re.fullmatch(pattern, key)), "LyCORIS")
 
 
-def adapter_kind(tensors):
-    """What a file with these tensors (names as :func:`split_key` gives them) has: "LoRA", "DoRA", "LoHa", ..."""
+def adapter_kind(tensors: Collection[str]) -> str:
+    """The kind of adapter with these tensors (named by :func:`split_key`): "LoRA", "DoRA", "LoHa", ..."""
     return next((kind for tensor, kind in _KINDS.items() if tensor in tensors), "adapter")
 
 
 class ModuleNames:
-    """Finds the linear layers that keys speak of.
+    """Finds the linear layers that keys name.
 
     Args:
-        modules (dict): component -> names of its linear layers.
+        modules: component -> names of its linear layers.
     """
 
-    def __init__(self, modules):
+    def __init__(self, modules: Mapping[str, Iterable[str]]) -> None:
         self._places = {component: _places(component, names) for component, names in modules.items()}
 
-    def find(self, name):
-        """``(component, [Place])`` of a module's name with its prefix; None if no network has it."""
+    def find(self, name: str) -> tuple[str, list[Place]] | None:
+        """``(component, places)`` of a module's name with its prefix; None if no network has it."""
         flat = name.replace(".processor.", ".").replace(".", "_")
         for component, places in self._places.items():
             for prefix in PREFIXES[component]:
@@ -118,9 +121,9 @@ class ModuleNames:
         return None
 
 
-def _places(component, names):
-    """dict: module in any dialect, dots as underscores -> list of Place."""
-    places = {}
+def _places(component: str, names: Iterable[str]) -> dict[str, list[Place]]:
+    """Module in any dialect, with underscores for dots -> its places."""
+    places: dict[str, list[Place]] = {}
     if component == "transformer":
         weights = [name + ".weight" for name in names]
         for original, recipe in to_original(weights, original_table("transformer"), "the transformer").items():
@@ -139,7 +142,7 @@ def _flat(weight):
 
 
 def _shares(pieces):
-    """What the layers get whose rows, piece after piece, make up the original's."""
+    """Places of the layers whose rows, piece after piece, make up the original's."""
     by_layer = {}
     for position, piece in enumerate(pieces):
         by_layer.setdefault(piece.name[: -len(".weight")], []).append((piece.index, (position, len(pieces))))

@@ -1,10 +1,10 @@
-"""What LoRA and its relatives add to a linear layer, each exactly.
+"""LoRA and its relatives: what each adds to a linear layer, computed exactly.
 
 ==========  ===============================================================  ========================
-format      change of the weight W [out, in]                                 layer here
+format      change of the weight W [out, in]                                 class
 ==========  ===============================================================  ========================
 LoRA        ``alpha / r * B A``                                              :class:`LowRank`
-DoRA        the rows of W with any change get the lengths ``m``              a ``magnitude`` of any
+DoRA        rows of the changed W are rescaled to the lengths ``m``          any, with ``magnitude``
 LoHa        ``alpha / r * (B1 A1) o (B2 A2)``, entry by entry                :class:`LowRank` of rank r * r
 LoKr        ``alpha / r * kron(W1, W2)``                                     :class:`Kronecker`
 full        ``D``                                                            :class:`Dense`
@@ -13,38 +13,49 @@ full        ``D``                                                            :cl
 Sources: LoRA, arXiv 2106.09685; DoRA, 2402.09353; LoHa, 2108.06098; LoKr, 2309.14859 (LyCORIS).
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import paddle
 from paddle import nn
 
 from ..ops import linear
 from ..ops.adapted import Adapter, dense_weight
+from ..serialization.tensors import dtype_name
 from ..utils.paddle_internals import share_memory
 
 
 class WeightChange(Adapter):
-    """A change of the weight, ``scaling * M``, where a subclass knows M.
+    """A change of the weight by ``scaling * M``; subclasses define M.
 
     Args:
-        scaling (float): e.g. alpha / r.
-        magnitude (Tensor [out], optional): lengths that the rows of the whole weight are given (DoRA).
-        bias (Tensor [out], optional): added to the output with the same scaling.
+        scaling: e.g. alpha / r.
+        magnitude [out]: lengths to which the rows of the changed weight are rescaled (DoRA).
+        bias [out]: added to the output with the same scaling.
     """
 
-    def __init__(self, scaling=1.0, magnitude=None, bias=None):
+    scaling: float
+    lora_magnitude_vector: paddle.Tensor | None
+    lora_bias: paddle.Tensor | None
+
+    def __init__(
+        self, scaling: float = 1.0, magnitude: paddle.Tensor | None = None, bias: paddle.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.scaling = float(scaling)
         self.lora_magnitude_vector = None if magnitude is None else _parameter(magnitude)
         self.lora_bias = None if bias is None else _parameter(bias)
 
-    def product(self, x):
+    def product(self, x: paddle.Tensor) -> paddle.Tensor:
         """``x M^T``: [..., in] -> [..., out]."""
         raise NotImplementedError
 
-    def matrix(self):
+    def matrix(self) -> paddle.Tensor:
         """M [out, in] in float32."""
         raise NotImplementedError
 
-    def added(self, x, y, layer, strength):
+    def added(self, x: paddle.Tensor, y: paddle.Tensor, layer: Any, strength: float) -> paddle.Tensor:
         strength = strength * self.scaling
         change = self.product(x) * strength
         if self.lora_magnitude_vector is not None:
@@ -55,17 +66,17 @@ class WeightChange(Adapter):
             change = (factor - 1.0) * plain + factor * change
         return change if self.lora_bias is None else change + self.lora_bias * strength
 
-    def weight_change(self, weight, strength):
+    def weight_change(self, weight: paddle.Tensor, strength: float) -> paddle.Tensor:
         change = self.matrix() * (strength * self.scaling)
         if self.lora_magnitude_vector is None:
             return change
         whole = weight + change
         return whole * (self.lora_magnitude_vector.astype("float32") / _row_norms(whole)).unsqueeze(1) - weight
 
-    def bias_change(self, strength):
+    def bias_change(self, strength: float) -> paddle.Tensor | None:
         return None if self.lora_bias is None else self.lora_bias.astype("float32") * (strength * self.scaling)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         return f"scaling={self.scaling:g}" + ("" if self.lora_magnitude_vector is None else ", dora")
 
 
@@ -73,41 +84,48 @@ class LowRank(WeightChange):
     """``M = B A``.
 
     Args:
-        down (Tensor [r, in]), up (Tensor [out, r]): A and B, the parameters ``lora_A`` and ``lora_B``.
+        down [r, in], up [out, r]: A and B, the parameters ``lora_A`` and ``lora_B``.
         **options: of :class:`WeightChange`.
     """
 
-    def __init__(self, down, up, **options):
+    def __init__(self, down: paddle.Tensor, up: paddle.Tensor, **options: Any) -> None:
         super().__init__(**options)
-        self.lora_A, self.lora_B = _parameter(down), _parameter(up)
+        self.lora_A: paddle.Tensor = _parameter(down)
+        self.lora_B: paddle.Tensor = _parameter(up)
 
-    rank = property(lambda self: self.lora_A.shape[0])
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.lora_A.shape[0]
 
-    def product(self, x):
+    def product(self, x: paddle.Tensor) -> paddle.Tensor:
         return linear(linear(x, self.lora_A), self.lora_B)
 
-    def matrix(self):
+    def matrix(self) -> paddle.Tensor:
         return paddle.matmul(self.lora_B.astype("float32"), self.lora_A.astype("float32"))
 
 
 class Kronecker(WeightChange):
-    """``M = kron(first, second)``, applied without ever being made: ``first X second^T``.
+    """``M = kron(first, second)``, applied without computing M: ``first X second^T``.
 
     Args:
-        first (Tensor [a, b]), second (Tensor [c, d]): a * c is ``out``, b * d is ``in``; ``lokr_w1`` and ``lokr_w2``.
+        first [a, b], second [c, d]: a * c is ``out``, b * d is ``in``; ``lokr_w1`` and ``lokr_w2``.
         **options: of :class:`WeightChange`.
     """
 
-    def __init__(self, first, second, **options):
+    lokr_w1: paddle.Tensor
+    lokr_w2: paddle.Tensor
+
+    def __init__(self, first: paddle.Tensor, second: paddle.Tensor, **options: Any) -> None:
         super().__init__(**options)
         self.lokr_w1, self.lokr_w2 = _parameter(first), _parameter(second)
 
-    def product(self, x):
+    def product(self, x: paddle.Tensor) -> paddle.Tensor:
         (a, b), (c, d) = self.lokr_w1.shape, self.lokr_w2.shape
         inner = linear(x.reshape([*x.shape[:-1], b, d]), self.lokr_w2)  # [..., b, c]
         return paddle.matmul(self.lokr_w1, inner).reshape([*x.shape[:-1], a * c])
 
-    def matrix(self):
+    def matrix(self) -> paddle.Tensor:
         return paddle.kron(self.lokr_w1.astype("float32"), self.lokr_w2.astype("float32"))
 
 
@@ -115,18 +133,20 @@ class Dense(WeightChange):
     """M itself, the parameter ``diff``.
 
     Args:
-        matrix (Tensor [out, in])
+        matrix [out, in]
         **options: of :class:`WeightChange`.
     """
 
-    def __init__(self, matrix, **options):
+    diff: paddle.Tensor
+
+    def __init__(self, matrix: paddle.Tensor, **options: Any) -> None:
         super().__init__(**options)
         self.diff = _parameter(matrix)
 
-    def product(self, x):
+    def product(self, x: paddle.Tensor) -> paddle.Tensor:
         return linear(x, self.diff)
 
-    def matrix(self):
+    def matrix(self) -> paddle.Tensor:
         return self.diff.astype("float32")
 
 
@@ -134,11 +154,13 @@ def _row_norms(weight):
     return weight.square().sum(axis=1).sqrt()
 
 
-def hadamard(up1, down1, up2, down2, **options):
+def hadamard(
+    up1: paddle.Tensor, down1: paddle.Tensor, up2: paddle.Tensor, down2: paddle.Tensor, **options: Any
+) -> WeightChange:
     """``M = (up1 down1) o (up2 down2)`` as a low-rank change.
 
     Entry (i, j) is the sum over p and q of ``up1[i, p] up2[i, q] * down1[p, j] down2[q, j]``: a product of rank r * r.
-    Where such a product holds more numbers than the matrix does, the matrix is made.
+    Where these factors are larger than the matrix, the matrix is used.
     """
     (out, r1), (r2, width) = up1.shape, down2.shape
     if r1 * r2 * (out + width) > out * width:
@@ -148,10 +170,11 @@ def hadamard(up1, down1, up2, down2, **options):
     return LowRank(down, up, **options)
 
 
-def _parameter(tensor):
-    """A parameter over the memory of ``tensor``; not trainable until someone wants to train it."""
+def _parameter(tensor: paddle.Tensor) -> paddle.Tensor:
+    """A parameter that shares the memory of ``tensor``; not trainable at first."""
     attribute = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0), trainable=False)
-    parameter = paddle.create_parameter(tensor.shape, str(tensor.dtype).split(".")[-1], attr=attribute)
+    name: Any = dtype_name(tensor.dtype)
+    parameter = paddle.create_parameter(tensor.shape, name, attr=attribute)
     tensor = tensor.contiguous() if not tensor.is_contiguous() else tensor
     share_memory(tensor, parameter)
     return parameter

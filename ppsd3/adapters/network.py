@@ -1,17 +1,21 @@
-"""Adapters of a network: put around its linear layers, weighed, put into the weights, taken away."""
+"""Adapters of a network: attaching, weighting, fusing and removing them."""
+
+from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Any
 
 import paddle
+from paddle import nn
 
 from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
-from ..ops.adapted import adapted_layers, base_of, dense_weight, own_sublayers
+from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils.errors import InputError
+from ..utils.types import Names
 from .layers import LowRank
 
 _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
@@ -22,36 +26,35 @@ ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_pr
 
 @dataclass
 class LoraConfig:
-    """A LoRA that is to be trained; PEFT's names.
+    """Configuration of a LoRA to train, with PEFT's names.
 
     Attributes:
-        r (int): rank.
-        lora_alpha (float): the change is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
-        target_modules (sequence of str, or str): ends of the names of linear layers, or a regular expression of whole
-            names. Default: the projections of the transformer's attention.
-        init_lora_weights (str or bool): how A begins; B begins with zeros. "gaussian": normal with deviation 1 / r;
+        r: rank.
+        lora_alpha: the change is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
+        target_modules: ends of the names of linear layers, or a regular expression of whole names. Default: the
+            projections of the transformer's attention.
+        init_lora_weights: initial A; the initial B is zero. "gaussian": normal with standard deviation 1 / r;
             True: uniform, as PEFT's own default.
-        use_dora (bool), use_rslora (bool)
-        rank_pattern, alpha_pattern (dict): regular expression of a name's end -> its own rank or alpha.
+        rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers.
     """
 
     r: int = 4
     lora_alpha: float = 4
-    target_modules: Union[str, Sequence[str]] = ATTENTION_MODULES
-    init_lora_weights: Union[str, bool] = "gaussian"
+    target_modules: Names = ATTENTION_MODULES
+    init_lora_weights: str | bool = "gaussian"
     use_dora: bool = False
     use_rslora: bool = False
-    rank_pattern: Optional[dict[str, int]] = None
-    alpha_pattern: Optional[dict[str, float]] = None
+    rank_pattern: dict[str, int] | None = None
+    alpha_pattern: dict[str, float] | None = None
 
-    def matches(self, name):
+    def matches(self, name: str) -> bool:
         """Whether the linear layer called ``name`` gets an adapter."""
         if isinstance(self.target_modules, str):
             return re.fullmatch(self.target_modules, name) is not None
         return any(name == target or name.endswith("." + target) for target in self.target_modules)
 
-    def make(self, name, layer):
-        """A fresh :class:`LowRank` for ``layer``, which changes nothing yet."""
+    def make(self, name: str, layer: Any) -> LowRank:
+        """A new :class:`LowRank` for ``layer``, which changes nothing before it is trained."""
         rank, alpha = _own(self.rank_pattern, name, self.r), _own(self.alpha_pattern, name, self.lora_alpha)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise InputError(f"r is {rank!r} for {name}; a rank is a whole number, 1 or more.")
@@ -75,8 +78,8 @@ def _own(pattern, name, default):
     return next((v for key, v in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
-def linear_layers(network):
-    """dict: name in the checkpoint -> linear layer of ``network``, with or without adapters around it."""
+def linear_layers(network: nn.Layer) -> dict[str, Any]:
+    """The linear layers of ``network``, with or without adapters, by name in the checkpoint."""
     return {
         name: layer
         for name, layer in own_sublayers(network)
@@ -84,16 +87,14 @@ def linear_layers(network):
     }
 
 
-def add_adapter(network, config, adapter_name="default"):
-    """Puts a new LoRA around linear layers of ``network``, and makes its weights the only ones that train.
+def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
+    """Adds a new LoRA to linear layers of ``network``, and makes its weights the only trainable ones.
 
     Args:
-        network (ModelMixin): of any dtype; its weights may be in int8 or held in 16 bits.
-        config (LoraConfig)
-        adapter_name (str)
+        network: of any dtype, quantized or with layerwise casting.
 
     Raises:
-        InputError: the name is taken or cannot be one, or no layer matches.
+        InputError: the name is taken or impossible, or no layer matches.
     """
     with paddle.no_grad():
         chosen = {
@@ -108,8 +109,8 @@ def add_adapter(network, config, adapter_name="default"):
     train_adapter(network, adapter_name)
 
 
-def train_adapter(network, adapter_name):
-    """Makes the weights of this adapter trainable and all others of ``network`` not.
+def train_adapter(network: nn.Layer, adapter_name: str) -> None:
+    """Makes the weights of this adapter the only trainable ones of ``network``.
 
     Raises:
         InputError: there is no such adapter.
@@ -122,8 +123,8 @@ def train_adapter(network, adapter_name):
             parameter.stop_gradient = False
 
 
-def adapters_called(network, name):
-    """dict: module -> Adapter of the adapter ``name``."""
+def adapters_called(network: nn.Layer, name: str) -> dict[str, Any]:
+    """The layers of the adapter ``name``, by module."""
     return {
         module: layer.adapters[name]
         for module, layer in adapted_layers(network).items()
@@ -131,11 +132,11 @@ def adapters_called(network, name):
     }
 
 
-def attach(network, name, adapters):
-    """Puts ``adapters`` (module -> Adapter) around layers of ``network`` under one name, active beside the others.
+def attach(network: nn.Layer, name: str, adapters: Mapping[str, Adapter]) -> None:
+    """Adds ``adapters``, by module, to layers of ``network`` under one name; they become active beside the others.
 
     Raises:
-        InputError: the name is taken or cannot be one.
+        InputError: the name is taken or impossible.
     """
     check_name(network, name)
     for module, adapter in adapters.items():
@@ -152,15 +153,15 @@ def attach(network, name, adapters):
     _changed(network)
 
 
-def linear_layers_at(network, module):
+def linear_layers_at(network: nn.Layer, module: str) -> nn.Layer:
     """The sublayer called ``module``."""
     for part in module.split("."):
         network = getattr(network, part)
     return network
 
 
-def check_name(network, name):
-    """Refuses a name that is no string, or taken."""
+def check_name(network: nn.Layer, name: Any) -> None:
+    """Raises InputError if ``name`` is taken or impossible."""
     if not isinstance(name, str) or not name or "." in name:
         raise InputError(f"adapter_name is {name!r}; it has to be a string without dots.")
     if name in adapter_names(network):
@@ -169,32 +170,32 @@ def check_name(network, name):
         )
 
 
-def adapter_names(network):
-    """Names of all adapters, in the order in which they came."""
+def adapter_names(network: nn.Layer) -> list[str]:
+    """Names of all adapters, in the order in which they were added."""
     return list(dict.fromkeys(name for layer in adapted_layers(network).values() for name in layer.adapters.keys()))
 
 
-def active_adapters(network):
-    """Names of those that act; none while they are disabled."""
+def active_adapters(network: nn.Layer) -> list[str]:
+    """Names of the active adapters; none while adapters are disabled."""
     layers = adapted_layers(network).values()
     return list(dict.fromkeys(name for layer in layers if layer.enabled for name in layer.active))
 
 
-def fused_adapters(network):
-    """Names of those that are in the weights."""
+def fused_adapters(network: nn.Layer) -> list[str]:
+    """Names of the adapters that are fused into the weights."""
     return list(dict.fromkeys(name for layer in adapted_layers(network).values() for name in layer.fused))
 
 
-def is_enabled(network):
-    """Whether adapters act, if there are any."""
+def is_enabled(network: nn.Layer) -> bool:
+    """Whether adapters are enabled; True without adapters."""
     return all(layer.enabled for layer in adapted_layers(network).values())
 
 
-def set_strengths(network, strengths):
-    """Makes the adapters of ``strengths`` (name -> float) the active ones, in this order.
+def set_strengths(network: nn.Layer, strengths: Mapping[str, float]) -> None:
+    """Makes the adapters in ``strengths`` the active ones, in this order.
 
     Raises:
-        InputError: a fused adapter would get another strength, or would no longer act.
+        InputError: a fused adapter would change its strength or become inactive.
     """
     layers = adapted_layers(network).values()
     for layer in layers:
@@ -208,18 +209,18 @@ def set_strengths(network, strengths):
     _changed(network)
 
 
-def set_enabled(network, enabled):
-    """Lets the adapters act, or not. What is fused stays."""
+def set_enabled(network: nn.Layer, enabled: bool) -> None:
+    """Enables or disables the adapters. Fused ones stay in the weights."""
     for layer in adapted_layers(network).values():
         layer.enabled = enabled
     _changed(network)
 
 
-def detach(network, names):
-    """Takes adapters away; a layer without any is again what it was.
+def detach(network: nn.Layer, names: Collection[str]) -> None:
+    """Removes adapters; a layer without adapters is unwrapped.
 
     Raises:
-        InputError: one of them is in the weights.
+        InputError: one of them is fused.
     """
     fused = [name for name in fused_adapters(network) if name in names]
     if fused:
@@ -234,27 +235,24 @@ def detach(network, names):
     _changed(network)
 
 
-def unload(network):
-    """Takes all adapters away. What is fused stays in the weights."""
+def unload(network: nn.Layer) -> None:
+    """Removes all adapters. Fused ones stay in the weights."""
     for module, layer in adapted_layers(network).items():
         replace_layer(network, module, layer.base_layer)
     _changed(network)
 
 
 @paddle.no_grad()
-def fuse(network, names=None, scale=1.0, safe=False):
-    """Puts adapters into the weights.
-
-    int8 weights are rounded anew from the sum, those held in 16 bits to their dtype.
+def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float = 1.0, safe: bool = False) -> None:
+    """Fuses adapters into the weights. int8 weights are quantized again from the sum, 16-bit ones rounded.
 
     Args:
-        names (sequence of str): default the active ones.
-        scale (float): factor of their strengths.
-        safe (bool): look at all sums first.
+        names: default the active ones.
+        scale: factor of their strengths.
+        safe: check that all sums are finite before anything changes.
 
     Raises:
-        InputError: there is no such adapter, one is in the weights already, or ``safe`` and a sum is not finite: then
-            nothing has changed.
+        InputError: there is no such adapter, one is fused already, or ``safe`` and a sum is not finite.
     """
     names = active_adapters(network) if names is None else names
     again = [name for name in names if name in fused_adapters(network)]
@@ -279,8 +277,8 @@ def fuse(network, names=None, scale=1.0, safe=False):
 
 
 @paddle.no_grad()
-def unfuse(network):
-    """Gives the network the very weights again that it had before :func:`fuse`."""
+def unfuse(network: nn.Layer) -> None:
+    """Restores the weights from before :func:`fuse`, bit by bit."""
     for layer in adapted_layers(network).values():
         layer.unfuse()
     _changed(network)
@@ -296,7 +294,7 @@ def _require(network, names):
 
 
 def _changed(network):
-    """Copies of weights and traced graphs follow."""
+    """Updates fused projections, which are copies of weights, and drops traced graphs."""
     for layer in network.sublayers():
         if getattr(layer, "_fused", None) is not None:
             layer.fuse_projections()

@@ -1,5 +1,9 @@
 """Options for the arguments of a pipeline's call, made from where they are declared: a new argument has its option."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from ..utils.errors import InputError
 
 # Kind of an argument -> how argparse reads it. Pictures are named by files.
@@ -34,7 +38,7 @@ def given_values(arguments, *pipeline_classes, only=None):
     return {argument.name: getattr(arguments, argument.name) for argument in _arguments(pipeline_classes, only)}
 
 
-def call_arguments(arguments, pipeline_class, others=(), only=None):
+def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: Any = None) -> dict[str, Any]:
     """Keyword arguments of the call of ``pipeline_class``; pictures are opened.
 
     Args:

@@ -1,7 +1,10 @@
 """What the commands that draw have in common: prompts, seeds, files, and the settings that go into each PNG."""
 
+from __future__ import annotations
+
 import argparse
 import os
+from typing import Any
 
 from .. import __version__
 from ..utils.errors import InputError
@@ -62,7 +65,7 @@ def take_settings(parser, rest, command):
     path = first.parse_known_args(rest)[0].from_png
     if path is None:
         return
-    settings = read_settings(path)
+    settings: dict[str, Any] = read_settings(path)
     drawn_by = settings.get("command", "generate")
     if drawn_by != command:
         raise InputError(f"{path} was drawn by `ppsd3 {drawn_by}`. Use that command with --from-png.")
@@ -71,7 +74,14 @@ def take_settings(parser, rest, command):
     parser.set_defaults(**{name: value for name, value in settings.items() if name in known})
 
 
-def draw(arguments, call, pipeline_class, command="generate", more=None, load=load_pipeline):
+def draw(
+    arguments: Any,
+    call: dict[str, Any],
+    pipeline_class: Any,
+    command: str = "generate",
+    more: dict[str, Any] | None = None,
+    load: Any = load_pipeline,
+) -> None:
     """Draws what ``arguments`` ask for and saves it.
 
     Args:
@@ -89,7 +99,7 @@ def draw(arguments, call, pipeline_class, command="generate", more=None, load=lo
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
-        images = pipe(prompt, generator=_generators(seeds), **call, **watching).images
+        images = pipe(prompt=prompt, generator=_generators(seeds), **call, **watching).images
         for image, seed in zip(images, seeds):
             file = targets.pop(0)
             settings = {"prompt": prompt, **_settings(arguments, given, seed, image)}
@@ -98,7 +108,7 @@ def draw(arguments, call, pipeline_class, command="generate", more=None, load=lo
                 print(file)
 
 
-def prepare_call(arguments, pipeline_class, pictures=(), others=()):
+def prepare_call(arguments: Any, pipeline_class: Any, pictures: Any = (), others: Any = ()) -> dict[str, Any]:
     """Keyword arguments of the call, with pictures opened, in the size of the first of ``pictures`` (their names).
 
     Raises:
@@ -148,7 +158,7 @@ def _check_picture_prompt(arguments):
             raise InputError(f"{option} goes with an IP-adapter. Name one by --ip-adapter.")
 
 
-def _previews(pipe, directory, prefix):
+def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
     """Arguments of the call that save previews into ``directory`` (none, if that is None)."""
     from ..pipelines.latent_preview import LatentPreview
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from ..utils.errors import InputError
 
@@ -64,7 +65,7 @@ def add_model_options(parser):
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
 
-def load_pipeline(arguments, quiet, pipeline_class=None, **components):
+def load_pipeline(arguments: Any, quiet: bool, pipeline_class: Any = None, **components: Any) -> Any:
     """The pipeline (by default for text to image) that the model options ask for, with these ``components`` in place of
     the model's; ``quiet`` hides its progress bar."""
     _choose_device(arguments.device, arguments.dtype)

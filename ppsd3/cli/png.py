@@ -16,7 +16,7 @@ def output_files(output, prompts, seeds):
     picture is drawn.
 
     Args:
-        output (str or None): a file, or an existing directory. None: the current directory. In a directory, files are
+        output: a file, or an existing directory. None: the current directory. In a directory, files are
             named after prompt and seed.
         prompts (list of str), seeds (list of int): one picture for each of both. Several to one file get ``-1``,
             ``-2``, ... before ``.png``.

@@ -1,11 +1,15 @@
-"""Checkpoints from one layout to another: a single file, a directory in diffusers format, one in ppdiffusers format.
+"""Converts checkpoints between layouts: a single file, a directory in diffusers format, or in ppdiffusers format.
 
-Networks are never built: their tensors go from one mapped file to another, one at a time.
+Networks are built without memory; tensors are copied one at a time from the mapped file to the new one.
 """
+
+from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +21,26 @@ from ..serialization.loading import fit
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ..serialization.sd3_keys import original_table, to_original
 from ..serialization.single_file import COMPONENTS, CONFIGS_KEY
+from ..serialization.source import TensorSource
 from ..serialization.tensors import dtype_name, floating_dtype
 from ..serialization.writers import StoredTensor, byte_size, require_space, write_checkpoint, write_tensors
 from ..transformers import SiglipVisionModel
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
+from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import choose_variants
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources
 
 LAYOUTS = ("original", "diffusers", "ppdiffusers")
 _PIPELINE, _CONTROL_PIPELINE = "StableDiffusion3Pipeline", "StableDiffusion3ControlNetPipeline"
 _QUANTIZATION = "quantization_config"
-# Library named in the index, and name and mark of the weights, of what diffusers defines and of what transformers does.
+# Layout -> libraries in the index, of diffusers' classes and of transformers'.
 _LIBRARIES = {
     "diffusers": ("diffusers", "transformers"),
     "ppdiffusers": ("ppdiffusers", "ppdiffusers.transformers"),
 }
-# What directories hold beside the networks of a single file, and what is copied as it is.
+# Components in directories: networks that are converted, and parts that are copied.
 _NETWORKS = {**NETWORKS, "image_encoder": SiglipVisionModel}
 _OF_TRANSFORMERS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
 _COPIED = ("scheduler", *TOKENIZERS, "feature_extractor")
@@ -42,40 +48,40 @@ _PADDLE_FILES = {"diffusion_pytorch_model": ("diffusion_paddle_model", "pd"), "m
 
 
 def convert(
-    source,
-    target,
-    layout=None,
-    dtype=None,
-    variant=None,
-    max_shard_size="10GB",
-    source_variant=None,
-    config=None,
-    **components,
-):
+    source: PathLike,
+    target: PathLike,
+    layout: str | None = None,
+    dtype: Dtype | None = None,
+    variant: str | None = None,
+    max_shard_size: int | str = "10GB",
+    source_variant: str | None = None,
+    config: PathLike | None = None,
+    **components: PathLike | None,
+) -> str:
     """Writes the checkpoint ``source`` as ``target`` in another layout, dtype or number of files.
 
-    One tensor at a time is in memory. Nothing appears under its final name before everything is written.
+    One tensor at a time is in memory. Files are renamed to their final names when all are written.
 
     Args:
-        source (str or path): a single file (Stability AI's, ComfyUI's, or one with diffusers' names) or a link to one;
+        source: a single file (Stability AI's, ComfyUI's, or one with diffusers' names) or a link to one;
             a directory or hub id in diffusers or ppdiffusers format, of a pipeline or of one network.
-        target (str or path): a ``.safetensors`` file for the original layout, else a directory.
-        layout (str): "original", "diffusers" or "ppdiffusers" (linear weights [in, out], as Paddle has them). Default:
+        target: a ``.safetensors`` file for the original layout, else a directory.
+        layout: "original", "diffusers" or "ppdiffusers" (linear weights [in, out], as Paddle has them). Default:
             "original" if ``target`` ends in ``.safetensors``, else "diffusers".
-        dtype (str): "float32", "float16" or "bfloat16". Default: as it is; 8-bit floats become bfloat16.
-        variant (str): e.g. "fp16", in the names of a directory's weights.
-        max_shard_size (int or str): most bytes of a file in a directory. A single file is never split.
-        source_variant (str): which weights of a directory to read.
-        config (str): a directory or hub id in diffusers format, for what a single file lacks: tokenizers, scheduler.
+        dtype: "float32", "float16" or "bfloat16". Default: as it is; 8-bit floats become bfloat16.
+        variant: e.g. "fp16", in the names of a directory's weights.
+        max_shard_size: most bytes of a file in a directory. A single file is never split.
+        source_variant: the variant to read from a directory.
+        config: a directory or hub id in diffusers format, for what a single file lacks: tokenizers, scheduler.
         **components: paths of parts that are not in a single file, or None to leave a part out, e.g.
             ``text_encoder="clip_l.safetensors"``, ``text_encoder_3=None``.
 
     Returns:
-        str: ``target``.
+        The absolute path of ``target``.
 
     Raises:
-        InputError: arguments that contradict one another, a quantized source, or something else in the target's place.
-        CheckpointError: the source is incomplete or no Stable Diffusion 3, or the disk has too little space.
+        InputError: contradicting arguments, a quantized source, or a target that exists as something else.
+        CheckpointError: the source is incomplete or not a Stable Diffusion 3, or the disk has too little space.
     """
     target = os.path.abspath(target)
     is_file = target.endswith(".safetensors")
@@ -108,10 +114,9 @@ def _check_arguments(target, layout, is_file, variant):
 
 
 class _Network:
-    """One network on its way: ``model`` (unallocated), ``config`` (dict) and ``source``, in torch's layout and with the
-    model's names, complete and without surplus."""
+    """A network to convert: ``model``, without memory, and ``source``, with exactly its tensors in torch's layout."""
 
-    def __init__(self, name, config, source):
+    def __init__(self, name: str, config: Mapping[str, Any], source: TensorSource) -> None:
         class_ = _NETWORKS[name]
         source = class_.with_own_names(source)
         if _QUANTIZATION in config:
@@ -131,7 +136,7 @@ class _Network:
         }
         self.name, self.source = name, RearrangedCheckpoint(source, recipes)
 
-    def config_json(self, dtype):
+    def config_json(self, dtype: str | None) -> dict[str, Any]:
         """The configuration as the network's class saves it."""
         config = self.model.to_json_dict()
         if "torch_dtype" in config:
@@ -139,8 +144,8 @@ class _Network:
             config["torch_dtype"] = next(tensor.dtype for tensor in tensors)
         return config
 
-    def tensors(self, dtype, layout="diffusers"):
-        """dict: name -> StoredTensor."""
+    def tensors(self, dtype: str | None, layout: str = "diffusers") -> dict[str, StoredTensor]:
+        """The tensors by name in ``layout``."""
         source = self.source
         if layout == "ppdiffusers":
             linear = linear_weights(self.model)
@@ -148,8 +153,8 @@ class _Network:
             source = RearrangedCheckpoint(source, recipes)
         return {name: StoredTensor(source, name, dtype) for name in source.keys()}
 
-    def original_tensors(self, dtype):
-        """dict: original name, with the prefix that it has in a single file -> StoredTensor."""
+    def original_tensors(self, dtype: str | None) -> dict[str, StoredTensor]:
+        """The tensors by original name, with the prefix of the component in a single file."""
         kind, (prefix, *_) = COMPONENTS[self.name]
         names = [name for name in self.source.keys() if not self._is_implied(name)]
         recipes = to_original(names, original_table(kind, names), self.source.path)
@@ -157,7 +162,7 @@ class _Network:
         return {prefix + name: StoredTensor(source, name, dtype) for name in source.keys()}
 
     def _is_implied(self, name):
-        """Whether original files lack the tensor because it is the identity: CLIP-L's projection."""
+        """Whether original files omit the tensor: CLIP-L's projection, if it is the identity."""
         if (self.name, name) != ("text_encoder", "text_projection.weight"):
             return False
         matrix = self.source.load(name, "float32")
@@ -167,12 +172,13 @@ class _Network:
 class _DirectoryParts:
     """The parts of a pipeline's directory, or of one network's (``single``)."""
 
-    def __init__(self, directory, variant, given):
+    def __init__(self, directory: str, variant: str | None, given: Collection[str]) -> None:
         self.directory, self.given = directory, given
         index = os.path.join(directory, PIPELINE_INDEX)
         self.single = not os.path.isfile(index)
         if self.single:
-            self.index, self.networks = {}, [_component_of(directory)]
+            self.index: dict[str, Any] = {}
+            self.networks = [_component_of(directory)]
             self._variants = {self.networks[0]: variant}
             return
         self.index = read_json(index, purpose="the list of the pipeline's components")
@@ -193,24 +199,24 @@ class _DirectoryParts:
                 )
         self._variants = choose_variants({n: os.listdir(self.folder(n)) for n in self.networks}, variant)
 
-    def folder(self, name):
+    def folder(self, name: str) -> str:
         return self.directory if self.single else os.path.join(self.directory, name)
 
-    def network(self, name):
+    def network(self, name: str) -> _Network:
         folder = self.folder(name)
         checkpoint = Checkpoint.open(folder, _NETWORKS[name].weights_name, self._variants[name])
         return _Network(name, _NETWORKS[name].load_config(folder), checkpoint)
 
-    def scheduler_config(self):
+    def scheduler_config(self) -> dict[str, Any] | None:
         file = os.path.join(self.directory, "scheduler", "scheduler_config.json")
         return None if self.single or "scheduler" not in self.others else read_json(file, purpose="the scheduler")
 
-    def save_others(self, target):
+    def save_others(self, target: str) -> None:
         for name in self.others:
             shutil.copytree(self.folder(name), os.path.join(target, name))
 
-    def classes(self):
-        """dict: component -> class name, None for one that is absent."""
+    def classes(self) -> dict[str, str | None]:
+        """Component -> class name, None for one that is absent."""
         listed = {name: entry[1] for name, entry in self.index.items() if isinstance(entry, list)}
         return {name: None if name in self.given else class_name for name, class_name in listed.items()}
 
@@ -218,7 +224,7 @@ class _DirectoryParts:
 class _FileParts:
     """The parts of a single file, and those that were passed beside it."""
 
-    def __init__(self, path, config, given, whole):
+    def __init__(self, path: str, config: str | None, given: dict[str, Any], whole: bool) -> None:
         self.sources = PipelineSources(path, config, given)
         self.networks = [name for name in NETWORKS if self.sources.has(name)]
         self.pipeline = _CONTROL_PIPELINE if "controlnet" in self.networks else _PIPELINE
@@ -226,20 +232,20 @@ class _FileParts:
         if whole and not self.single:
             self.sources.require([*NETWORKS, *TOKENIZERS], ("controlnet",), _PIPELINE)
 
-    def network(self, name):
+    def network(self, name: str) -> _Network:
         source, config = self.sources.network(name)
         return _Network(name, config, source)
 
-    def scheduler_config(self):
+    def scheduler_config(self) -> dict[str, Any]:
         return self.sources.make("scheduler").to_json_dict()
 
-    def save_others(self, target):
+    def save_others(self, target: str) -> None:
         for name in ("scheduler", *TOKENIZERS):
             part = self.sources.make(name)
             if part is not None:
                 part.save_pretrained(os.path.join(target, name))
 
-    def classes(self):
+    def classes(self) -> dict[str, str | None]:
         made = {name: self.sources.make(name) for name in TOKENIZERS}
         names = {name: NETWORKS[name].__name__ if name in self.networks else None for name in NETWORKS}
         if names["controlnet"] is None:
@@ -273,7 +279,7 @@ def _open(source, variant, config, components, whole):
 
 
 def _component_of(directory):
-    """What a pipeline calls the network in ``directory``."""
+    """The name of the component in ``directory``, by its configuration."""
     config = read_json(os.path.join(directory, "config.json"), purpose="a network's configuration")
     name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
     components = [component for component, class_ in _NETWORKS.items() if class_.__name__ == name]
@@ -306,7 +312,7 @@ def _write_file(target, parts, dtype):
 
 
 def _arguments_only(config):
-    """``config`` without what describes the files that it was beside."""
+    """The constructor's arguments in a saved ``config``."""
     return {key: value for key, value in config.items() if not key.startswith("_") and key != "torch_dtype"}
 
 

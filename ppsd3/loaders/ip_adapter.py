@@ -1,53 +1,61 @@
-"""IP-adapters for the pipelines: loaded with their image tower, weighed, taken away. Names are diffusers'."""
+"""IP-adapters for the pipelines: loading with their image encoder, scaling, unloading. Names are diffusers'."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
+import paddle
 from paddle import nn
 
 from ..adapters import ip_adapter as adapters
-from ..serialization.readers import SafetensorsFile, TensorInfo
+from ..serialization.readers import SafetensorsFile
+from ..serialization.source import TensorInfo
 from ..serialization.tensors import cast
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
+from ..utils.types import Dtype, PathLike
+from .host import PipelineHost
 from .weight_files import find_weights, to_paddle
 
 IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
 PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's adapter was trained with
 
 
-class SD3IPAdapterMixin:
-    """An IP-adapter for a pipeline with ``transformer``, ``image_encoder`` and ``feature_extractor``."""
+class SD3IPAdapterMixin(PipelineHost):
+    """IP-adapter methods of pipelines with ``transformer``, ``image_encoder`` and ``feature_extractor``."""
 
     def load_ip_adapter(
         self,
-        pretrained_model_name_or_path_or_dict,
-        weight_name=IP_ADAPTER_WEIGHT_NAME,
-        subfolder=None,
-        image_encoder_folder="image_encoder",
-        **hub_options,
-    ):
-        """Loads an IP-adapter into the transformer, in the place of one that is there, at the scale 0.5; and the image
-        encoder with its processor, unless the pipeline has them.
+        pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
+        weight_name: str = IP_ADAPTER_WEIGHT_NAME,
+        subfolder: str | None = None,
+        image_encoder_folder: str | None = "image_encoder",
+        **hub_options: Any,
+    ) -> None:
+        """Loads an IP-adapter, with scale 0.5, in place of an earlier one, and its image encoder and image processor
+        unless the pipeline has them.
 
-        Of a transformer that is loaded on demand the adapter alone stays in memory.
+        If the transformer is loaded on demand, the adapter stays in memory.
 
         Args:
-            pretrained_model_name_or_path_or_dict (str, path or dict): a directory, a hub id, a file, or a dict of
-                tensors (Paddle's, torch's or numpy's): ``{"image_proj": {...}, "ip_adapter": {...}}``, or flat with
-                these names as prefixes.
-            weight_name (str): name of the file in a directory or repository.
-            subfolder (str, optional): where it is.
-            image_encoder_folder (str or None): folder of the image encoder: in ``subfolder``, or, with a ``/`` in it,
-                in the directory or repository; of a file, beside it. None: do not load one; then calls take
-                ``ip_adapter_image_embeds`` alone, until :meth:`load_image_encoder` is called.
+            pretrained_model_name_or_path_or_dict: a directory, a hub id, a file, or a dict of tensors:
+                ``{"image_proj": {...}, "ip_adapter": {...}}``, or flat with these names as prefixes.
+            weight_name: name of the file in a directory or repository.
+            subfolder: its folder there.
+            image_encoder_folder: folder of the image encoder: in ``subfolder``, or, with a ``/`` in it, in the
+                directory or repository; for a file, beside it. None loads none: then calls take
+                ``ip_adapter_image_embeds`` only, until :meth:`load_image_encoder` is called.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
 
         Raises:
             CheckpointNotFoundError: no such file, or no image encoder.
-            CheckpointFormatError: a pickle (``ip-adapter.bin``), or no IP-adapter of SD3.
+            CheckpointFormatError: a pickle (``ip-adapter.bin``), or not an IP-adapter of SD3.
             WeightMismatchError: one for another transformer.
-            InputError: networks are offloaded already, or there is no place to look for the image encoder.
+            InputError: networks are offloaded already, or the image encoder cannot be looked for.
         """
         if self.transformer is None:
             raise InputError("The pipeline has no `transformer` to load an IP-adapter into. Load it too.")
@@ -65,7 +73,8 @@ class SD3IPAdapterMixin:
         self._set_ip_adapter(adapter)
         self._set(made)
 
-    def _set_ip_adapter(self, adapter):
+    def _set_ip_adapter(self, adapter: adapters.IPAdapter | None) -> None:
+        assert self.transformer is not None
         if not isinstance(self.transformer, nn.Layer):  # on demand
             self.transformer.keep_attached(adapter, adapters.attached)
         elif adapter is None:
@@ -74,7 +83,7 @@ class SD3IPAdapterMixin:
             adapters.attach(self.transformer, adapter)
 
     def _find_image_encoder(self, given, subfolder, folder, hub_options):
-        """dict of the components that the pipeline lacks to read pictures for the adapter ``given``."""
+        """The components that the pipeline lacks for image prompts of the adapter ``given``, by name."""
         if self.image_encoder is not None and self.feature_extractor is not None:
             return {}
         remedy = (
@@ -95,13 +104,15 @@ class SD3IPAdapterMixin:
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(f"{error} {remedy}") from error
 
-    def load_image_encoder(self, pretrained_model_name_or_path, subfolder=None, **hub_options):
-        """Loads what the pipeline lacks of ``image_encoder`` and ``feature_extractor``, in the transformer's dtype.
+    def load_image_encoder(
+        self, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **hub_options: Any
+    ) -> None:
+        """Loads ``image_encoder`` and ``feature_extractor``, unless the pipeline has them, in the transformer's dtype.
 
         Args:
-            pretrained_model_name_or_path (str or path): a directory or hub id with both, e.g.
+            pretrained_model_name_or_path: a directory or hub id with both, e.g.
                 ``"google/siglip-so400m-patch14-384"``.
-            subfolder (str, optional): where they are.
+            subfolder: their folder there.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
 
         Raises:
@@ -111,7 +122,7 @@ class SD3IPAdapterMixin:
         self._refuse_offloaded()
         self._set(self._read_image_encoder(pretrained_model_name_or_path, subfolder or "", hub_options))
 
-    def _read_image_encoder(self, path, subfolder, hub_options):
+    def _read_image_encoder(self, path: PathLike, subfolder: str, hub_options: dict[str, Any]) -> dict[str, Any]:
         directory = resolve_checkpoint(path, subfolder=subfolder, **hub_options)
         made = {}
         if self.feature_extractor is None:
@@ -128,15 +139,15 @@ class SD3IPAdapterMixin:
         if self._residency.place is not None:
             raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
 
-    def set_ip_adapter_scale(self, scale):
-        """Sets the weight of the picture.
+    def set_ip_adapter_scale(self, scale: float | list[float] | tuple[float, ...]) -> None:
+        """Sets the weight of the image prompt.
 
         Args:
-            scale (float, or sequence of float): 0 leaves the picture out, 1 is all of it; a sequence has one for each
-                attention of the transformer, in the order of ``transformer.attn_processors``.
+            scale: 0 leaves the image prompt out, 1 is its full effect; or one number for each attention of the
+                transformer, in the order of ``transformer.attn_processors``.
 
         Raises:
-            InputError: no numbers, another number of them, or no adapter is loaded.
+            InputError: not a number or not one for each attention, or no adapter is loaded.
         """
         if self.ip_adapter is None:
             raise InputError("There is no IP-adapter whose scale could be set. Load one with load_ip_adapter().")
@@ -150,48 +161,53 @@ class SD3IPAdapterMixin:
         for attention, value in zip(attentions, scales):
             attention.scale = float(value)
 
-    def unload_ip_adapter(self):
-        """Takes the adapter away, with image encoder and processor; attentions are what they were before it."""
+    def unload_ip_adapter(self) -> None:
+        """Removes the adapter, image encoder and image processor, and restores the attention processors."""
         if self.ip_adapter is not None:
             self._set_ip_adapter(None)
-        self.image_encoder = self.feature_extractor = None
+        self._set({"image_encoder": None, "feature_extractor": None})
 
     @property
-    def ip_adapter(self):
-        """The :class:`~ppsd3.adapters.ip_adapter.IPAdapter` in the transformer, or None."""
+    def ip_adapter(self) -> adapters.IPAdapter | None:
+        """The transformer's IP-adapter, or None."""
         return getattr(self.transformer, "ip_adapter", None)
 
     @property
-    def is_ip_adapter_active(self):
-        """Whether an adapter is loaded and a picture would act."""
+    def is_ip_adapter_active(self) -> bool:
+        """Whether an adapter is loaded and one of its scales is not 0."""
         return self.ip_adapter is not None and any(scale != 0 for scale in self.ip_adapter.scales)
 
 
 class _TensorDict:
-    """A dict of tensors with the methods of a :class:`~ppsd3.serialization.SafetensorsFile`; they are converted one by
-    one, when they are read."""
+    """A dict of tensors as a :class:`~ppsd3.serialization.source.TensorSource`; each is converted when it is read."""
 
-    path, metadata = "The dict", {}
-
-    def __init__(self, tensors):
-        flat = {}
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self.path: str = "The dict"
+        self.metadata: dict[str, str] = {}
+        flat: dict[str, Any] = {}
         for key, value in tensors.items():
             parts = {f"{key}.{name}": part for name, part in value.items()} if isinstance(value, dict) else {key: value}
             flat.update(parts)
         self._tensors = flat
 
-    def keys(self):
+    def keys(self) -> list[str]:
         return list(self._tensors)
 
-    def info(self, name):
+    def info(self, name: str) -> TensorInfo:
         value = self._tensors[name]
         if not hasattr(value, "shape"):
             value = to_paddle(name, value)
-        return TensorInfo(None, tuple(value.shape), None, None)
+        return TensorInfo("", tuple(value.shape))
 
-    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
+    def load(
+        self, name: str, dtype: Dtype | None = None, part: tuple[int, int] = (0, 1), scale: float = 1.0
+    ) -> np.ndarray:
         tensor = to_paddle(name, self._tensors[name])
         return cast(tensor, tensor.dtype if dtype is None else dtype).numpy().copy()
 
-    def forget(self, name):
+    def read(self, name: str, dtype: Dtype | None = None) -> paddle.Tensor:
+        tensor = to_paddle(name, self._tensors[name])
+        return tensor if dtype is None else cast(tensor, dtype)
+
+    def forget(self, name: str) -> None:
         pass

@@ -1,8 +1,12 @@
-"""LoRA and its relatives for the pipelines: loaded, weighed, put into the weights, saved. Names are diffusers'."""
+"""LoRA and its relatives for the pipelines: loading, weighting, fusing, saving. Names are diffusers'."""
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, overload
 
 import paddle
 from paddle import nn
@@ -15,36 +19,44 @@ from ..serialization.writers import write_tensors
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
 from ..utils.logging import get_logger
+from ..utils.types import Names, PathLike, Tensors
+from .host import PipelineHost
 from .weight_files import find_weights, to_paddle
 
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 
-logger = get_logger(__name__)
+_logger = get_logger(__name__)
 
 
-class SD3LoraLoaderMixin:
-    """Adapters for a pipeline with a ``transformer`` and text encoders.
+class SD3LoraLoaderMixin(PipelineHost):
+    """LoRA methods of pipelines with a ``transformer`` and text encoders.
 
-    All adapters that are loaded act together, each with a weight of its own (:meth:`set_adapters`).
+    All loaded adapters are active together, each with its own weight (:meth:`set_adapters`).
     """
 
-    _lora_loadable_modules = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    _lora_loadable_modules: tuple[str, ...] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
-    def load_lora_weights(self, pretrained_model_name_or_path_or_dict, adapter_name=None, strict=True, **options):
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
+        adapter_name: str | None = None,
+        strict: bool = True,
+        **options: Any,
+    ) -> None:
         """Loads a LoRA, DoRA, LoHa or LoKr, in any of the dialects of :mod:`ppsd3.adapters.keys`.
 
         Args:
-            pretrained_model_name_or_path_or_dict (str, path or dict): a file, a directory, a hub id, a link to a file
-                on the hub, or a dict of key -> tensor (Paddle's, torch's or numpy's).
-            adapter_name (str, optional): default ``default_0``, ``default_1`` and so on.
-            strict (bool): whether a key for which there is no layer is an error; otherwise a warning. Default True.
-            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token``: of
-                the file, as :meth:`lora_state_dict` takes them. ``network_alphas`` (dict): alphas beside a dict's.
+            pretrained_model_name_or_path_or_dict: a file, a directory, a hub id, a link to a file on the hub, or a dict
+                of tensors (Paddle's, torch's or numpy's).
+            adapter_name: default ``default_0``, ``default_1`` and so on.
+            strict: whether a key that matches no layer is an error, or else a warning.
+            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token``: see
+                :meth:`lora_state_dict`. ``network_alphas``: alphas beside those in a dict.
 
         Raises:
-            CheckpointFormatError: none of the keys has a place here, or the file is none.
-            WeightMismatchError: some of them have not (with ``strict``), or tensors have other shapes.
+            CheckpointFormatError: no key matches a layer, or it is not a safetensors file.
+            WeightMismatchError: some keys match no layer (with ``strict``), or tensors have other shapes.
             InputError: the name is taken; a network is loaded on demand.
         """
         alphas = options.pop("network_alphas", None)
@@ -67,27 +79,39 @@ class SD3LoraLoaderMixin:
         with paddle.no_grad():
             found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
         if lost:
-            logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
+            _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
         for name, adapters in found.items():
             adapted.attach(networks[name], adapter_name, adapters)
+
+    @overload
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: Any, *, return_lora_metadata: Literal[True], **hub_options: Any
+    ) -> tuple[Tensors, dict[str, Any] | None]: ...
+
+    @overload
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: Any, weight_name: str | None = None, **hub_options: Any
+    ) -> Tensors: ...
 
     @classmethod
     def lora_state_dict(
         cls,
-        pretrained_model_name_or_path_or_dict,
-        weight_name=None,
-        subfolder=None,
-        return_lora_metadata=False,
-        **hub_options,
-    ):
-        """The tensors of an adapter's file, as it names them.
+        pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
+        weight_name: str | None = None,
+        subfolder: str | None = None,
+        return_lora_metadata: bool = False,
+        **hub_options: Any,
+    ) -> Tensors | tuple[Tensors, dict[str, Any] | None]:
+        """The tensors of an adapter's file, under the names in the file.
 
         Args:
             pretrained_model_name_or_path_or_dict: as in :meth:`load_lora_weights`.
-            weight_name (str, optional): name of the file in a directory or a repository. Default
+            weight_name: name of the file in a directory or a repository. Default
                 ``pytorch_lora_weights.safetensors``, or in a directory its only safetensors file.
-            subfolder (str, optional): where it is.
-            return_lora_metadata (bool): return a pair, the second being PEFT's configuration in the file, or None.
+            subfolder: its folder there.
+            return_lora_metadata: return a pair; the second is PEFT's configuration in the file, or None.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
         """
         given = pretrained_model_name_or_path_or_dict
@@ -101,28 +125,28 @@ class SD3LoraLoaderMixin:
 
     def save_lora_weights(
         self,
-        save_directory,
-        adapter_name=None,
-        weight_name=None,
-        transformer_lora_layers=None,
-        text_encoder_lora_layers=None,
-        text_encoder_2_lora_layers=None,
-        transformer_lora_adapter_metadata=None,
-        text_encoder_lora_adapter_metadata=None,
-        text_encoder_2_lora_adapter_metadata=None,
-    ):
+        save_directory: PathLike,
+        adapter_name: str | None = None,
+        weight_name: str | None = None,
+        transformer_lora_layers: Mapping[str, Any] | None = None,
+        text_encoder_lora_layers: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_layers: Mapping[str, Any] | None = None,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
         """Writes an adapter of this pipeline into one file, which diffusers reads too.
 
-        (LoKr and full matrices are written under LyCORIS' names, which diffusers has no layers for.)
+        (LoKr and full matrices are written under LyCORIS' names, for which diffusers has no layers.)
 
         Args:
-            save_directory (str or path): made if missing.
-            adapter_name (str, optional): default the only one there is.
-            weight_name (str, optional): default ``pytorch_lora_weights.safetensors``.
-            transformer_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers (dict): in place of an adapter
+            save_directory: made if missing.
+            adapter_name: can be left out if there is only one.
+            weight_name: default ``pytorch_lora_weights.safetensors``.
+            transformer_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers: in place of an adapter
                 of this pipeline, key -> tensor without the component's name, e.g.
                 ``transformer_blocks.0.attn.to_q.lora_A.weight``.
-            *_lora_adapter_metadata (dict): PEFT's configuration for each of these.
+            *_lora_adapter_metadata: PEFT's configuration for each of these.
 
         Raises:
             InputError: there is no such adapter, or it is not clear which.
@@ -162,16 +186,19 @@ class SD3LoraLoaderMixin:
         found = {name: adapted.adapters_called(part, adapter_name) for name, part in self._lora_networks().items()}
         return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
 
-    def set_adapters(self, adapter_names, adapter_weights=None):
-        """Makes these adapters, and no others, act.
+    def set_adapters(
+        self,
+        adapter_names: Names,
+        adapter_weights: float | Mapping[str, float] | Sequence[float | Mapping[str, float] | None] | None = None,
+    ) -> None:
+        """Makes these adapters the active ones.
 
         Args:
-            adapter_names (str or list of str)
-            adapter_weights (float, dict, or list of these): the weight of each, 1 by default. A dict gives one for each
-                component, e.g. ``{"transformer": 0.8, "text_encoder": 0.5}``.
+            adapter_weights: the weight of each, 1 by default. A dict gives one for each component, e.g.
+                ``{"transformer": 0.8, "text_encoder": 0.5}``.
 
         Raises:
-            InputError: an unknown adapter or component, or another number of weights than of names.
+            InputError: an unknown adapter or component, or not as many weights as names.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._require_adapters(names)
@@ -183,47 +210,53 @@ class SD3LoraLoaderMixin:
         for component, network in networks.items():
             adapted.set_strengths(network, {name: weight[component] for name, weight in zip(names, weights)})
 
-    def get_active_adapters(self):
-        """Names of the adapters that act."""
+    def get_active_adapters(self) -> list[str]:
+        """Names of the active adapters."""
         return list(dict.fromkeys(n for part in self._lora_networks().values() for n in adapted.active_adapters(part)))
 
-    def get_list_adapters(self):
-        """dict: component -> names of its adapters, for components that have any."""
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Component -> names of its adapters, for components that have any."""
         found = {name: adapted.adapter_names(network) for name, network in self._lora_networks().items()}
         return {name: adapters for name, adapters in found.items() if adapters}
 
-    def delete_adapters(self, adapter_names):
-        """Takes adapters (a name, or several) away.
+    def delete_adapters(self, adapter_names: Names) -> None:
+        """Removes adapters.
 
         Raises:
-            InputError: an unknown adapter, or one that is in the weights.
+            InputError: an unknown adapter, or one that is fused.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._require_adapters(names)
         for network in self._lora_networks().values():
             adapted.detach(network, names)
 
-    def disable_lora(self):
-        """Lets no adapter act until :meth:`enable_lora`. What is fused stays in the weights."""
+    def disable_lora(self) -> None:
+        """Disables all adapters until :meth:`enable_lora`. Fused ones stay in the weights."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, False)
 
-    def enable_lora(self):
-        """Lets the adapters act again."""
+    def enable_lora(self) -> None:
+        """Enables the adapters again."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, True)
 
-    def fuse_lora(self, components=None, lora_scale=1.0, safe_fusing=False, adapter_names=None):
-        """Puts adapters into the weights: no more time than without them. :meth:`unfuse_lora` restores every bit.
+    def fuse_lora(
+        self,
+        components: Names | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Names | None = None,
+    ) -> None:
+        """Fuses adapters into the weights, so that they cost no time. :meth:`unfuse_lora` restores every bit.
 
         Args:
-            components (str or list of str): default all that have adapters.
-            lora_scale (float): factor of the adapters' weights.
-            safe_fusing (bool): refuse sums that are not finite.
-            adapter_names (list of str): default the active ones.
+            components: default all that have adapters.
+            lora_scale: factor of the adapters' weights.
+            safe_fusing: check that the sums are finite.
+            adapter_names: default the active ones.
 
         Raises:
-            InputError: an unknown component or adapter, one that is fused already, or no finite sum.
+            InputError: an unknown component or adapter, one that is fused already, or a sum that is not finite.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
         if names is not None:
@@ -231,32 +264,32 @@ class SD3LoraLoaderMixin:
         for network in self._lora_components(components):
             adapted.fuse(network, names, lora_scale, safe_fusing)
 
-    def unfuse_lora(self, components=None):
-        """Gives the networks the very weights again that they had before :meth:`fuse_lora`."""
+    def unfuse_lora(self, components: Names | None = None) -> None:
+        """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         for network in self._lora_components(components):
             adapted.unfuse(network)
 
-    def unload_lora_weights(self):
-        """Takes all adapters away. What is fused stays in the weights, for good."""
+    def unload_lora_weights(self) -> None:
+        """Removes all adapters. Fused ones stay in the weights for good."""
         for network in self._lora_networks().values():
             adapted.unload(network)
 
     @property
-    def fused_loras(self):
-        """set of str: adapters that are in the weights."""
+    def fused_loras(self) -> set[str]:
+        """Names of the fused adapters."""
         return {name for network in self._lora_networks().values() for name in adapted.fused_adapters(network)}
 
     @property
-    def num_fused_loras(self):
-        """How many adapters are in the weights."""
+    def num_fused_loras(self) -> int:
+        """Number of fused adapters."""
         return len(self.fused_loras)
 
     @contextlib.contextmanager
-    def lora_scaled(self, scale, argument="scale"):
-        """Multiplies the weight of all adapters by ``scale`` as long as the block lasts; None leaves them.
+    def lora_scaled(self, scale: float | None, argument: str = "scale") -> Iterator[None]:
+        """Multiplies the weights of all adapters by ``scale`` within the block; None changes nothing.
 
         Raises:
-            InputError: ``scale`` is no number, or not 1 though no adapter is loaded; names ``argument``.
+            InputError: ``scale`` is not a number, or not 1 though no adapter is loaded; the message names ``argument``.
         """
         with scaled_adapters(list(self._lora_networks().values()), scale, argument):
             yield
@@ -271,12 +304,12 @@ class SD3LoraLoaderMixin:
                     "save_pretrained(): then load that on demand."
                 )
 
-    def _lora_networks(self):
-        """dict: component -> network, of those that are in memory."""
+    def _lora_networks(self) -> dict[str, nn.Layer]:
+        """The networks in memory, by component."""
         parts = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
         return {name: part for name, part in parts.items() if isinstance(part, nn.Layer)}
 
-    def _lora_components(self, components):
+    def _lora_components(self, components: Names | None) -> list[nn.Layer]:
         networks = self._lora_networks()
         names = list(networks) if components is None else [components] if isinstance(components, str) else components
         unknown = [name for name in names if name not in networks]
@@ -284,10 +317,10 @@ class SD3LoraLoaderMixin:
             raise InputError(f"components is {list(names)}; adapters can be in {', '.join(networks)}.")
         return [networks[name] for name in names]
 
-    def _adapter_names(self):
+    def _adapter_names(self) -> list[str]:
         return list(dict.fromkeys(n for part in self._lora_networks().values() for n in adapted.adapter_names(part)))
 
-    def _require_adapters(self, names):
+    def _require_adapters(self, names: Sequence[str]) -> None:
         known = self._adapter_names()
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -307,7 +340,7 @@ def _weight_of(weight, component, networks):
     return float(weight)
 
 
-def _read_metadata(file):
+def _read_metadata(file: SafetensorsFile) -> dict[str, Any] | None:
     text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
     try:
         return None if text is None else json.loads(text)

@@ -1,49 +1,73 @@
-"""A network that is in its files while nobody uses it."""
+"""Networks that are loaded on demand: read from their files for each use, and released afterwards."""
+
+from __future__ import annotations
 
 import contextlib
 import functools
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Callable
 
 import numpy as np
+import paddle
+from paddle import nn
 
-from ..modeling_utils import to_be_filled
+from ..configuration_utils import FrozenConfig
+from ..modeling_utils import ModelMixin, to_be_filled
 from ..quantization import CONFIG_KEY
 from ..serialization.tensors import floating_dtype
 from ..utils.device import release_freed_memory
 from ..utils.errors import InputError
-from ..utils.paddle_internals import current_place, free_memory
+from ..utils.paddle_internals import Place, current_place, free_memory
+from ..utils.types import Dtype, PathLike
 
 
 class OnDemandNetwork:
-    """Stands in a pipeline for a network that is read from its files whenever it is used, and forgotten after that.
+    """The placeholder in a pipeline for a network that is read from its files for each use, and released afterwards.
 
     Args:
-        class_ (type), name (str): the network's class, and what the pipeline calls it.
-        read (callable): gives the network, made anew.
-        config (dict): its configuration.
-        dtype (paddle dtype): of the network.
-        path (str): of the file, or of the directory with its files.
-        options (dict): how it is read, for :meth:`fingerprint`.
-
-    Attributes:
-        config (FrozenConfig), dtype (paddle dtype): of the network, known without reading it.
+        class_, name: the network's class, and the component's name in the pipeline.
+        read: reads the network.
+        config, dtype: of the network, known without reading it.
+        path: of the file, or of the directory with its files.
+        options: how it is read, for :meth:`fingerprint`.
     """
 
-    def __init__(self, class_, name, read, config, dtype, path, options):
+    config: FrozenConfig
+    dtype: paddle.dtype
+    ip_adapter: nn.Layer | None
+    network_class: type[ModelMixin]
+    name: str
+
+    def __init__(
+        self,
+        class_: type[ModelMixin],
+        name: str,
+        read: Callable[[], ModelMixin],
+        config: Mapping[str, Any],
+        dtype: paddle.dtype,
+        path: str,
+        options: Mapping[str, Any],
+    ) -> None:
         self.network_class, self.name, self.dtype = class_, name, dtype
         self._read, self._path, self._options = read, path, options
         with to_be_filled():  # a skeleton without weights, for the defaults that its file leaves out
             config = {key: value for key, value in config.items() if key != CONFIG_KEY}  # of an int8 checkpoint
             self.config = class_.from_config(config).config
-        self._network, self._users = None, 0
-        self._calls = {}  # method -> its keyword arguments, called after each loading
-        self.ip_adapter, self._attached = None, None
+        self._network: ModelMixin | None = None
+        self._users = 0
+        self._calls: dict[str, dict[str, Any]] = {}  # method -> its keyword arguments, called after each loading
+        self.ip_adapter = None
+        self._attached: Callable[..., AbstractContextManager[Any]] = contextlib.nullcontext
 
     @classmethod
-    def of_directory(cls, class_, directory, name, options):
+    def of_directory(
+        cls, class_: type[ModelMixin], directory: str, name: str, options: Mapping[str, Any]
+    ) -> OnDemandNetwork:
         """The component ``name`` of the checkpoint in ``directory``.
 
-        ``options`` (dict) are for ``class_.from_pretrained``: ``paddle_dtype``, ``storage_dtype``, ``variant``.
+        ``options`` are for ``class_.from_pretrained``: ``paddle_dtype``, ``storage_dtype``, ``variant``.
         """
         read = functools.partial(_from_pretrained, class_, directory, name, options)
         folder = os.path.join(directory, name)
@@ -51,22 +75,22 @@ class OnDemandNetwork:
         return cls(class_, name, read, class_.load_config(folder), dtype, folder, options)
 
     @property
-    def storage_dtype(self):
-        """What its weights are held in, or None; see ``ModelMixin``."""
+    def storage_dtype(self) -> Dtype | None:
+        """See :attr:`ppsd3.modeling_utils.ModelMixin.storage_dtype`."""
         return self._options.get("storage_dtype")
 
-    def keep_attached(self, adapter, attached):
-        """Lets the network have an adapter of its own memory whenever it is here.
+    def keep_attached(self, adapter: nn.Layer | None, attached: Callable[..., AbstractContextManager[Any]]) -> None:
+        """Attaches an adapter that stays in memory, whenever the network is read.
 
         Args:
-            adapter (nn.Layer or None): what ``ip_adapter`` is from now on.
-            attached (callable): ``(network, adapter)`` -> context manager: the network has it inside.
+            adapter: becomes ``ip_adapter``; None removes it.
+            attached: ``(network, adapter)`` -> context manager within which the network has the adapter.
         """
         self.ip_adapter, self._attached = adapter, attached
 
     @contextlib.contextmanager
-    def resident(self):
-        """The network, read now unless an outer block has it, and forgotten at the end of the outermost block."""
+    def resident(self) -> Iterator[ModelMixin]:
+        """The network: read now unless an outer block has read it, released at the end of the outermost block."""
         self._users += 1
         try:
             if self._network is None:
@@ -85,29 +109,29 @@ class OnDemandNetwork:
                 release_freed_memory()
 
     @property
-    def device(self):
-        """Where it will be."""
+    def device(self) -> Place:
+        """The place of the network."""
         return current_place() if self._network is None else self._network.device
 
-    def call_after_loading(self, method, **options):
-        """Calls ``network.method(**options)`` whenever the network has been read."""
+    def call_after_loading(self, method: str, **options: Any) -> None:
+        """Calls ``network.method(**options)`` each time the network has been read."""
         self._calls.pop(method, None)
         self._calls[method] = options
 
-    def fingerprint(self):
-        """Bytes that change when the network's files or the way to load them do."""
+    def fingerprint(self) -> bytes:
+        """Bytes that change with the network's files and with how they are loaded."""
         paths = [entry.path for entry in os.scandir(self._path)] if os.path.isdir(self._path) else [self._path]
         files = [(os.path.basename(path), os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
         options = sorted(self._options.items(), key=str)
         calls = [(method, sorted((k, _as_text(v)) for k, v in some.items())) for method, some in self._calls.items()]
         return repr((self.network_class.__name__, self.name, sorted(files), options, calls)).encode()
 
-    def save_pretrained(self, save_directory, **options):
+    def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """See :meth:`ppsd3.modeling_utils.ModelMixin.save_pretrained`."""
         with self.resident() as network:
             network.save_pretrained(save_directory, **options)
 
-    def __getattr__(self, attribute):
+    def __getattr__(self, attribute: str) -> Any:
         if attribute.startswith("__"):
             raise AttributeError(attribute)
         raise AttributeError(
@@ -115,21 +139,21 @@ class OnDemandNetwork:
             f"`with pipe.using({self.name!r}) as network:`, or load the pipeline without load_components='on_demand'."
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"OnDemandNetwork({self.network_class.__name__}, {self.name!r}, {self._path!r})"
 
 
-def check_load_components(value):
-    """Raises InputError unless ``value`` is one of those of ``load_components``."""
+def check_load_components(value: str) -> None:
+    """Raises InputError unless ``value`` can be ``load_components``."""
     if value not in ("all", "on_demand"):
         raise InputError(f"load_components is {value!r}; it can be 'all' or 'on_demand'.")
 
 
-def _from_pretrained(class_, directory, name, options):
+def _from_pretrained(class_: type[ModelMixin], directory: str, name: str, options: Mapping[str, Any]) -> ModelMixin:
     return class_.from_pretrained(directory, subfolder=name, **options)
 
 
-def tensors_of(layer, include_sublayers):
+def tensors_of(layer: nn.Layer, include_sublayers: bool) -> list[paddle.Tensor]:
     """Parameters and buffers, each once."""
     found = [
         *layer.parameters(include_sublayers=include_sublayers),

@@ -1,12 +1,16 @@
-"""What a file of weights is: networks, an adapter, a learnt word, or something foreign. Headers only.
+"""Recognizes safetensors files by their headers: networks, adapters, textual inversions, other models' files.
 
-Used by ``ppsd3 info``; the loaders themselves find out by loading.
+Used by ``ppsd3 info``; the loaders do not need it.
 """
+
+from __future__ import annotations
 
 import collections
 import dataclasses
 import os
 import re
+from collections.abc import Iterable
+from typing import Any
 
 from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
 from ..adapters.network import linear_layers
@@ -14,12 +18,14 @@ from ..modeling_utils import to_be_filled
 from ..models import SD3Transformer2DModel
 from ..serialization import SafetensorsFile, SingleFile
 from ..serialization.sd3_configs import infer_config, published_name
+from ..serialization.source import TensorSource
 from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
 from ..utils.errors import CheckpointFormatError
+from ..utils.types import PathLike, Shape
 from .single_file import NETWORKS
 from .textual_inversion import KEYS
 
-# Regular expressions of names -> what has them, and ppsd3 has not.
+# Regular expression of names -> the model that has them, which ppsd3 does not have.
 _FOREIGN = (
     (r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._].*", "FLUX or another double-stream model"),
     (r"(.*[._])?(input_blocks|down_blocks|mid_block|output_blocks|up_blocks)[._].*", "Stable Diffusion 1, 2 or XL"),
@@ -30,18 +36,23 @@ _SHOWN = 3
 
 @dataclasses.dataclass
 class Component:
-    """``values``: number of scalars in the weights, ``int8_values`` of them in int8; ``dtypes``: name -> tensors."""
+    """A network or adapter in a file.
+
+    Attributes:
+        values: number of scalars in the weights, ``int8_values`` of them in int8.
+        dtypes: name of a dtype -> number of tensors.
+    """
 
     name: str
     class_name: str
     values: int
-    dtypes: collections.Counter
+    dtypes: collections.Counter[str]
     bytes_on_disk: int
     int8_values: int = 0
 
     @classmethod
-    def of(cls, name, class_name, source, bytes_on_disk=None):
-        """Counted from the headers of ``source`` (a Checkpoint or alike)."""
+    def of(cls, name: str, class_name: str, source: TensorSource, bytes_on_disk: int | None = None) -> Component:
+        """Counted from the headers of ``source``."""
         infos = [source.info(tensor) for tensor in source.keys()]
         sizes = [_product(info.shape) for info in infos]
         stored = sum(size * _bytes(info.dtype) for size, info in zip(sizes, infos))
@@ -60,31 +71,30 @@ class Recognized:
     """What a file is.
 
     Attributes:
-        path (str)
-        what (str): in one phrase.
-        facts (list of str): more of it, a line each.
-        components (list of Component): its networks.
-        load (list of str): lines of Python that load it.
+        what: in one phrase.
+        facts: details, a line each.
+        components: the networks in it, or the adapter.
+        load: lines of Python that load it.
     """
 
     path: str
     what: str
-    facts: list
-    components: list
-    load: list
+    facts: list[str]
+    components: list[Component]
+    load: list[str]
 
     @property
-    def is_network(self):
-        """Whether it holds networks, not only changes of some."""
+    def is_network(self) -> bool:
+        """Whether it holds networks, not only an adapter or a textual inversion."""
         return any(component.class_name for component in self.components)
 
 
-def recognize(path):
-    """The :class:`Recognized` safetensors file at ``path``.
+def recognize(path: PathLike) -> Recognized:
+    """Recognizes the safetensors file at ``path``.
 
     Raises:
         CheckpointNotFoundError: no such file.
-        CheckpointFormatError: a pickle, GGUF or damaged file, or one for something else than Stable Diffusion 3.
+        CheckpointFormatError: a pickle, GGUF or damaged file, or one for another model than Stable Diffusion 3.
     """
     _refuse_gguf(path)
     file = SafetensorsFile(path)
@@ -105,7 +115,7 @@ def recognize(path):
         ) from error
 
 
-def _refuse_gguf(path):
+def _refuse_gguf(path: PathLike) -> None:
     if os.path.isfile(path):
         with open(path, "rb") as file:
             if file.read(4) == b"GGUF":
@@ -115,14 +125,14 @@ def _refuse_gguf(path):
                 )
 
 
-def _foreign(keys):
+def _foreign(keys: Iterable[str]) -> str | None:
     return next((what for pattern, what in _FOREIGN if any(re.fullmatch(pattern, key) for key in keys)), None)
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
 
 
-def _networks(file):
+def _networks(file: SingleFile) -> Recognized:
     facts, components = [], []
     for name, source in file.sources.items():
         components.append(Component.of(name, NETWORKS[name].__name__, source))
@@ -135,7 +145,7 @@ def _networks(file):
     # Text towers have transformers' names in either.
     layout = next((file.layouts[name] for name in ("transformer", "vae") if name in file.layouts), None)
     names = {"original": ", under the names of Stability AI", "diffusers": ", under the names of diffusers"}.get(
-        layout, ""
+        layout or "", ""
     )
     by_us = ", written by ppsd3 with its configurations" if file.configs else ""
     what = f"{len(components)} network{'s' if len(components) > 1 else ''} in one file{names}{by_us}"
@@ -169,7 +179,7 @@ def _call(file):
 # ------------------------------------------------------------------------------------------------------------ adapters
 
 
-def _adapter(file, keys):
+def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     names = ModuleNames(_modules())
     parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
     width, lost, blocks, dual = None, [], set(), False
@@ -211,7 +221,7 @@ def _adapter(file, keys):
 
 
 def _base(width, blocks, dual):
-    """Which published transformers have layers of this width."""
+    """The published transformers with layers of this width."""
     if width is None:
         return None
     if width == 1536:
@@ -220,7 +230,7 @@ def _base(width, blocks, dual):
 
 
 def _modules():
-    """dict: component -> linear layers that the published networks have, all sizes together."""
+    """Component -> names of the linear layers in published networks, of all sizes together."""
     with to_be_filled():
         networks = {
             "transformer": SD3Transformer2DModel(
@@ -233,10 +243,16 @@ def _modules():
         return {name: list(linear_layers(network)) for name, network in networks.items()}
 
 
-# Names are all that is wanted of them.
-_TINY_TRANSFORMER = {"attention_head_dim": 8, "num_attention_heads": 1, "caption_projection_dim": 8}
+# Only the names of their layers matter.
+_TINY_TRANSFORMER: dict[str, Any] = {"attention_head_dim": 8, "num_attention_heads": 1, "caption_projection_dim": 8}
 _TINY_TRANSFORMER.update(joint_attention_dim=8, pooled_projection_dim=8, pos_embed_max_size=8, sample_size=8)
-_TINY_CLIP = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "projection_dim": 8, "vocab_size": 8}
+_TINY_CLIP: dict[str, Any] = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_attention_heads": 1,
+    "projection_dim": 8,
+    "vocab_size": 8,
+}
 
 
 # --------------------------------------------------------------------------------------------------------------- words
@@ -248,7 +264,7 @@ def _is_embedding(file, keys):
     return len(keys) == 1 and len(file.info(keys[0]).shape) in (1, 2) and "." not in keys[0]
 
 
-def _embedding(file, keys):
+def _embedding(file: SafetensorsFile, keys: list[str]) -> Recognized:
     facts = []
     for key in keys:
         shape = file.info(key).shape
@@ -264,12 +280,12 @@ def _embedding(file, keys):
     return Recognized(file.path, "a learnt word (textual inversion)", facts, [component], load)
 
 
-def _product(shape):
+def _product(shape: Shape) -> int:
     product = 1
     for size in shape:
         product *= size
     return product
 
 
-def _bytes(dtype):
-    return 1 if dtype == "bool" else int(re.search(r"\d+", dtype).group()) // 8
+def _bytes(dtype: str) -> int:
+    return 1 if dtype == "bool" else int(re.findall(r"\d+", dtype)[0]) // 8

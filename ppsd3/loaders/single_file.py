@@ -1,18 +1,29 @@
-"""Whole pipelines out of the files that Stability AI and ComfyUI publish."""
+"""Loads pipelines from the single files that Stability AI and ComfyUI publish."""
+
+from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from .. import schedulers
+from ..modeling_utils import ModelMixin
 from ..models import AutoencoderKL, SD3ControlNetModel, SD3Transformer2DModel
 from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..serialization import Checkpoint, SingleFile
 from ..serialization.sd3_configs import SCHEDULER, infer_config
+from ..serialization.source import TensorSource
 from ..serialization.tensors import floating_dtype
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
+from ..utils.types import Dtype, PathLike
+from .host import PipelineHost
 from .on_demand import OnDemandNetwork, check_load_components
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NETWORKS = {
     "transformer": SD3Transformer2DModel,
@@ -33,45 +44,45 @@ CLIP_PADDING = {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"}
 CLIP_TABLE, CLIP_VOCABULARY = "text_model.embeddings.token_embedding.weight", 49408
 
 
-class FromSingleFileMixin:
-    """``from_single_file`` for a pipeline whose ``__init__`` arguments are its components."""
+class FromSingleFileMixin(PipelineHost):
+    """``from_single_file`` of pipelines whose ``__init__`` arguments are their components."""
 
     @classmethod
     def from_single_file(
         cls,
-        pretrained_model_link_or_path,
-        config=None,
-        paddle_dtype=None,
-        storage_dtype=None,
-        load_components="all",
-        cache_dir=None,
-        revision=None,
-        local_files_only=None,
-        token=None,
-        **components,
-    ):
-        """Loads a pipeline from one safetensors file, and what that file lacks from others.
+        pretrained_model_link_or_path: PathLike,
+        config: PathLike | None = None,
+        paddle_dtype: Dtype | dict[str, Dtype] | None = None,
+        storage_dtype: Dtype | dict[str, Dtype] | None = None,
+        load_components: str = "all",
+        cache_dir: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        token: str | None = None,
+        **components: Any,
+    ) -> Self:
+        """Loads a pipeline from one safetensors file; parts that it lacks come from other files.
 
         Nothing is downloaded unless a link or a hub id is passed. Configurations come from ``config``, else from the
-        file (if ppsd3 wrote it), else from the shapes of its tensors. CLIP's tokenizers are built in; T5's is not, and
-        comes from ``config`` or ``tokenizer_3``.
+        file (if ppsd3 wrote it), else from the shapes of its tensors. CLIP's tokenizers are built in; T5's comes from
+        ``config`` or ``tokenizer_3``.
 
         Args:
-            pretrained_model_link_or_path (str or path): the file with the transformer, e.g.
-                ``sd3.5_medium.safetensors``, or a link to one on the hub.
-            config (str or path, optional): a directory or hub id in diffusers format, for tokenizers, scheduler and
-                configurations. Of a hub id, no weights are fetched.
-            paddle_dtype (str, paddle dtype, dict or None): of the networks; a dict gives one for each component, with
-                ``"default"`` for the rest. None: ``paddle.get_default_dtype()``.
-            storage_dtype (str, dict or None), load_components (str): as in ``from_pretrained``.
+            pretrained_model_link_or_path: the file with the transformer, e.g. ``sd3.5_medium.safetensors``, or a link
+                to one on the hub.
+            config: a directory or hub id in diffusers format, for tokenizers, scheduler and configurations. No weights
+                are downloaded from a hub id.
+            paddle_dtype: of the networks; a dict gives one for each component, with ``"default"`` for the rest.
+                Default: ``paddle.get_default_dtype()``.
+            storage_dtype, load_components: as in ``from_pretrained``.
             cache_dir, revision, local_files_only, token: for the hub.
-            **components: in the place of the file's: an object, the path of another file or directory (e.g.
-                ``text_encoder="clip_l.safetensors"``, ``tokenizer_3="path/to/t5"``), or None to do without it.
+            **components: replace those of the file: an object, the path of another file or directory (e.g.
+                ``text_encoder="clip_l.safetensors"``, ``tokenizer_3="path/to/t5"``), or None to leave it out.
 
         Raises:
-            InputError: an unknown keyword, or another ``load_components``.
+            InputError: an unknown keyword, or an impossible ``load_components``.
             CheckpointNotFoundError: no such file or directory.
-            CheckpointFormatError: a part is neither in the file nor passed; the message names all that are missing.
+            CheckpointFormatError: parts are neither in the file nor passed; the message names them.
             ConfigError, WeightMismatchError: configuration or weights do not fit.
         """
         check_load_components(load_components)
@@ -83,32 +94,34 @@ class FromSingleFileMixin:
         sources = PipelineSources(resolve_file(pretrained_model_link_or_path, **hub), config, components)
         wanted = cls._component_signature()
         sources.require(wanted, cls._optional_components, cls.__name__)
-        dtypes = paddle_dtype if isinstance(paddle_dtype, dict) else {"default": paddle_dtype}
+        dtypes = dict(paddle_dtype) if isinstance(paddle_dtype, dict) else {"default": paddle_dtype}
         for name in dtypes:
             floating_dtype(dtypes[name])
         held = cls._storage_dtypes(storage_dtype, [name for name in wanted if name in NETWORKS and sources.loads(name)])
-        # Networks last: a mistake in the small parts shows before the large ones are read.
+        # Networks last: a mistake in the small parts raises before the large ones are read.
         order = sorted(wanted, key=lambda name: name in NETWORKS)
         made = {name: sources.make(name, dtypes, held, load_components == "on_demand") for name in order}
         return cls(**made, **settings)
 
 
 class PipelineSources:
-    """Where each component of a pipeline comes from: what was passed, the file, or the directory ``config``."""
+    """The sources of a pipeline's components: what was passed, the file, or the directory ``config``."""
 
-    def __init__(self, path, config, given):
-        self.file, self.config, self.given = SingleFile(path), config, given
+    def __init__(self, path: PathLike, config: str | None, given: Mapping[str, Any]) -> None:
+        self.file: SingleFile = SingleFile(path)
+        self.config: str | None = config
+        self.given: Mapping[str, Any] = given
 
-    def has(self, name):
+    def has(self, name: str) -> bool:
         """Whether the pipeline will have the component ``name``."""
         return self.given[name] is not None if name in self.given else name in self.file.sources
 
-    def loads(self, name):
+    def loads(self, name: str) -> bool:
         """Whether the component ``name`` is read from a file or directory."""
         return self.has(name) and isinstance(self.given.get(name, ""), (str, os.PathLike))
 
-    def require(self, names, optional, pipeline):
-        """Raises CheckpointFormatError, naming everything that is nowhere to be found."""
+    def require(self, names: Iterable[str], optional: Collection[str], pipeline: str) -> None:
+        """Raises CheckpointFormatError if components are missing; the message names them all."""
         missing = [name for name in names if self._is_missing(name) and name not in optional]
         if missing:
             networks = [name for name in missing if name in NETWORKS]
@@ -125,17 +138,23 @@ class PipelineSources:
         return name not in self.file.sources
 
     def _has_published(self, name):
-        """Whether the built-in vocabulary is that of the encoder; T5's is not built in."""
+        """Whether the encoder's tokenizer is built in: CLIP's with the published vocabulary."""
         class_, encoder = TOKENIZERS[name]
         if class_ is not CLIPTokenizer or encoder in self.given:
             return class_ is CLIPTokenizer
         return self.file.source(encoder).info(CLIP_TABLE).shape[0] == CLIP_VOCABULARY
 
-    def make(self, name, dtypes=None, held=None, on_demand=False):
-        """The component ``name``: an object or None.
+    def make(
+        self,
+        name: str,
+        dtypes: Mapping[str, Dtype | None] | None = None,
+        held: Mapping[str, Dtype] | None = None,
+        on_demand: bool = False,
+    ) -> Any:
+        """The component ``name``, or None if the pipeline does without it.
 
-        ``dtypes`` and ``held`` are the pipeline's ``paddle_dtype`` and ``storage_dtype`` as dicts; ``on_demand`` says
-        whether a network is read when it is used.
+        ``dtypes`` and ``held`` are the pipeline's ``paddle_dtype`` and ``storage_dtype`` by component; ``on_demand``
+        makes networks that are read when they are used.
         """
         if name in self.given and not isinstance(self.given[name], (str, os.PathLike)):
             return self.given[name]
@@ -161,7 +180,7 @@ class PipelineSources:
         options = {"config": config, "dtype": dtype, "storage_dtype": storage_dtype}
         return OnDemandNetwork(class_, name, read, config, dtype, path, options)
 
-    def network(self, name):
+    def network(self, name: str) -> tuple[TensorSource, dict[str, Any]]:
         """``(source, config)``: the tensors of the network ``name`` under diffusers' names, and its configuration."""
         path = self._path(name)
         if os.path.isdir(path):
@@ -170,17 +189,17 @@ class PipelineSources:
         source = file.source(name)
         return source, self._network_config(name) or file.configs.get(name) or infer_config(name, source)
 
-    def _path(self, name):
+    def _path(self, name: str) -> str:
         """The file or the directory that the network ``name`` comes from."""
         path = self.given.get(name)
         return self.file.path if path is None else path if os.path.isdir(path) else resolve_file(path)
 
-    def _folder(self, name):
+    def _folder(self, name: str) -> str | None:
         """The folder of ``config`` for ``name``, or None."""
         folder = os.path.join(self.config, name) if self.config else None
         return folder if folder and os.path.isdir(folder) else None
 
-    def _network_config(self, name):
+    def _network_config(self, name: str) -> dict[str, Any] | None:
         folder = self._folder(name)
         has_config = folder and os.path.isfile(os.path.join(folder, NETWORKS[name].config_name))
         return NETWORKS[name].load_config(folder) if has_config else None
@@ -200,15 +219,17 @@ class PipelineSources:
         return class_.published(CLIP_PADDING[name]) if self.has(encoder) else None
 
 
-def _open(path, name):
+def _open(path: str, name: str) -> TensorSource:
     """The tensors of the network ``name`` in a file or a directory of its own, under diffusers' names."""
     if os.path.isdir(path):
         return Checkpoint.open(path, NETWORKS[name].weights_name)
     return SingleFile(path).source(name)
 
 
-def _read_network(path, name, config, dtype, storage_dtype):
-    # The file is opened anew: what is mapped goes with the network.
+def _read_network(
+    path: str, name: str, config: Mapping[str, Any], dtype: Any, storage_dtype: Dtype | None
+) -> ModelMixin:
+    # The file is opened again, so that its mapping is released with the network.
     return NETWORKS[name].from_source(_open(path, name), config, dtype, storage_dtype)
 
 

@@ -1,11 +1,15 @@
-"""Textual inversion for the CLIP towers: words whose embeddings were learnt (Gal et al. 2022). Names are diffusers'.
+"""Textual inversion for the CLIP text encoders: tokens with learnt embeddings (Gal et al. 2022). Names are diffusers'.
 
-A word of n vectors is n tokens in the tokenizer, ``<cat>``, ``<cat>_1``, ..., and n rows at the end of the tower's
-table. All that is known is in these two, so pipelines that share them share the words, and what is saved has them.
+A word with n vectors is n tokens in the tokenizer, ``<cat>``, ``<cat>_1``, ..., and n rows at the end of the encoder's
+embedding table. Nothing else is stored, so pipelines that share these share the words, and saved pipelines have them.
 """
+
+from __future__ import annotations
 
 import collections
 import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -16,7 +20,9 @@ from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
+from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
+from .host import PipelineHost
 from .weight_files import find_weights, to_paddle
 
 TEXT_INVERSION_NAME_SAFE = "learned_embeds.safetensors"
@@ -25,47 +31,62 @@ KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of files for tw
 _ANONYMOUS = "emb_params"  # the web UI's key, which is no token
 _TOKEN = "token"  # metadata of what is saved here
 
-_Source = collections.namedtuple("_Source", "name tensors token")
-_Source.__doc__ = "What messages call it, dict of key -> tensor, and the token that it suggests or None."
 
-_Word = collections.namedtuple("_Word", "source token rows")
-_Word.__doc__ = "A token and its vectors, float32 [n, D], from the source of that name."
+class _Source(NamedTuple):
+    """What messages call it, its tensors by key, and the token that it suggests or None."""
+
+    name: str
+    tensors: dict[str, Any]
+    token: str | None
 
 
-class TextualInversionLoaderMixin:
-    """Learnt words for a pipeline with CLIP towers and their tokenizers."""
+class _Word(NamedTuple):
+    """A token and its vectors, float32 [n, D], from the source of that name."""
+
+    source: str
+    token: str
+    rows: np.ndarray
+
+
+class TextualInversionLoaderMixin(PipelineHost):
+    """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
     def load_textual_inversion(
-        self, pretrained_model_name_or_path, token=None, tokenizer=None, text_encoder=None, **options
-    ):
-        """Teaches the CLIP towers a word, or several; prompts may use it from then on.
+        self,
+        pretrained_model_name_or_path: Any,
+        token: Names | None = None,
+        tokenizer: str | CLIPTokenizer | None = None,
+        text_encoder: Any = None,
+        **options: Any,
+    ) -> None:
+        """Adds a word with learnt embeddings, or several, to the CLIP text encoders; prompts can then use it.
 
         ::
 
             pipe.load_textual_inversion("cat.safetensors", token="<cat>")
             pipe("a photo of <cat>")
 
-        T5, and a CLIP tower for which the file has nothing, read the word as it is spelt; ``prompt_3`` and ``prompt_2``
-        can say in other words what it means.
+        T5, and a CLIP encoder for which the file has no embedding, read the word as ordinary text; ``prompt_3`` and
+        ``prompt_2`` can describe it in other words.
 
         Args:
-            pretrained_model_name_or_path (str, path, dict, tensor, or list of these): a safetensors file, a directory,
-                a hub id, a link to a file on the hub; or the tensors themselves (Paddle's, torch's or numpy's). What is
-                in it: ``{"clip_l": [n, 768], "clip_g": [n, 1280]}`` for both towers or one, as kohya's scripts and
-                trainers for SDXL and SD3 write it; ``{token: [n, D]}``, diffusers' own; or ``{"emb_params": [n, D]}``,
-                the web UI's. Those without the tower's name go to the tower of that width.
-            token (str or list of str, optional): the word. Default: what the file says, or its name without
-                ``.safetensors``. One for each of several files; or, with one file, one for each of its vectors.
-            text_encoder (optional): "text_encoder" or "text_encoder_2", or ``pipe.text_encoder`` itself: teach this one
-                alone. Default: those that the file is for.
-            tokenizer (optional): the one that belongs to ``text_encoder``, by name or itself; diffusers asks for it.
+            pretrained_model_name_or_path: a safetensors file, a directory, a hub id, or a link to a file on the hub; or
+                tensors (Paddle's, torch's or numpy's); or a list of these. Tensors are
+                ``{"clip_l": [n, 768], "clip_g": [n, 1280]}`` for both encoders or one, as kohya's scripts and trainers
+                for SDXL and SD3 write them; ``{token: [n, D]}``, diffusers' own; or ``{"emb_params": [n, D]}``, the
+                web UI's. The last two go to the encoder of width D.
+            token: the word. Default: the one in the file, or the file's name without ``.safetensors``. A list has one
+                for each file or, with one file, one for each of its vectors.
+            text_encoder: "text_encoder", "text_encoder_2" or the encoder itself: only this one gets the word. Default:
+                all that the file has an embedding for.
+            tokenizer: the one of ``text_encoder``, by name or itself, as diffusers requires it.
             **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``hf_token``:
                 of the file.
 
         Raises:
             CheckpointNotFoundError, CheckpointFormatError: no such file, a pickle, or not an embedding.
-            WeightMismatchError: vectors of a width that no tower, or not this one, has.
-            InputError: the word is known already or missing, or an argument cannot be used.
+            WeightMismatchError: the vectors have another width than the encoders.
+            InputError: the word exists already or is missing, or an argument is impossible.
         """
         several = isinstance(pretrained_model_name_or_path, (list, tuple))
         given = list(pretrained_model_name_or_path) if several else [pretrained_model_name_or_path]
@@ -81,12 +102,14 @@ class TextualInversionLoaderMixin:
         for tower, some in words.items():
             self._add_words(tower, some)
 
-    def unload_textual_inversion(self, tokens=None, tokenizer=None, text_encoder=None):
-        """Takes words away that were loaded, with their embeddings.
+    def unload_textual_inversion(
+        self, tokens: Names | None = None, tokenizer: str | CLIPTokenizer | None = None, text_encoder: Any = None
+    ) -> None:
+        """Removes loaded words and their embeddings.
 
         Args:
-            tokens (str or list of str, optional): default all.
-            tokenizer, text_encoder (optional): as in :meth:`load_textual_inversion`; default both towers.
+            tokens: default all.
+            tokenizer, text_encoder: as in :meth:`load_textual_inversion`; default both encoders.
 
         Raises:
             InputError: there is no such word.
@@ -104,23 +127,23 @@ class TextualInversionLoaderMixin:
         for tower, some in words.items():
             gone = {name for token, names in some.items() if wanted is None or token in wanted for name in names}
             if gone:
-                tokenizer = getattr(self, TOKENIZERS[tower])
-                first, before = _first_added(tokenizer), list(tokenizer.added_tokens)
+                own = getattr(self, TOKENIZERS[tower])
+                first, before = _first_added(own), list(own.added_tokens)
                 keep = [index for index, name in enumerate(before) if name not in gone]
                 rows = self._added_rows(tower)[keep]
-                tokenizer.remove_tokens(gone)
-                self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=tokenizer.eos_token_id)
+                own.remove_tokens(gone)
+                self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=own.eos_token_id)
 
-    def save_textual_inversion(self, save_directory, token, weight_name=None):
+    def save_textual_inversion(self, save_directory: PathLike, token: str, weight_name: str | None = None) -> None:
         """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
 
-        For both towers under the keys ``clip_l`` and ``clip_g``, which kohya's scripts and the web UIs read too; for
-        one tower as diffusers writes it.
+        A word of both encoders has the keys ``clip_l`` and ``clip_g``, which kohya's scripts and the web UIs read too;
+        a word of one encoder is written as diffusers does.
 
         Args:
-            save_directory (str or path): made if missing.
-            token (str): the word.
-            weight_name (str, optional): default ``learned_embeds.safetensors``.
+            save_directory: made if missing.
+            token: the word.
+            weight_name: default ``learned_embeds.safetensors``.
 
         Raises:
             InputError: there is no such word, or ``save_directory`` is a file.
@@ -143,8 +166,8 @@ class TextualInversionLoaderMixin:
         with atomic_write(os.path.join(save_directory, weight_name or TEXT_INVERSION_NAME_SAFE)) as file:
             write_tensors(file, tensors, {"format": "pt", _TOKEN: token})
 
-    def _towers(self, text_encoder, tokenizer):
-        """Names of the towers that the two arguments mean; every error that they can have."""
+    def _towers(self, text_encoder: Any, tokenizer: Any) -> list[str]:
+        """Names of the encoders that the two arguments choose; raises all errors about these arguments."""
         there = [name for name in TOKENIZERS if getattr(self, name, None) is not None]
         chosen = there
         for argument, value, names in (
@@ -173,7 +196,7 @@ class TextualInversionLoaderMixin:
             self._check_tokenizer(name)
         return chosen
 
-    def _check_tokenizer(self, tower):
+    def _check_tokenizer(self, tower: str) -> None:
         tokenizer, encoder = getattr(self, TOKENIZERS[tower]), getattr(self, tower)
         if not isinstance(tokenizer, CLIPTokenizer):
             raise InputError(
@@ -186,15 +209,15 @@ class TextualInversionLoaderMixin:
                 f"{encoder.config.vocab_size}: they do not belong together. Load both from one checkpoint."
             )
 
-    def _words_of(self, tower):
-        """dict: word -> its tokens, of those that were added to the tower's tokenizer."""
+    def _words_of(self, tower: str) -> dict[str, list[str]]:
+        """The words that were added to the encoder's tokenizer -> their tokens."""
         tokenizer = getattr(self, TOKENIZERS[tower])
         groups = {token: tokenizer.vectors_of(token) for token in tokenizer.added_tokens}
         further = {name for names in groups.values() for name in names[1:]}
         return {token: names for token, names in groups.items() if token not in further}
 
-    def _words(self, source, token, towers, chosen):
-        """[(tower, _Word)] of one source; ``chosen`` says whether the user asked for ``towers``."""
+    def _words(self, source: _Source, token: Any, towers: list[str], chosen: bool) -> list[tuple[str, _Word]]:
+        """[(encoder, word)] of one source; ``chosen``: the user asked for ``towers``."""
         keys = [key for key in source.tensors if key in KEYS.values()]
         if keys:
             places = {tower: source.tensors[KEYS[tower]] for tower in TOKENIZERS if KEYS[tower] in keys}
@@ -221,7 +244,7 @@ class TextualInversionLoaderMixin:
                 found.append((tower, _Word(source.name, name, rows)))
         return found
 
-    def _tower_of_width(self, source, tensor, token, towers):
+    def _tower_of_width(self, source: _Source, tensor: Any, token: Any, towers: list[str]) -> str:
         if len(towers) == 1:
             return towers[0]
         width = tensor.shape[-1]
@@ -236,10 +259,10 @@ class TextualInversionLoaderMixin:
             "another model."
         )
 
-    def _check_words(self, tower, words):
-        """Raises InputError unless all of the words are new to the tower, each by itself and among one another."""
+    def _check_words(self, tower: str, words: Sequence[_Word]) -> None:
+        """Raises InputError if a word is impossible, or exists in the encoder's tokenizer or twice in ``words``."""
         tokenizer = getattr(self, TOKENIZERS[tower])
-        # With each word one vector more than it has: a token of that name would become part of it.
+        # For each word also the name of one vector more: a token of that name would become part of the word.
         seen = {f"{token}_{len(names)}".lower() for token, names in self._words_of(tower).items()}
         for source, token, rows in words:
             if not isinstance(token, str) or not token or token != token.strip():
@@ -253,15 +276,15 @@ class TextualInversionLoaderMixin:
                 )
             seen.update(map(str.lower, names))
 
-    def _add_words(self, tower, words):
+    def _add_words(self, tower: str, words: Sequence[_Word]) -> None:
         tokenizer = getattr(self, TOKENIZERS[tower])
         first = _first_added(tokenizer)
         rows = np.concatenate([self._added_rows(tower), *(word.rows for word in words)])
         tokenizer.add_tokens([name for word in words for name in _names(word.token, len(word.rows))])
         self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=tokenizer.eos_token_id)
 
-    def _added_rows(self, tower):
-        """float32 [n, D]: the embeddings of the tokens that were added to the tower's tokenizer."""
+    def _added_rows(self, tower: str) -> np.ndarray:
+        """Embeddings, float32 [n, D], of the tokens that were added to the encoder's tokenizer."""
         tokenizer = getattr(self, TOKENIZERS[tower])
         if not tokenizer.added_tokens:
             return np.empty([0, getattr(self, tower).config.hidden_size], np.float32)
@@ -270,8 +293,8 @@ class TextualInversionLoaderMixin:
             return network.get_input_embeddings().weight[first:last].astype("float32").numpy()
 
 
-def _read(given, options):
-    """The _Source of a path, a tensor or a dict of tensors."""
+def _read(given: Any, options: dict[str, Any]) -> _Source:
+    """Reads a path, a tensor or a dict of tensors."""
     if isinstance(given, dict):
         return _from_dict(given)
     if not isinstance(given, (str, os.PathLike)):
@@ -300,8 +323,8 @@ def _from_dict(given):
     return _checked(_Source("The dict", tensors, token))
 
 
-def _checked(source):
-    """``source`` if it is an embedding, with the token that its key says."""
+def _checked(source: _Source) -> _Source:
+    """``source`` with the token that its key gives. Raises CheckpointFormatError if it is not an embedding."""
     keys = list(source.tensors)
     if keys and set(keys) <= set(KEYS.values()):
         return source
@@ -324,8 +347,8 @@ def _refuse_pickle(path):
         )
 
 
-def _tokens_for(sources, token):
-    """For each source the token (str), its tokens (list, one for each vector) or None, that the argument means."""
+def _tokens_for(sources: Sequence[_Source], token: Names | None) -> list[Any]:
+    """For each source, what the argument says: one token, a list with one for each vector, or None."""
     if token is None or isinstance(token, str):
         if isinstance(token, str) and len(sources) > 1:
             raise InputError(f"token is {token!r} for {len(sources)} embeddings. Pass a list with one for each.")
@@ -337,8 +360,8 @@ def _tokens_for(sources, token):
     return list(token)
 
 
-def _split(source, tensor, token):
-    """[(token, float32 [n, D])]: one word of all vectors, or for a list of tokens, one of each vector."""
+def _split(source: _Source, tensor: paddle.Tensor, token: Any) -> list[tuple[str, np.ndarray]]:
+    """[(token, float32 [n, D])]: one word of all vectors or, with a list of tokens, one word for each vector."""
     if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
         raise CheckpointFormatError(
             f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
@@ -358,11 +381,11 @@ def _split(source, tensor, token):
     return [(token, rows)]
 
 
-def _names(token, count):
+def _names(token: str, count: int) -> list[str]:
     """The tokens of a word of ``count`` vectors."""
     return [token, *(f"{token}_{index}" for index in range(1, count))]
 
 
-def _first_added(tokenizer):
-    """The id that the first added token has or will have."""
+def _first_added(tokenizer: CLIPTokenizer) -> int:
+    """The id of the first added token, also if none is added yet."""
     return len(tokenizer) - len(tokenizer.added_tokens)

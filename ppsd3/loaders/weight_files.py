@@ -1,6 +1,10 @@
-"""Small weights that users pass by path, hub id, link or dict: where the file is, and what may stand for a tensor."""
+"""Finds the small weights (LoRA, textual inversion, IP-adapter) that users pass by path, hub id, link or dict."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import paddle
@@ -9,21 +13,28 @@ from ..serialization.readers import refuse_pickle
 from ..serialization.tensors import from_numpy
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_file
+from ..utils.types import PathLike
 
 
-def find_weights(path, default_name, weight_name=None, subfolder=None, hub_options=None):
+def find_weights(
+    path: PathLike,
+    default_name: str,
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    hub_options: Mapping[str, Any] | None = None,
+) -> str:
     """The local path of a safetensors file: ``path`` itself, or in that directory or repository.
 
     Args:
-        path (str or path): a file, a directory, a hub id, or a link to a file on the hub.
-        default_name (str): of the file in a directory or repository.
-        weight_name (str, optional): another name. Without it, a directory's only safetensors file is taken too.
-        subfolder (str, optional): where it is.
-        hub_options (dict, optional): see :func:`ppsd3.utils.hub.resolve_file`.
+        path: a file, a directory, a hub id, or a link to a file on the hub.
+        default_name: of the file in a directory or repository.
+        weight_name: another name. Without it, a directory's only safetensors file is used too.
+        subfolder: its folder there.
+        hub_options: see :func:`ppsd3.utils.hub.resolve_file`.
 
     Raises:
-        CheckpointNotFoundError: there is none.
-        CheckpointFormatError: it is a pickle.
+        CheckpointNotFoundError: no such file.
+        CheckpointFormatError: a pickle.
     """
     path, hub_options = os.path.expanduser(os.fspath(path)), hub_options or {}
     if not os.path.isdir(path):
@@ -48,8 +59,8 @@ def find_weights(path, default_name, weight_name=None, subfolder=None, hub_optio
     )
 
 
-def to_paddle(name, value):
-    """A Paddle tensor of a Paddle tensor, a numpy array, a number, or torch's tensor."""
+def to_paddle(name: str, value: Any) -> paddle.Tensor:
+    """A Paddle tensor, numpy array, number or torch tensor as a Paddle tensor; ``name`` is for the error."""
     if isinstance(value, paddle.Tensor):
         return value
     if hasattr(value, "detach"):  # torch's

@@ -1,24 +1,32 @@
 """The MM-DiT block: two streams with weights of their own that meet in one attention (paper, figure 2b)."""
 
-from contextlib import contextmanager
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Optional, Union
 
 import paddle
 from paddle import nn
 
 from ..ops import Linear, gated_residual, layer_norm_modulate, linear_gelu
 from ..utils.errors import InputError
-from .attention_processor import Attention, check_attention_kwargs
-from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
+from .attention_processor import Attention, AttentionProcessor, check_attention_kwargs
+from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, Modulated, SD35AdaLayerNormZeroX
+
+# What steers a block: the conditioning vector [B, D], or for each stream the chunks that ``modulation`` made of it.
+BlockConditioning = Union[paddle.Tensor, tuple[list[paddle.Tensor], ...]]
+# What a block returns: text tokens, None where they end, and image tokens.
+Streams = tuple[Optional[paddle.Tensor], paddle.Tensor]
 
 
 class GELU(nn.Layer):
     """Linear projection followed by tanh-approximated GELU: ``[..., dim_in] -> [..., dim_out]``."""
 
-    def __init__(self, dim_in, dim_out):
+    def __init__(self, dim_in: int, dim_out: int) -> None:
         super().__init__()
         self.proj = Linear(dim_in, dim_out)
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         return linear_gelu(hidden_states, self.proj)
 
 
@@ -26,19 +34,20 @@ class FeedForward(nn.Layer):
     """``net.2(gelu(net.0.proj(x)))``, four times as wide inside: ``[B, S, D] -> [B, S, D]``.
 
     Args:
-        dim (int): width D. mult (int): inner width over D. Default 4.
+        dim: width D.
+        mult: inner width over D.
     """
 
-    def __init__(self, dim, mult=4):
+    def __init__(self, dim: int, mult: int = 4) -> None:
         super().__init__()
         self.net = nn.LayerList([GELU(dim, dim * mult), nn.Dropout(0.0), Linear(dim * mult, dim)])
         self.chunk_size, self.chunk_dim = None, 0
 
-    def set_chunk_feed_forward(self, chunk_size, dim=0):
+    def set_chunk_feed_forward(self, chunk_size: int | None, dim: int = 0) -> None:
         """Work on ``chunk_size`` slices of axis ``dim`` (0 batch, 1 sequence) at a time; None for all at once."""
         self.chunk_size, self.chunk_dim = chunk_size, dim
 
-    def forward(self, hidden_states):
+    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
         size = hidden_states.shape[self.chunk_dim]
         if self.chunk_size is None or size <= self.chunk_size:
             return self._run(hidden_states)
@@ -52,109 +61,123 @@ class FeedForward(nn.Layer):
         return hidden_states
 
 
-class _ModulatedBlock(nn.Layer):
-    """What blocks have in common: time and pooled text steer them, through :meth:`modulation`."""
-
-    def forward(self, hidden_states, encoder_hidden_states, temb, joint_attention_kwargs=None):
-        return self.with_modulation(hidden_states, encoder_hidden_states, self.modulation(temb), joint_attention_kwargs)
-
-    def modulation(self, temb):
-        """Shifts, scales and gates: ``temb [..., B, D]`` -> for each stream a list of [..., B, D]."""
-        raise NotImplementedError
-
-    def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
-        """The block, given what :meth:`modulation` returned."""
-        raise NotImplementedError
-
-    @staticmethod
-    def _feed_forward(feed_forward, tokens, modulation):
-        normalized = layer_norm_modulate(tokens, modulation.shift_mlp, modulation.scale_mlp)
-        return gated_residual(tokens, modulation.gate_mlp, feed_forward(normalized))
-
-
-class JointTransformerBlock(_ModulatedBlock):
+class JointTransformerBlock(nn.Layer):
     """One MM-DiT block.
 
     Args:
-        dim (int): width D.
-        num_attention_heads (int), attention_head_dim (int): h and d.
-        context_pre_only (bool): the last block: text serves the attention and is then dropped. Default False.
-        qk_norm (str, optional): None or ``"rms_norm"``.
-        use_dual_attention (bool): a second, image-only attention on the block's input (SD3.5-medium). Default False.
+        dim: width D.
+        num_attention_heads, attention_head_dim: h and d.
+        context_pre_only: the last block: text serves the attention and is then dropped.
+        qk_norm: None or ``"rms_norm"``.
+        use_dual_attention: a second, image-only attention on the block's input (SD3.5-medium).
 
-    Shapes: ``hidden_states [B, N, D]``, ``encoder_hidden_states [B, L, D]``, ``temb [B, D]`` ->
-    ``(encoder_hidden_states or None, hidden_states)``, text first as in diffusers.
+    Shapes: ``hidden_states [B, N, D]``, ``encoder_hidden_states [B, L, D]``, ``temb [B, D]`` (or its
+    :meth:`modulation`) -> ``(encoder_hidden_states or None, hidden_states)``, text first as in diffusers.
     """
 
     def __init__(
         self,
-        dim,
-        num_attention_heads,
-        attention_head_dim,
-        context_pre_only=False,
-        qk_norm=None,
-        use_dual_attention=False,
-    ):
+        dim: int,
+        num_attention_heads: int,
+        attention_head_dim: int,
+        context_pre_only: bool = False,
+        qk_norm: str | None = None,
+        use_dual_attention: bool = False,
+    ) -> None:
         super().__init__()
         self.context_pre_only, self.use_dual_attention = context_pre_only, use_dual_attention
         self.norm1 = SD35AdaLayerNormZeroX(dim) if use_dual_attention else AdaLayerNormZero(dim)
         self.norm1_context = AdaLayerNormContinuous(dim, dim) if context_pre_only else AdaLayerNormZero(dim)
-        heads = dict(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim, qk_norm=qk_norm)
+        heads: dict[str, Any] = {
+            "query_dim": dim,
+            "heads": num_attention_heads,
+            "dim_head": attention_head_dim,
+            "qk_norm": qk_norm,
+        }
         self.attn = Attention(added_kv_proj_dim=dim, context_pre_only=context_pre_only, **heads)
         self.attn2 = Attention(**heads) if use_dual_attention else None
         self.ff = FeedForward(dim)
         self.ff_context = None if context_pre_only else FeedForward(dim)
 
-    def modulation(self, temb):
+    def modulation(self, temb: paddle.Tensor) -> tuple[list[paddle.Tensor], ...]:
+        """Shifts, scales and gates: ``temb [..., B, D]`` -> for each stream a list of [..., B, D]."""
         return self.norm1.modulation(temb), self.norm1_context.modulation(temb)
 
-    def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
-        kwargs = joint_attention_kwargs or {}
-        image_modulation, text_modulation = modulation
-        image = self.norm1.with_modulation(hidden_states, image_modulation)
-        text = self.norm1_context.with_modulation(encoder_hidden_states, text_modulation)
+    def forward(
+        self,
+        hidden_states: paddle.Tensor,
+        encoder_hidden_states: paddle.Tensor,
+        temb: BlockConditioning,
+        joint_attention_kwargs: Mapping[str, Any] | None = None,
+        attn_processors: Mapping[str, AttentionProcessor] | None = None,
+    ) -> Streams:
+        """``attn_processors``: ``"attn"`` or ``"attn2"`` -> the processor of this call, in the place of the layer's."""
+        kwargs, processors = joint_attention_kwargs or {}, attn_processors or {}
+        for_image, for_text = temb if isinstance(temb, tuple) else (temb, temb)
+        image = self.norm1(hidden_states, for_image)
+        text = self.norm1_context(encoder_hidden_states, for_text)
         text_input = text if self.context_pre_only else text.hidden_states
 
-        image_output, text_output = self.attn(image.hidden_states, text_input, **kwargs)
+        image_output, text_output = self.attn(
+            image.hidden_states, text_input, processor=processors.get("attn"), **kwargs
+        )
 
         hidden_states = gated_residual(hidden_states, image.gate_msa, image_output)
-        if self.use_dual_attention:
-            hidden_states = gated_residual(hidden_states, image.gate_msa2, self.attn2(image.hidden_states2, **kwargs))
-        hidden_states = self._feed_forward(self.ff, hidden_states, image)
-        if self.context_pre_only:
+        if self.attn2 is not None:
+            output = self.attn2(image.hidden_states2, processor=processors.get("attn2"), **kwargs)
+            hidden_states = gated_residual(hidden_states, image.gate_msa2, output)
+        hidden_states = _feed_forward(self.ff, hidden_states, image)
+        if self.ff_context is None:
             return None, hidden_states
 
         encoder_hidden_states = gated_residual(encoder_hidden_states, text.gate_msa, text_output)
-        return self._feed_forward(self.ff_context, encoder_hidden_states, text), hidden_states
+        return _feed_forward(self.ff_context, encoder_hidden_states, text), hidden_states
 
 
-class SD3SingleTransformerBlock(_ModulatedBlock):
+class SD3SingleTransformerBlock(nn.Layer):
     """A block of image tokens alone, as ControlNets of SD3.5-large have it.
 
     Args:
-        dim (int): width D.
-        num_attention_heads (int), attention_head_dim (int): h and d.
+        dim: width D.
+        num_attention_heads, attention_head_dim: h and d.
 
     Shapes: those of :class:`JointTransformerBlock`, with None for the text that goes in and out.
     """
 
-    def __init__(self, dim, num_attention_heads, attention_head_dim):
+    context_pre_only = True
+
+    def __init__(self, dim: int, num_attention_heads: int, attention_head_dim: int) -> None:
         super().__init__()
         self.norm1 = AdaLayerNormZero(dim)
         self.attn = Attention(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim)
         self.ff = FeedForward(dim)
 
-    def modulation(self, temb):
+    def modulation(self, temb: paddle.Tensor) -> tuple[list[paddle.Tensor], ...]:
+        """See :meth:`JointTransformerBlock.modulation`."""
         return (self.norm1.modulation(temb),)
 
-    def with_modulation(self, hidden_states, encoder_hidden_states, modulation, joint_attention_kwargs=None):
-        image = self.norm1.with_modulation(hidden_states, *modulation)
-        output = self.attn(image.hidden_states, **(joint_attention_kwargs or {}))
+    def forward(
+        self,
+        hidden_states: paddle.Tensor,
+        encoder_hidden_states: None,
+        temb: BlockConditioning,
+        joint_attention_kwargs: Mapping[str, Any] | None = None,
+        attn_processors: Mapping[str, AttentionProcessor] | None = None,
+    ) -> Streams:
+        """See :meth:`JointTransformerBlock.forward`."""
+        image = self.norm1(hidden_states, *temb if isinstance(temb, tuple) else (temb,))
+        processor = (attn_processors or {}).get("attn")
+        output = self.attn(image.hidden_states, processor=processor, **(joint_attention_kwargs or {}))
         hidden_states = gated_residual(hidden_states, image.gate_msa, output)
-        return None, self._feed_forward(self.ff, hidden_states, image)
+        return None, _feed_forward(self.ff, hidden_states, image)
 
 
-class AttentionMixin:
+def _feed_forward(feed_forward: FeedForward, tokens: paddle.Tensor, modulated: Modulated) -> paddle.Tensor:
+    normalized = layer_norm_modulate(tokens, modulated.shift_mlp, modulated.scale_mlp)
+    return gated_residual(tokens, modulated.gate_mlp, feed_forward(normalized))
+
+
+class AttentionMixin(nn.Layer):
     """The seam of attention processors and the switches of blocks, under their diffusers names: for networks that have
     :class:`Attention` and :class:`FeedForward` in them."""
 
@@ -162,11 +185,11 @@ class AttentionMixin:
         """For changes that a traced graph would not see; there is none here."""
 
     @property
-    def attn_processors(self):
-        """dict: name of each attention plus ``.processor`` -> its processor."""
+    def attn_processors(self) -> dict[str, AttentionProcessor]:
+        """Name of each attention plus ``.processor`` -> its processor."""
         return {f"{name}.processor": layer.processor for name, layer in self._attentions()}
 
-    def set_attn_processor(self, processor):
+    def set_attn_processor(self, processor: AttentionProcessor | dict[str, AttentionProcessor]) -> None:
         """Sets one processor for all attentions, or one per name from a dict like :attr:`attn_processors`.
 
         Raises:
@@ -185,55 +208,47 @@ class AttentionMixin:
             layer.set_processor(processor[name])
         self._forget_graphs()
 
-    def _check_attention_kwargs(self, kwargs):
-        """Refuses ``kwargs`` that no processor takes; where there are none, no processor is looked for."""
-        if kwargs:
-            check_attention_kwargs(self.attn_processors.values(), kwargs)
+    def _check_attention(self, kwargs, processors):
+        """Refuses ``kwargs`` that no processor takes, and ``processors`` (name -> processor) for no attention; where
+        there are neither, no attention is looked for."""
+        if not kwargs and not processors:
+            return
+        own = self.attn_processors
+        unknown = sorted(set(processors) - set(own))
+        if unknown:
+            raise InputError(
+                f"attn_processors has {unknown[:5]}, which this {type(self).__name__} does not have. Take names from "
+                "model.attn_processors."
+            )
+        check_attention_kwargs({**own, **processors}.values(), kwargs)
 
-    @contextmanager
-    def attention_of(self, processors):
-        """Within the block some attentions have other processors.
-
-        Args:
-            processors (dict): name of an attention plus ``.processor``, as in :attr:`attn_processors` -> its processor.
-        """
-        attentions = {f"{name}.processor": layer for name, layer in self._attentions()} if processors else {}
-        before = {name: attentions[name].processor for name in processors}
-        try:
-            for name, processor in processors.items():
-                attentions[name].set_processor(processor)
-            yield self
-        finally:
-            for name, processor in before.items():
-                attentions[name].set_processor(processor)
-
-    def fuse_qkv_projections(self):
+    def fuse_qkv_projections(self) -> None:
         """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""
         for _, layer in self._attentions():
             layer.fuse_projections()
         self._forget_graphs()
 
-    def unfuse_qkv_projections(self):
+    def unfuse_qkv_projections(self) -> None:
         """Undoes :meth:`fuse_qkv_projections`."""
         for _, layer in self._attentions():
             layer.unfuse_projections()
         self._forget_graphs()
 
-    def enable_forward_chunking(self, chunk_size=None, dim=0):
+    def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
         """Runs feed-forwards on ``chunk_size`` (default 1) slices of axis ``dim``: less memory, more time."""
         set_chunk_feed_forward(self, chunk_size or 1, dim)
         self._forget_graphs()
 
-    def disable_forward_chunking(self):
+    def disable_forward_chunking(self) -> None:
         """Runs feed-forwards on all tokens at once again."""
         set_chunk_feed_forward(self, None, 0)
         self._forget_graphs()
 
-    def _attentions(self):
+    def _attentions(self) -> list[tuple[str, Attention]]:
         return [(name, layer) for name, layer in self.named_sublayers() if isinstance(layer, Attention)]
 
 
-def set_chunk_feed_forward(model, chunk_size, dim):
+def set_chunk_feed_forward(model: nn.Layer, chunk_size: int | None, dim: int) -> None:
     """Sets the chunking of every :class:`FeedForward` in ``model``.
 
     Raises:

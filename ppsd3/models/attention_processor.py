@@ -5,7 +5,11 @@ A processor is one of the three seams of the package: an adapter that must read 
 (ppdiffusers: ``JointAttnProcessor2_5``).
 """
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, Callable, Optional
 
 import paddle
 import paddle.nn.functional as F
@@ -15,6 +19,11 @@ from ..ops import Linear, QuantizedLinear, adapt, attention, base_of, joint_atte
 from ..utils.errors import ConfigError, InputError
 from .normalization import RMSNorm
 
+# ``processor(attn, hidden_states, encoder_hidden_states, **joint_attention_kwargs)`` -> what the attention returns.
+AttentionProcessor = Callable[..., Any]
+# q, k, v, each [B, S, h, d]
+QKV = tuple[Optional[paddle.Tensor], Optional[paddle.Tensor], Optional[paddle.Tensor]]
+
 _NAMES = ("to_q", "to_k", "to_v")
 _ADDED_NAMES = ("add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -23,20 +32,29 @@ class Attention(nn.Layer):
     """Projections of self-attention over image tokens, or of joint attention over image and text tokens.
 
     Args:
-        query_dim (int): width D of the tokens.
-        heads (int), dim_head (int): h and d; ``h * d`` is the inner width.
-        added_kv_proj_dim (int, optional): width of the text tokens; None makes plain self-attention.
-        context_pre_only (bool): the text stream ends here, so its output is not projected. Default False.
-        qk_norm (str, optional): None or ``"rms_norm"`` (SD3.5).
-        processor (callable, optional): default :class:`JointAttnProcessor2_5`.
+        query_dim: width D of the tokens.
+        heads, dim_head: h and d; ``h * d`` is the inner width.
+        added_kv_proj_dim: width of the text tokens; None makes plain self-attention.
+        context_pre_only: the text stream ends here, so its output is not projected.
+        qk_norm: None or ``"rms_norm"`` (SD3.5).
+        processor: default :class:`JointAttnProcessor2_5`.
 
     Shapes: ``hidden_states [B, N, D]``, ``encoder_hidden_states [B, L, D]`` -> the same pair (the second is None
     when ``context_pre_only``), or ``[B, N, D]`` alone without a text stream.
     """
 
+    processor: AttentionProcessor
+
     def __init__(
-        self, query_dim, heads, dim_head, added_kv_proj_dim=None, context_pre_only=False, qk_norm=None, processor=None
-    ):
+        self,
+        query_dim: int,
+        heads: int,
+        dim_head: int,
+        added_kv_proj_dim: int | None = None,
+        context_pre_only: bool = False,
+        qk_norm: str | None = None,
+        processor: AttentionProcessor | None = None,
+    ) -> None:
         super().__init__()
         if qk_norm not in (None, "rms_norm"):
             raise ConfigError(f"qk_norm is {qk_norm!r}; SD3 has None and SD3.5 has 'rms_norm'.")
@@ -48,7 +66,7 @@ class Attention(nn.Layer):
         self.norm_q = RMSNorm(dim_head) if qk_norm else None
         self.norm_k = RMSNorm(dim_head) if qk_norm else None
         self.has_context = added_kv_proj_dim is not None
-        if self.has_context:
+        if added_kv_proj_dim is not None:
             self.add_q_proj, self.add_k_proj, self.add_v_proj = (Linear(added_kv_proj_dim, inner_dim) for _ in range(3))
             self.norm_added_q = RMSNorm(dim_head) if qk_norm else None
             self.norm_added_k = RMSNorm(dim_head) if qk_norm else None
@@ -56,26 +74,26 @@ class Attention(nn.Layer):
         self._fused = None
         self.set_processor(processor or JointAttnProcessor2_5())
 
-    def set_processor(self, processor):
+    def set_processor(self, processor: AttentionProcessor) -> None:
         """Replaces the arithmetic; ``processor(attn, hidden_states, encoder_hidden_states, **kwargs)``.
 
         A processor may be a layer; its weights belong to the adapter that it is of, not to this layer.
         """
         object.__setattr__(self, "processor", processor)
 
-    def project(self, hidden_states):
+    def project(self, hidden_states: paddle.Tensor) -> QKV:
         """Q, K, V of the image tokens, each [B, N, h, d], as the projections give them."""
         return self._project(hidden_states, _NAMES)
 
-    def normalize(self, q, k, v):
+    def normalize(self, q: paddle.Tensor | None, k: paddle.Tensor | None, v: paddle.Tensor | None) -> QKV:
         """What :meth:`project` gave, Q and K normalised where the model does."""
         return _normalized(q, self.norm_q), _normalized(k, self.norm_k), v
 
-    def qkv(self, hidden_states):
+    def qkv(self, hidden_states: paddle.Tensor) -> QKV:
         """Q, K, V of the image tokens, each [B, N, h, d], Q and K normalised where the model does."""
         return self.normalize(*self.project(hidden_states))
 
-    def added_qkv(self, encoder_hidden_states):
+    def added_qkv(self, encoder_hidden_states: paddle.Tensor) -> QKV:
         """Q, K, V of the text tokens, each [B, L, h, d]; Q is None where the text stream ends (``context_pre_only``).
 
         What text would learn in the last block is thrown away, so its queries are not asked.
@@ -83,13 +101,13 @@ class Attention(nn.Layer):
         q, k, v = self._project(encoder_hidden_states, self._added_names)
         return _normalized(q, self.norm_added_q), _normalized(k, self.norm_added_k), v
 
-    def project_out(self, tokens):
+    def project_out(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """The output of the image tokens: [B, N, h, d] -> [B, N, D]."""
         return self.to_out[1](self.to_out[0](tokens.flatten(2)))
 
-    def project_added_out(self, tokens):
+    def project_added_out(self, tokens: paddle.Tensor | None) -> paddle.Tensor | None:
         """The output of the text tokens: [B, L, h, d] -> [B, L, D]; None stays None."""
-        return None if tokens is None else self.to_add_out(tokens.flatten(2))
+        return None if tokens is None or self.to_add_out is None else self.to_add_out(tokens.flatten(2))
 
     @property
     def _added_names(self):
@@ -107,7 +125,7 @@ class Attention(nn.Layer):
         return q[0] if q else None, k, v
 
     @paddle.no_grad()
-    def fuse_projections(self):
+    def fuse_projections(self) -> None:
         """Q, K and V by one matrix product. A copy made for inference: fuse after weights and dtype are final.
 
         The copies are no parameters: what is saved, trained and counted stays the checkpoint's own tensors.
@@ -118,12 +136,19 @@ class Attention(nn.Layer):
             fused[names] = _fuse(layers)
         object.__setattr__(self, "_fused", fused)
 
-    def unfuse_projections(self):
+    def unfuse_projections(self) -> None:
         """Three matrix products again."""
         object.__setattr__(self, "_fused", None)
 
-    def forward(self, hidden_states, encoder_hidden_states=None, **kwargs):
-        return self.processor(self, hidden_states, encoder_hidden_states, **kwargs)
+    def forward(
+        self,
+        hidden_states: paddle.Tensor,
+        encoder_hidden_states: paddle.Tensor | None = None,
+        processor: AttentionProcessor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """``processor`` is this call's, in the place of the layer's own; it gets ``kwargs``."""
+        return (processor or self.processor)(self, hidden_states, encoder_hidden_states, **kwargs)
 
 
 def _normalized(x, norm):
@@ -150,26 +175,30 @@ class _FixedLinear:
 class JointAttnProcessor2_5:
     """One softmax over image and text tokens, image first (paper, figure 2b); plain self-attention without text."""
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: paddle.Tensor,
+        encoder_hidden_states: paddle.Tensor | None = None,
+    ) -> Any:
         """``[B, N, D]`` and ``[B, L, D]`` (or None) -> the same pair, or ``[B, N, D]`` alone without text."""
         if encoder_hidden_states is None:
             return attn.project_out(self.attend(attn.qkv(hidden_states))[0])
         image, text = self.attend(attn.qkv(hidden_states), attn.added_qkv(encoder_hidden_states))
         return attn.project_out(image), attn.project_added_out(text)
 
-    def attend(self, image, text=None):
+    def attend(self, image: QKV, text: QKV | None = None) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """Which tokens see which: what a subclass, or an adapter that adds to it, replaces.
 
         Args:
-            image, text (tuple of three Tensors): q, k, v, each [B, N, h, d] and [B, L, h, d]; q of the text, or all of
-                it, may be None.
+            image, text: q, k, v, each [B, N, h, d] and [B, L, h, d]; q of the text, or all of it, may be None.
 
         Returns:
-            (Tensor [B, N, h, d], Tensor [B, L, h, d] or None).
+            What image [B, N, h, d] and text [B, L, h, d] learn.
         """
         return (attention(*image), None) if text is None else joint_attention(image, text)
 
-    def perturbed(self):
+    def perturbed(self) -> AttentionProcessor:
         """The processor that stands in for this one in the weakened model of perturbed-attention guidance."""
         return _PERTURBED
 
@@ -182,7 +211,7 @@ class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
     does elsewhere, which diffusers leaves out for SD3.5.
     """
 
-    def attend(self, image, text=None):
+    def attend(self, image: QKV, text: QKV | None = None) -> tuple[paddle.Tensor, paddle.Tensor | None]:
         """As :meth:`JointAttnProcessor2_5.attend`; without text each image token is left its own value."""
         q, k, v = image
         if text is None:
@@ -208,12 +237,12 @@ class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
 _PERTURBED = PAGJointAttnProcessor2_5()
 
 
-def perturbed(processor):
+def perturbed(processor: AttentionProcessor) -> AttentionProcessor:
     """What stands in for ``processor`` in the weakened model of perturbed-attention guidance."""
     return processor.perturbed() if hasattr(processor, "perturbed") else _PERTURBED
 
 
-def check_attention_kwargs(processors, kwargs):
+def check_attention_kwargs(processors: Iterable[AttentionProcessor], kwargs: Mapping[str, Any]) -> None:
     """Refuses an entry of ``joint_attention_kwargs`` that no processor takes.
 
     Raises:

@@ -10,7 +10,6 @@ from itertools import count
 
 import paddle
 from paddle import nn
-from paddle.distributed.fleet.utils import recompute
 
 from ..configuration_utils import FrozenConfig, register_to_config
 from ..modeling_utils import ModelMixin, is_to_be_filled
@@ -18,9 +17,9 @@ from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
-from .attention import AttentionMixin, JointTransformerBlock, SD3SingleTransformerBlock
+from .attention import JointTransformerBlock, SD3SingleTransformerBlock
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
-from .transformer_sd3 import PreparedCondition
+from .transformer_sd3 import ConditionedBlocks
 
 
 @dataclass
@@ -30,7 +29,7 @@ class SD3ControlNetOutput(BaseOutput):
     controlnet_block_samples: list
 
 
-class SD3ControlNetModel(AttentionMixin, ModelMixin):
+class SD3ControlNetModel(ConditionedBlocks):
     """ControlNet (Zhang et al., 2023) with blocks of the MM-DiT; counterpart of diffusers' class of the same name.
 
     Published ones have 6 or 12 joint blocks (SD3-medium) or 19 blocks of image tokens alone (SD3.5-large: no text, and
@@ -81,7 +80,7 @@ class SD3ControlNetModel(AttentionMixin, ModelMixin):
     ):
         super().__init__()
         self.inner_dim = num_attention_heads * attention_head_dim
-        patches = dict(height=sample_size, width=sample_size, patch_size=patch_size, embed_dim=self.inner_dim)
+        patches = {"height": sample_size, "width": sample_size, "patch_size": patch_size, "embed_dim": self.inner_dim}
         self.pos_embed = None
         if use_pos_embed:
             self.pos_embed = PatchEmbed(
@@ -91,7 +90,11 @@ class SD3ControlNetModel(AttentionMixin, ModelMixin):
                 **patches,
             )
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(self.inner_dim, pooled_projection_dim)
-        heads = dict(dim=self.inner_dim, num_attention_heads=num_attention_heads, attention_head_dim=attention_head_dim)
+        heads = {
+            "dim": self.inner_dim,
+            "num_attention_heads": num_attention_heads,
+            "attention_head_dim": attention_head_dim,
+        }
         if joint_attention_dim is None:
             if qk_norm is not None or dual_attention_layers:
                 raise ConfigError(
@@ -116,7 +119,7 @@ class SD3ControlNetModel(AttentionMixin, ModelMixin):
         self.pos_embed_input = _zeroed(
             PatchEmbed(in_channels=in_channels + extra_conditioning_channels, pos_embed_type=None, **patches)
         )
-        self.gradient_checkpointing = False
+        self.norm_out = None
 
     @classmethod
     def from_transformer(
@@ -194,58 +197,17 @@ class SD3ControlNetModel(AttentionMixin, ModelMixin):
                     else "takes latents [B, C, H, W]."
                 )
             )
-        kwargs = dict(joint_attention_kwargs or {})
-        scale = kwargs.pop("scale", 1.0)
-        self._check_attention_kwargs(kwargs)
+        scale, kwargs = self._split_attention_kwargs(joint_attention_kwargs, {})
         with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
-            if prepared is None:
-                self._check_text(encoder_hidden_states)
-                temb = self.time_text_embed(timestep, pooled_projections)
-                context = None if self.context_embedder is None else self.context_embedder(encoder_hidden_states)
-
-                def run(i, *streams):
-                    return self._run_block(self.transformer_blocks[i], *streams, temb, kwargs or None)
-            else:
-                context = prepared.context
-
-                def run(i, *streams):
-                    return self.transformer_blocks[i].with_modulation(*streams, prepared.blocks[i], kwargs or None)
-
+            condition = prepared or self._condition(encoder_hidden_states, pooled_projections, timestep)
             tokens = hidden_states if self.pos_embed is None else self.pos_embed(hidden_states)
-            tokens = tokens + self.pos_embed_input(controlnet_cond)
-            if prepared is not None:
-                copies = prepared.blocks[0][0][0].shape[0] // tokens.shape[0]
-                tokens = paddle.concat([tokens] * copies) if copies > 1 else tokens
-            residuals = []
-            for i, project in enumerate(self.controlnet_blocks):
-                context, tokens = run(i, tokens, context)
+            tokens = condition.repeated(tokens + self.pos_embed_input(controlnet_cond))
+            context, residuals = condition.context, []
+            for block, project in zip(self._blocks_of(condition, kwargs, {}), self.controlnet_blocks):
+                context, tokens = block(tokens, context)
                 residual = project(tokens)
                 residuals.append(residual if conditioning_scale == 1 else residual * conditioning_scale)
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
-
-    def prepare(self, encoder_hidden_states, pooled_projections, timesteps):
-        """What sampling can know before it starts, for ``forward(prepared=...)``; as
-        :meth:`SD3Transformer2DModel.prepare`, with None for the text that is not read."""
-        self._check_text(encoder_hidden_states)
-        context = None if self.context_embedder is None else self.context_embedder(encoder_hidden_states)
-        temb = self.time_text_embed.of_steps(timesteps, pooled_projections)
-        return PreparedCondition.of_steps(context, temb, self.transformer_blocks)
-
-    def _check_text(self, encoder_hidden_states):
-        if (encoder_hidden_states is None) != (self.context_embedder is None):
-            raise InputError(
-                "This ControlNet reads text tokens. Pass encoder_hidden_states."
-                if encoder_hidden_states is None
-                else "This ControlNet has blocks without text (joint_attention_dim is None). Leave "
-                "encoder_hidden_states out."
-            )
-
-    def _run_block(self, block, hidden_states, context, temb, kwargs):
-        if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
-            return block(hidden_states, context, temb, kwargs)
-        if context is None:  # recompute() cannot return the None that stands for the text
-            return None, recompute(lambda *inputs: block(inputs[0], None, inputs[1], kwargs)[1], hidden_states, temb)
-        return recompute(block, hidden_states, context, temb, kwargs)
 
 
 class SD3MultiControlNetModel(ModelMixin):

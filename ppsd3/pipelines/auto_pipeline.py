@@ -1,6 +1,9 @@
 """The pipeline of a task, whatever pipeline a checkpoint names."""
 
+from __future__ import annotations
+
 import os
+from typing import Any
 
 from ..configuration_utils import read_json
 from ..utils.errors import InputError
@@ -13,17 +16,22 @@ from .pipeline_utils import DiffusionPipeline
 class _AutoPipeline:
     """Chooses the class by what there is: with a ``controlnet`` among the components the ControlNet pipeline."""
 
-    plain = with_control = with_pag = None  # names of classes
+    # names of classes
+    plain: str
+    with_control: str
+    with_pag: str | None = None
 
     def __init__(self):
         raise InputError(f"{type(self).__name__} is not made; use its from_pretrained() or from_pipe().")
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, enable_pag=None, **options):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], enable_pag: bool | None = None, **options: Any
+    ) -> Any:
         """See :meth:`DiffusionPipeline.from_pretrained`; the class is that of the task.
 
         Args:
-            enable_pag (bool, optional): whether to make the pipeline with perturbed-attention guidance, whose
+            enable_pag: whether to make the pipeline with perturbed-attention guidance, whose
                 ``pag_applied_layers`` may be among the options. Default: what the checkpoint was saved as.
 
         Raises:
@@ -40,7 +48,7 @@ class _AutoPipeline:
         return chosen.from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
-    def from_pipe(cls, pipeline, enable_pag=None, **components):
+    def from_pipe(cls, pipeline: DiffusionPipeline, enable_pag: bool | None = None, **components: Any) -> Any:
         """See :meth:`DiffusionPipeline.from_pipe`; the class is that of the task, ``enable_pag`` as above."""
         if not isinstance(pipeline, DiffusionPipeline):
             raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")

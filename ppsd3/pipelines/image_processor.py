@@ -1,11 +1,19 @@
 """Pictures as people hold them (PIL, arrays) <-> tensors as the VAE takes them ([B, 3, H, W] in [-1, 1])."""
 
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from PIL import Image
 
 from ..configuration_utils import ConfigMixin, register_to_config
 from ..utils.errors import ConfigError, InputError
+from .call_signature import Pictures
+
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2
 
 RESIZE_MODES = ("default", "fill", "crop")
 OUTPUT_TYPES = ("pil", "np", "pt", "pd", "latent")
@@ -15,43 +23,50 @@ class VaeImageProcessor(ConfigMixin):
     """Counterpart of diffusers' class of the same name, with the same rounding.
 
     Args:
-        do_resize (bool): bring pictures to the asked size, or down to a multiple of ``vae_scale_factor``.
-        vae_scale_factor (int): pixels per latent.
-        vae_latent_channels (int): a tensor of that many channels is taken for latents and left as it is.
-        resample (str): PIL filter for pictures: ``"lanczos"``, ``"bicubic"``, ``"bilinear"``, ``"nearest"``,
+        do_resize: bring pictures to the asked size, or down to a multiple of ``vae_scale_factor``.
+        vae_scale_factor: pixels per latent.
+        vae_latent_channels: a tensor of that many channels is taken for latents and left as it is.
+        resample: PIL filter for pictures: ``"lanczos"``, ``"bicubic"``, ``"bilinear"``, ``"nearest"``,
             ``"box"`` or ``"hamming"``. Arrays and tensors are resized by nearest neighbour.
-        do_normalize (bool): map [0, 1] to [-1, 1] and back.
-        do_binarize (bool): 0 below 0.5, else 1 (masks).
-        do_convert_rgb, do_convert_grayscale (bool): convert PIL pictures; at most one of the two.
+        do_normalize: map [0, 1] to [-1, 1] and back.
+        do_binarize: 0 below 0.5, else 1 (masks).
+        do_convert_rgb, do_convert_grayscale: convert PIL pictures; at most one of the two.
     """
 
-    config_name = "image_processor_config.json"
+    config_name: ClassVar[str] = "image_processor_config.json"
 
     @register_to_config
     def __init__(
         self,
-        do_resize=True,
-        vae_scale_factor=8,
-        vae_latent_channels=4,
-        resample="lanczos",
-        do_normalize=True,
-        do_binarize=False,
-        do_convert_rgb=False,
-        do_convert_grayscale=False,
+        do_resize: bool = True,
+        vae_scale_factor: int = 8,
+        vae_latent_channels: int = 4,
+        resample: str = "lanczos",
+        do_normalize: bool = True,
+        do_binarize: bool = False,
+        do_convert_rgb: bool = False,
+        do_convert_grayscale: bool = False,
     ):
         if do_convert_rgb and do_convert_grayscale:
             raise ConfigError("do_convert_rgb and do_convert_grayscale exclude each other. Set one of them.")
 
-    def preprocess(self, image, height=None, width=None, resize_mode="default", crops_coords=None):
+    def preprocess(
+        self,
+        image: Pictures,
+        height: int | None = None,
+        width: int | None = None,
+        resize_mode: str = "default",
+        crops_coords: Box | None = None,
+    ) -> paddle.Tensor:
         """Pictures -> tensor [B, c, H, W] fp32, in [-1, 1] with ``do_normalize``, else in [0, 1].
 
         Args:
             image: a PIL picture, an array [H, W, c] or [B, H, W, c] in [0, 1], a tensor [c, H, W] or [B, c, H, W] in
                 [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already. With
                 ``do_convert_grayscale`` also an array or tensor [H, W] or [B, H, W].
-            height, width (int or None): pixels; None: the picture's own, down to a multiple of the scale factor.
-            resize_mode (str): as in :meth:`resize`; "fill" and "crop" are for PIL pictures.
-            crops_coords (4 ints or None): x1, y1, x2, y2 of the part of PIL pictures to take.
+            height, width: pixels; None: the picture's own, down to a multiple of the scale factor.
+            resize_mode: as in :meth:`resize`; "fill" and "crop" are for PIL pictures.
+            crops_coords: x1, y1, x2, y2 of the part of PIL pictures to take.
 
         Raises:
             InputError: another type, an empty list, pictures of different sizes, or another ``resize_mode``.
@@ -63,7 +78,7 @@ class VaeImageProcessor(ConfigMixin):
             raise InputError("`image` is an empty list. Pass at least one picture.")
         self._check_resizing(images, resize_mode, crops_coords)
         if crops_coords is not None:
-            images = [picture.crop(crops_coords) for picture in images]
+            images = [picture.crop(crops_coords) for picture in images]  # type: ignore[union-attr]
         pixels = self._to_tensor(images, height, width, resize_mode)
         if pixels.shape[1] == self.config.vae_latent_channels and isinstance(images[0], paddle.Tensor):
             return pixels
@@ -75,13 +90,15 @@ class VaeImageProcessor(ConfigMixin):
             pixels = (pixels >= 0.5).astype(pixels.dtype)
         return pixels
 
-    def postprocess(self, image, output_type="pil", do_denormalize=None):
+    def postprocess(
+        self, image: paddle.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None
+    ) -> list[Image.Image] | np.ndarray | paddle.Tensor:
         """Tensor [B, 3, H, W] in about [-1, 1] -> what ``output_type`` says.
 
         Args:
-            output_type (str): ``"pil"`` list of pictures, ``"np"`` array [B, H, W, 3] fp32 in [0, 1], ``"pt"`` or
+            output_type: ``"pil"`` list of pictures, ``"np"`` array [B, H, W, 3] fp32 in [0, 1], ``"pt"`` or
                 ``"pd"`` tensor [B, 3, H, W] in [0, 1], ``"latent"`` the tensor as it is.
-            do_denormalize (list of B bool or None): per picture; None: as ``do_normalize`` says.
+            do_denormalize: per picture; None: as ``do_normalize`` says.
 
         Raises:
             InputError: another ``output_type``, or no tensor.
@@ -98,12 +115,12 @@ class VaeImageProcessor(ConfigMixin):
         array = image.transpose([0, 2, 3, 1]).astype("float32").numpy()
         return array if output_type == "np" else self.numpy_to_pil(array)
 
-    def resize(self, picture, height, width, resize_mode="default"):
+    def resize(self, picture: Image.Image, height: int, width: int, resize_mode: str = "default") -> Image.Image:
         """A PIL picture in another size.
 
         Args:
-            height, width (int): pixels.
-            resize_mode (str): "default" stretches; "fill" keeps the proportions, all of the picture, and repeats its
+            height, width: pixels.
+            resize_mode: "default" stretches; "fill" keeps the proportions, all of the picture, and repeats its
                 edges beside it; "crop" keeps the proportions and cuts off what does not fit.
         """
         resample = _filter(self.config.resample)
@@ -119,20 +136,20 @@ class VaeImageProcessor(ConfigMixin):
         return _centred(picture.resize(inner, resample=resample), width, height, resize_mode == "fill")
 
     @staticmethod
-    def blur(picture, blur_factor=4):
+    def blur(picture: Image.Image, blur_factor: int = 4) -> Image.Image:
         """A PIL picture (a mask with hard edges, mostly) blurred by a Gaussian of ``blur_factor`` pixels."""
         from PIL import ImageFilter
 
         return picture.filter(ImageFilter.GaussianBlur(blur_factor))
 
     @staticmethod
-    def get_crop_region(mask_image, width, height, pad=0):
+    def get_crop_region(mask_image: Image.Image, width: int, height: int, pad: int = 0) -> Box:
         """The part of a picture around what a mask marks, in the proportions of ``width`` and ``height``.
 
         Args:
-            mask_image (PIL picture): all but black is marked.
-            width, height (int): of the picture that is to be drawn.
-            pad (int): pixels to add on each side.
+            mask_image: all but black is marked.
+            width, height: of the picture that is to be drawn.
+            pad: pixels to add on each side.
 
         Returns:
             (x1, y1, x2, y2): inside of the mask's picture; where that is too narrow, in other proportions.
@@ -152,13 +169,15 @@ class VaeImageProcessor(ConfigMixin):
             x1, x2 = _widened(x1, x2, int((y2 - y1) * wanted), mask_image.width)
         return x1, y1, x2, y2
 
-    def apply_overlay(self, mask, init_image, image, crop_coords=None):
+    def apply_overlay(
+        self, mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None
+    ) -> Image.Image:
         """``init_image`` where ``mask`` is black, ``image`` where it is white: PIL pictures, the result in RGB.
 
         Args:
-            crop_coords (4 ints or None): where in ``init_image`` the ``image`` belongs, see :meth:`get_crop_region`.
+            crop_coords: where in ``init_image`` the ``image`` belongs, see :meth:`get_crop_region`.
         """
-        from PIL import Image, ImageOps
+        from PIL import ImageOps
 
         if crop_coords is not None:
             x1, y1, x2, y2 = crop_coords
@@ -173,16 +192,12 @@ class VaeImageProcessor(ConfigMixin):
 
     @staticmethod
     def _check_resizing(images, resize_mode, crops_coords):
-        from PIL import Image
-
         if resize_mode not in RESIZE_MODES:
             raise InputError(f"`resize_mode` is {resize_mode!r}; it has to be one of {', '.join(RESIZE_MODES)}.")
         if (resize_mode != "default" or crops_coords is not None) and not isinstance(images[0], Image.Image):
             raise InputError("`resize_mode` and `crops_coords` are for PIL pictures. Convert the array, or leave them.")
 
-    def _to_tensor(self, images, height, width, resize_mode):
-        from PIL import Image
-
+    def _to_tensor(self, images: Any, height: int | None, width: int | None, resize_mode: str) -> paddle.Tensor:
         kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
         if len(kinds) != 1 or not all(isinstance(item, tuple(kinds)) for item in images):
             found = sorted({type(item).__name__ for item in images})
@@ -220,20 +235,18 @@ class VaeImageProcessor(ConfigMixin):
         return tuple(n - n % factor for n in (height or own_height, width or own_width))
 
     @staticmethod
-    def normalize(pixels):
+    def normalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[0, 1] -> [-1, 1]."""
         return 2.0 * pixels - 1.0
 
     @staticmethod
-    def denormalize(pixels):
+    def denormalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[-1, 1] -> [0, 1], with what lies outside cut off."""
         return (pixels * 0.5 + 0.5).clip(0, 1)
 
     @staticmethod
-    def numpy_to_pil(array):
+    def numpy_to_pil(array: np.ndarray) -> list[Image.Image]:
         """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
-        from PIL import Image
-
         pixels = (array * 255).round().astype("uint8")
         return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
 
@@ -248,15 +261,11 @@ def _with_channel(item):
 
 
 def _filter(name):
-    from PIL import Image
-
     return getattr(Image.Resampling, name.upper())
 
 
 def _centred(picture, width, height, fill):
     """``picture`` in the middle of width x height pixels: cut off, or, if ``fill``, with its edges repeated."""
-    from PIL import Image
-
     result = Image.new("RGB", (width, height))
     left, top = width // 2 - picture.width // 2, height // 2 - picture.height // 2
     result.paste(picture, box=(left, top))
@@ -295,22 +304,22 @@ class SD3CannyImageProcessor(VaeImageProcessor):
         **options: those of :class:`VaeImageProcessor`, but ``do_normalize``.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(**{**options, "do_normalize": False})
 
-    def preprocess(self, image, *args, **options):
+    def preprocess(self, image: Pictures, *args: Any, **options: Any) -> paddle.Tensor:
         """As :meth:`VaeImageProcessor.preprocess`, in [0.5, 128]."""
         return super().preprocess(image, *args, **options) * (255 * 0.5) + 0.5
 
 
-def mask_processor(vae_scale_factor):
+def mask_processor(vae_scale_factor: int) -> VaeImageProcessor:
     """The processor of masks: white and black of any kind -> [B, 1, H, W] of 1 and 0."""
     return VaeImageProcessor(
         vae_scale_factor=vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )
 
 
-def check_output_type(output_type):
+def check_output_type(output_type: str) -> None:
     """Raises InputError unless ``output_type`` is one that ``VaeImageProcessor.postprocess`` knows."""
     if output_type not in OUTPUT_TYPES:
         raise InputError(f"`output_type` is {output_type!r}; it has to be one of {', '.join(OUTPUT_TYPES)}.")

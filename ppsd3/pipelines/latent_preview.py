@@ -6,11 +6,22 @@
     pipe(prompt, callback_on_step_end=preview.callback(lambda step, images: images[0].save(f"{step:02}.png")))
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import paddle
 
 from ..utils.errors import InputError
 from .image_processor import VaeImageProcessor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..models import AutoencoderTiny
+    from .pipeline_utils import DiffusionPipeline
 
 # Latents as the transformer sees them -> RGB in [-1, 1], a pixel for each latent position. From ``SD3LatentFormat`` of
 # Stability-AI/sd3.5 (MIT licence); for the VAE that all published models of SD3 and 3.5 share.
@@ -28,15 +39,17 @@ class LatentPreview:
     """Latents [B, C, H, W] -> B small PIL pictures.
 
     Args:
-        vae (AutoencoderTiny, optional): decodes them, to 8H x 8W pixels.
-        factors (array [C, 3]), bias (array [3]), optional: without ``vae``, a linear projection to H x W pixels,
-            next to no work. Default: those of SD3's VAE.
+        vae: decodes them, to 8H x 8W pixels.
+        factors, bias: [C, 3] and [3], without ``vae``: a linear projection to H x W pixels, next to no work. Default:
+            those of SD3's VAE.
 
     Raises:
         InputError: both ``vae`` and ``factors``, or factors of another shape.
     """
 
-    def __init__(self, vae=None, factors=None, bias=None):
+    def __init__(
+        self, vae: AutoencoderTiny | None = None, factors: np.ndarray | None = None, bias: np.ndarray | None = None
+    ):
         if vae is not None and (factors is not None or bias is not None):
             raise InputError("LatentPreview takes a `vae` or `factors` (with their `bias`), not both.")
         self.vae = vae
@@ -49,7 +62,7 @@ class LatentPreview:
             )
 
     @classmethod
-    def of(cls, pipe):
+    def of(cls, pipe: DiffusionPipeline) -> LatentPreview:
         """The preview for the latents of ``pipe``: its VAE if that is tiny, else a projection, fitted unless the VAE is
         SD3's own."""
         with pipe.using("vae") as vae:
@@ -60,12 +73,12 @@ class LatentPreview:
 
     @classmethod
     @paddle.no_grad()
-    def fit(cls, vae, seed=0):
+    def fit(cls, vae: Any, seed: int = 0) -> LatentPreview:
         """The projection that comes closest to ``vae``, from a few smooth pictures that it encodes.
 
         Args:
-            vae (AutoencoderKL): or anything with its ``encode``, ``scale_latents`` and ``spatial_factor``.
-            seed (int): of the pictures.
+            vae: an :class:`AutoencoderKL`, or anything with its ``encode``, ``scale_latents`` and ``spatial_factor``.
+            seed: of the pictures.
         """
         colours = _smooth_pictures(_FIT_PICTURES, _FIT_SIDE, np.random.RandomState(seed))  # [n, 3, s, s]
         pixels = np.kron(colours, np.ones((1, 1, vae.spatial_factor, vae.spatial_factor), np.float32))
@@ -80,7 +93,7 @@ class LatentPreview:
         return cls(factors=factors, bias=mean - centre @ factors)
 
     @paddle.no_grad()
-    def __call__(self, latents):
+    def __call__(self, latents: paddle.Tensor) -> list[Image.Image]:
         """``latents [B, C, H, W]``, scaled as the transformer sees them -> list of B PIL pictures."""
         channels = len(self.factors) if self.vae is None else self.vae.config.latent_channels
         if len(latents.shape) != 4 or latents.shape[1] != channels:
@@ -91,11 +104,12 @@ class LatentPreview:
         if self.vae is None:
             array = latents.astype("float32").numpy().transpose(0, 2, 3, 1) @ self.factors + self.bias
         else:
-            sample = self.vae.decode(self.vae.unscale_latents(latents.astype(self.vae.dtype))).sample
+            unscaled = self.vae.unscale_latents(latents.astype(self.vae.dtype))
+            sample = self.vae.decode(unscaled, return_dict=False)[0]
             array = sample.astype("float32").numpy().transpose(0, 2, 3, 1)
         return VaeImageProcessor.numpy_to_pil(np.clip(array / 2 + 0.5, 0, 1))
 
-    def callback(self, show, every=1):
+    def callback(self, show: Callable[[int, list[Image.Image]], Any], every: int = 1) -> Callable[..., dict[str, Any]]:
         """A ``callback_on_step_end`` that calls ``show(step, images)`` after every ``every``-th step.
 
         From two steps in a row it knows the velocity, and shows where that leads: the picture as the model sees it by
@@ -104,7 +118,7 @@ class LatentPreview:
         """
         if not isinstance(every, int) or every < 1:
             raise InputError(f"`every` is {every!r}; it has to be a whole number of steps, 1 or more.")
-        before = []
+        before: list[paddle.Tensor] = []
 
         def on_step_end(pipe, step, timestep, tensors):
             latents = tensors["latents"]

@@ -40,6 +40,9 @@ class PipelineCheckpointMixin:
     arguments of its ``__init__`` are its components, but for its ``_settings``.
     """
 
+    components: Any
+    config: Any
+    dtype: Any
     _optional_components: ClassVar[tuple[str, ...]] = ()
     _settings: ClassVar[tuple[str, ...]] = ()  # attributes, and arguments of __init__, that the index keeps as they are
     # prefixes of what storage_dtype is for
@@ -56,7 +59,7 @@ class PipelineCheckpointMixin:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool | None = None,
         revision: str | None = None,
-        token: str | bool | None = None,
+        token: str | None = None,
         **components: Any,
     ) -> Self:
         """Loads a pipeline.
@@ -119,7 +122,7 @@ class PipelineCheckpointMixin:
     def _read_more(self, class_, directory, subfolder):
         """A network that joins the others: of their dtypes, and on demand where some of them are."""
         on_demand = any(isinstance(part, OnDemandNetwork) for part in self.components.values())
-        options = {"paddle_dtype": self.dtype, "storage_dtype": self.transformer.storage_dtype}
+        options = {"paddle_dtype": self.dtype, "storage_dtype": self.components["transformer"].storage_dtype}
         return _read_network(class_, directory, subfolder, options, on_demand)
 
     @classmethod

@@ -225,7 +225,7 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
         return [part for part in self.components.values() if isinstance(part, nn.Layer)]
 
     @property
-    def dtype(self) -> paddle.dtype:
+    def dtype(self) -> Any:
         """Of the transformer, or of the first network if there is none."""
         networks = [part for part in self.components.values() if is_network(part)]
         main = getattr(self, "transformer", None) or (networks[0] if networks else None)

@@ -23,8 +23,8 @@ class Loan:
     """Tensors that are copied to a device for a while, and afterwards have again the memory that they had.
 
     Args:
-        tensors (list of Tensor): parameters and buffers, nowhere changed meanwhile.
-        place (paddle place): of the copies.
+        tensors: parameters and buffers, nowhere changed meanwhile.
+        place: of the copies.
     """
 
     def __init__(self, tensors, place):

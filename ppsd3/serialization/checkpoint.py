@@ -1,9 +1,16 @@
-"""The weights of a directory, in one file or several, as one source of named tensors."""
+"""The weights in a directory, in one file or in shards."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
 
 from ..configuration_utils import read_json
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import (
     PADDLE_STEMS,
     PICKLE_SUFFIXES,
@@ -13,23 +20,27 @@ from ..utils.weight_names import (
     weights_file,
 )
 from .readers import SafetensorsFile, refuse_pickle
+from .source import TensorInfo
 
 
 class Checkpoint:
-    """The tensors of one or several safetensors files under one set of names.
+    """The tensors of one or several safetensors files.
 
     Attributes:
-        path (str): what errors call the checkpoint; metadata (dict): of the first file.
+        path: what errors call the checkpoint; metadata: of the first file.
     """
 
-    def __init__(self, files, path):
+    path: str
+    metadata: dict[str, str]
+
+    def __init__(self, files: Sequence[SafetensorsFile], path: str) -> None:
         self.path = path
         self._files = files
         self._owner = {name: file for file in files for name in file.keys()}
         self.metadata = files[0].metadata if files else {}
 
     @classmethod
-    def open(cls, directory, stem, variant=None):
+    def open(cls, directory: str, stem: str, variant: str | None = None) -> Checkpoint:
         """Opens the weights called ``stem`` in ``directory`` (headers only).
 
         Raises:
@@ -47,12 +58,12 @@ class Checkpoint:
         raise _explain_absence(directory, stem, variant)
 
     @classmethod
-    def open_file(cls, path):
+    def open_file(cls, path: PathLike) -> Checkpoint:
         """Opens one safetensors file."""
         return cls([SafetensorsFile(path)], os.fspath(path))
 
     @classmethod
-    def _open_shards(cls, index):
+    def _open_shards(cls, index: str) -> Checkpoint:
         weight_map = read_json(index, purpose="the list of shards").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointFormatError(f"{index} has no 'weight_map'. Download it again.")
@@ -76,29 +87,31 @@ class Checkpoint:
                 )
         return cls(list(files.values()), index)
 
-    def keys(self):
+    def keys(self) -> list[str]:
         """Names of all tensors, in the order in which the files hold them."""
         return list(self._owner)
 
-    def info(self, name):
+    def info(self, name: str) -> TensorInfo:
         """TensorInfo (dtype name, shape, ...) of ``name``."""
         return self._owner[name].info(name)
 
-    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
-        """Array ``name``, see :meth:`SafetensorsFile.load`."""
+    def load(
+        self, name: str, dtype: Dtype | None = None, part: tuple[int, int] = (0, 1), scale: float = 1.0
+    ) -> np.ndarray:
+        """Array ``name``, see :meth:`TensorSource.load`."""
         return self._owner[name].load(name, dtype, part, scale)
 
-    def read(self, name, dtype=None):
-        """Tensor ``name``, see :meth:`SafetensorsFile.read`."""
+    def read(self, name: str, dtype: Dtype | None = None) -> paddle.Tensor:
+        """Tensor ``name``, see :meth:`TensorSource.read`."""
         return self._owner[name].read(name, dtype)
 
-    def forget(self, name):
-        """See :meth:`SafetensorsFile.forget`."""
+    def forget(self, name: str) -> None:
+        """See :meth:`TensorSource.forget`."""
         self._owner[name].forget(name)
 
 
 def _explain_absence(directory, stem, variant):
-    """The error for a directory without the wanted weights: says what is there instead."""
+    """The error for a directory without the wanted weights, which lists what is there."""
     wanted = weights_file(stem, variant)
     if not os.path.isdir(directory):
         return CheckpointNotFoundError(f"{directory} does not exist; {wanted} should be in it. Check the path.")

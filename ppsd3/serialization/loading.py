@@ -1,36 +1,48 @@
-"""Named tensors of a source into the parameters and buffers of a Layer."""
+"""Loads named tensors into the parameters and buffers of a Layer."""
+
+from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import paddle
+from paddle import nn
 
+from ..utils.types import Dtype, Tensors
 from .layout import detect_layout, linear_weights
 from .report import LoadReport
+from .source import TensorSource
 from .tensors import dtype_name, is_floating, put
 
 # Casting releases the GIL; more threads than this only raise the peak, which each raises by one tensor.
 _THREADS = 2
 
 
-def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), tied_keys=None, layout=None, held=()):
+def load_weights(
+    layer: nn.Layer,
+    source: TensorSource,
+    dtype: Dtype | None = None,
+    keep_in_fp32: Iterable[str] = (),
+    ignored_keys: Iterable[str] = (),
+    tied_keys: Mapping[str, str] | None = None,
+    layout: str | None = None,
+    held: Collection[str] = (),
+) -> LoadReport:
     """Fills ``layer``'s parameters and persistable buffers from ``source``, strictly, one tensor at a time.
 
     The peak beyond the layer's own memory is the two largest tensors. Names and shapes are compared before anything is
     read. A layer made under ``paddle.LazyGuard`` needs no memory of its own before.
 
     Args:
-        layer (nn.Layer): what to fill.
-        source: has ``path``, ``metadata``, ``keys()``, ``info(name)`` with ``shape``, ``read(name, dtype)`` and
-            ``forget(name)``, as :class:`~ppsd3.serialization.Checkpoint`.
-        dtype (paddle dtype): what floating-point tensors become. Default: as the source has them. Tensors of other
+        dtype: what floating-point tensors become. Default: as the source has them. Tensors of other
             kinds keep the layer's dtype.
-        keep_in_fp32 (iterable of str): module names whose parameters stay float32 if ``dtype`` is float16, because
+        keep_in_fp32: module names whose parameters stay float32 if ``dtype`` is float16, because
             they overflow its range (transformers' rule; bfloat16 has the range).
-        ignored_keys (iterable of str): regular expressions of source names that may be left unused.
-        tied_keys (dict): alias -> owner; the two are one tensor, and the source may have either or both.
-        layout (str): "torch" or "paddle". Default: detected.
-        held (set of str): names of tensors that keep the layer's dtype whatever ``dtype`` is.
+        ignored_keys: regular expressions of source names that may be left unused.
+        tied_keys: alias -> owner; the two are one tensor, and the source may have either or both.
+        layout: "torch" or "paddle". Default: detected.
+        held: names of tensors that keep the layer's dtype whatever ``dtype`` is.
 
     Returns:
         LoadReport: with :attr:`~LoadReport.ok`.
@@ -55,8 +67,14 @@ def load_weights(layer, source, dtype=None, keep_in_fp32=(), ignored_keys=(), ti
     return report
 
 
-def fit(layer, source, ignored_keys=(), tied_keys=None, layout=None):
-    """How ``source`` would fill ``layer``, by names and shapes alone; arguments as in :func:`load_weights`.
+def fit(
+    layer: nn.Layer,
+    source: TensorSource,
+    ignored_keys: Iterable[str] = (),
+    tied_keys: Mapping[str, str] | None = None,
+    layout: str | None = None,
+) -> tuple[Tensors, dict[str, str], set[str], LoadReport]:
+    """Compares names and shapes of ``source`` and ``layer``; arguments as in :func:`load_weights`.
 
     Returns:
         (slots, places, transposed, report): the layer's tensors by name; the source's name for each; the names of those
@@ -85,8 +103,10 @@ def fit(layer, source, ignored_keys=(), tied_keys=None, layout=None):
     return slots, places, transposed, report
 
 
-def match_names(layer, source, ignored_keys, tied_keys):
-    """(slots, places, dropped): the layer's tensors by name, the source's name for each, and unused source names."""
+def match_names(
+    layer: nn.Layer, source: TensorSource, ignored_keys: Iterable[str], tied_keys: Mapping[str, str]
+) -> tuple[Tensors, dict[str, str], list[str]]:
+    """(slots, places, dropped): the layer's tensors by name, the source's name for each, names that may stay unused."""
     keys = list(source.keys())
     present = set(keys)
     slots = {name: slot for name, slot in layer.state_dict().items() if tied_keys.get(name) is None}
@@ -109,8 +129,8 @@ def match_names(layer, source, ignored_keys, tied_keys):
     return slots, dict(sorted(places.items(), key=lambda item: order[item[1]])), dropped
 
 
-def target_dtype(name, slot_dtype, dtype, keep_in_fp32):
-    """dtype that the tensor called ``name`` takes in a model of ``dtype`` (None: the source's own)."""
+def target_dtype(name: str, slot_dtype: paddle.dtype, dtype: Dtype | None, keep_in_fp32: Iterable[str]) -> Dtype | None:
+    """The dtype of the tensor ``name`` in a model of ``dtype``; None is the source's own."""
     if not is_floating(slot_dtype):
         return slot_dtype
     if dtype is not None and dtype_name(dtype) == "float16" and set(keep_in_fp32) & set(name.split(".")):

@@ -1,4 +1,4 @@
-"""Safetensors files, mapped into memory and read one tensor at a time.
+"""Reads safetensors files, mapped into memory, one tensor at a time.
 
 The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header that gives
 every tensor its dtype, shape and byte range, then the raw bytes. It is read here directly because the
@@ -6,22 +6,26 @@ every tensor its dtype, shape and byte range, then the raw bytes. It is read her
 parameter's own memory without a copy.
 """
 
+from __future__ import annotations
+
 import json
 import mmap
 import os
 import struct
 import weakref
-from collections import namedtuple
+from typing import IO, Any
 
 import numpy as np
 import paddle
 
 from ..ops.native import halves
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
+from .source import TensorInfo
 from .tensors import NUMPY_DTYPES, PIECE, convert, dtype_name, from_numpy, on_current_device, pieces
 
-# Format name -> name of the Paddle dtype; the two 8-bit floats are decoded, they have no dtype in Paddle 2.6.
+# Name in the format -> name of the Paddle dtype. The two 8-bit floats are decoded: Paddle 2.6 has no dtype for them.
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -38,12 +42,9 @@ DTYPES = {
 }
 _MAX_HEADER = 100_000_000  # the reference reader's own limit
 
-TensorInfo = namedtuple("TensorInfo", "dtype shape start stop")
-TensorInfo.__doc__ = "dtype (name, e.g. 'float16'), shape (tuple), start and stop (byte offsets in the file)."
 
-
-def refuse_pickle(path, head=b""):
-    """Raises CheckpointFormatError if ``head``, the first bytes, or the name show a pickle or a torch archive."""
+def refuse_pickle(path: PathLike, head: bytes = b"") -> None:
+    """Raises CheckpointFormatError if the first bytes (``head``) or the name are a pickle's or a torch archive's."""
     is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(PICKLE_SUFFIXES):
         raise CheckpointFormatError(
@@ -55,17 +56,20 @@ def refuse_pickle(path, head=b""):
 
 
 class SafetensorsFile:
-    """One mapped file. Opening reads the header only.
+    """A safetensors file, mapped into memory. Opening reads the header only.
 
     Attributes:
-        path (str); metadata (dict of str): the header's ``__metadata__``.
+        path: as it was given; metadata: the header's ``__metadata__``.
 
     Raises:
         CheckpointNotFoundError: no such file.
         CheckpointFormatError: a pickle, a truncated file, or a header that contradicts the file.
     """
 
-    def __init__(self, path):
+    path: str
+    metadata: dict[str, str]
+
+    def __init__(self, path: PathLike) -> None:
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
             raise CheckpointNotFoundError(f"{self.path} does not exist. Check the path, or download the file again.")
@@ -83,12 +87,12 @@ class SafetensorsFile:
         self.metadata = header.pop("__metadata__", None) or {}
         self._infos = {name: self._check_entry(name, entry) for name, entry in header.items()}
 
-    def _corrupt(self, what):
+    def _corrupt(self, what: str) -> CheckpointFormatError:
         return CheckpointFormatError(
             f"{self.path} ({self._size} bytes) is no complete safetensors file: {what}. Download or write it again."
         )
 
-    def _read_header(self, file, head):
+    def _read_header(self, file: IO[bytes], head: bytes) -> tuple[dict[str, Any], int]:
         if len(head) < 8:
             raise self._corrupt("it ends before its header")
         (length,) = struct.unpack("<Q", head)
@@ -102,7 +106,7 @@ class SafetensorsFile:
             raise self._corrupt("its header is not a JSON object")
         return header, 8 + length
 
-    def _check_entry(self, name, entry):
+    def _check_entry(self, name: str, entry: Any) -> TensorInfo:
         try:
             dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
             sizes_ok = all(type(n) is int and n >= 0 for n in shape + (start, stop))
@@ -124,37 +128,32 @@ class SafetensorsFile:
             raise self._corrupt(f"tensor {name!r} ends at byte {self._data_start + stop}")
         return TensorInfo(DTYPES[dtype], shape, self._data_start + start, self._data_start + stop)
 
-    def keys(self):
+    def keys(self) -> list[str]:
         """Tensor names in the order of the file's bytes."""
         return sorted(self._infos, key=lambda name: self._infos[name].start)
 
-    def info(self, name):
+    def info(self, name: str) -> TensorInfo:
         """TensorInfo of ``name``."""
         return self._infos[name]
 
-    def array(self, name):
+    def array(self, name: str) -> np.ndarray:
         """The raw bytes of ``name`` as a writable (copy-on-write) numpy array over the mapping.
 
         bfloat16 comes as uint16 and the 8-bit floats as uint8.
         """
         return self._mapped(self._infos[name])
 
-    def _mapped(self, info):
+    def _mapped(self, info: TensorInfo) -> np.ndarray:
         dtype = NUMPY_DTYPES.get(info.dtype, np.dtype(np.uint8))
         if info.start == info.stop:
             return np.empty(info.shape, dtype)
         array = np.frombuffer(self._map, np.uint8, count=info.stop - info.start, offset=info.start)
         return array.view(dtype).reshape(info.shape)
 
-    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
-        """``name`` as a writable numpy array; bfloat16 is uint16.
-
-        Args:
-            dtype (paddle dtype or str, optional): what to convert to; default the file's own dtype (float32 for the
-                8-bit floats). If it is the file's own, nothing is copied: the array is the mapped memory.
-            part (tuple of int): (index, count): only the index-th of ``count`` equal parts along the first axis.
-            scale (float): what the values are multiplied by, in float32.
-        """
+    def load(
+        self, name: str, dtype: Dtype | None = None, part: tuple[int, int] = (0, 1), scale: float = 1.0
+    ) -> np.ndarray:
+        """See :meth:`TensorSource.load`."""
         info = _part(self._infos[name], *part)
         array = self._mapped(info)
         own = info.dtype if info.dtype in NUMPY_DTYPES else "float32"
@@ -163,8 +162,8 @@ class SafetensorsFile:
             array = self._converted(array, info, target, scale)
         return array
 
-    def read(self, name, dtype=None):
-        """``name`` as a tensor on the current device; on the CPU, it has the memory that :meth:`load` gives."""
+    def read(self, name: str, dtype: Dtype | None = None) -> paddle.Tensor:
+        """See :meth:`TensorSource.read`."""
         tensor = from_numpy(self.load(name, dtype))
         if paddle.get_device() == "cpu":
             return tensor
@@ -173,9 +172,9 @@ class SafetensorsFile:
         return tensor
 
     def _converted(self, array, info, target, scale):
-        """A copy of ``array``, times ``scale``, in the dtype ``target``; its bytes are read anew, a piece at a time.
+        """A copy of ``array``, times ``scale``, in the dtype ``target``.
 
-        The mapping would cost more: a fault for each few pages, and their return to the system.
+        Its bytes are read again, a piece at a time: through the mapping, page faults would cost more.
         """
         result = np.empty(info.shape, NUMPY_DTYPES[target])
         plain = target == "float32" and scale == 1.0
@@ -206,22 +205,19 @@ class SafetensorsFile:
                 raise self._corrupt("it was cut off after it had been opened")
             wanted, position = wanted[count:], position + count
 
-    def forget(self, name):
-        """Gives the mapped pages of ``name`` back, so that they don't count in this process's memory.
-
-        Only for tensors whose bytes have been copied elsewhere: an in-place change to the mapping is lost.
-        """
+    def forget(self, name: str) -> None:
+        """See :meth:`TensorSource.forget`."""
         self._drop_pages(self._infos[name].start, self._infos[name].stop)
 
     def _drop_pages(self, start, stop):
-        # Partial pages at both ends stay, for they belong to the neighbours too.
+        # Partial pages at both ends are shared with the neighbouring tensors.
         start = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         length = stop // mmap.PAGESIZE * mmap.PAGESIZE - start
         if length > 0 and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, start, length)
 
 
-def _part(info, index, count):
+def _part(info: TensorInfo, index: int, count: int) -> TensorInfo:
     """TensorInfo of the ``index``-th of ``count`` equal parts along the first axis."""
     if count == 1:
         return info

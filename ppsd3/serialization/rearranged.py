@@ -1,16 +1,21 @@
-"""A source whose tensors are made of another source's: renamed, cut by rows, joined, transposed.
+"""A checkpoint whose tensors are another's, renamed, split or concatenated along rows, or transposed.
 
-Every difference between the layouts of published Stable Diffusion 3 files comes down to that, so one class reads, loads
+All differences between the layouts of published Stable Diffusion 3 files are of these kinds, so one class reads, loads
 and converts all of them, a tensor at a time.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import paddle
 
 from ..utils.errors import CheckpointFormatError
-from .readers import TensorInfo
+from ..utils.types import Dtype
+from .source import TensorInfo, TensorSource
 from .tensors import NUMPY_DTYPES, convert, dtype_name, from_numpy, on_current_device
 
 
@@ -32,19 +37,27 @@ class Recipe:
 
 
 class RearrangedCheckpoint:
-    """Tensors of ``source`` under other names; has the methods of :class:`~ppsd3.serialization.Checkpoint`.
+    """Tensors of ``source`` under other names; a :class:`TensorSource` of its own.
 
     Args:
-        source: a Checkpoint, or anything with its methods.
-        recipes (dict): name -> :class:`Recipe`, or a numpy array that stands for itself.
-        scales (dict, optional): name in ``source`` -> number that its values are multiplied by (scaled 8-bit floats).
-        metadata (dict, optional): default none, for what ``source`` says of its layout may no longer hold.
+        recipes: name -> :class:`Recipe`, or a numpy array that stands for itself.
+        scales: name in ``source`` -> number that its values are multiplied by (scaled 8-bit floats).
+        metadata: default empty, since the source's (its layout) may no longer hold.
 
     Raises:
         CheckpointFormatError: a tensor cannot be cut into as many equal parts as a recipe asks for.
     """
 
-    def __init__(self, source, recipes, scales=None, metadata=None):
+    path: str
+    metadata: dict[str, str]
+
+    def __init__(
+        self,
+        source: TensorSource,
+        recipes: Mapping[str, Recipe | np.ndarray],
+        scales: Mapping[str, float] | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
         self.path, self.metadata = source.path, metadata or {}
         self._source, self._recipes, self._scales = source, recipes, scales or {}
         order = {name: position for position, name in enumerate(source.keys())}
@@ -52,7 +65,7 @@ class RearrangedCheckpoint:
         for recipe in recipes.values():
             self._check(recipe)
 
-    def _check(self, recipe):
+    def _check(self, recipe: Recipe | np.ndarray) -> None:
         for piece in () if isinstance(recipe, np.ndarray) else recipe.pieces:
             shape = self._source.info(piece.name).shape
             if piece.count > 1 and (not shape or shape[0] % piece.count):
@@ -61,22 +74,24 @@ class RearrangedCheckpoint:
                     "parts; it is not the tensor of a Stable Diffusion 3 that has this name."
                 )
 
-    def keys(self):
+    def keys(self) -> list[str]:
         """Names of all tensors, in the order of the source's bytes."""
         return list(self._names)
 
-    def info(self, name):
+    def info(self, name: str) -> TensorInfo:
         """TensorInfo of ``name``, without byte offsets; the dtype is that of its first piece."""
         recipe = self._recipes[name]
         if isinstance(recipe, np.ndarray):
-            return TensorInfo(recipe.dtype.name, recipe.shape, None, None)
+            return TensorInfo(recipe.dtype.name, recipe.shape)
         infos = [self._source.info(piece.name) for piece in recipe.pieces]
         rows = [info.shape[0] // piece.count for info, piece in zip(infos, recipe.pieces) if info.shape]
         shape = (sum(rows), *infos[0].shape[1:]) if rows else ()
-        return TensorInfo(infos[0].dtype, _formed_shape(shape, recipe.form), None, None)
+        return TensorInfo(infos[0].dtype, _formed_shape(shape, recipe.form))
 
-    def load(self, name, dtype=None, part=(0, 1), scale=1.0):
-        """``name`` as a numpy array, see :meth:`ppsd3.serialization.SafetensorsFile.load`."""
+    def load(
+        self, name: str, dtype: Dtype | None = None, part: tuple[int, int] = (0, 1), scale: float = 1.0
+    ) -> np.ndarray:
+        """``name`` as a numpy array, see :meth:`TensorSource.load`."""
         recipe = self._recipes[name]
         if isinstance(recipe, np.ndarray):
             target = recipe.dtype.name if dtype is None else dtype_name(dtype)
@@ -87,7 +102,7 @@ class RearrangedCheckpoint:
         index, count = part
         return array if count == 1 else np.split(array, count)[index]
 
-    def _assemble(self, recipe, dtype, scale):
+    def _assemble(self, recipe: Recipe, dtype: Dtype | None, scale: float) -> np.ndarray:
         arrays = [
             self._source.load(piece.name, dtype, piece[1:], scale * self._scales.get(piece.name, 1.0))
             for piece in recipe.pieces
@@ -101,16 +116,17 @@ class RearrangedCheckpoint:
             self._forget_pieces(recipe)
         return array
 
-    def read(self, name, dtype=None):
-        """``name`` as a tensor on the current device, see :meth:`ppsd3.serialization.SafetensorsFile.read`."""
+    def read(self, name: str, dtype: Dtype | None = None) -> paddle.Tensor:
+        """``name`` as a tensor on the current device, see :meth:`TensorSource.read`."""
         return on_current_device(from_numpy(self.load(name, dtype)))
 
-    def forget(self, name):
-        """Gives back the memory of the mapped pages that ``name`` is made of."""
-        if not isinstance(self._recipes[name], np.ndarray):
-            self._forget_pieces(self._recipes[name])
+    def forget(self, name: str) -> None:
+        """See :meth:`TensorSource.forget`."""
+        recipe = self._recipes[name]
+        if not isinstance(recipe, np.ndarray):
+            self._forget_pieces(recipe)
 
-    def _forget_pieces(self, recipe):
+    def _forget_pieces(self, recipe: Recipe) -> None:
         for piece in recipe.pieces:
             self._source.forget(piece.name)
 

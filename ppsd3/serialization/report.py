@@ -1,38 +1,46 @@
-"""What did not fit when a checkpoint met a model, and the error that says so."""
+"""Which tensors of a checkpoint do not fit a model, and the error that lists them."""
 
+from __future__ import annotations
+
+import dataclasses
 import difflib
+from collections.abc import Sequence
 
 from ..utils.errors import WeightMismatchError
+from ..utils.types import Shape
 
 _SHOWN = 5
 
 
+@dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """Names that a model and a checkpoint don't share.
+    """How the tensors of a checkpoint fit those of a model.
 
     Attributes:
-        missing (list of str): the model's, absent from the checkpoint.
-        unexpected (list of str): the checkpoint's, unknown to the model and on no allow-list.
-        mismatched (list of (name, checkpoint shape, model shape)).
-        dropped (list of str): unexpected, but allowed to be.
+        missing: names in the model that the checkpoint lacks.
+        unexpected: names in the checkpoint that the model lacks.
+        mismatched: (name, shape in the checkpoint, shape in the model).
+        dropped: unexpected names that may be left unused.
     """
 
-    def __init__(self, model, source, missing=(), unexpected=(), mismatched=(), dropped=()):
-        self.model, self.source = model, source
-        self.missing, self.unexpected = list(missing), list(unexpected)
-        self.mismatched, self.dropped = list(mismatched), list(dropped)
+    model: str
+    source: str
+    missing: Sequence[str] = ()
+    unexpected: Sequence[str] = ()
+    mismatched: Sequence[tuple[str, Shape, Shape]] = ()
+    dropped: Sequence[str] = ()
 
     @property
-    def ok(self):
-        """Whether every tensor found its place."""
+    def ok(self) -> bool:
+        """Whether every tensor fits."""
         return not (self.missing or self.unexpected or self.mismatched)
 
-    def raise_if_bad(self):
+    def raise_if_bad(self) -> None:
         """Raises WeightMismatchError, with the whole report as its message, unless :attr:`ok`."""
         if not self.ok:
             raise WeightMismatchError(str(self))
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.ok:
             return f"{self.source} fits {self.model}."
         lines = [f"{self.source} does not fit {self.model}:"]

@@ -1,26 +1,32 @@
-"""Configurations read off the shapes of the weights, for files that come without any.
+"""Infers a network's configuration from the shapes of its weights, for files without a configuration.
 
-Shapes are those of diffusers' names. What shapes do not say is the same in all published models of Stable Diffusion 3
-and 3.5, and stands here: heads of 64, the VAE's scaling, CLIP's activation functions, the shift of the schedule.
+Names are diffusers'. What shapes do not tell is the same in all published models of Stable Diffusion 3 and 3.5, and is
+written here: heads of 64, the VAE's scaling, CLIP's activation functions, the shift of the schedule.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from ..utils.errors import CheckpointFormatError
+from ..utils.types import Shape
+from .source import TensorSource
 
 HEAD_DIM = 64
 SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0}  # of SD3-medium, SD3.5-medium, -large and -large-turbo alike
 
 
-def infer_config(component, source):
-    """dict: the constructor's arguments of the network ``component`` with the tensors of ``source``.
+def infer_config(component: str, source: TensorSource) -> dict[str, Any]:
+    """The constructor's arguments of the network ``component`` with the tensors of ``source``.
 
     Args:
-        component (str): "transformer", "controlnet", "vae", "text_encoder", "text_encoder_2" or "text_encoder_3".
-        source: has ``path``, ``keys()`` and ``info(name)``, with diffusers' names.
+        component: "transformer", "controlnet", "vae", "text_encoder", "text_encoder_2" or "text_encoder_3".
+        source: with diffusers' names.
 
     Raises:
-        CheckpointFormatError: a tensor is missing whose shape is needed, or the shapes are no published model's.
+        CheckpointFormatError: a needed tensor is missing, or the shapes are of no published model.
     """
     return _INFERENCES[component](_Shapes(source))
 
@@ -28,14 +34,14 @@ def infer_config(component, source):
 class _Shapes:
     """Shapes by name, and which numbers occur in names."""
 
-    def __init__(self, source):
+    def __init__(self, source: TensorSource) -> None:
         self.path, self._source = source.path, source
         self._names = set(source.keys())
 
-    def __contains__(self, name):
+    def __contains__(self, name: str) -> bool:
         return name in self._names
 
-    def __getitem__(self, name):
+    def __getitem__(self, name: str) -> Shape:
         if name not in self._names:
             raise CheckpointFormatError(
                 f"{self.path} has no {name}, from which the model's size is known. Download it again, or pass "
@@ -43,13 +49,13 @@ class _Shapes:
             )
         return self._source.info(name).shape
 
-    def numbers(self, before, after="."):
+    def numbers(self, before: str, after: str = ".") -> list[int]:
         """Sorted numbers n for which a name begins with ``before + n + after``."""
         rests = (name[len(before) :].split(".", 1) for name in self._names if name.startswith(before))
         found = {int(rest[0]) for rest in rests if rest[0].isdigit() and ("." + "".join(rest[1:])).startswith(after)}
         return sorted(found)
 
-    def refuse(self, what):
+    def refuse(self, what: str) -> NoReturn:
         raise CheckpointFormatError(
             f"{self.path}: {what}, which no published Stable Diffusion 3 has, so that its shapes do not say all. Pass "
             "`config=`, a directory in diffusers format with the configurations."
@@ -175,7 +181,7 @@ _INFERENCES = {
     "text_encoder_3": _t5,
 }
 
-# Component -> sizes that tell published networks apart -> their name.
+# Component -> sizes that distinguish published networks -> their name.
 _PUBLISHED = {
     "transformer": {
         (24, 24, None, ()): "SD3-medium",
@@ -198,7 +204,7 @@ _SIZES = {
 }
 
 
-def published_name(component, config):
-    """What the network ``component`` with ``config`` (dict) is known as, e.g. "SD3.5-medium"; None if it is none."""
+def published_name(component: str, config: Mapping[str, Any]) -> str | None:
+    """The published model whose ``component`` has this ``config``, e.g. "SD3.5-medium"; None if there is none."""
     sizes = (config.get(key) for key in _SIZES[component])
     return _PUBLISHED[component].get(tuple(tuple(size) if isinstance(size, list) else size for size in sizes))

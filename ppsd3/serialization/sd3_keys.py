@@ -8,9 +8,13 @@ Sources: the state dicts of Stability-AI/sd3.5 (``mmditx.py``, ``sd3_impls.py``,
 open_clip, of ComfyUI (prefixes, scaled 8-bit floats), and of diffusers and transformers.
 """
 
+from __future__ import annotations
+
 import functools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Union
 
 from ..utils.errors import CheckpointFormatError
 from .rearranged import Piece, Recipe
@@ -21,8 +25,8 @@ class Rule:
     """One line of a table.
 
     Attributes:
-        original, diffusers (tuple of str): templates; at most one side has more than one.
-        change (str): "" for none; "swap": the two halves of the rows change places; "convolution": the original's
+        original, diffusers: templates; at most one side has more than one.
+        change: "" for no change; "swap": the two halves of the rows change places; "convolution": the original's
             weight is a 1x1 convolution; "transposed": the original's weight is [in, out].
     """
 
@@ -31,13 +35,13 @@ class Rule:
     change: str = ""
 
 
-def _rule(original, diffusers, change=""):
-    sides = (side if isinstance(side, tuple) else (side,) for side in (original, diffusers))
-    return Rule(*sides, change)
+def _rule(original: str | tuple[str, ...], diffusers: str | tuple[str, ...], change: str = "") -> Rule:
+    original, diffusers = (side if isinstance(side, tuple) else (side,) for side in (original, diffusers))
+    return Rule(original, diffusers, change)
 
 
 def _qkv(template):
-    """Templates of three projections: ``_qkv("attn.to_?.*")`` is those of Q, K and V."""
+    """Templates of the Q, K and V projections, e.g. of ``"attn.to_?.*"``."""
     return tuple(template.replace("?", letter) for letter in "qkv")
 
 
@@ -65,7 +69,7 @@ _MMDIT = (
 
 
 def _image_block(original, diffusers):
-    """The part of a block that works on image tokens; a ControlNet's blocks are nothing else."""
+    """Rules for the part of a block that works on image tokens, which is all that a ControlNet's blocks have."""
     return (
         _rule(original + "adaLN_modulation.1.*", diffusers + "norm1.linear.*"),
         *(
@@ -131,11 +135,13 @@ _OPEN_CLIP = (
     _rule("transformer.resblocks.#.mlp.c_proj.*", "text_model.encoder.layers.#.mlp.fc2.*"),
 )
 
-# What the two sides call alike, whatever it is: a name that both the original and transformers use.
+# In the place of a table: the file already has the names of diffusers or transformers.
 _SAME = "same"
 
+Table = Union[str, "tuple[Rule, ...]"]
+
 # (kind, a regular expression of names that only this layout has, table). The first layout of a kind is the one that
-# is written; "diffusers" ones are read as they are.
+# is written.
 LAYOUTS = (
     (
         "transformer",
@@ -169,41 +175,41 @@ LAYOUTS = (
 )
 
 
-def find_layout(names):
-    """``(kind, table)`` of a network whose tensors are called ``names``; ``(None, None)`` if it is none of them."""
+def find_layout(names: Iterable[str]) -> tuple[str, Table] | tuple[None, None]:
+    """``(kind, table)`` of the network whose tensors have these ``names``; ``(None, None)`` if no layout matches."""
     for kind, mark, table in LAYOUTS:
         if any(re.match(mark, name) for name in names):
             return kind, table
     return None, None
 
 
-def is_diffusers(names):
+def is_diffusers(names: Iterable[str]) -> bool:
     """Whether the names of a network's tensors are diffusers' or transformers'."""
     return find_layout(names)[1] is _SAME
 
 
-def original_table(kind, names=()):
-    """The table of the layout that a ``kind`` of network is published in, with tensors of these diffusers ``names``."""
+def original_table(kind: str, names: Iterable[str] = ()) -> Table:
+    """The table of the layout in which this ``kind`` of network is published; ``names`` are diffusers'."""
     if kind == "controlnet" and "context_embedder.weight" in names:
         return _SAME  # ControlNets that read text come from InstantX and Alimama, in diffusers' layout
     return next(table for known, _, table in LAYOUTS if known == kind)
 
 
-def to_diffusers(names, table, path):
-    """dict of diffusers name -> :class:`Recipe` for a network whose tensors have the original ``names``.
+def to_diffusers(names: Iterable[str], table: Table, path: str) -> dict[str, Recipe]:
+    """Diffusers name -> :class:`Recipe`, for a network whose tensors have the original ``names``.
 
     Raises:
-        CheckpointFormatError: a name that ``table`` does not have; ``path`` is what the message calls the file.
+        CheckpointFormatError: ``table`` lacks one of the names; the message calls the file ``path``.
     """
     return _translate(names, table, path, "original", "diffusers")
 
 
-def to_original(names, table, path):
-    """dict of original name -> :class:`Recipe`, the inverse of :func:`to_diffusers`."""
+def to_original(names: Iterable[str], table: Table, path: str) -> dict[str, Recipe]:
+    """Original name -> :class:`Recipe`: the inverse of :func:`to_diffusers`."""
     return _translate(names, table, path, "diffusers", "original")
 
 
-def _translate(names, table, path, here, there):
+def _translate(names: Iterable[str], table: Table, path: str, here: str, there: str) -> dict[str, Recipe]:
     names = list(names)
     if table is _SAME:
         return {name: Recipe((Piece(name),)) for name in names}

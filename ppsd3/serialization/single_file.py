@@ -1,19 +1,24 @@
-"""One file with several networks in it, as Stability AI and ComfyUI publish Stable Diffusion 3, or with one alone.
+"""Single files with one or several networks, as Stability AI and ComfyUI publish Stable Diffusion 3.
 
 ``sd3_medium_incl_clips_t5xxlfp8.safetensors`` holds all five networks, the files of SD3.5 the transformer and the VAE;
 ComfyUI has the text encoders in files of their own. Each network comes out as a source of tensors under diffusers'
 names, read from the one mapped file when they are needed.
 """
 
+from __future__ import annotations
+
 import json
 import re
+from typing import Any
 
 import numpy as np
 
 from ..utils.errors import CheckpointFormatError
+from ..utils.types import PathLike
 from .checkpoint import Checkpoint
 from .rearranged import Piece, RearrangedCheckpoint, Recipe
 from .sd3_keys import find_layout, is_diffusers, to_diffusers
+from .source import TensorSource
 
 # Component -> (kind of network, prefixes of its names); the first prefix is the one that is written.
 COMPONENTS = {
@@ -25,7 +30,7 @@ COMPONENTS = {
     "controlnet": ("controlnet", ("control_model.",)),
 }
 
-# Metadata under which a file that ppsd3 wrote says what cannot be read off shapes: component -> configuration.
+# Metadata key of a file that ppsd3 wrote: component -> configuration, since shapes do not tell all of it.
 CONFIGS_KEY = "ppsd3_configs"
 
 # What ComfyUI stores beside the weights: a temperature of CLIP's training that no text tower uses, marks of 8-bit
@@ -38,20 +43,24 @@ _CLIP_L_LARGEST = 1024  # width: CLIP-L has 768, bigG 1280
 
 
 class SingleFile:
-    """The networks in one safetensors file (headers only until they are read).
+    """The networks in one safetensors file; opening it reads the header only.
 
     Attributes:
-        path (str)
-        sources (dict): component -> tensors under diffusers' names, e.g. ``sources["vae"]``.
-        configs (dict): component -> configuration, for a file that ppsd3 wrote; else empty.
-        layouts (dict): component -> "original" or "diffusers", whose names the file has.
+        sources: component -> tensors under diffusers' names, e.g. ``sources["vae"]``.
+        configs: component -> configuration, from a file that ppsd3 wrote; else empty.
+        layouts: component -> "original" or "diffusers", the layout of its names.
 
     Raises:
-        CheckpointNotFoundError, CheckpointFormatError: no such file, no safetensors file, or names in it that belong to
-            no part of Stable Diffusion 3.
+        CheckpointNotFoundError, CheckpointFormatError: no such file, not a safetensors file, or tensors that belong
+            to no part of Stable Diffusion 3.
     """
 
-    def __init__(self, path):
+    path: str
+    sources: dict[str, TensorSource]
+    configs: dict[str, dict[str, Any]]
+    layouts: dict[str, str]
+
+    def __init__(self, path: PathLike) -> None:
         checkpoint = Checkpoint.open_file(path)
         self.path = checkpoint.path
         self.configs = self._read_configs(checkpoint.metadata)
@@ -63,8 +72,8 @@ class SingleFile:
             self.sources[component] = self._source(checkpoint, component, prefix, names, factors)
             self.layouts[component] = "diffusers" if is_diffusers(names) else "original"
 
-    def source(self, component):
-        """The tensors of ``component``. A file with one CLIP tower alone is either, as the caller says.
+    def source(self, component: str) -> TensorSource:
+        """The tensors of ``component``. A lone CLIP tower is "text_encoder" or "text_encoder_2", as asked for.
 
         Raises:
             CheckpointFormatError: the file has none; the message says what it has.
@@ -80,7 +89,7 @@ class SingleFile:
             )
         return found
 
-    def _read_configs(self, metadata):
+    def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
         try:
             return json.loads(metadata.get(CONFIGS_KEY, "{}"))
         except ValueError as error:
@@ -117,7 +126,7 @@ class SingleFile:
 
     def _source(self, checkpoint, component, prefix, names, factors):
         kind, table = find_layout(names)
-        if kind != COMPONENTS[component][0]:
+        if table is None or kind != COMPONENTS[component][0]:
             raise CheckpointFormatError(
                 f"{self.path} has tensors called {prefix}..., but they are not those of a "
                 f"{component}: {', '.join(names[:3])}. Check that it is a Stable Diffusion 3."
@@ -132,7 +141,7 @@ class SingleFile:
 
 
 def _add_projection(checkpoint, recipes):
-    """CLIP-L's pooled output is used as it is, so that its files have no projection: it is the identity."""
+    """Adds the identity as CLIP-L's projection, which its files lack because its pooled output is used directly."""
     table = recipes.get("text_model.embeddings.token_embedding.weight")
     width = checkpoint.info(table.pieces[0].name).shape[-1] if table else 0
     if 0 < width <= _CLIP_L_LARGEST:
@@ -140,13 +149,13 @@ def _add_projection(checkpoint, recipes):
 
 
 def _clip_width(checkpoint):
-    """Of the text tower that a file with nothing else holds."""
+    """Width of the text tower in a file that holds nothing else."""
     tables = [name for name in checkpoint.keys() if name.endswith("token_embedding.weight")]
     return checkpoint.info(tables[0]).shape[-1] if tables else 0
 
 
 def _weight_scales(checkpoint):
-    """dict: weight in 8-bit floats -> name of the tensor that scales it, as ComfyUI writes it."""
+    """Weight in 8-bit floats -> name of its scale, as ComfyUI writes it."""
     names, scales = set(checkpoint.keys()), {}
     for name in checkpoint.keys():
         match = _SCALES.fullmatch(name)

@@ -1,6 +1,9 @@
-"""dtypes by name, and numpy memory as Paddle tensors without a copy."""
+"""Conversion between dtypes, and from numpy arrays to Paddle tensors without a copy."""
+
+from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import paddle
@@ -8,6 +11,7 @@ import paddle
 from ..ops.native import halves
 from ..utils.errors import InputError
 from ..utils.paddle_internals import copy_to, current_place, share_memory, tensor_over
+from ..utils.types import Dtype
 
 # numpy has no bfloat16: Paddle takes and gives it as uint16.
 NUMPY_DTYPES = {
@@ -27,18 +31,18 @@ FLOATING = ("float64", "float32", "float16", "bfloat16")
 PIECE = 1 << 17  # elements
 
 
-def dtype_name(dtype):
+def dtype_name(dtype: Any) -> str:
     """``"float16"`` for ``paddle.float16``, ``"paddle.float16"``, ``np.float16`` or ``"float16"``."""
     if not isinstance(dtype, str):
         dtype = dtype.__name__ if isinstance(dtype, type) else str(dtype)
     return dtype.split(".")[-1]
 
 
-def paddle_dtype(dtype):
+def paddle_dtype(dtype: Dtype) -> paddle.dtype:
     """The Paddle dtype for a Paddle dtype or its name; the inverse of :func:`dtype_name`.
 
     Raises:
-        InputError: no such dtype, or one that a model cannot be held in.
+        InputError: no such dtype, or one that a model cannot have.
     """
     name = dtype_name(dtype)
     if name not in NUMPY_DTYPES:
@@ -46,20 +50,20 @@ def paddle_dtype(dtype):
     return getattr(paddle, name)
 
 
-def floating_dtype(dtype):
-    """Like :func:`paddle_dtype`, for the dtype of a whole model: floating point, None being Paddle's default dtype."""
+def floating_dtype(dtype: Dtype | None) -> paddle.dtype:
+    """Like :func:`paddle_dtype`, for a model: floating-point dtypes only, None is Paddle's default dtype."""
     dtype = paddle_dtype(paddle.get_default_dtype() if dtype is None else dtype)
     if dtype_name(dtype) not in FLOATING:
         raise InputError(f"A model cannot be held in {dtype_name(dtype)}; use one of {', '.join(FLOATING)}.")
     return dtype
 
 
-def is_floating(dtype):
+def is_floating(dtype: Dtype) -> bool:
     """Whether ``dtype`` is a floating-point one."""
     return dtype_name(dtype) in FLOATING
 
 
-def from_numpy(array):
+def from_numpy(array: np.ndarray) -> paddle.Tensor:
     """A CPU tensor over ``array``'s own memory, which the tensor keeps alive; ``uint16`` means bfloat16.
 
     The array must be writable and aligned for as long as something may be written to the tensor in place.
@@ -70,12 +74,12 @@ def from_numpy(array):
     return tensor_over(array)
 
 
-def on_current_device(tensor):
-    """The CPU tensor ``tensor`` where Paddle computes at present: itself on the CPU, else a copy."""
+def on_current_device(tensor: paddle.Tensor) -> paddle.Tensor:
+    """The CPU tensor ``tensor`` on Paddle's current device: itself on the CPU, else a copy."""
     return tensor if paddle.get_device() == "cpu" else copy_to(tensor, current_place())
 
 
-def cast(tensor, dtype):
+def cast(tensor: paddle.Tensor, dtype: Dtype) -> paddle.Tensor:
     """``tensor`` in ``dtype``, rounded to nearest even as torch rounds."""
     source, target = dtype_name(tensor.dtype), dtype_name(dtype)
     if source == target:
@@ -89,13 +93,13 @@ def cast(tensor, dtype):
     return from_numpy(result)
 
 
-def pieces(size):
+def pieces(size: int) -> list[slice]:
     """Slices that cover ``range(size)``, each small enough for its temporaries to stay in the cache."""
     return [slice(start, min(start + PIECE, size)) for start in range(0, size, PIECE)]
 
 
-def convert(array, source, target, out):
-    """Writes ``array``, whose dtype is called ``source``, into ``out`` as ``target``, rounded to nearest even.
+def convert(array: np.ndarray, source: str, target: str, out: np.ndarray) -> None:
+    """Converts ``array`` from the dtype called ``source`` to ``target``, into ``out``, rounded to nearest even.
 
     In numpy, because Paddle's casts on the CPU are no faster and do not all round: 2.6 cuts float32 off to the 16-bit
     dtypes, which biases every weight towards zero, and 3.3 makes a float16 of 6e-8 from 1e-27.
@@ -119,13 +123,13 @@ def convert(array, source, target, out):
 
 
 def _shift_halves(array, out):
-    """Makes float32 of float16 in ``out``'s own memory; False, and nothing of use in it, if some are not finite.
+    """Converts float16 to float32 within ``out``'s memory; False, leaving ``out`` invalid, if a value is not finite.
 
-    A float16's exponent and mantissa, 13 bits further, are those of a float32 2^112 times smaller. Temporaries would
+    A float16's exponent and mantissa, shifted by 13 bits, are those of a float32 2^112 times smaller. Temporaries would
     cost more than the arithmetic: fresh memory for each piece.
     """
     smallest = np.array(1, np.int32).view(np.float32)
-    if smallest * _HALF_SCALE == 0:  # this thread takes subnormal numbers for zero
+    if smallest * _HALF_SCALE == 0:  # this thread flushes subnormal numbers to zero
         return False
     bits = out.view(np.int32)
     bits[...] = array.view(np.int16)  # with the sign in all upper bits
@@ -136,7 +140,7 @@ def _shift_halves(array, out):
 
 
 _HALF_SCALE = np.float32(2.0**112)
-_HALF_LIMIT = np.float32(2.0**16)  # where infinity and NaN would be, were they numbers
+_HALF_LIMIT = np.float32(2.0**16)  # shifted infinity and NaN become this or more
 
 
 @functools.cache
@@ -173,7 +177,7 @@ _FP8_TABLES = {
 }
 
 
-def put(slot, tensor):
+def put(slot: paddle.Tensor, tensor: paddle.Tensor) -> None:
     """Makes the parameter or buffer ``slot`` hold ``tensor``'s memory and dtype, without a copy (if it is contiguous).
 
     The slot stays the same Python object, trainable as before; an unallocated one (``paddle.LazyGuard``) is thereby

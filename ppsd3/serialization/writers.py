@@ -1,51 +1,91 @@
 """Safetensors files, written so that a failure leaves the directory as it was."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
 import re
 import shutil
 import struct
+from collections.abc import Mapping
+from typing import IO, Union
 
 import numpy as np
+import paddle
 
 from ..utils.errors import CheckpointError, InputError
 from ..utils.files import atomic_write
+from ..utils.types import Shape
 from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
 from .readers import DTYPES
+from .source import TensorSource
 from .tensors import FLOATING, NUMPY_DTYPES, dtype_name
 
 _FORMAT_NAMES = {name: code for code, name in DTYPES.items()}
-_ALIGNMENT = 64  # of the data section: mapped tensors then start where vector loads like them to
+_ALIGNMENT = 64  # of the data section, in bytes: mapped tensors are aligned for vector loads
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
-def parse_size(size):
+class StoredTensor:
+    """A tensor of ``source`` that is read when it is written, so that one tensor at a time is in memory.
+
+    Args:
+        name: in ``source``.
+        dtype: name of the dtype of a floating-point tensor as it is written. Default: its own; 8-bit floats, which only
+            mean something with their scales, become bfloat16, which holds them exactly.
+    """
+
+    shape: Shape
+    dtype: str
+
+    def __init__(self, source: TensorSource, name: str, dtype: str | None = None) -> None:
+        info = source.info(name)
+        self._source, self._name = source, name
+        self.shape = info.shape
+        own = "bfloat16" if info.dtype.startswith("float8") else info.dtype
+        self.dtype = own if dtype is None or own not in FLOATING else dtype
+
+    def numpy(self) -> np.ndarray:
+        """The values; bfloat16 is uint16."""
+        array = self._source.load(self._name, self.dtype)
+        if array.base is not None:  # mapped: its pages would stay until the end
+            array = array.copy()
+            self._source.forget(self._name)
+        return array
+
+
+Writable = Union[paddle.Tensor, StoredTensor]  # what the functions below write
+
+
+def parse_size(size: int | str) -> int:
     """Bytes in ``size``: an int, or a string such as ``"10GB"`` (powers of ten) or ``"10GiB"`` (powers of two).
 
     Raises:
         InputError: not such a size, or not positive.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    unit = {"": 1, "B": 1, **_UNITS}.get(match.group(2).upper()) if match and not isinstance(size, bool) else None
-    if unit is None or float(match.group(1)) * unit < 1:
-        raise InputError(f"max_shard_size={size!r} is no size; use a number of bytes or a string such as '5GB'.")
-    return int(float(match.group(1)) * unit)
+    if match and not isinstance(size, bool):
+        number = float(match.group(1)) * {"": 1, "B": 1, **_UNITS}.get(match.group(2).upper(), 0)
+        if number >= 1:
+            return int(number)
+    raise InputError(f"max_shard_size={size!r} is no size; use a number of bytes or a string such as '5GB'.")
 
 
-def byte_size(tensor):
+def byte_size(tensor: Writable) -> int:
     """Bytes of ``tensor``'s data."""
     return int(np.prod(tensor.shape, dtype=np.int64)) * NUMPY_DTYPES[dtype_name(tensor.dtype)].itemsize
 
 
-def tensor_bytes(tensor):
+def tensor_bytes(tensor: Writable) -> memoryview:
     """``tensor``'s data as a buffer of bytes, copied to the CPU if it is elsewhere."""
     return np.ascontiguousarray(tensor.numpy()).view(np.uint8).data
 
 
-def split_into_shards(tensors, max_bytes):
-    """List of dicts: ``tensors`` in order, each dict as full as ``max_bytes`` allows (a larger tensor stands alone)."""
-    shards, used = [{}], 0
+def split_into_shards(tensors: Mapping[str, Writable], max_bytes: int) -> list[dict[str, Writable]]:
+    """``tensors`` in order, in shards of at most ``max_bytes`` each; a larger tensor is a shard by itself."""
+    shards: list[dict[str, Writable]] = [{}]
+    used = 0
     for name, tensor in tensors.items():
         size = byte_size(tensor)
         if shards[-1] and used + size > max_bytes:
@@ -56,16 +96,16 @@ def split_into_shards(tensors, max_bytes):
     return shards
 
 
-def write_tensors(file, tensors, metadata=None):
+def write_tensors(file: IO[bytes], tensors: Mapping[str, Writable], metadata: Mapping[str, str] | None = None) -> None:
     """Writes one safetensors file to the open binary ``file``, holding one tensor at a time in memory.
 
     Args:
-        tensors (dict): name -> Paddle tensor or :class:`StoredTensor`.
-        metadata (dict of str, optional): stored in the header, e.g. ``{"format": "pt"}``.
+        metadata: stored in the header, e.g. ``{"format": "pt"}``.
     """
     # Wide dtypes first, as the reference writer does, so that every tensor is aligned to its own item size.
     names = sorted(tensors, key=lambda name: (-NUMPY_DTYPES[dtype_name(tensors[name].dtype)].itemsize, name))
-    header, offset = {"__metadata__": metadata} if metadata else {}, 0
+    header: dict[str, Mapping] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
     for name in names:
         tensor, start = tensors[name], offset
         offset += byte_size(tensor)
@@ -78,46 +118,25 @@ def write_tensors(file, tensors, metadata=None):
         file.write(tensor_bytes(tensors[name]))
 
 
-class StoredTensor:
-    """A tensor of ``source`` (a Checkpoint or alike) that is read when it is written, and then forgotten.
-
-    Stands in for a Paddle tensor in the functions of this module: a checkpoint is written with one tensor in memory.
-
-    Args:
-        source: has ``info``, ``load`` and ``forget``.
-        name (str): in ``source``.
-        dtype (str, optional): of a floating-point tensor as it is written. Default: its own; 8-bit floats, which only
-            mean something with their scales, become bfloat16, which holds them exactly.
-    """
-
-    def __init__(self, source, name, dtype=None):
-        info = source.info(name)
-        self._source, self._name = source, name
-        self.shape = info.shape
-        own = "bfloat16" if info.dtype.startswith("float8") else info.dtype
-        self.dtype = own if dtype is None or own not in FLOATING else dtype
-
-    def numpy(self):
-        """The values; bfloat16 is uint16."""
-        array = self._source.load(self._name, self.dtype)
-        if array.base is not None:  # mapped: its pages would stay until the end
-            array = array.copy()
-            self._source.forget(self._name)
-        return array
-
-
-def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10GB", texts=None, format="pt"):
-    """Writes ``tensors`` as ``stem`` into ``directory``: one file, or shards and their index if they are larger.
+def write_checkpoint(
+    directory: str,
+    stem: str,
+    tensors: Mapping[str, Writable],
+    variant: str | None = None,
+    max_shard_size: int | str = "10GB",
+    texts: Mapping[str, str] | None = None,
+    format: str = "pt",
+) -> None:
+    """Writes ``tensors`` as ``stem`` into ``directory``: one file, or shards with their index.
 
     Every file is written under a temporary name, and all are renamed at the end; the shards and the index that an
     earlier save of the same variant left are removed then.
 
     Args:
-        tensors (dict): name -> Paddle tensor or :class:`StoredTensor`.
-        variant (str, optional): e.g. "fp16"; becomes part of the names.
-        max_shard_size (int or str): most bytes of tensor data per file.
-        texts (dict, optional): file name -> content of further files that belong to the same save.
-        format (str): what the files say of their layout: "pt" for torch's, "pd" or "np" for Paddle's.
+        variant: e.g. "fp16"; becomes part of the names.
+        max_shard_size: most bytes of tensor data per file.
+        texts: file name -> content of further files of the same save, e.g. ``config.json``.
+        format: the layout that the files' metadata names: "pt" for torch's, "pd" or "np" for Paddle's.
 
     Raises:
         InputError: ``directory`` is a file, or ``max_shard_size`` is no size.
@@ -139,7 +158,7 @@ def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10G
 
     with _made_directory(directory), contextlib.ExitStack() as stack:
         require_space(directory, total)
-        # The stack unwinds backwards: the index and the texts come to life after the shards they speak of.
+        # The stack unwinds backwards: the index and the texts are renamed after the shards that they name.
         for name, text in texts.items():
             stack.enter_context(atomic_write(os.path.join(directory, name))).write(text.encode())
         for name, shard in zip(names, shards):
@@ -149,7 +168,7 @@ def write_checkpoint(directory, stem, tensors, variant=None, max_shard_size="10G
 
 @contextlib.contextmanager
 def _made_directory(directory):
-    """Makes ``directory``, and takes it away again if it was made here and the body fails."""
+    """Makes ``directory``, and removes it again if it is new and the body fails."""
     existed = os.path.isdir(directory)
     os.makedirs(directory, exist_ok=True)
     try:
@@ -161,7 +180,7 @@ def _made_directory(directory):
         raise
 
 
-def require_space(directory, needed):
+def require_space(directory: str, needed: int) -> None:
     """Raises CheckpointError unless the disk of ``directory`` has ``needed`` bytes free."""
     free = shutil.disk_usage(directory).free
     if free < needed:

@@ -1,7 +1,7 @@
-"""A small procedural world of captioned pictures, which the bundled model draws, and the judge that reads them.
+"""A small procedural world of captioned pictures, which the bundled model draws, and a judge that scores pictures.
 
-`world` makes scenes, captions and pictures; `held_out` says which combinations training never shows; `prompts`
-asks for them in GenEval's six tasks; `judge` reads pictures and scores them.
+`world` makes scenes, captions and pictures; `held_out` defines the combinations that training never shows; `prompts`
+has prompts for them in GenEval's six tasks; `judge` detects objects in pictures and scores them.
 """
 
 from .judge import meets, read_picture, score

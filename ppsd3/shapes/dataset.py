@@ -1,26 +1,42 @@
-"""Training data of the bundled model's transformer: encoded scenes, captioned anew each time they are shown."""
+"""Training data of the bundled model's transformer: encoded scenes, with a new caption each time they are used."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from typing import Callable
 
 import numpy as np
 import paddle
 
+from ..models import AutoencoderKL
+from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
 from ..training.autoencoder import to_model_range
 from ..training.text_to_image import Batch
+from ..transformers import CLIPTokenizer, T5Tokenizer
 from ..utils.files import atomic_write
+from .scene import Scene
 from .world import caption, render_batch, sample_scene
 
 
-def scene_of(seed, index):
-    """The scene with this number: the dataset stores latents alone, scenes are drawn again."""
+def scene_of(seed: int, index: int) -> Scene:
+    """Scene number ``index``. The dataset stores only latents; scenes are sampled again for their captions."""
     return sample_scene(np.random.default_rng([seed, index]))
 
 
 @paddle.no_grad()
-def encode_scenes(vae, directory, count, seed=1, shard=4096, batch=64, draw=render_batch):
+def encode_scenes(
+    vae: AutoencoderKL,
+    directory: str,
+    count: int,
+    seed: int = 1,
+    shard: int = 4096,
+    batch: int = 64,
+    draw: Callable[[Sequence[Scene]], np.ndarray] = render_batch,
+) -> None:
     """Writes the scaled latent means of scenes 0 to ``count`` - 1 as ``latents_<k>.npy``; finished shards are kept.
 
-    ``draw`` makes pixels [B, H, W, 3] of a list of scenes.
+    ``draw`` renders scenes as pixels [B, H, W, 3].
     """
     os.makedirs(directory, exist_ok=True)
     for k, start in enumerate(range(0, count, shard)):
@@ -30,7 +46,7 @@ def encode_scenes(vae, directory, count, seed=1, shard=4096, batch=64, draw=rend
         latents = []
         for first in range(start, min(start + shard, count), batch):
             pictures = draw([scene_of(seed, i) for i in range(first, min(first + batch, start + shard, count))])
-            latents.append(vae.scale_latents(vae.encode(to_model_range(pictures)).latent_dist.mode()).numpy())
+            latents.append(vae.scale_latents(vae.encode(to_model_range(pictures), return_dict=False)[0].mode()).numpy())
         with atomic_write(path) as file:
             np.save(file, np.concatenate(latents).astype(np.float16))
         print(f"[latents] {start + shard} of {count}", flush=True)
@@ -39,32 +55,44 @@ def encode_scenes(vae, directory, count, seed=1, shard=4096, batch=64, draw=rend
 class LatentScenes:
     """Batches for :class:`~ppsd3.training.text_to_image.TextToImageTask`.
 
-    Most batches are cut to the length of their captions: captions are drawn for ``POOL`` batches at once and sorted by
-    length. The rest are padded as pipelines pad, so that the model learns to look past any number of pads; they
-    hold fewer pictures, for about the same number of tokens.
+    Most batches are only as long as their captions: captions are drawn for ``POOL`` batches at once and sorted by
+    length. The others are padded as pipelines pad, so that the model learns to ignore any number of pads; they have
+    fewer pictures, for about the same number of tokens.
 
     Args:
-        directory (str): written by :func:`encode_scenes`.
-        encoders (TextEncoders): for the tokenizers.
-        batch (int): pictures in a batch of short captions.
-        seed (int): that the scenes were encoded with.
-        padded (dict of int to float): chance of a batch padded to this T5 length.
-        image_tokens (int): per picture.
-        controls (str, optional): another directory of the same scenes, drawn otherwise: batches then have ``controls``.
+        directory: written by :func:`encode_scenes`.
+        encoders: for the tokenizers.
+        batch: pictures in a batch of short captions.
+        seed: of :func:`encode_scenes`.
+        padded: T5 length -> probability that a batch is padded to it.
+        image_tokens: per picture.
+        controls: another directory of the same scenes, drawn differently, for ``Batch.controls``.
     """
 
-    POOL = 4
+    POOL: int = 4
 
-    def __init__(self, directory, encoders, batch, seed=1, padded=None, image_tokens=16, controls=None):
-        self.latents = _load(directory)
-        self.controls = None if controls is None else _load(controls)
-        self.tokenizers = (encoders.tokenizer, encoders.tokenizer_3)
-        self.clip_max_length = encoders.clip_max_length
-        self.batch, self.seed, self.image_tokens = batch, seed, image_tokens
-        self.padded = padded or {32: 0.1, 77: 0.03, 256: 0.03}
-        self._pool_number, self._pool = None, None
+    def __init__(
+        self,
+        directory: str,
+        encoders: TextEncoders,
+        batch: int,
+        seed: int = 1,
+        padded: dict[int, float] | None = None,
+        image_tokens: int = 16,
+        controls: str | None = None,
+    ) -> None:
+        self.latents: np.ndarray = _load(directory)
+        self.controls: np.ndarray | None = None if controls is None else _load(controls)
+        self.tokenizers: tuple[CLIPTokenizer, T5Tokenizer] = (encoders.tokenizer, encoders.tokenizer_3)
+        self.clip_max_length: int = encoders.clip_max_length
+        self.batch: int = batch
+        self.seed: int = seed
+        self.image_tokens: int = image_tokens
+        self.padded: dict[int, float] = padded or {32: 0.1, 77: 0.03, 256: 0.03}
+        self._pool_number = None
+        self._pool: list[Batch] = []
 
-    def __call__(self, rng, step):
+    def __call__(self, rng: np.random.Generator, step: int) -> Batch:
         lengths, odds = list(self.padded), list(self.padded.values())
         t5_length = rng.choice([0, *lengths], p=[1 - sum(odds), *odds])
         if not t5_length:
@@ -81,7 +109,7 @@ class LatentScenes:
             self._pool_number, self._pool = number, self._draw_pool(np.random.default_rng([self.seed, 7, number]))
         return self._pool[place]
 
-    def _draw_pool(self, rng):
+    def _draw_pool(self, rng: np.random.Generator) -> list[Batch]:
         indices = rng.integers(len(self.latents), size=self.POOL * self.batch)
         prompts = [caption(scene_of(self.seed, int(i)), rng) for i in indices]
         counts = [np.array([len(ids) for ids in t(prompts, padding=False).input_ids]) for t in self.tokenizers]
@@ -93,12 +121,11 @@ class LatentScenes:
         ]
 
     def _batch(self, indices, prompts, clip_length, t5_length):
-        latents, controls = (
-            None if stored is None else stored[indices].astype(np.float32) for stored in (self.latents, self.controls)
-        )
+        latents = self.latents[indices].astype(np.float32)
+        controls = None if self.controls is None else self.controls[indices].astype(np.float32)
         return Batch(latents, prompts, clip_length, t5_length, controls)
 
 
-def _load(directory):
+def _load(directory: str) -> np.ndarray:
     files = sorted(os.path.join(directory, name) for name in os.listdir(directory) if name.endswith(".npy"))
     return np.concatenate([np.load(file) for file in files])

@@ -1,6 +1,9 @@
-"""How well a pipeline draws the shapes world: GenEval's six tasks, on prompts that training never showed."""
+"""Evaluates a pipeline in the shapes world: GenEval's six tasks, with prompts that training never showed."""
+
+from __future__ import annotations
 
 import dataclasses
+from typing import Any, Callable
 
 from .judge import meets, read_picture
 from .prompts import evaluation_prompts
@@ -9,34 +12,38 @@ from .scene import TASKS
 
 @dataclasses.dataclass
 class Evaluation:
-    """Shares of right pictures, 0 to 1, by task; ``overall`` is the mean over tasks, as in GenEval."""
+    """Shares of correct pictures, 0 to 1, by task."""
 
     scores: dict[str, float]
     pictures_per_task: int
 
     @property
-    def overall(self):
+    def overall(self) -> float:
+        """Mean over tasks, as in GenEval."""
         return sum(self.scores.values()) / len(self.scores)
 
-    def table(self):
+    def table(self) -> str:
         """The scores as aligned text, one task a line."""
         rows = [*self.scores.items(), ("overall", self.overall)]
         return "\n".join(f"{name:<16} {score:6.3f}" for name, score in rows)
 
 
-def evaluate(pipe, per_task=50, seed=0, batch=25, on_picture=None, **settings):
+def evaluate(
+    pipe: Callable[..., Any],
+    per_task: int = 50,
+    seed: int = 0,
+    batch: int = 25,
+    on_picture: Callable[[str, str, Any, bool], None] | None = None,
+    **settings: Any,
+) -> Evaluation:
     """Draws ``per_task`` unseen prompts of each task and judges the pictures.
 
     Args:
-        pipe (StableDiffusion3Pipeline): what draws.
-        per_task (int): prompts of each of the six tasks; at most 75, since some tasks have no more.
-        seed (int): of the prompts and, with the index of a batch, of the noise.
-        batch (int): pictures drawn at once.
-        on_picture (callable, optional): ``on_picture(task, prompt, picture, right)`` after each.
+        per_task: prompts of each of the six tasks; at most 75, since some tasks have no more.
+        seed: of the prompts and, with the index of a batch, of the noise.
+        batch: pictures drawn at once.
+        on_picture: ``on_picture(task, prompt, picture, right)``, called after each picture.
         **settings: passed to the pipeline's call, e.g. ``num_inference_steps``.
-
-    Returns:
-        Evaluation
     """
     from ..utils.random import TorchGenerator
 

@@ -1,12 +1,13 @@
-"""What training never shows, so that prompts can ask for the unseen.
+"""Combinations that training never shows, for prompts that test generalization.
 
-Every part (shape, colour, size, background, count, relation) is shown; some combinations are not. A
-combination is held out by a fixed list or by a hash of its name, so the split is the same everywhere and for
-ever. The rules look at a scene's content, not at its caption's wording. A prompt is used for evaluation only
-if it names a held-out combination itself (`states_held_out`); then every scene that it truly describes is
-held out (`is_held_out`), and since a training caption is true of its scene, training can never produce
-that prompt, in these or in other words.
+Training shows every single attribute (shape, colour, size, background, count, relation), but not all combinations. A
+combination is held out by a fixed list or by a hash of its name, so the split never changes. The rules look at a
+scene's content, not at its caption's wording. A prompt is used for evaluation only if it names a held-out combination
+(`states_held_out`); then every scene that it describes is held out (`is_held_out`), and since a training caption is
+true of its scene, training can never show that prompt, in any wording.
 """
+
+from __future__ import annotations
 
 import hashlib
 from functools import cache
@@ -31,33 +32,33 @@ def _hashed_below(share: float, *key) -> bool:
     return int.from_bytes(digest[:4], "big") < share * 2**32
 
 
-def is_pair_held_out(color, shape) -> bool:
+def is_pair_held_out(color: str, shape: str) -> bool:
     """Whether no training scene holds an object of this colour and shape."""
     return (color, shape) in HELD_OUT_PAIRS
 
 
-def is_single_held_out(shape, size, background) -> bool:
+def is_single_held_out(shape: str, size: str, background: str) -> bool:
     """Whether training never shows this shape alone in this size on this background."""
     return _hashed_below(SINGLE_SHARE, "single", shape, size, background)
 
 
-def are_shapes_held_out(shape_a, shape_b, background) -> bool:
+def are_shapes_held_out(shape_a: str, shape_b: str, background: str) -> bool:
     """Whether two different shapes never meet on this background in training."""
     return shape_a != shape_b and _hashed_below(TWO_SHAPES_SHARE, "shapes", *sorted((shape_a, shape_b)), background)
 
 
-def is_count_held_out(count, color, shape) -> bool:
+def is_count_held_out(count: int, color: str, shape: str) -> bool:
     """Whether no training scene holds exactly ``count`` (two or more) objects of this colour and shape."""
     return count > 1 and _hashed_below(COUNT_SHARE, "count", count, color, shape)
 
 
-def are_pairs_held_out(pair_a, pair_b) -> bool:
+def are_pairs_held_out(pair_a: tuple[str, str], pair_b: tuple[str, str]) -> bool:
     """Whether two different (colour, shape) pairs never meet in a training scene."""
     return pair_a != pair_b and _hashed_below(PAIRS_SHARE, "pairs", *sorted((pair_a, pair_b)))
 
 
-def is_relation_held_out(pair_a, relation, pair_b) -> bool:
-    """Whether ``pair_a`` never stands so to ``pair_b`` in training; "A right of B" is "B left of A"."""
+def is_relation_held_out(pair_a: tuple[str, str], relation: str, pair_b: tuple[str, str]) -> bool:
+    """Whether training never shows ``pair_a`` in this relation to ``pair_b``; "A right of B" is "B left of A"."""
     if pair_a == pair_b:
         return False
     if are_shapes_in_relation_held_out(pair_a[1], relation, pair_b[1]):
@@ -65,13 +66,13 @@ def is_relation_held_out(pair_a, relation, pair_b) -> bool:
     return _hashed_below(RELATION_SHARE, "relation", *_canonical(pair_a, relation, pair_b))
 
 
-def are_shapes_in_relation_held_out(shape_a, relation, shape_b) -> bool:
-    """Whether no two objects of these shapes stand so in training, whatever their colours."""
+def are_shapes_in_relation_held_out(shape_a: str, relation: str, shape_b: str) -> bool:
+    """Whether training never shows these shapes in this relation, in any colours."""
     return _canonical(shape_a, relation, shape_b) in HELD_OUT_SHAPE_RELATIONS
 
 
 def _canonical(a, relation, b):
-    """One of the two ways to say a relation: "left" rather than "right", "above" rather than "below"."""
+    """The relation as "left" rather than "right", or "above" rather than "below"."""
     return (b, OPPOSITE[relation], a) if relation in ("right", "below") else (a, relation, b)
 
 
@@ -96,8 +97,8 @@ def _are_two_held_out(a, b, background) -> bool:
 
 
 def states_held_out(statement: Statement) -> bool:
-    """Whether the words alone already name a held-out combination, whatever they leave unsaid."""
-    groups, background = statement.groups, statement.background
+    """Whether a statement names a held-out combination, whatever it leaves open."""
+    groups, background = list(statement.groups), statement.background
     for g in groups:
         # A count is exact only where no other group may add objects of the same pair.
         others_differ = all(o is g or (o.color and o.color != g.color) or o.shape != g.shape for o in groups)
@@ -115,7 +116,7 @@ def states_held_out(statement: Statement) -> bool:
             return True
     if statement.relation is None:
         return False
-    a, b = groups[:2]
+    a, b = groups[0], groups[1]
     if a.color and b.color:
         return is_relation_held_out((a.color, a.shape), statement.relation, (b.color, b.shape))
     return are_shapes_in_relation_held_out(a.shape, statement.relation, b.shape)

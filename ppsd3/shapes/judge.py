@@ -1,19 +1,20 @@
-"""Reads a picture back into objects, and scores pictures against prompts.
+"""Detects the objects in a picture, and scores pictures against prompts.
 
-A reading uses the world's palette and shapes only, no learned model: what stands out from the background is
-cut into connected pieces; each piece gets a colour (nearest of the palette), a soft mask (how far each pixel
-lies from the background towards that colour), and the shape whose exact mask, moved and scaled to the same
-centroid and area, overlaps it best. A piece that fits no shape or colour well stays in the reading with None
-in that place: it is something the prompt did not ask for.
+Detection uses the world's palette and shapes, no learned model: pixels that differ from the background are split into
+connected pieces; each piece gets a colour (the palette's nearest), a soft mask (how far each pixel lies from the
+background towards that colour), and the shape whose exact mask, moved and scaled to the same centroid and area,
+overlaps it best. A piece that fits no shape or colour well has None there: it is something that no prompt asks for.
 
-Judging is stricter than GenEval's, which asks for presence: a picture meets a prompt if it shows exactly the
-named objects with the named attributes and nothing else, in the named relation, on the named background.
+The judge is stricter than GenEval's, which asks for presence: a picture meets a prompt if it shows exactly the named
+objects with the named attributes and nothing else, in the named relation, on the named background.
 """
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Optional
+from typing import Any
 
 import numpy as np
 
@@ -22,15 +23,15 @@ from .prompts import Requirement
 from .rendering import CROSS_HALF_ARM, RESOLUTION, RING_HOLE, SQUARE_HALF_SIDE, TRIANGLE_HALF_HEIGHT, coverage
 from .scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Group
 
-STANDS_OUT = 45.0  # RGB distance from the background at which a pixel belongs to something
+STANDS_OUT = 45.0  # RGB distance from the background above which a pixel belongs to an object
 COLOR_TOLERANCE = 60.0  # RGB distance of a piece's colour to the palette's
 BACKGROUND_TOLERANCE = 32.0  # the two nearest backgrounds are 66 apart
 UNEVEN_TOLERANCE = 55.0  # RGB distance of a pixel to the line between background and the piece's colour
-UNEVEN_SHARE = 0.12  # share of such pixels above which a piece has no one colour
-MIN_AREA = 10 / RESOLUTION**2  # smaller pieces are dust; the smallest shape has 73 / 64^2
+UNEVEN_SHARE = 0.12  # share of such pixels above which a piece has no single colour
+MIN_AREA = 10 / RESOLUTION**2  # smaller pieces are ignored; the smallest shape has 73 / 64^2
 EDGE_CONTRAST = 2.5  # steepens soft edges before masks are compared, so that blur costs little
 MIN_LEAD = 0.05  # of the best shape's overlap over the next
-# Soft intersection over union from which a piece counts as the shape; holes and points wash out first.
+# Least soft intersection over union of a piece with the shape; holes and points blur first.
 MIN_OVERLAP = {"circle": 0.92, "square": 0.87, "triangle": 0.84, "cross": 0.82, "ring": 0.76}
 RADIUS_RANGE = (4.5 / 64, 14 / 64)
 SIZE_BORDER = sum(SIZES.values()) / 2
@@ -53,11 +54,11 @@ _BACKGROUND_NAMES, _BACKGROUND_VALUES = tuple(BACKGROUNDS), np.array(list(BACKGR
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One piece of a picture; shape, colour or size is None where it is none of the world's."""
+    """An object in a picture; its shape, colour or size is None if it is not one of the world's."""
 
-    shape: Optional[str]
-    color: Optional[str]
-    size: Optional[str]
+    shape: str | None
+    color: str | None
+    size: str | None
     x: float
     y: float
     overlap: float  # soft intersection over union with the shape it resembles most
@@ -65,13 +66,13 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a picture shows; ``background`` is None if it is none of the world's."""
+    """The content of a picture; ``background`` is None if it is not one of the world's."""
 
     objects: tuple[FoundObject, ...]
-    background: Optional[str]
+    background: str | None
 
 
-def read_picture(image) -> Reading:
+def read_picture(image: Any) -> Reading:
     """Finds the objects and the background of a picture.
 
     Args:
@@ -108,7 +109,7 @@ def _as_pixels(image) -> np.ndarray:
     return pixels.astype(np.float32)
 
 
-def _nearest(value, names, palette, tolerance) -> Optional[str]:
+def _nearest(value, names, palette, tolerance) -> str | None:
     distances = np.linalg.norm(palette - value, axis=-1)
     best = int(distances.argmin())
     return names[best] if distances[best] <= tolerance else None
@@ -138,8 +139,8 @@ def _spread_along_rows(labels, mask):
     return np.where(mask, largest[run], 0)
 
 
-def _read_piece(piece, pixels, ground, distance) -> Optional[FoundObject]:
-    """Colour, shape and place of one piece (bool [H, W]); None if it is dust."""
+def _read_piece(piece, pixels, ground, distance) -> FoundObject | None:
+    """Colour, shape and place of one piece (bool [H, W]); None if it is too small."""
     side = pixels.shape[0]
     solid = piece & (distance >= 0.8 * np.percentile(distance[piece], 80))
     color = np.median(pixels[solid], axis=0)
@@ -155,7 +156,7 @@ def _read_piece(piece, pixels, ground, distance) -> Optional[FoundObject]:
     shape, radius, overlap = _classify(mask, near, x, y, area)
     strayed = np.linalg.norm(pixels - ground - mask[..., None] * towards, axis=-1)[piece] > UNEVEN_TOLERANCE
     name = _nearest(color, _COLOR_NAMES, _COLOR_VALUES, COLOR_TOLERANCE) if strayed.mean() < UNEVEN_SHARE else None
-    y -= _CENTROIDS.get(shape, 0) * radius
+    y -= _CENTROIDS.get(shape or "", 0) * radius
     return FoundObject(shape, name, _size(radius / side), x / side, y / side, overlap)
 
 
@@ -193,14 +194,14 @@ def _steepen(mask):
     return np.clip((mask - 0.5) * EDGE_CONTRAST + 0.5, 0, 1)
 
 
-def _size(radius) -> Optional[str]:
+def _size(radius) -> str | None:
     if not RADIUS_RANGE[0] <= radius <= RADIUS_RANGE[1]:
         return None
     return "small" if radius < SIZE_BORDER else "large"
 
 
 def meets(requirement: Requirement, reading: Reading) -> bool:
-    """Whether the reading shows exactly what the requirement's statement says, nothing missing, nothing more."""
+    """Whether the picture shows exactly what the requirement's statement says."""
     statement = requirement.statement
     if statement.background is not None and reading.background != statement.background:
         return False
@@ -224,8 +225,8 @@ def _fits(group: Group, found: FoundObject) -> bool:
     )
 
 
-def stands(a, relation: str, b) -> bool:
-    """Whether ``a`` stands so to ``b``: clearly apart along that axis, and further than across it."""
+def stands(a: FoundObject, relation: str, b: FoundObject) -> bool:
+    """Whether ``a`` is in this relation to ``b``: clearly apart along its axis, and more than across it."""
     dx, dy = b.x - a.x, b.y - a.y
     along, across = {"left": (dx, dy), "right": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
     return along >= MIN_DISTANCE and along > abs(across)

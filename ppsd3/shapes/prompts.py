@@ -54,8 +54,8 @@ def evaluation_prompts(task: str, n: int, seed: int = 0) -> list[tuple[str, Requ
     return [(phrase(chosen[i]), Requirement(task, chosen[i])) for i in rng.permutation(n)]
 
 
-def _detail(statement) -> int:
-    """How much a statement says beyond its kind's plainest; orders plain before ornate."""
+def _detail(statement: Statement) -> int:
+    """Number of optional attributes in a statement: orders plain statements first."""
     said = [value for group in statement.groups for value in (group.color, group.size)] + [statement.background]
     return sum(value is not None for value in said)
 

@@ -1,9 +1,14 @@
-"""How the bundled model's text towers are trained: to let a small reader recover what a caption states.
+"""Training task of the bundled model's text towers: a small reader must recover what a caption states.
 
-The tower's tokens are what the transformer will attend to, and its pooled vector is what modulates it; each gets a
-reader of its own. A reader can only answer "how many red circles?" by one attention if the tower has already bound
+The transformer will attend to a tower's tokens and is modulated by its pooled vector; each gets its own reader. A
+reader can only answer "how many red circles?" by one attention if the tower has already bound
 the colour to the shape, so the towers learn to bind.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -11,7 +16,8 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import Linear
-from .scene import BACKGROUNDS, COLORS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES
+from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from .scene import BACKGROUNDS, COLORS, MAX_OBJECTS, RELATIONS, SHAPES, SIZES, Statement
 from .wording import phrase, state
 from .world import sample_scene
 
@@ -22,8 +28,8 @@ _ROLES = (None, *RELATIONS)  # a slot's relation to the other one
 _QUESTIONS = (MAX_OBJECTS + 1, len(_SIZES), len(_ROLES))
 
 
-def answers(statement):
-    """Right answers of the slots, int64 [40, 3], and of the background."""
+def answers(statement: Statement) -> tuple[np.ndarray, int]:
+    """Correct answers for the slots, int64 [40, 3], and for the background."""
     slots = np.zeros((len(_SLOTS), len(_QUESTIONS)), np.int64)
     for position, group in enumerate(statement.groups):
         slot = slots[_SLOTS.index((group.color, group.shape))]
@@ -37,14 +43,17 @@ def answers(statement):
 class TokenReader(nn.Layer):
     """Reads slots from tokens ``[B, L, D]`` by one attention with learned queries."""
 
-    def __init__(self, width, inner=64):
+    def __init__(self, width: int, inner: int = 64) -> None:
         super().__init__()
-        self.queries = self.create_parameter([len(_SLOTS) + 1, inner], default_initializer=nn.initializer.Normal(0, 1))
-        self.key, self.value = Linear(width, inner), Linear(width, inner)
-        self.head = nn.Sequential(Linear(inner, inner), nn.GELU(), Linear(inner, sum(_QUESTIONS)))
-        self.background = Linear(inner, len(_BACKGROUNDS))
+        self.queries: paddle.Tensor = self.create_parameter(
+            [len(_SLOTS) + 1, inner], default_initializer=nn.initializer.Normal(0, 1)
+        )
+        self.key: Linear = Linear(width, inner)
+        self.value: Linear = Linear(width, inner)
+        self.head: nn.Sequential = nn.Sequential(Linear(inner, inner), nn.GELU(), Linear(inner, sum(_QUESTIONS)))
+        self.background: Linear = Linear(inner, len(_BACKGROUNDS))
 
-    def forward(self, tokens):
+    def forward(self, tokens: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         scores = paddle.matmul(self.queries * self.queries.shape[-1] ** -0.5, self.key(tokens), transpose_y=True)
         found = self.queries + paddle.matmul(F.softmax(scores, axis=-1), self.value(tokens))  # [B, slots + 1, inner]
         return self.head(found[:, :-1]), self.background(found[:, -1])
@@ -53,13 +62,13 @@ class TokenReader(nn.Layer):
 class PooledReader(nn.Layer):
     """Reads slots from a pooled vector ``[B, P]``."""
 
-    def __init__(self, width, inner=256):
+    def __init__(self, width: int, inner: int = 256) -> None:
         super().__init__()
-        self.body = nn.Sequential(Linear(width, inner), nn.GELU())
-        self.head = Linear(inner, len(_SLOTS) * sum(_QUESTIONS))
-        self.background = Linear(inner, len(_BACKGROUNDS))
+        self.body: nn.Sequential = nn.Sequential(Linear(width, inner), nn.GELU())
+        self.head: Linear = Linear(inner, len(_SLOTS) * sum(_QUESTIONS))
+        self.background: Linear = Linear(inner, len(_BACKGROUNDS))
 
-    def forward(self, pooled):
+    def forward(self, pooled: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
         found = self.body(pooled)
         return self.head(found).reshape([-1, len(_SLOTS), sum(_QUESTIONS)]), self.background(found)
 
@@ -68,23 +77,32 @@ class CaptionReadingTask:
     """Trains the towers and their readers together.
 
     Args:
-        clips (list of (CLIPTextModelWithProjection, CLIPTokenizer)), t5 (T5EncoderModel), t5_tokenizer: the towers.
-        batch (int): captions per step.
-        t5_lengths (tuple of int): padded lengths that T5 is shown, so that it reads any number of pads.
+        batch: captions per step.
+        t5_lengths: lengths to which T5's ids are padded, so that it learns to read any number of pads.
     """
 
-    def __init__(self, clips, t5, t5_tokenizer, batch=64, t5_lengths=(20, 24, 32, 77, 256)):
-        self.clips, self.t5, self.t5_tokenizer = clips, t5, t5_tokenizer
-        self.batch, self.t5_lengths = batch, t5_lengths
-        self.length_odds = np.array([1 / length for length in t5_lengths])  # equal work for each length
-        self.length_odds /= self.length_odds.sum()
-        self.layers = {"t5": t5, "t5_reader": TokenReader(t5.config.d_model)}
+    def __init__(
+        self,
+        clips: Sequence[tuple[CLIPTextModelWithProjection, CLIPTokenizer]],
+        t5: T5EncoderModel,
+        t5_tokenizer: T5Tokenizer,
+        batch: int = 64,
+        t5_lengths: Sequence[int] = (20, 24, 32, 77, 256),
+    ) -> None:
+        self.clips: Sequence[tuple[CLIPTextModelWithProjection, CLIPTokenizer]] = clips
+        self.t5: T5EncoderModel = t5
+        self.t5_tokenizer: T5Tokenizer = t5_tokenizer
+        self.batch: int = batch
+        self.t5_lengths: Sequence[int] = t5_lengths
+        odds = np.array([1 / length for length in t5_lengths])  # equal work for each length
+        self.length_odds: np.ndarray = odds / odds.sum()
+        self.layers: dict[str, nn.Layer] = {"t5": t5, "t5_reader": TokenReader(t5.config.d_model)}
         for i, (clip, _) in enumerate(clips, 1):
             self.layers[f"clip_{i}"] = clip
             self.layers[f"clip_{i}_reader"] = TokenReader(clip.config.hidden_size)
             self.layers[f"clip_{i}_pooled_reader"] = PooledReader(clip.config.projection_dim)
 
-    def loss(self, rng, step):
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
         """Mean cross entropy of all readers' answers."""
         statements = [state(sample_scene(rng), rng) for _ in range(self.batch)]
         texts = [phrase(statement, rng) for statement in statements]
@@ -99,13 +117,14 @@ class CaptionReadingTask:
         length = int(rng.choice(self.t5_lengths, p=self.length_odds))
         ids = self.t5_tokenizer(texts, max_length=length).input_ids
         readings.append(self.layers["t5_reader"](self.t5(paddle.to_tensor(ids)).last_hidden_state))
-        losses, rights = zip(*(_grade(reading, truth) for reading in readings))
+        grades = [_grade(reading, truth) for reading in readings]
+        losses = [loss for loss, _ in grades]
         names = [f"{kind}_{i}" for i in range(1, len(self.clips) + 1) for kind in ("clip", "pooled")] + ["t5"]
-        return sum(losses), {f"right_{name}": right for name, right in zip(names, rights)}
+        return sum(losses[1:], losses[0]), {f"right_{name}": right for name, (_, right) in zip(names, grades)}
 
 
-def _grade(reading, truth):
-    """Cross entropy of one reading, and the share of captions that it got wholly right."""
+def _grade(reading: Any, truth: Any) -> tuple[paddle.Tensor, float]:
+    """Cross entropy of one reading, and the share of captions that it read without error."""
     (logits, background), (slots, true_background) = reading, truth
     loss = F.cross_entropy(background, true_background)
     right = (background.argmax(-1) == true_background).numpy()

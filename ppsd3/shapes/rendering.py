@@ -1,7 +1,8 @@
-"""Scenes to pixels: antialiased by signed distance, a whole batch at a time."""
+"""Renders batches of scenes, antialiased by signed distance."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -44,13 +45,16 @@ _DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "cros
 assert tuple(_DISTANCES) == SHAPES
 
 
-def coverage(shape: str, x, y, radius):
+def coverage(shape: str, x: Any, y: Any, radius: Any) -> np.ndarray:
     """Share of each pixel that the shape covers, 0..1; offsets from its middle and radius in pixels, broadcast."""
     return np.clip(0.5 - _DISTANCES[shape](x, y, radius), 0.0, 1.0)
 
 
 def render_batch(
-    scenes: Sequence[Scene], resolution: int = RESOLUTION, colors=COLORS, backgrounds=BACKGROUNDS
+    scenes: Sequence[Scene],
+    resolution: int = RESOLUTION,
+    colors: Mapping[str, tuple[int, int, int]] = COLORS,
+    backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS,
 ) -> np.ndarray:
     """Draws scenes as uint8 [B, resolution, resolution, 3], RGB; ``colors`` and ``backgrounds`` say what names mean."""
     margin = math.ceil(max(SIZES.values()) * resolution) + 1  # so that windows never leave the canvas

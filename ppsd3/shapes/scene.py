@@ -1,4 +1,4 @@
-"""The things of the shapes world: what a scene holds, and what a caption may state about it.
+"""The shapes world: what a scene contains, and what a caption can state about it.
 
 Geometry is in fractions of the picture's side, x to the right and y downwards, so that a scene has no
 resolution. Colours are RGB in 0..255.
@@ -70,7 +70,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Group:
-    """``count`` alike objects as a caption names them; an attribute that is None is unsaid, thus free."""
+    """``count`` equal objects as a caption names them; an attribute that is None is not stated."""
 
     shape: str
     color: Optional[str] = None
@@ -80,18 +80,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Statement:
-    """What a caption states: all the objects, maybe how the first stands to the second, maybe the background."""
+    """What a caption states: all objects; optionally the relation of the first to the second, and the background."""
 
     groups: tuple[Group, ...]
     relation: Optional[str] = None
     background: Optional[str] = None
 
 
-def relation_between(a, b) -> Optional[str]:
-    """How ``a`` stands to ``b``: one of `RELATIONS`, or None where the two stand diagonally.
+def relation_between(a: Object, b: Object) -> Optional[str]:
+    """The relation of ``a`` to ``b``: one of `RELATIONS`, or None for diagonal neighbours.
 
-    Scenes are laid out so that a case is never close: along the axis centres are at least 0.3 apart, and
-    across it at most 0.2; diagonal neighbours are at least 0.3 apart both ways.
+    Scenes are laid out so that no case is ambiguous: centres are at least 0.3 apart along the axis and at most 0.2
+    across it; those of diagonal neighbours are at least 0.3 apart both ways.
     """
     dx, dy = b.x - a.x, b.y - a.y
     if abs(dx) >= 0.3 and abs(dy) <= 0.2:

@@ -1,7 +1,8 @@
-"""Pictures with their captions on one page, for documents and for looking at a training."""
+"""Contact sheets: pictures with their captions on one page."""
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,7 +14,7 @@ LINE = 12  # pixels per line of text
 LETTER = 6  # about the width of a letter of PIL's default font
 
 
-def contact_sheet(images: Sequence, captions: Sequence[str], columns: int = 4, side: int = 160) -> Image.Image:
+def contact_sheet(images: Sequence[Any], captions: Sequence[str], columns: int = 4, side: int = 160) -> Image.Image:
     """Lays pictures out in rows, each above its caption.
 
     Args:
@@ -35,7 +36,7 @@ def contact_sheet(images: Sequence, captions: Sequence[str], columns: int = 4, s
     for i, (image, text) in enumerate(zip(images, lines)):
         x, y = MARGIN + i % columns * width, MARGIN + i // columns * height
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
-        sheet.paste(picture.convert("RGB").resize((side, side), Image.NEAREST), (x, y))
+        sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (x, y))
         draw.rectangle((x - 1, y - 1, x + side, y + side), outline=(200, 200, 200))
         for k, line in enumerate(text):
             draw.text((x, y + side + 2 + k * LINE), line, fill="black", font=font)

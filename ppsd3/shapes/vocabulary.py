@@ -1,8 +1,11 @@
 """The bundled model's tokenizers, trained on the world's captions: small vocabularies of the real kinds."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -12,13 +15,13 @@ from .world import caption, sample_scene
 MAX_LENGTH = 32  # a caption of 20 words, its commas, and start and end fit
 
 
-def captions(count, seed=0):
+def captions(count: int, seed: int = 0) -> list[str]:
     """``count`` training captions."""
     rng = np.random.default_rng(seed)
     return [caption(sample_scene(rng), rng) for _ in range(count)]
 
 
-def train_clip_tokenizers(texts):
+def train_clip_tokenizers(texts: Iterable[str]) -> tuple[CLIPTokenizer, CLIPTokenizer]:
     """A byte-pair tokenizer for each CLIP tower; the second pads with ``!`` (id 0) as SD3's does.
 
     The vocabulary is in CLIP's order: bytes, bytes that end a word, merges, start and end of text.
@@ -46,7 +49,7 @@ def train_clip_tokenizers(texts):
     return CLIPTokenizer(**common), CLIPTokenizer(**common, tokens={**CLIPTokenizer.default_tokens, "pad_token": "!"})
 
 
-def train_t5_tokenizer(texts):
+def train_t5_tokenizer(texts: Iterable[str]) -> T5Tokenizer:
     """A unigram tokenizer in T5's layout: pad 0, end 1, unknown 2, whole words, then single characters for the rest.
 
     SentencePiece's own trainer prunes 59 distinct words to fragments, which makes captions twice as long; over whole

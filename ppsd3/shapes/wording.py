@@ -1,4 +1,4 @@
-"""Scenes to words: first what to say (a `Statement`, always true and complete), then how to say it."""
+"""Captions scenes: chooses what to state (a `Statement`, always true and naming every object), then how to word it."""
 
 from typing import Optional
 
@@ -31,8 +31,7 @@ JOINERS = ("and", "with")
 
 
 def state(scene: Scene, rng: np.random.Generator) -> Statement:
-    """Chooses what to say of a scene: each object is named, in reading order unless a relation is said, which may be
-    said from either side; some attributes stay unsaid."""
+    """Chooses what to state of a scene: every object, in reading order or in a relation, and some attributes."""
     say_color, say_size, say_background = rng.random(3) < _SAYS[scene.task]
     objects = list(scene.objects)
     if len(objects) > 2:  # keeps the captions of crowded scenes short
@@ -56,7 +55,7 @@ def _reading_order(o):
 
 
 def phrase(statement: Statement, rng: Optional[np.random.Generator] = None) -> str:
-    """Words a statement: plainly and always alike without ``rng``, else in one of many ways."""
+    """Words a statement: in the same plain way without ``rng``, else in one of many ways."""
     wording = _Wording(rng)
     names = [wording.name(group) for group in statement.groups]
     text = wording.relate(names, statement.relation) if statement.relation else wording.join(names)
@@ -69,7 +68,7 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 class _Wording:
-    """The choices among equivalent words; without a generator always the first."""
+    """Choices among equivalent words; without a generator always the first."""
 
     def __init__(self, rng: Optional[np.random.Generator]):
         self.rng = rng
@@ -80,7 +79,7 @@ class _Wording:
 
     def pick(self, words, usual=0.6):
         """The first word with chance ``usual``, else any of the others."""
-        if len(words) == 1 or not self.happens(1 - usual):
+        if self.rng is None or len(words) == 1 or not self.happens(1 - usual):
             return words[0]
         return words[1 + self.rng.integers(len(words) - 1)]
 

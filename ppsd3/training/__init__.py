@@ -1,1 +1,1 @@
-"""Rectified flow's objectives, and one loop that trains and resumes."""
+"""Training: rectified flow's objective, tasks, and one resumable loop."""

@@ -1,36 +1,54 @@
-"""Training task of the autoencoder: reconstruct pictures from a latent close to a standard normal."""
+"""Training task of the autoencoder: reconstruct pictures from a latent that is close to a standard normal."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Callable
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import nn
+
+from ..models import AutoencoderKL
+
+Pictures = Callable[[np.random.Generator, int], np.ndarray]
 
 
+@dataclasses.dataclass
 class AutoencoderTask:
     """Pixel reconstruction plus a small KL term (LDM's first stage without its perceptual and adversarial terms).
 
     Args:
-        vae (AutoencoderKL): trained in place.
-        pictures (callable): ``pictures(rng, batch)`` -> uint8 [B, H, W, 3].
-        batch (int): pictures per step.
-        kl_weight (float): of the KL divergence, summed over a latent and averaged over the batch, per pixel value.
-            Larger makes latents smoother and easier to generate, smaller makes them more exact.
-        edge_weight (float): how much more a pixel counts at an edge of full contrast. Small shapes are mostly edges.
-        latent_noise (float): standard deviation of noise on latents beside the posterior's own, so that the decoder
-            forgives the errors of what generates latents.
+        vae: trained in place.
+        pictures: ``pictures(rng, batch)`` -> uint8 [B, H, W, 3].
+        batch: pictures per step.
+        kl_weight: of the KL divergence, summed over a latent and averaged over the batch, per pixel value. Larger makes
+            latents smoother and easier to generate, smaller makes them more exact.
+        edge_weight: extra weight of a pixel at an edge of full contrast. Small shapes are mostly edges.
+        latent_noise: standard deviation of noise added to latents beside the posterior's own, so that the decoder
+            tolerates the errors of generated latents.
     """
 
-    def __init__(self, vae, pictures, batch=16, kl_weight=1e-4, edge_weight=0.0, latent_noise=0.0):
-        self.vae, self.pictures, self.batch, self.kl_weight = vae, pictures, batch, kl_weight
-        self.edge_weight, self.latent_noise = edge_weight, latent_noise
-        self.layers = {"vae": vae}
+    vae: AutoencoderKL
+    pictures: Pictures
+    batch: int = 16
+    kl_weight: float = 1e-4
+    edge_weight: float = 0.0
+    latent_noise: float = 0.0
 
-    def loss(self, rng, step):
+    @property
+    def layers(self) -> dict[str, nn.Layer]:
+        """The trained networks."""
+        return {"vae": self.vae}
+
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
         """L1 + L2 + KL of one batch."""
         x = to_model_range(self.pictures(rng, self.batch))
-        posterior = self.vae.encode(x).latent_dist
+        posterior = self.vae.encode(x, return_dict=False)[0]
         noise = rng.standard_normal(posterior.mean.shape, dtype=np.float32)
         z = posterior.mean + (posterior.std + self.latent_noise) * paddle.to_tensor(noise)
-        error = self.vae.decode(z).sample - x
+        error = self.vae.decode(z, return_dict=False)[0] - x
         weight = 1 + self.edge_weight * local_contrast(x)
         absolute = (weight * error.abs()).mean()
         squared = (weight * error.square()).mean()
@@ -40,22 +58,25 @@ class AutoencoderTask:
 
 
 @paddle.no_grad()
-def local_contrast(x):
+def local_contrast(x: paddle.Tensor) -> paddle.Tensor:
     """Range of values in each 3 x 3 window, mean over channels: [B, C, H, W] in [-1, 1] -> [B, 1, H, W] in [0, 1]."""
     highest = F.max_pool2d(x, 3, stride=1, padding=1)
     lowest = -F.max_pool2d(-x, 3, stride=1, padding=1)
     return (highest - lowest).mean(axis=1, keepdim=True) / 2
 
 
-def to_model_range(pictures):
+def to_model_range(pictures: np.ndarray) -> paddle.Tensor:
     """uint8 [B, H, W, 3] -> float32 tensor [B, 3, H, W] in [-1, 1]."""
     return paddle.to_tensor(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1)
 
 
 @paddle.no_grad()
-def latent_statistics(vae, pictures, batches=32, batch=32, seed=0):
-    """Mean and standard deviation of latents: what ``shift_factor`` and ``1 / scaling_factor`` are set to."""
+def latent_statistics(
+    vae: AutoencoderKL, pictures: Pictures, batches: int = 32, batch: int = 32, seed: int = 0
+) -> tuple[float, float]:
+    """Mean and standard deviation of latents, for ``shift_factor`` and ``1 / scaling_factor``."""
     rng = np.random.default_rng(seed)
-    means = [vae.encode(to_model_range(pictures(rng, batch))).latent_dist.mean.numpy() for _ in range(batches)]
+    draws = (to_model_range(pictures(rng, batch)) for _ in range(batches))
+    means = [vae.encode(x, return_dict=False)[0].mean.numpy() for x in draws]
     values = np.concatenate(means)
     return float(values.mean()), float(values.std())

@@ -1,26 +1,42 @@
-"""Training task of a ControlNet: the transformer's own task, with the transformer held still."""
+"""Training task of a ControlNet: the transformer's own task, with the transformer frozen."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import paddle
+from paddle import nn
 
-from .text_to_image import TextToImageTask
+from ..models import SD3ControlNetModel, SD3Transformer2DModel
+from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
+from .text_to_image import Batch, Batches, TextToImageTask
 
 
 class ControlNetTask(TextToImageTask):
-    """Rectified flow matching on batches that have ``controls`` too; only the ControlNet learns.
+    """Rectified flow matching on batches with ``controls``; only the ControlNet is trained.
 
     Args:
-        controlnet (SD3ControlNetModel): trained in place, e.g. from :meth:`SD3ControlNetModel.from_transformer`.
-        transformer (SD3Transformer2DModel): frozen.
+        controlnet: trained in place, e.g. from :meth:`SD3ControlNetModel.from_transformer`.
+        transformer: frozen.
         **options: the other arguments of :class:`TextToImageTask`.
     """
 
-    def __init__(self, controlnet, transformer, encoders, batches, **options):
+    def __init__(
+        self,
+        controlnet: SD3ControlNetModel,
+        transformer: SD3Transformer2DModel,
+        encoders: TextEncoders,
+        batches: Batches,
+        **options: Any,
+    ) -> None:
         super().__init__(transformer, encoders, batches, **options)
         transformer.eval()
         for parameter in transformer.parameters():
             parameter.stop_gradient = True
-        self.controlnet, self.layers = controlnet, {"controlnet": controlnet}
+        self.controlnet: SD3ControlNetModel = controlnet
+        self.layers: dict[str, nn.Layer] = {"controlnet": controlnet}
 
-    def velocity(self, inputs, batch):
+    def velocity(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
+        assert batch.controls is not None
         residuals = self.controlnet(controlnet_cond=paddle.to_tensor(batch.controls), **inputs)[0]
         return self.transformer(block_controlnet_hidden_states=residuals, **inputs)[0]

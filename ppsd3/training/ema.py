@@ -1,26 +1,37 @@
-"""Exponential moving average of weights: what is sampled from and shipped."""
+"""Exponential moving average (EMA) of weights, which is used for sampling and shipped."""
+
+from __future__ import annotations
 
 import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
 
 import paddle
 
+from ..utils.types import Tensors
 
+
+@dataclasses.dataclass
 class EMA:
     """Shadow copy of parameters, ``shadow = decay * shadow + (1 - decay) * parameter`` per step.
 
     Args:
-        parameters (dict of str to Parameter): by structured name.
-        decay (float): per step, in [0, 1). Early on ``(1 + step) / (10 + step)`` if that is smaller, so that the random
+        parameters: by structured name.
+        decay: per step, in [0, 1). At first ``(1 + step) / (10 + step)`` if that is smaller, so that the random
             initial weights are soon forgotten.
-        every (int): steps between updates; the decay is raised to this power, so that the horizon stays the same.
+        every: steps between updates; the decay is raised to this power, so that the horizon stays the same.
     """
 
-    def __init__(self, parameters, decay=0.9995, every=4):
-        self.parameters, self.decay, self.every = parameters, decay, every
-        self.shadow = {name: p.detach().clone() for name, p in parameters.items()}
+    parameters: Mapping[str, paddle.Tensor]
+    decay: float = 0.9995
+    every: int = 4
+    shadow: Tensors = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     @paddle.no_grad()
-    def update(self, step):
+    def update(self, step: int) -> None:
         """Call once a step, after the optimizer."""
         if step % self.every:
             return
@@ -30,13 +41,13 @@ class EMA:
             shadow.scale_(keep)
             shadow.add_(parameter.detach() * (1 - keep))
 
-    def copy_to_parameters(self):
-        """The parameters take the averages over for good."""
+    def copy_to_parameters(self) -> None:
+        """Sets the parameters to the averages for good."""
         _assign(self.parameters, self.shadow)
 
     @contextlib.contextmanager
-    def applied(self):
-        """The parameters hold the averages inside the block, and their own values again after it."""
+    def applied(self) -> Iterator[None]:
+        """Sets the parameters to the averages within the block, and restores their own values after it."""
         own = {name: p.detach().clone() for name, p in self.parameters.items()}
         _assign(self.parameters, self.shadow)
         try:
@@ -46,6 +57,6 @@ class EMA:
 
 
 @paddle.no_grad()
-def _assign(parameters, values):
+def _assign(parameters: Mapping[str, paddle.Tensor], values: Mapping[str, paddle.Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.set_value(values[name])

@@ -1,62 +1,83 @@
 """Training task of the transformer: the velocity of a rectified flow, given text (paper, sections 2, 3 and 5.1)."""
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Optional
+from collections.abc import Mapping
+from typing import Any, Callable
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
+from paddle import nn
 
-from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, encode_prompts
+from ..models import SD3Transformer2DModel
+from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, TextEncoders, encode_prompts
 from .flow_matching import RectifiedFlow
 from .timestep_sampling import sample_timesteps
 
 
 @dataclasses.dataclass
 class Batch:
-    """Latents ``[B, C, H, W]`` (numpy, shifted and scaled), their captions, and the token lengths to pad to; for a
-    ControlNet also ``controls``, the guiding latents [B, C', H, W]."""
+    """Latents and captions of one step.
+
+    Attributes:
+        latents: [B, C, H, W], shifted and scaled.
+        clip_length, t5_length: token lengths to pad to.
+        controls: for a ControlNet, latents [B, C', H, W] of the control images.
+    """
 
     latents: np.ndarray
     prompts: list[str]
     clip_length: int
     t5_length: int
-    controls: Optional[np.ndarray] = None
+    controls: np.ndarray | None = None
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class TextDropout:
-    """How often text is withheld.
+    """Probabilities of text dropout.
 
     Attributes:
-        encoder (float): chance that an encoder's output is replaced by zeros, for each encoder by itself. SD3
-            uses 0.464, so that any subset of encoders works at inference (paper, section 5.1).
-        caption (float): chance that the caption is replaced by "", which is what pipelines encode as the negative
-            prompt.
+        encoder: that an encoder's output is replaced by zeros, independently for each encoder. SD3 uses 0.464, so that
+            any subset of encoders works at inference (paper, section 5.1).
+        caption: that the caption is replaced by "", which pipelines encode as the negative prompt.
     """
 
     encoder: float = 0.464
     caption: float = 0.0
 
 
+Batches = Callable[[np.random.Generator, int], Batch]
+
+
 class TextToImageTask:
     """Rectified flow matching on batches of latents and captions.
 
     Args:
-        transformer (SD3Transformer2DModel): trained in place.
-        encoders (TextEncoders): frozen towers and their tokenizers.
-        batches (callable): ``batches(rng, step)`` -> :class:`Batch`.
-        dropout (TextDropout): see there.
-        density (dict): arguments of :func:`sample_timesteps`; default logit-normal (0, 1).
+        transformer: trained in place.
+        encoders: frozen towers and their tokenizers.
+        batches: ``batches(rng, step)`` -> :class:`Batch`.
+        density: arguments of :func:`sample_timesteps`; default logit-normal (0, 1).
     """
 
-    def __init__(self, transformer, encoders, batches, dropout=TextDropout(), density=None):
-        self.transformer, self.encoders, self.batches = transformer, encoders, batches
-        self.dropout, self.density = dropout, density or {}
-        self.flow = RectifiedFlow()
-        self.layers = {"transformer": transformer}
+    def __init__(
+        self,
+        transformer: SD3Transformer2DModel,
+        encoders: TextEncoders,
+        batches: Batches,
+        dropout: TextDropout = TextDropout(),
+        density: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.transformer: SD3Transformer2DModel = transformer
+        self.encoders: TextEncoders = encoders
+        self.batches: Batches = batches
+        self.dropout: TextDropout = dropout
+        self.density: Mapping[str, Any] = density or {}
+        self.flow: RectifiedFlow = RectifiedFlow()
+        self.layers: dict[str, nn.Layer] = {"transformer": transformer}
 
-    def loss(self, rng, step):
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
         """Mean squared error of the velocity over one batch."""
         batch = self.batches(rng, step)
         size = len(batch.prompts)
@@ -73,13 +94,13 @@ class TextToImageTask:
         )
         return F.mse_loss(self.velocity(inputs, batch), self.flow.target(x0, noise)), {"batch": float(size)}
 
-    def velocity(self, inputs, batch):
-        """The velocity [B, C, H, W] that is trained; ``inputs`` are arguments of the transformer."""
+    def velocity(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
+        """The predicted velocity [B, C, H, W]; ``inputs`` are arguments of the transformer."""
         return self.transformer(**inputs)[0]
 
     @paddle.no_grad()
-    def condition(self, batch, rng):
-        """The batch's text condition with some of it withheld."""
+    def condition(self, batch: Batch, rng: np.random.Generator) -> TextCondition:
+        """The batch's text condition, with dropout."""
         empty = rng.random(len(batch.prompts)) < self.dropout.caption
         prompts = ["" if drop else prompt for prompt, drop in zip(batch.prompts, empty)]
         encoders = dataclasses.replace(self.encoders, clip_max_length=batch.clip_length)
@@ -88,14 +109,16 @@ class TextToImageTask:
         return drop_encoders(condition, keep, self.encoders, batch.clip_length)
 
 
-def drop_encoders(condition, keep, encoders, clip_length):
-    """Zeros in the place of encoders' outputs, as the pipeline has them for an encoder that is absent.
+def drop_encoders(
+    condition: TextCondition, keep: np.ndarray, encoders: TextEncoders, clip_length: int
+) -> TextCondition:
+    """Replaces encoders' outputs by zeros, as the pipeline does for an absent encoder.
 
     Args:
-        condition (TextCondition): of B rows.
-        keep (numpy.ndarray [B, 3]): 1 or 0 for CLIP-L, CLIP-G and T5.
-        encoders (TextEncoders): for the widths.
-        clip_length (int): CLIP tokens, which stand before T5's.
+        condition: of B rows.
+        keep [B, 3]: 1 or 0 for CLIP-L, CLIP-G and T5.
+        encoders: for the widths.
+        clip_length: number of CLIP tokens, which come before T5's.
     """
     clips = (encoders.text_encoder.config, encoders.text_encoder_2.config)
     rest = encoders.joint_attention_dim - sum(c.hidden_size for c in clips)  # padding: zeros already

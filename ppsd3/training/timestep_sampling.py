@@ -1,5 +1,7 @@
 """Densities of training times for rectified flow (paper, section 3.1). All return float32 arrays in [0, 1]."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -7,13 +9,18 @@ import numpy as np
 from ..utils.errors import InputError
 
 
-def sample_timesteps(rng, batch, density="logit_normal", logit_mean=0.0, logit_std=1.0, mode_scale=1.29):
+def sample_timesteps(
+    rng: np.random.Generator,
+    batch: int,
+    density: str = "logit_normal",
+    logit_mean: float = 0.0,
+    logit_std: float = 1.0,
+    mode_scale: float = 1.29,
+) -> np.ndarray:
     """Draws ``batch`` times.
 
     Args:
-        rng (numpy.random.Generator): source of randomness.
-        batch (int): how many.
-        density (str): ``"uniform"``, ``"logit_normal"`` (SD3, m = 0, s = 1), ``"mode"`` (heavy tails, s = 1.29)
+        density: ``"uniform"``, ``"logit_normal"`` (SD3, m = 0, s = 1), ``"mode"`` (heavy tails, s = 1.29)
             or ``"cosmap"``.
 
     Raises:

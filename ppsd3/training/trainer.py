@@ -1,38 +1,56 @@
-"""The training loop: one for every task, resumable at any moment.
+"""The training loop of all tasks, which resumes an interrupted run.
 
 A task owns the loss; the trainer owns optimizer, learning rate, clipping, averages, checkpoints and the log.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import time
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from ..utils.errors import CheckpointFormatError, ConfigError
 from ..utils.files import atomic_write
 from ..utils.logging import get_logger
+from ..utils.types import Tensors
 from .ema import EMA
 
-logger = get_logger(__name__)
+_logger = get_logger(__name__)
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    @property
+    def layers(self) -> Mapping[str, nn.Layer]:
+        """The networks that are trained together."""
+        ...
+
+    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
+        """The loss of one step, and metrics for the log. All randomness must come from ``rng``."""
+        ...
 
 
 class Trainer:
-    """Runs ``task`` for ``max_steps`` steps of AdamW, and picks up where an interrupted run stopped.
+    """Trains ``task`` for ``max_steps`` steps of AdamW, and resumes an interrupted run.
+
+    The task's ``rng`` depends on seed and step only, so a resumed run sees the batches of an uninterrupted one.
 
     Args:
-        task: has ``layers`` (dict of name to Layer, trained together) and ``loss(rng, step) -> (scalar, dict of
-            floats)``. All randomness comes from ``rng``, which depends on seed and step only: a resumed run
-            sees the batches that the uninterrupted one would have seen.
-        output_dir (str): holds ``state.npz`` and ``log.jsonl``.
-        max_steps (int): length of the whole run.
-        learning_rate (float): peak; reached after ``warmup_steps``, then a cosine to ``final_lr_ratio`` times the peak.
-        weight_decay (float), betas (tuple): of AdamW; tensors of fewer than two axes are not decayed.
-        max_grad_norm (float): global norm that gradients are clipped to.
-        ema_decay (float or None): None trains without averages.
-        save_every, log_every (int): in steps.
-        seed (int): of batches and noise.
+        output_dir: holds ``state.npz`` and ``log.jsonl``.
+        max_steps: length of the whole run.
+        learning_rate: peak; reached after ``warmup_steps``, then a cosine to ``final_lr_ratio`` times the peak.
+        weight_decay, betas: of AdamW; tensors of fewer than two axes are not decayed.
+        max_grad_norm: global norm that gradients are clipped to.
+        ema_decay: None trains without averages.
+        save_every, log_every: in steps.
+        seed: of batches and noise.
 
     Raises:
         ConfigError: ``output_dir`` holds the state of another model.
@@ -40,32 +58,38 @@ class Trainer:
 
     def __init__(
         self,
-        task,
-        output_dir,
-        max_steps,
-        learning_rate=1e-3,
-        warmup_steps=200,
-        final_lr_ratio=0.0,
-        weight_decay=0.01,
-        betas=(0.9, 0.99),
-        max_grad_norm=1.0,
-        ema_decay=0.9995,
-        save_every=500,
-        log_every=50,
-        seed=0,
-    ):
-        self.task, self.output_dir, self.max_steps = task, output_dir, max_steps
-        self.save_every, self.log_every, self.seed = save_every, log_every, seed
-        self.learning_rate, self.warmup_steps, self.final_lr_ratio = learning_rate, warmup_steps, final_lr_ratio
-        self.step = 0
-        self.parameters = {
+        task: Task,
+        output_dir: str,
+        max_steps: int,
+        learning_rate: float = 1e-3,
+        warmup_steps: int = 200,
+        final_lr_ratio: float = 0.0,
+        weight_decay: float = 0.01,
+        betas: tuple[float, float] = (0.9, 0.99),
+        max_grad_norm: float = 1.0,
+        ema_decay: float | None = 0.9995,
+        save_every: int = 500,
+        log_every: int = 50,
+        seed: int = 0,
+    ) -> None:
+        self.task: Task = task
+        self.output_dir: str = output_dir
+        self.max_steps: int = max_steps
+        self.save_every: int = save_every
+        self.log_every: int = log_every
+        self.seed: int = seed
+        self.learning_rate: float = learning_rate
+        self.warmup_steps: int = warmup_steps
+        self.final_lr_ratio: float = final_lr_ratio
+        self.step: int = 0
+        self.parameters: Tensors = {
             f"{name}.{key}": p
             for name, layer in task.layers.items()
             for key, p in layer.named_parameters()
             if p.trainable
         }
         decayed = {p.name for p in self.parameters.values() if p.ndim > 1}
-        self.optimizer = paddle.optimizer.AdamW(
+        self.optimizer: paddle.optimizer.Optimizer = paddle.optimizer.AdamW(
             learning_rate=learning_rate,
             beta1=betas[0],
             beta2=betas[1],
@@ -74,16 +98,16 @@ class Trainer:
             apply_decay_param_fun=decayed.__contains__,
             grad_clip=paddle.nn.ClipGradByGlobalNorm(max_grad_norm),
         )
-        self.ema = None if ema_decay is None else EMA(self.parameters, ema_decay)
+        self.ema: EMA | None = None if ema_decay is None else EMA(self.parameters, ema_decay)
         os.makedirs(output_dir, exist_ok=True)
 
     @property
-    def state_file(self):
+    def state_file(self) -> str:
         """Path of the resumable state."""
         return os.path.join(self.output_dir, "state.npz")
 
-    def run(self, until=None):
-        """Trains to ``until`` (default ``max_steps``), resuming from ``output_dir`` first; returns the trainer."""
+    def run(self, until: int | None = None) -> Trainer:
+        """Resumes from ``output_dir``, trains to step ``until`` (default ``max_steps``), and returns the trainer."""
         self.resume()
         self._set_training(True)
         last, clock = self.step, time.monotonic()
@@ -108,7 +132,7 @@ class Trainer:
         self._set_training(False)
         return self
 
-    def learning_rate_at(self, step):
+    def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then half a cosine down to ``final_lr_ratio`` of the peak."""
         if step < self.warmup_steps:
             return self.learning_rate * (step + 1) / self.warmup_steps
@@ -116,16 +140,16 @@ class Trainer:
         cosine = 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
         return float(self.learning_rate * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine))
 
-    def save(self):
-        """Writes parameters, averages, optimizer moments and the step; the old state survives a failure."""
-        arrays = {f"model/{name}": p.numpy() for name, p in self.parameters.items()}
+    def save(self) -> None:
+        """Writes parameters, averages, optimizer moments and the step, atomically."""
+        arrays: dict[str, Any] = {f"model/{name}": p.numpy() for name, p in self.parameters.items()}
         if self.ema is not None:
             arrays.update({f"ema/{name}": value.numpy() for name, value in self.ema.shadow.items()})
         arrays.update({f"optimizer/{name}": value for name, value in self._optimizer_state().items()})
         with atomic_write(self.state_file) as file:
             np.savez(file, step=np.int64(self.step), **arrays)
 
-    def resume(self):
+    def resume(self) -> bool:
         """Loads ``state_file`` if it exists; returns whether it did.
 
         Raises:
@@ -146,10 +170,10 @@ class Trainer:
             self._load_group(state, "ema/", self.ema.shadow)
         self._restore_optimizer({k[len("optimizer/") :]: v for k, v in state.items() if k.startswith("optimizer/")})
         self.step = int(state["step"])
-        logger.info("resumed %s at step %d", self.output_dir, self.step)
+        _logger.info("resumed %s at step %d", self.output_dir, self.step)
         return True
 
-    def _load_group(self, state, prefix, tensors):
+    def _load_group(self, state: Mapping[str, np.ndarray], prefix: str, tensors: Mapping[str, paddle.Tensor]) -> None:
         for name, tensor in tensors.items():
             value = state.get(prefix + name)
             if value is None or list(value.shape) != list(tensor.shape):

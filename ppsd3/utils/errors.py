@@ -1,8 +1,10 @@
 """The error types of ppsd3.
 
-Every error names the thing (file, tensor, argument, value) and the remedy. Each type also derives from
-the built-in exception that a diffusers user would catch, so ``except ValueError`` keeps working.
+Every message names the file, tensor or argument, and the remedy. Each type also derives from the built-in exception
+that a diffusers user would catch, so ``except ValueError`` keeps working.
 """
+
+from __future__ import annotations
 
 
 class PPSD3Error(Exception):
@@ -22,17 +24,17 @@ class ConfigError(PPSD3Error, ValueError):
 
 
 class NotFiniteError(PPSD3Error, FloatingPointError):
-    """A network gave numbers that are infinite or not a number."""
+    """A network produced NaN or infinity."""
 
 
 class CheckpointError(PPSD3Error):
-    """Base of everything that can be wrong with a checkpoint."""
+    """Base of the errors about checkpoints."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """A path, a hub id, a component or a shard does not exist."""
 
-    def __str__(self):  # FileNotFoundError formats (errno, strerror); ours is one sentence
+    def __str__(self) -> str:  # FileNotFoundError formats (errno, strerror); ours is one sentence
         return str(self.args[0]) if self.args else ""
 
 

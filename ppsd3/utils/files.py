@@ -1,13 +1,19 @@
-"""Writing files so that nothing half-written is ever found under its final name."""
+"""Writes files so that a file under its final name is always complete."""
+
+from __future__ import annotations
 
 import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+from .types import PathLike
 
 
 @contextlib.contextmanager
-def atomic_write(path):
+def atomic_write(path: PathLike) -> Iterator[IO[bytes]]:
     """Opens a temporary binary file beside ``path``; renames it to ``path`` on success, deletes it on any failure."""
     directory = os.path.dirname(os.path.abspath(path))
     descriptor, temporary = tempfile.mkstemp(dir=directory, prefix=os.path.basename(path) + ".", suffix=".tmp")
@@ -26,7 +32,7 @@ def atomic_write(path):
 
 
 @contextlib.contextmanager
-def staging_directory(target):
+def staging_directory(target: str) -> Iterator[str]:
     """A temporary directory beside ``target``, hence on the same disk, so that moving into place copies nothing."""
     staging = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=os.path.basename(target) + ".", suffix=".tmp")
     try:
@@ -35,8 +41,8 @@ def staging_directory(target):
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def move_into(staging, target, last):
-    """Replaces in ``target`` what ``staging`` has under the same name; the file called ``last`` moves last."""
+def move_into(staging: str, target: str, last: str) -> None:
+    """Moves everything in ``staging`` into ``target``, replacing what is there; the file called ``last`` moves last."""
     os.makedirs(target, exist_ok=True)
     for name in sorted(os.listdir(staging), key=lambda name: name == last):
         final = os.path.join(target, name)

@@ -1,15 +1,17 @@
-"""Numbers that are none are found where they arise."""
+"""Detects NaN and infinity."""
+
+from __future__ import annotations
 
 import paddle
 
 from .errors import NotFiniteError
 
 
-def check_finite(tensor, component):
+def check_finite(tensor: paddle.Tensor, component: str) -> paddle.Tensor:
     """Returns ``tensor``.
 
     Raises:
-        NotFiniteError: it has numbers that are infinite or none; names the ``component`` that gave them.
+        NotFiniteError: it has NaN or infinity; the message names the ``component`` that produced them.
     """
     if not bool(paddle.isfinite(tensor).all()):
         raise NotFiniteError(

@@ -1,17 +1,21 @@
 """Finds a checkpoint: a local directory, a bundled model's name, or a model on the Hugging Face hub.
 
-From the hub only what is needed is fetched: the configurations, the tokenizers and one variant's safetensors of each
-component; neither pickles nor the single-file checkpoints that lie beside them. ``huggingface_hub`` itself obeys
+From the hub only what is needed is downloaded: configurations, tokenizers, and one variant's safetensors of each
+component; no pickles and no single-file checkpoints beside them. ``huggingface_hub`` itself obeys
 ``HF_ENDPOINT`` (a mirror), ``HF_HOME`` (the cache), ``HF_TOKEN`` and ``HF_HUB_OFFLINE``.
 """
+
+from __future__ import annotations
 
 import contextlib
 import json
 import os
 import re
+from collections.abc import Iterable
 
 from .errors import CheckpointNotFoundError
 from .logging import get_logger
+from .types import PathLike
 from .weight_names import (
     PICKLE_SUFFIXES,
     STEMS,
@@ -21,7 +25,7 @@ from .weight_names import (
     parse_weight_name,
 )
 
-logger = get_logger(__name__)
+_logger = get_logger(__name__)
 
 PIPELINE_INDEX = "model_index.json"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -36,7 +40,7 @@ _HUB_FILE = re.compile(
     r"(?P<file>[^?]+\.safetensors)(?:\?.*)?"
 )
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
-# Files by which a component's folder is found in the cache when the hub cannot be asked.
+# Files that a component's folder has: by one of these it is found in the cache without asking the hub.
 _ANCHORS = (
     *("config.json", "scheduler_config.json", "preprocessor_config.json"),
     *("tokenizer_config.json", "tokenizer.json", "vocab.json", "spiece.model"),
@@ -44,29 +48,29 @@ _ANCHORS = (
 
 
 def resolve_checkpoint(
-    name_or_path,
-    subfolder=None,
-    variant=None,
-    cache_dir=None,
-    revision=None,
-    local_files_only=None,
-    token=None,
-    skip_components=(),
-):
-    """The local directory of a checkpoint, downloaded if it has to be.
+    name_or_path: PathLike,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    cache_dir: PathLike | None = None,
+    revision: str | None = None,
+    local_files_only: bool | None = None,
+    token: str | None = None,
+    skip_components: Iterable[str] = (),
+) -> str:
+    """The local directory of a checkpoint, downloaded if it is on the hub.
 
     Args:
-        name_or_path (str or path): an existing directory; else the bundled ``"shapes"`` (a pipeline) or
+        name_or_path: an existing directory; else the bundled ``"shapes"`` (a pipeline) or
             ``"shapes-silhouette"`` (a ControlNet for it); else a hub id ``"org/name"``. (A directory called ``shapes``
             counts only if it holds a checkpoint; ``"./shapes"`` always does.)
-        subfolder (str, optional): from the hub, fetch this component only; ``""`` means a repository that is itself one
+        subfolder: from the hub, fetch this component only; ``""`` means a repository that is itself one
             component. Default None: the whole pipeline.
-        variant (str, optional): which weights to fetch, e.g. "fp16".
-        cache_dir (str, optional): default the hub's, ``~/.cache/huggingface/hub``.
-        revision (str, optional): branch, tag or commit.
-        local_files_only (bool, optional): use the cache and never the network, as ``HF_HUB_OFFLINE=1`` does.
-        token (str, optional): default the one that ``hf auth login`` stored.
-        skip_components (iterable of str): components of the pipeline that are not fetched.
+        variant: which weights to fetch, e.g. "fp16".
+        cache_dir: default the hub's, ``~/.cache/huggingface/hub``.
+        revision: branch, tag or commit.
+        local_files_only: use the cache and never the network, as ``HF_HUB_OFFLINE=1`` does.
+        token: default the one that ``hf auth login`` stored.
+        skip_components: components of the pipeline that are not fetched.
 
     Raises:
         CheckpointNotFoundError: nothing of that name, or not that variant; the message says what was tried.
@@ -91,11 +95,17 @@ def resolve_checkpoint(
     )
 
 
-def resolve_file(path_or_link, cache_dir=None, revision=None, local_files_only=None, token=None):
+def resolve_file(
+    path_or_link: PathLike,
+    cache_dir: PathLike | None = None,
+    revision: str | None = None,
+    local_files_only: bool | None = None,
+    token: str | None = None,
+) -> str:
     """The local path of one weights file, downloaded if it is a link to the hub.
 
     Args:
-        path_or_link (str or path): an existing file; else ``"https://huggingface.co/org/name/blob/main/file"`` (any
+        path_or_link: an existing file; else ``"https://huggingface.co/org/name/blob/main/file"`` (any
             host) or ``"org/name/file"``, whose file may be in folders.
         cache_dir, revision, local_files_only, token: as in :func:`resolve_checkpoint`.
 
@@ -119,8 +129,8 @@ def resolve_file(path_or_link, cache_dir=None, revision=None, local_files_only=N
     return repository.fetch_file(match["file"], local_files_only)
 
 
-def select_files(files, components, variant):
-    """The ones of a repository's ``files`` that ``components`` (folder names, ``""`` the root) need.
+def select_files(files: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:
+    """Those of a repository's ``files`` to download for ``components`` (folder names, ``""`` is the root).
 
     Raises:
         CheckpointNotFoundError: a component has weights, but not of this variant, or as a pickle only.
@@ -130,7 +140,8 @@ def select_files(files, components, variant):
     variants = choose_variants(names_of, variant)
     for component, names in names_of.items():
         prefix, variant = f"{component}/" if component else "", variants[component]
-        weights = {name: parse_weight_name(name) for name in names if parse_weight_name(name)}
+        parsed = {name: parse_weight_name(name) for name in names}
+        weights = {name: weight for name, weight in parsed.items() if weight}
         stems = [stem for stem in STEMS if any(w.stem == stem and w.variant == variant for w in weights.values())]
         if weights and not stems:
             raise CheckpointNotFoundError(
@@ -172,12 +183,14 @@ def _bundled(name):
 class _HubRepository:
     """One repository on the hub, and its copy in the cache."""
 
-    def __init__(self, repo_id, cache_dir, revision, token):
+    def __init__(self, repo_id: str, cache_dir: PathLike | None, revision: str | None, token: str | None) -> None:
         self.repo_id = repo_id
         self._options = {"cache_dir": cache_dir, "revision": revision}
         self._token = token
 
-    def fetch(self, subfolder, variant, skip, local_files_only):
+    def fetch(
+        self, subfolder: str | None, variant: str | None, skip: Iterable[str], local_files_only: bool | None
+    ) -> str:
         from huggingface_hub import constants
 
         if local_files_only or constants.HF_HUB_OFFLINE:
@@ -186,7 +199,7 @@ class _HubRepository:
             files = self._list_files()
         except _HubUnreachable as error:
             directory = self._cached(subfolder, error.reason)
-            logger.warning("%s; using the copy in %s.", error.reason, directory)
+            _logger.warning("%s; using the copy in %s.", error.reason, directory)
             return directory
         if subfolder is None:
             if PIPELINE_INDEX not in files:
@@ -201,7 +214,7 @@ class _HubRepository:
             raise self._error(f"has no files in {subfolder or 'its root'!r}. Check `subfolder`")
         return self._download(wanted)
 
-    def fetch_file(self, file, local_files_only):
+    def fetch_file(self, file: str, local_files_only: bool | None) -> str:
         """The local path of one file of the repository; if the hub does not answer, of the copy in the cache."""
         from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 
@@ -232,7 +245,7 @@ class _HubRepository:
 
         with self._explained_errors():
             info = HfApi(token=self._token).model_info(self.repo_id, revision=self._options["revision"])
-        return [sibling.rfilename for sibling in info.siblings]
+        return [sibling.rfilename for sibling in info.siblings or ()]
 
     def _pipeline_components(self):
         """Names of the components that the repository's index lists."""
@@ -295,9 +308,9 @@ class _HubRepository:
 
 
 class _HubUnreachable(CheckpointNotFoundError):
-    """The hub does not answer: the one failure that the cache can make good. ``reason`` is the message's first part."""
+    """The hub does not answer, and the cache can stand in for it. ``reason`` is the first part of the message."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str) -> None:
         super().__init__(
             f"{reason}. Try again (a download goes on where it stopped), set HF_ENDPOINT to a mirror, "
             "or copy the checkpoint here and pass its directory."

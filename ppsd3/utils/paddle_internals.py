@@ -22,6 +22,8 @@ from paddle.base.framework import _current_expected_place, _dygraph_tracer
 LazyGuard = paddle.LazyGuard
 # The type of ``Tensor.place``. ``paddle.CPUPlace()`` and its like are of types of their own.
 Place = core.Place
+# The type of what ``paddle.seed`` and ``paddle.Generator()`` return.
+Generator = core.Generator
 
 _names = itertools.count()
 

@@ -1,13 +1,18 @@
-"""Gaussian noise: Paddle's own streams, and torch's CPU stream so that a seed draws what it draws in diffusers."""
+"""Gaussian noise from Paddle's generators or from torch's CPU generator, whose seeds give diffusers' pictures."""
+
+from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
+from typing import Any, Union
 
 import numpy as np
 import paddle
 
 from .errors import InputError
-from .paddle_internals import default_cpu_generator, default_gpu_generators
+from .paddle_internals import Generator as PaddleGenerator, default_cpu_generator, default_gpu_generators
+from .types import Dtype
 
 _BLOCK = 16  # torch turns uniforms into normals in runs of 16: 8 radii, then 8 angles
 _FRACTION_BITS = {"float32": 24, "float64": 53}
@@ -27,38 +32,38 @@ _TORCH_STATE = np.dtype(
 class TorchGenerator:
     """The stream of ``torch.Generator("cpu").manual_seed(seed)``, without torch.
 
-    The bits come from the Mersenne Twister MT19937 and are equal to torch's; so is what each call consumes, whatever
-    the mixture of sizes and dtypes. The normals made of them agree to 5e-7 in float32 (torch's AVX2 and AVX-512
-    builds approximate log, sin and cos; numpy does so a little differently), to 1e-15 in float64, and to one
-    rounding of that in float16 and bfloat16. Checked against torch 2.13; its builds without AVX2 round the angle
-    otherwise and are themselves 2e-6 away from its usual ones.
+    The bits come from the Mersenne Twister MT19937 and are equal to torch's, and so is how many each call consumes. The
+    normals agree to 5e-7 in float32 (torch's AVX2 and AVX-512 builds approximate log, sin and cos, a little differently
+    from numpy), to 1e-15 in float64, and to one rounding of that in float16 and bfloat16. Checked against torch 2.13;
+    its builds without AVX2 round the angle differently and are themselves 2e-6 away from its usual ones.
 
     Args:
-        seed (int): -2**63 <= seed < 2**64. As in torch a negative one counts back from 2**64, and only the low
+        seed: -2**63 <= seed < 2**64. As in torch a negative one counts back from 2**64, and only the low
             32 bits reach the engine.
 
     Raises:
         InputError: ``seed`` is not an integer or out of range.
     """
 
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         self.manual_seed(seed)
 
-    def manual_seed(self, seed):
+    def manual_seed(self, seed: int) -> TorchGenerator:
         """Restarts the stream at ``seed`` and returns the generator itself."""
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
             raise InputError(f"seed={seed!r} cannot be used; give an integer from -2**63 to 2**64 - 1.")
         self._seed = int(seed) % 2**64
         self._engine = np.random.MT19937()
-        self._engine.state = np.random.RandomState(self._seed % 2**32).get_state(legacy=False)
+        state: Any = np.random.RandomState(self._seed % 2**32).get_state(legacy=False)
+        self._engine.state = state
         self._next_normal = None  # the second value of a scalar Box-Muller pair waits here for the next call
         return self
 
-    def initial_seed(self):
+    def initial_seed(self) -> int:
         """The seed as an unsigned 64-bit integer."""
         return self._seed
 
-    def get_state(self):
+    def get_state(self) -> np.ndarray:
         """The state as uint8 ``[5056]``, in the layout of ``torch.Generator.get_state()``: torch can go on from it."""
         engine = self._engine.state["state"]
         position = int(engine["pos"])  # numbers used of the current 624
@@ -69,7 +74,7 @@ class TorchGenerator:
             state["normal"], state["has_normal"] = self._next_normal, 1
         return np.frombuffer(state.tobytes(), np.uint8).copy()
 
-    def set_state(self, state):
+    def set_state(self, state: Any) -> None:
         """Continues from ``state``: uint8 ``[5056]`` from ``get_state`` here or of a torch CPU generator.
 
         Raises:
@@ -84,16 +89,15 @@ class TorchGenerator:
         fields = np.frombuffer(array.tobytes(), _TORCH_STATE)[0]
         self._seed = int(fields["seed"])
         self._engine = np.random.MT19937()
-        engine = {"key": fields["key"].astype(np.uint32), "pos": 625 - int(fields["left"])}
+        engine: Any = {"key": fields["key"].astype(np.uint32), "pos": 625 - int(fields["left"])}
         self._engine.state = {"bit_generator": "MT19937", "state": engine}
         self._next_normal = float(fields["normal"]) if fields["has_normal"] else None
 
-    def randn(self, shape, dtype="float32"):
+    def randn(self, shape: Sequence[int], dtype: Dtype = "float32") -> np.ndarray:
         """Standard normals, equal to ``torch.randn(shape, generator=g, dtype=dtype)``.
 
         Args:
-            shape (sequence of int).
-            dtype (str or dtype): float16, bfloat16, float32 or float64.
+            dtype: float16, bfloat16, float32 or float64.
 
         Returns:
             numpy array of ``dtype``; for bfloat16, which numpy lacks, a float32 array whose values are bfloat16's.
@@ -142,11 +146,16 @@ class TorchGenerator:
         return values
 
 
-def randn(shape, generator=None, dtype="float32"):
+Generator = Union[TorchGenerator, PaddleGenerator]
+
+
+def randn(
+    shape: Sequence[int], generator: Generator | Sequence[Generator] | None = None, dtype: Dtype = "float32"
+) -> paddle.Tensor:
     """Standard normals as a Paddle tensor on the current device.
 
     Args:
-        shape (sequence of int): ``[B, ...]``.
+        shape: ``[B, ...]``.
         generator: where the noise comes from.
 
             - None: Paddle's global stream, the one that ``paddle.seed`` sets.
@@ -155,7 +164,7 @@ def randn(shape, generator=None, dtype="float32"):
               generator advances. (``paddle.Generator()`` and ``paddle.seed(s)`` return the global one.) A GPU's own
               default generator draws on that GPU.
             - a list of them, one per batch row: each draws ``[1, ...]``. A list of one counts as that one.
-        dtype (str or dtype): float16, bfloat16, float32 (default) or float64. Paddle's streams are drawn in float32
+        dtype: float16, bfloat16, float32 (default) or float64. Paddle's streams are drawn in float32
             for the two half types and rounded, since not every device can draw in them.
 
     Raises:
@@ -192,7 +201,7 @@ def _draw(shape, generator, dtype):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
         return paddle.randn(shape, dtype=compute)
-    if not isinstance(generator, type(default_cpu_generator())):
+    if not isinstance(generator, PaddleGenerator):
         raise InputError(
             f"generator={generator!r} of type {type(generator).__name__} cannot draw noise here; "
             "use ppsd3.TorchGenerator(seed), a paddle generator, None, or a list of them."
@@ -201,7 +210,7 @@ def _draw(shape, generator, dtype):
 
 
 def _draw_from_paddle_generator(shape, generator, dtype):
-    """Lends the generator's state to the CPU's global one, the only one that Paddle's kernels draw from."""
+    """Draws with the generator's state in the CPU's global generator, the only one that Paddle's kernels use."""
     device, default = paddle.get_device(), default_cpu_generator()
     saved = default.get_state()
     paddle.set_device("cpu")

@@ -1,4 +1,4 @@
-"""What weights files are called: the names that diffusers and transformers write.
+"""Names of weights files, as diffusers and transformers write them.
 
 ``stem`` is ``diffusion_pytorch_model`` or ``model``, and the variant, if there is one, e.g. ``fp16``:
 
@@ -7,16 +7,25 @@
     stem.safetensors.index.json           stem.safetensors.index.fp16.json
 """
 
+from __future__ import annotations
+
 import re
-from collections import namedtuple
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 # ppdiffusers and PaddleNLP write the last two, in Paddle layout.
 STEMS = ("diffusion_pytorch_model", "model", "diffusion_paddle_model", "model_state")
 PADDLE_STEMS = STEMS[2:]
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
 
-WeightName = namedtuple("WeightName", "stem variant kind")
-WeightName.__doc__ = "Parts of a weights file's name; variant may be None, kind is 'single', 'shard' or 'index'."
+
+class WeightName(NamedTuple):
+    """Parts of a weights file's name; ``kind`` is "single", "shard" or "index"."""
+
+    stem: str
+    variant: str | None
+    kind: str
+
 
 _STEM = rf"(?P<stem>{'|'.join(STEMS)})"
 _PATTERNS = {
@@ -27,23 +36,23 @@ _PATTERNS = {
 }
 
 
-def weights_file(stem, variant=None):
+def weights_file(stem: str, variant: str | None = None) -> str:
     """Name of an unsharded weights file: ``weights_file("model", "fp16") == "model.fp16.safetensors"``."""
     return f"{stem}{_dotted(variant)}.safetensors"
 
 
-def shard_file(stem, number, count, variant=None):
+def shard_file(stem: str, number: int, count: int, variant: str | None = None) -> str:
     """Name of shard ``number`` (from 1) of ``count``: ``model.fp16-00001-of-00002.safetensors``."""
     return f"{stem}{_dotted(variant)}-{number:05d}-of-{count:05d}.safetensors"
 
 
-def index_file(stem, variant=None):
+def index_file(stem: str, variant: str | None = None) -> str:
     """Name of a sharded checkpoint's index: ``index_file("model", "fp16") == "model.safetensors.index.fp16.json"``."""
     return f"{stem}.safetensors.index{_dotted(variant)}.json"
 
 
-def parse_weight_name(name):
-    """WeightName of a file's name, or None if it is no weights file that ppsd3 reads."""
+def parse_weight_name(name: str) -> WeightName | None:
+    """The parts of a file's name, or None if it is not a weights file that ppsd3 reads."""
     for kind in ("shard", "index", "single"):
         match = _PATTERNS[kind].fullmatch(name)
         if match:
@@ -52,21 +61,20 @@ def parse_weight_name(name):
     return None
 
 
-def available_variants(names, stem=None):
-    """Variants that the files called ``names`` hold, sorted; None, the one without a name, comes first."""
+def available_variants(names: Iterable[str], stem: str | None = None) -> list[str | None]:
+    """Variants of the weights files in ``names``, sorted; None, the weights without a variant, comes first."""
     parsed = [weight for weight in map(parse_weight_name, names) if weight and stem in (None, weight.stem)]
     return sorted({weight.variant for weight in parsed}, key=lambda variant: variant or "")
 
 
-def choose_variants(files, variant):
-    """The variant to load of each component of a pipeline: the one asked for where it is, else the plain weights.
+def choose_variants(files: Mapping[str, Iterable[str]], variant: str | None) -> dict[str, str | None]:
+    """The variant to load of each component of a pipeline: ``variant`` where it exists, else the plain weights.
 
-    Published pipelines have copies in half precision of some components alone (SD3-medium: the text encoders). If no
-    component has the variant, each keeps it, and whoever opens the weights says what there is.
+    Published pipelines have half-precision copies of some components only (SD3-medium: the text encoders). If no
+    component has the variant, each is given it, so that opening the weights raises the error that lists what there is.
 
     Args:
-        files (dict of str to list of str): component -> names of its files.
-        variant (str or None): as asked for.
+        files: component -> names of its files.
     """
     found = {component: available_variants(names) for component, names in files.items()}
     known = any(variant in variants for variants in found.values())
@@ -76,7 +84,7 @@ def choose_variants(files, variant):
     }
 
 
-def describe_variants(variants):
+def describe_variants(variants: Iterable[str | None]) -> str:
     """``"variant=None, variant='fp16'"`` for an error message."""
     return ", ".join(f"variant={variant!r}" for variant in variants)
 

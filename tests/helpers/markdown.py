@@ -47,6 +47,12 @@ def prose(text):
     return re.sub(r"^(\s*)```.*?^\1```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
+def inline_commands(text):
+    """[[word, ...]]: ``ppsd3 COMMAND ARGUMENT ...`` between backquotes."""
+    spans = re.findall(r"`(ppsd3 \w+ [^`]+)`", prose(text).replace("\n", " "))
+    return [shlex.split(span) for span in spans]
+
+
 def headings(text):
     """[(level, title)]"""
     return [(len(marks), title.strip()) for marks, title in re.findall(r"^(#+) (.+)$", prose(text), re.MULTILINE)]

@@ -282,6 +282,11 @@ def test_unknown_joint_attention_kwargs(medium):
         run(medium, joint_attention_kwargs={"loudness": 1.5})
 
 
+def test_processors_of_a_call_for_no_attention(medium):
+    with pytest.raises(InputError, match=r"attn_processors has \['blocks.1.attn'\].*SD3Transformer2DModel"):
+        run(medium, attn_processors={"blocks.1.attn": JointAttnProcessor2_5()})
+
+
 def test_scale_without_lora(medium):
     expected = run(medium)
     np.testing.assert_array_equal(run(medium, joint_attention_kwargs={"scale": 1.0}), expected)

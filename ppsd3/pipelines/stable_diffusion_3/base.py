@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
@@ -18,10 +19,11 @@ from ...transformers import (
     T5Tokenizer,
 )
 from ...utils.errors import InputError
+from ..call_signature import Pictures, Texts
 from ..image_processor import VaeImageProcessor
 from ..pipeline_utils import DiffusionPipeline
 from . import checks, image_prompting
-from .arguments import CallArguments, SkipLayers
+from .arguments import CallArguments, SkipLayers, Tensor
 from .guidance import Guidance, make_guidance
 from .present_call import PresentCall
 from .prompt_cache import PromptCache
@@ -29,6 +31,9 @@ from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encod
 from .prompt_inputs import PromptInputs
 from .prompt_reading import PromptReader
 from .step_caching import StepCache
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -65,7 +70,7 @@ class StableDiffusion3Base(
     (``tasks.py``) and hands it to ``_draw``.
 
     Attributes:
-        prompt_reader (PromptReader): makes tokens of prompts; a ``WeightedPrompts`` reads weights in them.
+        prompt_reader: makes tokens of prompts; a ``WeightedPrompts`` reads weights in them.
     """
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->image_encoder->transformer->vae"
@@ -74,8 +79,8 @@ class StableDiffusion3Base(
     image_encoder: SiglipVisionModel | None
     feature_extractor: SiglipImageProcessor | None
 
-    def __post_init__(self):
-        PresentCall.__init__(self)
+    def __post_init__(self) -> None:
+        self._calls = {}
         names = [field.name for field in dataclasses.fields(self) if field.name not in self._settings]
         DiffusionPipeline.__init__(self, **{name: getattr(self, name) for name in names})
         vae, transformer = self.vae, self.transformer
@@ -85,7 +90,8 @@ class StableDiffusion3Base(
             vae_latent_channels=16 if vae is None else vae.config.latent_channels,
         )
         self.tokenizer_max_length: int = next(
-            (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t is not None), CLIP_MAX_LENGTH
+            (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t and t.model_max_length),
+            CLIP_MAX_LENGTH,
         )
         self.default_sample_size: int = 128 if transformer is None else transformer.config.sample_size
         self.patch_size: int = 2 if transformer is None else transformer.config.patch_size
@@ -93,7 +99,7 @@ class StableDiffusion3Base(
         self._cache: StepCache | None = None
         self._prompt_cache: PromptCache | None = None
 
-    def guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
+    def _guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
         """The guidance of a call with these arguments, at ``scale`` in place of their ``guidance_scale``."""
         guidance = getattr(arguments, "guidance", None)
         if guidance is not None:
@@ -111,23 +117,23 @@ class StableDiffusion3Base(
     @paddle.no_grad()
     def encode_prompt(
         self,
-        prompt,
-        prompt_2,
-        prompt_3,
-        device=None,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=True,
-        negative_prompt=None,
-        negative_prompt_2=None,
-        negative_prompt_3=None,
-        prompt_embeds=None,
-        negative_prompt_embeds=None,
-        pooled_prompt_embeds=None,
-        negative_pooled_prompt_embeds=None,
-        clip_skip=None,
-        max_sequence_length=256,
-        lora_scale=None,
-    ):
+        prompt: Texts,
+        prompt_2: Texts,
+        prompt_3: Texts,
+        device: str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: Texts = None,
+        negative_prompt_2: Texts = None,
+        negative_prompt_3: Texts = None,
+        prompt_embeds: Tensor = None,
+        negative_prompt_embeds: Tensor = None,
+        pooled_prompt_embeds: Tensor = None,
+        negative_pooled_prompt_embeds: Tensor = None,
+        clip_skip: int | None = None,
+        max_sequence_length: int = 256,
+        lora_scale: float | None = None,
+    ) -> tuple[paddle.Tensor, Tensor, paddle.Tensor, Tensor]:
         """Encodes prompts without drawing; the arguments are those of the call.
 
         ``device`` may name the device that the pipeline is on; ``lora_scale`` is a factor of
@@ -157,14 +163,15 @@ class StableDiffusion3Base(
         checks.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
         checks.check_device(device, self.device)
         with self.lora_scaled(lora_scale, "lora_scale"):
-            positive, negative = self.encode_texts(
+            positive, negative = self._encode_texts(
                 prompts, do_classifier_free_guidance, num_images_per_prompt, max_sequence_length, clip_skip
             )
-        negative = negative or TextCondition(None, None)
+        if negative is None:
+            return positive.embeds, None, positive.pooled, None
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 
     @paddle.no_grad()
-    def encode_image(self, image, device=None):
+    def encode_image(self, image: Pictures, device: str | None = None) -> paddle.Tensor:
         """What the image encoder sees in pictures, as an IP-adapter reads it.
 
         Args:
@@ -173,7 +180,7 @@ class StableDiffusion3Base(
             device: the one that the pipeline is on, or None.
 
         Returns:
-            Tensor [B, T, E]: T patches of width E, in the transformer's dtype.
+            [B, T, E]: T patches of width E, in the transformer's dtype.
 
         Raises:
             InputError: the pipeline has no image encoder, or pictures that it cannot read.
@@ -184,22 +191,22 @@ class StableDiffusion3Base(
     @paddle.no_grad()
     def prepare_ip_adapter_image_embeds(
         self,
-        ip_adapter_image=None,
-        ip_adapter_image_embeds=None,
-        device=None,
-        num_images_per_prompt=1,
-        do_classifier_free_guidance=True,
-    ):
+        ip_adapter_image: Pictures = None,
+        ip_adapter_image_embeds: paddle.Tensor | list[paddle.Tensor] | None = None,
+        device: str | None = None,
+        num_images_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+    ) -> paddle.Tensor:
         """What a call takes as ``ip_adapter_image_embeds``: encoded once, used often.
 
         Args:
             ip_adapter_image, ip_adapter_image_embeds: one of the two, as in the call.
             device: as in :meth:`encode_image`.
-            num_images_per_prompt (int): n; each row is repeated so often, in a row.
-            do_classifier_free_guidance (bool): whether it is for a call with guidance.
+            num_images_per_prompt: n; each row is repeated so often, in a row.
+            do_classifier_free_guidance: whether it is for a call with guidance.
 
         Returns:
-            Tensor [B * n, T, E], or with guidance [2 * B * n, T, E]: [negative, positive], zeros being the negative of
+            [B * n, T, E], or with guidance [2 * B * n, T, E]: [negative, positive], zeros being the negative of
             a picture.
 
         Raises:
@@ -214,18 +221,18 @@ class StableDiffusion3Base(
         return paddle.concat([half.repeat_interleave(num_images_per_prompt, axis=0) for half in rows])
 
     @classmethod
-    def from_pipe(cls, pipeline, **components):
+    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
         """See :meth:`DiffusionPipeline.from_pipe`; the prompt reader and the caches come along."""
         made = super().from_pipe(pipeline, **components)
         for name in ("prompt_reader", "_cache", "_prompt_cache"):  # of another kind of pipeline, they are not there
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
         return made
 
-    def enable_cache(self, cache):
+    def enable_cache(self, cache: StepCache) -> None:
         """Answers some steps from what earlier ones computed, from the next call on: faster, nearly the same picture.
 
         Args:
-            cache (StepCache): e.g. ``TaylorCache()``, ``FirstBlockCache()`` or ``EasyCache()`` of ``ppsd3``. Its
+            cache: e.g. ``TaylorCache()``, ``FirstBlockCache()`` or ``EasyCache()`` of ``ppsd3``. Its
                 ``evaluations`` and ``calls`` say after a call how often the whole transformer ran.
 
         Raises:
@@ -235,28 +242,28 @@ class StableDiffusion3Base(
             raise InputError(f"enable_cache takes a cache such as TaylorCache(), not a {type(cache).__name__}.")
         self._cache = cache
 
-    def disable_cache(self):
+    def disable_cache(self) -> None:
         """Evaluates the transformer at every step again."""
         self._cache = None
 
-    def enable_vae_tiling(self, **options):
+    def enable_vae_tiling(self, **options: Any) -> None:
         """Encodes and decodes pictures in tiles, so that memory does not grow with their size: 1024x1024 pixels take
         1.6 GB in place of 5.6. ``options`` are those of :meth:`AutoencoderKL.enable_tiling`."""
         self._tell("vae", "enable_tiling", **options)
 
-    def disable_vae_tiling(self):
+    def disable_vae_tiling(self) -> None:
         """Encodes and decodes pictures whole again."""
         self._tell("vae", "disable_tiling")
 
-    def enable_vae_slicing(self):
+    def enable_vae_slicing(self) -> None:
         """Encodes and decodes the pictures of a batch one by one."""
         self._tell("vae", "enable_slicing")
 
-    def disable_vae_slicing(self):
+    def disable_vae_slicing(self) -> None:
         """Encodes and decodes the pictures of a batch at once again."""
         self._tell("vae", "disable_slicing")
 
-    def enable_prompt_cache(self, cache):
+    def enable_prompt_cache(self, cache: PromptCache) -> None:
         """Encodes each prompt once: conditions come from ``cache`` (:class:`~ppsd3.PromptCache`) where it has them.
 
         Raises:
@@ -266,11 +273,11 @@ class StableDiffusion3Base(
             raise InputError(f"enable_prompt_cache takes a PromptCache, not a {type(cache).__name__}.")
         self._prompt_cache = cache
 
-    def disable_prompt_cache(self):
+    def disable_prompt_cache(self) -> None:
         """Encodes every prompt again."""
         self._prompt_cache = None
 
-    def check_components(self) -> None:
+    def _check_components(self) -> None:
         """Raises an InputError if a component that every call needs is missing, or has a dtype that cannot compute."""
         for name in ("transformer", "scheduler", "vae"):
             if getattr(self, name) is None:
@@ -278,7 +285,7 @@ class StableDiffusion3Base(
         if self._residency.place is None:
             checks.check_dtypes(self.components)
 
-    def encode_texts(
+    def _encode_texts(
         self,
         prompts: PromptInputs,
         guided: bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
@@ -49,7 +49,7 @@ class Call:
         self.prompts = PromptInputs.of(arguments)
         size = pipe.default_sample_size * pipe.vae_scale_factor
         self.height, self.width = arguments.height or size, arguments.width or size
-        self.scheduler = copy.deepcopy(pipe.scheduler)
+        self.scheduler = copy.deepcopy(pipe._scheduler)
         self.guidance_scale = arguments.guidance_scale
         self.interrupted = False
         self.num_timesteps: int | None = None
@@ -71,7 +71,7 @@ class Call:
         """What weighs the prompts, at the present scale."""
         scale, guidance = self._guidance
         if guidance is None or scale != self.guidance_scale:
-            guidance = self.pipe.guidance_for(self.arguments, self.guidance_scale)
+            guidance = self.pipe._guidance_for(self.arguments, self.guidance_scale)
             self._guidance = self.guidance_scale, guidance
         return guidance
 
@@ -117,7 +117,7 @@ class Call:
 
     def _check(self):
         pipe, arguments = self.pipe, self.arguments
-        pipe.check_components()
+        pipe._check_components()
         config = pipe.transformer.config
         multiple = pipe.vae_scale_factor * pipe.patch_size
         checks.check_size(self.height, self.width, multiple, config.pos_embed_max_size * multiple)
@@ -137,15 +137,15 @@ class Call:
         guided = self.guidance.copies > 1
         pictures = image_prompting.read_picture(self, guided)
         arguments = self.arguments
-        texts = self.pipe.encode_texts(
+        texts = self.pipe._encode_texts(
             self.prompts,
             guided,
             arguments.num_images_per_prompt,
             arguments.max_sequence_length,
             arguments.clip_skip,
         )
-        positive, negative = (text and text.with_image(picture) for text, picture in zip(texts, pictures))
-        return positive, negative
+        (positive, negative), (picture, no_picture) = texts, pictures
+        return positive.with_image(picture), None if negative is None else negative.with_image(no_picture)
 
     def _denoise(self, start: Start, state: DenoisingState):
         """Runs the loop over ``start.timesteps``, with progress bar, callback and interruption."""
@@ -167,12 +167,12 @@ class Call:
                 velocity, self.scheduler, start.timesteps, state, start.after_step, arguments.generator
             ):
                 if arguments.callback_on_step_end is not None:
-                    self._call_back(start, step, timestep, state)
+                    self._call_back(arguments.callback_on_step_end, start, step, timestep, state)
                 progress_bar.update()
                 if self.interrupted:
                     break
 
-    def _call_back(self, start: Start, step: int, timestep: paddle.Tensor, state: DenoisingState):
+    def _call_back(self, callback: Any, start: Start, step: int, timestep: paddle.Tensor, state: DenoisingState):
         """Lets the user's callback see what it asked for, and replace it, and the guidance scale, in ``state``."""
         arguments = self.arguments
         tensors = {
@@ -182,7 +182,7 @@ class Call:
             **start.tensors,
         }
         asked = {name: tensors[name] for name in arguments.callback_on_step_end_tensor_inputs}
-        changed = arguments.callback_on_step_end(self.pipe, step, timestep, asked) or {}
+        changed = callback(self.pipe, step, timestep, asked) or {}
         checks.check_callback_tensors(changed, self.pipe._callback_tensor_inputs)
         if getattr(arguments, "guidance", None) is not None and self.guidance_scale != arguments.guidance_scale:
             raise InputError("A callback set `_guidance_scale`, but this call has a `guidance`: change that object.")

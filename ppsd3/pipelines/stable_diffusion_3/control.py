@@ -1,17 +1,25 @@
 """Control: the pictures that guide a call through ControlNets, how strongly, and at which steps."""
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
 
-from ...models import SD3MultiControlNetModel
+from ...models import SD3ControlNetModel, SD3MultiControlNetModel, SD3Transformer2DModel
 from ...models.controlnet_sd3 import add_residuals
 from ...utils.errors import InputError
+from ..call_signature import Numbers, Pictures, PicturesOfEach
+from .arguments import Tensor
 from .denoising import PreparedSteps
 from .latents import match_batch
-from .tasks import Task
+from .tasks import Start, Task
+
+if TYPE_CHECKING:
+    from .call import Call
 
 
 @dataclasses.dataclass
@@ -19,19 +27,19 @@ class Control:
     """One ControlNet's part in a call.
 
     Attributes:
-        hint (Tensor): [B, C', H, W], what it reads beside the noisy latents.
-        scale (float): weight of its residuals.
-        start, end (float): it acts at the steps that lie within this part of them, 0 to 1.
-        pooled (Tensor or None): [1, B or copies * B, P] pooled text in place of the prompts'.
+        hint: [B, C', H, W], what it reads beside the noisy latents.
+        scale: weight of its residuals.
+        start, end: it acts at the steps that lie within this part of them, 0 to 1.
+        pooled: [1, B or copies * B, P] pooled text in place of the prompts'.
     """
 
     hint: paddle.Tensor
     scale: float
     start: float
     end: float
-    pooled: Any = None
+    pooled: paddle.Tensor | None = None
 
-    def acts(self, step, steps):
+    def acts(self, step: int, steps: int) -> bool:
         """Whether ``step`` of so many ``steps`` lies between start and end."""
         return self.scale != 0 and step / steps >= self.start and (step + 1) / steps <= self.end
 
@@ -39,16 +47,21 @@ class Control:
 class Controls:
     """All of a call's :class:`Control`; :meth:`begin` makes what ``VelocityModel`` calls."""
 
-    def __init__(self, parts):
+    def __init__(self, parts: list[Control]):
         self.parts = parts
 
-    def begin(self, controlnet, transformer, timesteps):
+    def begin(
+        self,
+        controlnet: SD3ControlNetModel | SD3MultiControlNetModel,
+        transformer: SD3Transformer2DModel,
+        timesteps: paddle.Tensor,
+    ) -> Callable[..., list[paddle.Tensor] | None]:
         """A callable ``(latents, transformer's input, step, condition) -> list of residuals, or None``.
 
         Args:
-            controlnet (SD3ControlNetModel or SD3MultiControlNetModel)
-            transformer (SD3Transformer2DModel): embeds latents for ControlNets that do not.
-            timesteps (Tensor): [n] fp32, of the whole loop.
+            controlnet: as many nets as there are parts.
+            transformer: embeds latents for ControlNets that do not.
+            timesteps: [n] fp32, of the whole loop.
         """
         nets = controlnet.nets if isinstance(controlnet, SD3MultiControlNetModel) else [controlnet]
         guided = [
@@ -94,27 +107,27 @@ class Controlled(Task):
     """A task with pictures that guide it.
 
     Args:
-        task (Task): what is drawn.
+        task: what is drawn.
         control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end,
             controlnet_pooled_projections, control_mask: arguments of the call.
     """
 
     def __init__(
         self,
-        task,
-        control_image,
-        controlnet_conditioning_scale,
-        control_guidance_start,
-        control_guidance_end,
-        controlnet_pooled_projections,
-        control_mask=None,
+        task: Task,
+        control_image: PicturesOfEach,
+        controlnet_conditioning_scale: Numbers,
+        control_guidance_start: Numbers,
+        control_guidance_end: Numbers,
+        controlnet_pooled_projections: Tensor,
+        control_mask: Pictures = None,
     ):
         self.task, self.control_image, self.control_mask = task, control_image, control_mask
         self.scale, self.pooled = controlnet_conditioning_scale, controlnet_pooled_projections
         self.interval = control_guidance_start, control_guidance_end
 
-    def check(self, call):
-        pipe = call.pipe
+    def check(self, call: Call) -> None:
+        pipe: Any = call.pipe
         self.task.check(call)
         if pipe.controlnet is None:
             raise InputError("The pipeline has no `controlnet`. Load one and set `pipe.controlnet`.")
@@ -173,8 +186,8 @@ class Controlled(Task):
             raise InputError(f"`control_image` has to be a list of {count} pictures, one for each ControlNet.")
         return self.control_image
 
-    def start(self, call, timesteps):
-        pipe = call.pipe
+    def start(self, call: Call, timesteps: paddle.Tensor) -> Start:
+        pipe: Any = call.pipe
         start = self.task.start(call, timesteps)
         configs = controlnet_configs(pipe.controlnet)
         count = len(configs)
@@ -196,7 +209,7 @@ class Controlled(Task):
 
         The mean of the VAE's posterior, so that a call is the same whatever was drawn before.
         """
-        pipe = call.pipe
+        pipe: Any = call.pipe
         pixels = pipe.control_image_processor.preprocess(image, call.height, call.width)
         if pixels.shape[1] == pipe.vae.config.latent_channels:
             if self.control_mask is not None:
@@ -223,7 +236,7 @@ class Controlled(Task):
         return self.task.finish(call, images)
 
 
-def controlnet_configs(controlnet):
+def controlnet_configs(controlnet: SD3ControlNetModel | SD3MultiControlNetModel) -> list[Any]:
     """The configuration of each net."""
     return controlnet.config.get("nets") or [controlnet.config]
 

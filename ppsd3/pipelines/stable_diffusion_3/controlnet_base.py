@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ...models import SD3ControlNetModel, SD3MultiControlNetModel
+from ..call_signature import Pictures
 from ..image_processor import VaeImageProcessor
 from .arguments import ControlArguments, ControlImageToImageArguments, ControlInpaintingArguments
 from .base import ImageEncoderComponents, StableDiffusion3Base
@@ -25,11 +26,11 @@ class StableDiffusion3ControlNetBase(ImageEncoderComponents, _ControlNet, Stable
     Attributes:
         controlnet: of 12 or 6 joint blocks for SD3-medium, of 19 blocks without text for SD3.5-large; a list becomes an
             :class:`SD3MultiControlNetModel`.
-        control_image_processor (VaeImageProcessor): makes pixels of control pictures; e.g. an
+        control_image_processor: makes pixels of control pictures; e.g. an
             ``SD3CannyImageProcessor`` for the ControlNet that was trained so.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.controlnet, (list, tuple)):
             self.controlnet = SD3MultiControlNetModel(self.controlnet)
         super().__post_init__()
@@ -39,7 +40,7 @@ class StableDiffusion3ControlNetBase(ImageEncoderComponents, _ControlNet, Stable
         self,
         task: Task,
         arguments: ControlArguments | ControlImageToImageArguments | ControlInpaintingArguments,
-        control_mask=None,
+        control_mask: Pictures = None,
     ) -> StableDiffusion3PipelineOutput:
         controlled = Controlled(
             task,

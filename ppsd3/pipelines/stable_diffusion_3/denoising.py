@@ -68,16 +68,16 @@ class VelocityModel:
         """latents [B, C, H, W] -> velocity [copies * B, C, H, W]; ``run_blocks`` goes to the transformer."""
         read = latents if self.extra_channels is None else paddle.concat([latents, self.extra_channels()], axis=1)
         residuals = None if self.control is None else self.control(latents, read, step, query.condition)
-        with self.transformer.attention_of(self._processors(query.perturbed_layers)):
-            return self.transformer(
-                hidden_states=read,
-                prepared=self._prepared(query.condition, step),
-                block_controlnet_hidden_states=residuals,
-                joint_attention_kwargs=self.joint_attention_kwargs,
-                skip_layers=query.skip_layers,
-                run_blocks=run_blocks,
-                return_dict=False,
-            )[0]
+        return self.transformer(
+            hidden_states=read,
+            prepared=self._prepared(query.condition, step),
+            block_controlnet_hidden_states=residuals,
+            joint_attention_kwargs=self.joint_attention_kwargs,
+            skip_layers=query.skip_layers,
+            attn_processors=self._processors(query.perturbed_layers),
+            run_blocks=run_blocks,
+            return_dict=False,
+        )[0]
 
     def _processors(self, layers):
         if layers not in self._perturbed:

@@ -162,7 +162,8 @@ class ClassifierFreeGuidance(NoGuidance):
         return predictions[0].chunk(2)[1]
 
     def combine(self, predictions, moment):
-        return self.weigh(*predictions[0].chunk(2), moment)
+        negative, positive = predictions[0].chunk(2)
+        return self.weigh(negative, positive, moment)
 
     def weigh(self, negative: paddle.Tensor, positive: paddle.Tensor, moment: Moment) -> paddle.Tensor:
         """The velocity [B, C, H, W] from those of the two prompts; what subclasses replace."""

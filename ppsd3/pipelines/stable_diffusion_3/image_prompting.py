@@ -8,14 +8,24 @@
 (sizes of the published models). The negative prompt's picture is all zeros.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import paddle
 
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
+from ..call_signature import Pictures
+from .arguments import Tensor
 from .latents import match_batch
 
+if TYPE_CHECKING:
+    from .base import StableDiffusion3Base
+    from .call import Call
 
-def check(call):
+
+def check(call: Call) -> None:
     """A call that has a picture, or its features, has one of the two, and an IP-adapter that reads it.
 
     Raises:
@@ -33,21 +43,22 @@ def check(call):
         check_encoder(pipe, image)
 
 
-def check_encoder(pipe, image):
+def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
     """The pipeline has what ``image`` is encoded by, and the adapter reads what that gives.
 
     Raises:
         InputError
     """
-    missing = [] if pipe.image_encoder is not None else ["image_encoder"]
+    encoder = pipe.image_encoder
+    missing = ["image_encoder"] if encoder is None else []
     if pipe.feature_extractor is None and not isinstance(image, paddle.Tensor):
         missing.append("feature_extractor")
-    if missing:
+    if encoder is None or missing:
         raise InputError(
             f"A picture for the IP-adapter needs {' and '.join(f'`{name}`' for name in missing)}, which the pipeline "
             "has not. Let load_ip_adapter() load them, set them, or pass `ip_adapter_image_embeds`."
         )
-    width = pipe.image_encoder.config.hidden_size
+    width = encoder.config.hidden_size
     if pipe.ip_adapter is not None and width != pipe.ip_adapter.embed_dim:
         raise InputError(
             f"The image encoder gives features of width {width}, and the IP-adapter reads {pipe.ip_adapter.embed_dim}. "
@@ -55,16 +66,19 @@ def check_encoder(pipe, image):
         )
 
 
-def encode_image(pipe, image):
+def encode_image(pipe: StableDiffusion3Base, image: Pictures) -> paddle.Tensor:
     """Features [b, T, E] of pictures, in the transformer's dtype; see ``StableDiffusion3Pipeline.encode_image``."""
     check_encoder(pipe, image)
-    pixels = image if isinstance(image, paddle.Tensor) else pipe.feature_extractor(image).pixel_values
+    extract: Any = pipe.feature_extractor
+    pixels = image if isinstance(image, paddle.Tensor) else extract(image).pixel_values
     with pipe.using("image_encoder") as encoder:
         features = encoder(pixels, output_hidden_states=True).hidden_states[-2]
     return check_finite(features, "image_encoder").astype(pipe.dtype)
 
 
-def prepare_image_embeds(pipe, image, embeds, guided):
+def prepare_image_embeds(
+    pipe: StableDiffusion3Base, image: Pictures, embeds: paddle.Tensor | list[paddle.Tensor] | None, guided: bool
+) -> tuple[paddle.Tensor, Tensor]:
     """``(positive, negative or None)``, each [b, T, E], of a picture or of features that are given.
 
     Raises:
@@ -99,7 +113,7 @@ def _checked(pipe, embeds, guided):
     return embeds
 
 
-def read_picture(call, guided):
+def read_picture(call: Call, guided: bool) -> tuple[Tensor, Tensor]:
     """``(positive, negative)`` features, a row for each picture to be drawn; None where there are none, or the adapter
     does not act.
 
@@ -111,4 +125,5 @@ def read_picture(call, guided):
         return None, None
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
     halves = prepare_image_embeds(pipe, image, embeds, guided)
-    return tuple(None if half is None else match_batch(half, call, name) for half in halves)
+    positive, negative = (None if half is None else match_batch(half, call, name) for half in halves)
+    return positive, negative

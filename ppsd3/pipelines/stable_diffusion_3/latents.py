@@ -1,19 +1,28 @@
-"""The ends of the denoising loop: noise in, picture out."""
+"""Latents at both ends of the denoising loop: from noise or a picture, and to a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from ...models import AutoencoderKL
 from ...utils.errors import InputError
 from ...utils.random import randn
+from .arguments import Generator, Tensor
+
+if TYPE_CHECKING:
+    from .call import Call
 
 
-def prepare_latents(shape, dtype, generator=None, latents=None):
+def prepare_latents(shape: list[int], dtype: Any, generator: Generator = None, latents: Tensor = None) -> paddle.Tensor:
     """The latents that denoising starts from.
 
     Args:
-        shape (list of int): [B, C, H, W] of the latents.
+        shape: [B, C, H, W] of the latents.
         dtype: of the result, the transformer's.
         generator: None, a ``paddle.Generator``, a ``TorchGenerator``, or a list of B of them.
-        latents (Tensor [B, C, H, W] or None): given noise, used as it is.
+        latents: [B, C, H, W], given noise, used as it is.
 
     Raises:
         InputError: ``latents`` of another shape, or a list of generators of another length than B.
@@ -36,12 +45,12 @@ def prepare_latents(shape, dtype, generator=None, latents=None):
     return randn(shape, generator=generator, dtype=dtype)
 
 
-def decode_latents(vae, latents):
+def decode_latents(vae: AutoencoderKL, latents: paddle.Tensor) -> paddle.Tensor:
     """latents [B, C, H, W] as the transformer knows them -> picture [B, 3, 8H, 8W] in about [-1, 1]."""
     return vae.decode(vae.unscale_latents(latents), return_dict=False)[0]
 
 
-def encode_picture(call, pixels):
+def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:
     """Pixels [b, 3, 8H, 8W] in [-1, 1], or latents [b, C, H, W] as they are, -> scaled latents [B, C, H, W].
 
     The VAE's posterior is sampled, with the call's generator: one draw per picture given, or, if there is a generator
@@ -62,12 +71,12 @@ def encode_picture(call, pixels):
     return match_batch(latents, call, "image")
 
 
-def mix(scheduler, clean, timestep, noise):
+def mix(scheduler: Any, clean: paddle.Tensor, timestep: paddle.Tensor, noise: paddle.Tensor) -> paddle.Tensor:
     """``clean`` with the noise level of ``timestep [1]``."""
     return scheduler.scale_noise(clean, timestep.expand([clean.shape[0]]), noise)
 
 
-def match_batch(rows, call, name):
+def match_batch(rows: paddle.Tensor, call: Call, name: str) -> paddle.Tensor:
     """One row for each picture to be drawn: from one for all, one for each prompt, or as many as that.
 
     Raises:

@@ -28,7 +28,7 @@ class StableDiffusion3PAGBase(_Layers, ImageEncoderComponents, StableDiffusion3B
         """Applies the guidance to these layers from the next call on."""
         self.pag_applied_layers = pag_applied_layers
 
-    def guidance_for(self, arguments: PAGTextToImageArguments | PAGImageToImageArguments, scale: float) -> Guidance:  # type: ignore[override]
+    def _guidance_for(self, arguments: PAGTextToImageArguments | PAGImageToImageArguments, scale: float) -> Guidance:  # type: ignore[override]
         return PerturbedAttentionGuidance(
             scale, self.pag_applied_layers, arguments.pag_scale, arguments.pag_adaptive_scale
         )

@@ -19,9 +19,19 @@ class PresentCall:
     A callback finds its own call in them, whatever other threads draw with the same pipeline.
     """
 
-    def __init__(self):
-        self._calls: dict[int, Call] = {}  # the present call of each thread
-        self._last_call: Call | None = None
+    _calls: dict[int, Call]  # the present call of each thread
+    _last_call: Call | None = None
+    _scheduler: Any
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler; inside a call, as for its callbacks, the call's own copy with its schedule."""
+        call = self._calls.get(threading.get_ident())
+        return self._scheduler if call is None else call.scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
 
     @paddle.no_grad()
     def _draw(self, task: Task, arguments: CallArguments) -> StableDiffusion3PipelineOutput:

@@ -4,9 +4,12 @@ A condition belongs to the text, to how it is read, and to the encoders with all
 adapters, quantization), so all of it is in its key. With encoders that are loaded on demand, a hit saves the loading.
 """
 
+from __future__ import annotations
+
 import collections
 import hashlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 import paddle
@@ -14,7 +17,7 @@ import paddle
 from ...utils.errors import InputError
 from ...utils.files import atomic_write
 from ..residency import OnDemandNetwork
-from .prompt_encoding import Request, TextCondition
+from .prompt_encoding import Request, TextCondition, TextEncoders
 from .prompt_reading import PromptReader
 
 _SAMPLES = 16  # numbers of each weight that go into a network's fingerprint
@@ -24,15 +27,15 @@ class PromptCache:
     """Conditions by prompt. Prompts that a ``WeightedPrompts`` reads are not kept.
 
     Args:
-        directory (str, optional): where they are kept beyond this process, one ``.npz`` file of some megabytes each;
+        directory: where they are kept beyond this process, one ``.npz`` file of some megabytes each;
             made if missing.
-        max_entries (int): most conditions in memory; the least recently used one goes first. Default 64.
+        max_entries: most conditions in memory; the least recently used one goes first.
 
     Attributes:
-        hits (int), misses (int): of prompts, since the cache was made.
+        hits, misses: of prompts, since the cache was made.
     """
 
-    def __init__(self, directory=None, max_entries=64):
+    def __init__(self, directory: str | os.PathLike[str] | None = None, max_entries: int = 64):
         if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
             raise InputError(f"max_entries is {max_entries!r}; it has to be 1 or more.")
         self.directory = None if directory is None else os.path.abspath(os.fspath(directory))
@@ -41,9 +44,15 @@ class PromptCache:
                 raise InputError(f"{self.directory} is a file; conditions are kept in a directory. Name another one.")
             os.makedirs(self.directory, exist_ok=True)
         self.max_entries, self.hits, self.misses = max_entries, 0, 0
-        self._entries = collections.OrderedDict()
+        self._entries: collections.OrderedDict[str, TextCondition] = collections.OrderedDict()
 
-    def encode(self, encode, encoders, requests, max_sequence_length):
+    def encode(
+        self,
+        encode: Callable[[TextEncoders, list[Request], int], list[TextCondition]],
+        encoders: TextEncoders,
+        requests: list[Request],
+        max_sequence_length: int,
+    ) -> list[TextCondition]:
         """What ``encode(encoders, requests, max_sequence_length)`` gives, encoding only what is not known.
 
         Each prompt of a request is kept by itself, so a negative prompt is encoded once for all.

@@ -13,17 +13,24 @@
 that is absent contributes zeros of its width, which is how SD3 was trained to do without it.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Optional
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
 
+from ...transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
 from .prompt_reading import PromptReader
+
+if TYPE_CHECKING:
+    from .prompt_cache import PromptCache
+    from .prompt_inputs import PromptInputs
 
 CLIP_MAX_LENGTH = 77  # when no CLIP tokenizer is there to ask
 
@@ -35,34 +42,39 @@ class TextCondition:
 
     embeds: paddle.Tensor
     pooled: paddle.Tensor
-    image_embeds: Optional[paddle.Tensor] = None
-    _halves: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+    image_embeds: paddle.Tensor | None = None
+    _halves: dict[int, TextCondition] = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
-    def cat(cls, conditions):
+    def cat(cls, conditions: Sequence[TextCondition]) -> TextCondition:
         """The conditions one after the other on the batch axis; all have a picture, or none."""
-        parts = zip(*((c.embeds, c.pooled, c.image_embeds) for c in conditions))
-        return cls(*(None if part[0] is None else paddle.concat(list(part)) for part in parts))
+        pictures = [c.image_embeds for c in conditions if c.image_embeds is not None]
+        return cls(
+            paddle.concat([c.embeds for c in conditions]),
+            paddle.concat([c.pooled for c in conditions]),
+            paddle.concat(pictures) if pictures else None,
+        )
 
-    def repeat(self, n):
+    def repeat(self, n: int) -> TextCondition:
         """Each row ``n`` times in a row: p0, p0, p1, p1 (the order of pictures for num_images_per_prompt = n)."""
         return self if n == 1 else self._of_each(lambda part: paddle.repeat_interleave(part, n, axis=0))
 
-    def half(self, index):
+    def half(self, index: int) -> TextCondition:
         """The first (0) or second (1) half of the rows; the same object at each call, so what is prepared of it once
         serves every step."""
         if index not in self._halves:
             self._halves[index] = self._of_each(lambda part: part.chunk(2)[index])
         return self._halves[index]
 
-    def astype(self, dtype):
+    def astype(self, dtype: Any) -> TextCondition:
+        """The same in another dtype."""
         return self._of_each(lambda part: part.astype(dtype))
 
-    def with_image(self, image_embeds):
+    def with_image(self, image_embeds: paddle.Tensor | None) -> TextCondition:
         """The same text with a picture (or without, for None)."""
         return dataclasses.replace(self, image_embeds=image_embeds)
 
-    def with_text(self, embeds, pooled):
+    def with_text(self, embeds: paddle.Tensor, pooled: paddle.Tensor) -> TextCondition:
         """Another text; if it has half the rows, they are the second half, and of the picture that half is kept."""
         image_embeds = self.image_embeds
         if image_embeds is not None and image_embeds.shape[0] == 2 * embeds.shape[0]:
@@ -70,8 +82,8 @@ class TextCondition:
         return TextCondition(embeds, pooled, image_embeds)
 
     def _of_each(self, function):
-        parts = (self.embeds, self.pooled, self.image_embeds)
-        return TextCondition(*(None if part is None else function(part) for part in parts))
+        picture = None if self.image_embeds is None else function(self.image_embeds)
+        return TextCondition(function(self.embeds), function(self.pooled), picture)
 
 
 @dataclasses.dataclass
@@ -79,24 +91,24 @@ class TextEncoders:
     """The three towers as the pipeline holds them; any pair may be None.
 
     ``joint_attention_dim`` and ``pooled_projection_dim`` are the transformer's: the widths of what is made here.
-    ``using`` (callable, optional): name of a tower -> context manager that gives the tower, ready to compute.
-    ``reader`` (PromptReader): makes tokens of prompts.
+    ``using``: name of a tower -> context manager that gives the tower, ready to compute.
+    ``reader``: makes tokens of prompts.
     """
 
-    tokenizer: Any
-    text_encoder: Any
-    tokenizer_2: Any
-    text_encoder_2: Any
-    tokenizer_3: Any
-    text_encoder_3: Any
+    tokenizer: CLIPTokenizer | None
+    text_encoder: CLIPTextModelWithProjection | None
+    tokenizer_2: CLIPTokenizer | None
+    text_encoder_2: CLIPTextModelWithProjection | None
+    tokenizer_3: T5Tokenizer | None
+    text_encoder_3: T5EncoderModel | None
     joint_attention_dim: int
     pooled_projection_dim: int
     dtype: Any
     clip_max_length: int = CLIP_MAX_LENGTH
-    using: Any = None
-    reader: Any = dataclasses.field(default_factory=PromptReader)
+    using: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None
+    reader: PromptReader = dataclasses.field(default_factory=PromptReader)
 
-    def tower(self, name):
+    def tower(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """Context manager that gives the tower ``name``: towers are needed one after the other."""
         return contextlib.nullcontext(getattr(self, name)) if self.using is None else self.using(name)
 
@@ -109,22 +121,30 @@ class Request:
     prompt: Sequence[str]
     prompt_2: Sequence[str]
     prompt_3: Sequence[str]
-    clip_skip: Optional[int] = None
+    clip_skip: int | None = None
 
 
-def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequence_length, clip_skip, cache=None):
+def encode_conditions(
+    encoders: TextEncoders,
+    texts: PromptInputs,
+    guided: bool,
+    num_images_per_prompt: int,
+    max_sequence_length: int,
+    clip_skip: int | None,
+    cache: PromptCache | None = None,
+) -> tuple[TextCondition, TextCondition | None]:
     """The conditions that guidance weighs against one another.
 
     Args:
-        encoders (TextEncoders), texts (PromptInputs): checked, of B prompts.
-        guided (bool): whether a negative condition is needed.
-        num_images_per_prompt (int): n.
-        max_sequence_length (int): as in ``encode_prompts``.
-        clip_skip (int or None): as in ``Request``, for the positive prompts alone.
-        cache (PromptCache, optional): what was encoded before.
+        encoders, texts: checked, of B prompts.
+        guided: whether a negative condition is needed.
+        num_images_per_prompt: n.
+        max_sequence_length: as in ``encode_prompts``.
+        clip_skip: as in ``Request``, for the positive prompts alone.
+        cache: what was encoded before.
 
     Returns:
-        (TextCondition, TextCondition or None): of B * n rows each; the negative one is None if not ``guided`` and
+        Positive and negative condition, of B * n rows each; the negative one is None if not ``guided`` and
         not given.
 
     Raises:
@@ -135,7 +155,7 @@ def encode_conditions(encoders, texts, guided, num_images_per_prompt, max_sequen
     if negative is None and guided:
         requests.append(Request(*texts.texts("negative_")))
     if positive is None:
-        requests.append(Request(*texts.texts(), clip_skip))
+        requests.append(Request(*texts.texts(), clip_skip=clip_skip))
     if cache is None:
         encoded = encode_prompts(encoders, requests, max_sequence_length)
     else:
@@ -167,16 +187,17 @@ def _given(encoders, embeds, pooled):
     return TextCondition(embeds, pooled).astype(encoders.dtype)
 
 
-def encode_prompts(encoders, requests, max_sequence_length=256):
+def encode_prompts(
+    encoders: TextEncoders, requests: list[Request], max_sequence_length: int = 256
+) -> list[TextCondition]:
     """Prompts for each tower -> conditions. A tower reads all requests at once.
 
     Args:
-        encoders (TextEncoders)
-        requests (list of Request)
-        max_sequence_length (int): tokens that T5 gets, cut or padded to.
+        encoders, requests: what reads, and what is read.
+        max_sequence_length: tokens that T5 gets, cut or padded to.
 
     Returns:
-        list of TextCondition: embeds [B, chunks * clip_max_length + max_sequence_length, joint_attention_dim]; chunks
+        Of each request: embeds [B, chunks * clip_max_length + max_sequence_length, joint_attention_dim]; chunks
         is 1, unless the reader goes on in further rows.
     """
     if not requests:
@@ -214,9 +235,9 @@ def _encode_clip(encoders, suffix, tokens, sizes, skips):
     """-> features [sum of B, chunks * 77, d] and pooled [sum of B, P] of one CLIP tower, or None if it is absent.
 
     Args:
-        suffix (str): of the components' names.
-        tokens (PromptTokens): of all requests.
-        sizes, skips (lists of int): of each request, its B and how many more layers it leaves out.
+        suffix: of the components' names.
+        tokens: of all requests.
+        sizes, skips: of each request, its B and how many more layers it leaves out.
     """
     if tokens is None:
         return None

@@ -1,9 +1,11 @@
 """The prompts of a call: their checks, and what each text encoder reads."""
 
+from __future__ import annotations
+
 import dataclasses
 
 from ...utils.errors import InputError
-from .arguments import CallArguments, NegativePrompts, PromptEmbeds, Prompts
+from .arguments import CallArguments, NegativePrompts, PromptEmbeds, Prompts, Tensor
 
 _TEXTS = ("prompt", "prompt_2", "prompt_3")
 
@@ -17,7 +19,7 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
     """
 
     @classmethod
-    def of(cls, arguments: CallArguments) -> "PromptInputs":
+    def of(cls, arguments: CallArguments) -> PromptInputs:
         """The prompts among the arguments of a call."""
         return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
 
@@ -25,20 +27,23 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
     def batch(self) -> int:
         """Number of prompts B."""
         if self.prompt is None:
-            return int(self.prompt_embeds.shape[0])
+            return 1 if self.prompt_embeds is None else int(self.prompt_embeds.shape[0])
         return 1 if isinstance(self.prompt, str) else len(self.prompt)
 
-    def texts(self, sign=""):
+    def texts(self, sign: str = "") -> tuple[list[str], list[str], list[str]]:
         """The three texts; ``sign`` is ``""`` or ``"negative_"``. Each a list of B str."""
         first, second, third = (getattr(self, sign + name) for name in _TEXTS)
         first = first or ""
-        return [[t] * self.batch if isinstance(t, str) else t for t in (first, second or first, third or first)]
+        first, second, third = (
+            [t] * self.batch if isinstance(t, str) else t for t in (first, second or first, third or first)
+        )
+        return first, second, third
 
-    def embeds(self, sign=""):
+    def embeds(self, sign: str = "") -> tuple[Tensor, Tensor]:
         """``(embeds [B, L, D], pooled [B, P])``, or ``(None, None)``."""
         return getattr(self, sign + "prompt_embeds"), getattr(self, sign + "pooled_prompt_embeds")
 
-    def check(self):
+    def check(self) -> PromptInputs:
         """Texts or tensors, not both; lists as long as one another; tensors of matching shapes. Returns self."""
         for sign in ("", "negative_"):
             for name in (sign + name for name in _TEXTS):

@@ -4,6 +4,8 @@
 it and lets it be of any length.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import re
 from typing import Any
@@ -22,24 +24,26 @@ class PromptTokens:
     """B prompts for one tower, each in as many rows as the longest needs.
 
     Attributes:
-        ids (int64 array [B, chunks, L])
-        weights (float32 array [B, chunks, L] or None): of each token; None if all are 1.
-        empty (int64 array [L]): the tokens of the empty prompt.
+        ids: [B, chunks, L], int64.
+        weights: [B, chunks, L], of each token; None if all are 1.
+        empty: [L], the tokens of the empty prompt.
     """
 
-    ids: Any
-    weights: Any = None
-    empty: Any = None
+    ids: np.ndarray
+    weights: np.ndarray | None = None
+    empty: np.ndarray | None = None
 
     @property
-    def chunks(self):
+    def chunks(self) -> int:
+        """Rows of each prompt."""
         return self.ids.shape[1]
 
-    def with_chunks(self, count):
+    def with_chunks(self, count: int) -> PromptTokens:
         """The same with empty rows up to ``count`` for each prompt."""
         missing = count - self.chunks
         if not missing:
             return self
+        assert self.empty is not None  # rows are missing where a reader makes several
         batch, _, length = self.ids.shape
         ids = np.concatenate([self.ids, np.broadcast_to(self.empty, (batch, missing, length))], axis=1)
         weights = self.weights
@@ -47,28 +51,28 @@ class PromptTokens:
             weights = np.concatenate([weights, np.ones((batch, missing, length), np.float32)], axis=1)
         return PromptTokens(ids, weights, self.empty)
 
-    def rows(self):
+    def rows(self) -> paddle.Tensor:
         """Tensor [B * chunks, L] for the tower; with weights, one more row at the end: the empty prompt."""
         rows = self.ids.reshape(-1, self.ids.shape[-1])
-        rows = rows if self.weights is None else np.concatenate([rows, self.empty[None]])
+        if self.weights is not None and self.empty is not None:
+            rows = np.concatenate([rows, self.empty[None]])
         return paddle.to_tensor(rows, dtype="int64")
 
 
 class PromptReader:
     """Takes prompts as they are; what a tower cannot read is cut off, with a warning."""
 
-    def read(self, name, tokenizer, prompts, length, reason, in_chunks):
+    def read(
+        self, name: str, tokenizer: Any, prompts: list[str], length: int, reason: str, in_chunks: bool
+    ) -> PromptTokens:
         """Tokens of ``prompts`` for one tower.
 
         Args:
-            name (str), tokenizer: of the tokenizer, for messages, and itself.
-            prompts (list of str)
-            length (int): ids of a row.
-            reason (str): why no more, for the warning.
-            in_chunks (bool): whether a longer prompt may go on in further rows.
-
-        Returns:
-            PromptTokens
+            name: of the tokenizer, for messages.
+            tokenizer, prompts: what reads, and what is read.
+            length: ids of a row.
+            reason: why no more, for the warning.
+            in_chunks: whether a longer prompt may go on in further rows.
         """
         tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
         for removed in getattr(tokens, "truncated", None) or ():
@@ -76,7 +80,7 @@ class PromptReader:
                 _warn_of_cut(name, reason, removed)
         return PromptTokens(np.asarray(tokens.input_ids)[:, None])
 
-    def emphasize(self, features, empty, weights):
+    def emphasize(self, features: paddle.Tensor, empty: paddle.Tensor, weights: paddle.Tensor) -> paddle.Tensor:
         """``features [B, S, D]``, those of the empty prompt ``[1, S, D]``, and ``weights [B, S, 1]`` -> [B, S, D]."""
         return features
 
@@ -95,19 +99,21 @@ class WeightedPrompts(PromptReader):
     on the token axis; the pooled vector is that of the first row. T5 reads up to ``max_sequence_length`` tokens in one.
 
     Args:
-        method (str): what a weight w does to a token's features f. "empty" (default; ComfyUI's way): ``e + w (f - e)``,
+        method: what a weight w does to a token's features f. "empty" (default; ComfyUI's way): ``e + w (f - e)``,
             with e what the tower makes of the empty prompt there. "mean" (AUTOMATIC1111's): ``w f``, scaled back to the
             mean that the prompt's features had. Both leave pooled vectors alone.
     """
 
     METHODS = ("empty", "mean")
 
-    def __init__(self, method="empty"):
+    def __init__(self, method: str = "empty"):
         if method not in self.METHODS:
             raise InputError(f"method is {method!r}; it is one of {', '.join(self.METHODS)}.")
         self.method = method
 
-    def read(self, name, tokenizer, prompts, length, reason, in_chunks):
+    def read(
+        self, name: str, tokenizer: Any, prompts: list[str], length: int, reason: str, in_chunks: bool
+    ) -> PromptTokens:
         """See :meth:`PromptReader.read`."""
         if not hasattr(tokenizer, "spans"):
             raise InputError(
@@ -127,7 +133,7 @@ class WeightedPrompts(PromptReader):
                 ids[i, j], weights[i, j] = _row(tokenizer, chunk, length)
         return PromptTokens(ids, weights if (weights != 1).any() else None, empty)
 
-    def emphasize(self, features, empty, weights):
+    def emphasize(self, features: paddle.Tensor, empty: paddle.Tensor, weights: paddle.Tensor) -> paddle.Tensor:
         """See :meth:`PromptReader.emphasize`."""
         if self.method == "empty":
             return empty + weights * (features - empty)
@@ -139,7 +145,7 @@ _SIGN = re.compile(r"\\[()\[\]\\]|:\s*([-+]?[\d.]+)\s*\)|[()\[\]]|\s*\bBREAK\b\s
 _STEP = 1.1
 
 
-def parse_weights(prompt):
+def parse_weights(prompt: str) -> list[list[tuple[str, float]]]:
     """A prompt with weights -> list of sections between BREAKs, each a list of (text, weight).
 
     As in the web UI, a sign that closes nothing is text, and one that is never closed acts to the end.

@@ -12,19 +12,28 @@ Inpainting, 16  picture and noise, mixed      the tail   none                   
 Inpainting, 33  picture and noise, mixed      the tail   mask, masked picture   nothing
 ==============  ============================  =========  =====================  =============================
 
-A task has ``check(call)``, which refuses arguments before any work; ``start(call, timesteps)``, which makes a
-:class:`Start`; and ``finish(call, images)``, for what ``postprocess`` made.
 """
 
+from __future__ import annotations
+
+import abc
 import dataclasses
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
+from PIL import Image
 
 from ...utils.errors import InputError
+from ..call_signature import Pictures
+from .arguments import Tensor
 from .denoising import keep_latents
 from .latents import encode_picture, match_batch, mix, prepare_latents
+
+if TYPE_CHECKING:
+    from .call import Call
+    from .control import Controls
 
 
 @dataclasses.dataclass
@@ -32,29 +41,34 @@ class Start:
     """How a task begins.
 
     Attributes:
-        latents (Tensor): [B, C, H, W].
-        timesteps (Tensor): [n] fp32, those that are left.
-        extra_channels (callable or None): () -> Tensor [B, c, H, W] that the transformer reads after the latents.
-        after_step (callable): (latents, step) -> latents.
-        tensors (dict): name -> tensor, what a callback may see and replace beside latents and condition.
-        control (Controls or None): what ControlNets add, see ``control.py``.
+        latents: [B, C, H, W].
+        timesteps: [n] fp32, those that are left.
+        extra_channels: () -> Tensor [B, c, H, W] that the transformer reads after the latents.
+        after_step: (latents, step) -> latents.
+        tensors: name -> tensor, what a callback may see and replace beside latents and condition.
+        control: what ControlNets add, see ``control.py``.
     """
 
     latents: paddle.Tensor
     timesteps: paddle.Tensor
-    extra_channels: Any = None
-    after_step: Callable = keep_latents
-    tensors: dict = dataclasses.field(default_factory=dict)
-    control: Any = None
+    extra_channels: Callable[[], paddle.Tensor] | None = None
+    after_step: Callable[[paddle.Tensor, int], paddle.Tensor] = keep_latents
+    tensors: dict[str, paddle.Tensor] = dataclasses.field(default_factory=dict)
+    control: Controls | None = None
 
 
-class Task:
-    """A task that refuses nothing and changes no picture."""
+class Task(abc.ABC):
+    """Base of the tasks: it refuses nothing and changes no picture. A task serves one call."""
 
-    def check(self, call):
-        pass
+    def check(self, call: Call) -> None:  # noqa: B027 (some tasks refuse nothing)
+        """Refuses arguments of the call before any work."""
 
-    def finish(self, call, images):
+    @abc.abstractmethod
+    def start(self, call: Call, timesteps: paddle.Tensor) -> Start:
+        """The latents that the loop starts from, and which of the timesteps [n] are left."""
+
+    def finish(self, call: Call, images: Any) -> Any:
+        """The result, from what ``VaeImageProcessor.postprocess`` made."""
         return images
 
 
@@ -72,7 +86,7 @@ class TextToImage(Task):
 class ImageToImage(Task):
     """From a picture with noise on it, at ``strength`` of the way to pure noise."""
 
-    def __init__(self, image, strength):
+    def __init__(self, image: Pictures, strength: float):
         self.image, self.strength = image, strength
 
     def check(self, call):
@@ -95,10 +109,17 @@ class ImageToImage(Task):
 class Inpainting(Task):
     """What the mask marks (white) is drawn anew, the rest stays."""
 
-    def __init__(self, image, mask_image, masked_image_latents, padding_mask_crop, strength):
+    def __init__(
+        self,
+        image: Pictures,
+        mask_image: Pictures,
+        masked_image_latents: Tensor,
+        padding_mask_crop: int | None,
+        strength: float,
+    ):
         self.image, self.mask_image, self.masked_image_latents = image, mask_image, masked_image_latents
         self.padding_mask_crop, self.strength = padding_mask_crop, strength
-        self._crop = None
+        self._crop: tuple[int, int, int, int] | None = None
 
     def check(self, call):
         pipe = call.pipe
@@ -131,11 +152,9 @@ class Inpainting(Task):
                 "`image` holds latents, which cannot be masked. Pass `masked_image_latents` too, or pixels."
             )
 
-        clean = None
-        if not reads_mask or self.strength < 1:
-            clean = encode_picture(call, pixels).astype(dtype)
+        clean = encode_picture(call, pixels).astype(dtype) if not reads_mask or self.strength < 1 else None
         noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
-        latents = noise if self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
+        latents = noise if clean is None or self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
         small = match_batch(F.interpolate(mask, size=shape[2:], mode="nearest"), call, "mask_image").astype(dtype)
         if reads_mask:
             tensors = {"mask": small, "masked_image_latents": self._masked_latents(call, pixels, mask)}
@@ -145,6 +164,7 @@ class Inpainting(Task):
 
             return Start(latents, timesteps, extra_channels, tensors=tensors)
 
+        assert clean is not None  # as no mask is read
         tensors = {"mask": small}
 
         def keep_outside(latents, step):
@@ -182,11 +202,12 @@ class Inpainting(Task):
         pipe = call.pipe
         if self._crop is None:
             return images
+        assert isinstance(self.image, Image.Image) and isinstance(self.mask_image, Image.Image)  # checked with the crop
         overlay = pipe.image_processor.apply_overlay
         return [overlay(self.mask_image, self.image, image, self._crop) for image in images]
 
 
-def check_strength(strength, call):
+def check_strength(strength: float, call: Call) -> None:
     """``strength`` is in (0, 1] and leaves at least one step.
 
     Raises:
@@ -204,7 +225,7 @@ def _skipped(call, strength):
     return int(max(call.steps - min(call.steps * strength, call.steps), 0))
 
 
-def remaining_timesteps(call, timesteps, strength):
+def remaining_timesteps(call: Call, timesteps: paddle.Tensor, strength: float) -> paddle.Tensor:
     """The last ``strength`` of the steps; the scheduler is told where they begin."""
     first = _skipped(call, strength) * getattr(call.scheduler, "order", 1)
     if hasattr(call.scheduler, "set_begin_index"):
@@ -213,8 +234,6 @@ def remaining_timesteps(call, timesteps, strength):
 
 
 def _check_crop(image, mask_image, padding, call):
-    from PIL import Image
-
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
         raise InputError(f"`padding_mask_crop` is {padding!r}; it has to be a number of pixels, e.g. 32.")
     if not isinstance(image, Image.Image) or not isinstance(mask_image, Image.Image):
