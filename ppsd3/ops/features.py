@@ -10,7 +10,7 @@ import functools
 from . import native, onednn
 
 # Feature -> the native function that only a library for a CPU (or system) with it has, and its name for the user.
-_FUNCTIONS = {
+FUNCTIONS = {
     "amx": ("ppsd3_amx_product", "AMX"),
     "amx_int8": ("ppsd3_amx_product_int8", "AMX-INT8"),
     "avx512": ("ppsd3_strassen", "AVX-512"),
@@ -31,7 +31,7 @@ def missing(feature: str) -> str | None:
         return detail
     if feature == "kernels":
         return None
-    function, name = _FUNCTIONS[feature]
+    function, name = FUNCTIONS[feature]
     if not hasattr(library, function):
         return f"this CPU, or that of PPSD3_TARGET_FLAGS, has no {name}"
     if feature.startswith("amx") and not library.ppsd3_amx_ready():

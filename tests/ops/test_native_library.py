@@ -43,13 +43,13 @@ def compilations(tmp_path, monkeypatch):
 
 
 LOAD = """
-import pathlib, sys, threading, time
-from ppsd3.ops.native import library
+import pathlib, sys, threading
+from ppsd3.ops.native import library, load
 library.SOURCES = [pathlib.Path(sys.argv[1]) / "tiny.cpp"]
 print("ready", flush=True)
 sys.stdin.readline()
 found = []
-threads = [threading.Thread(target=lambda: found.append(library.load())) for _ in range(4)]
+threads = [threading.Thread(target=lambda: found.append(load())) for _ in range(4)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 assert len(found) == 4 and all(loaded for loaded, _ in found), found
@@ -171,41 +171,34 @@ def test_kernels_for_other_cpus_compute_the_same(cache, flags):
 
 # Memory for the keys of one head is asked for by the threads that share the work: none of it can be had.
 TOO_MUCH = """
-import ctypes, resource
+import resource
 import numpy, paddle
-from ppsd3.ops import native
+from ppsd3.ops import features, native
+from ppsd3.ops.native.prototypes import structure
+from ppsd3.utils.errors import KernelMemoryError
 assert native.status()[0]
-library = ctypes.CDLL(native.status()[1])  # the loaded one, without what Python has said of its functions
 paddle.ones([64, 64]) @ paddle.ones([64, 64])  # what starts threads has started them
 memory = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (memory + (64 << 20),) * 2)
 
-class Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("batch", "heads", "dim", "queries", "keys")]
+def tokens(numbers, rows, stride):
+    return structure("Tokens")((numbers.ctypes.data, 0), (rows, 0), (stride, 0))
 
-class Tokens(ctypes.Structure):
-    _fields_ = [("base", ctypes.c_void_p * 2), ("rows", ctypes.c_int64 * 2), ("stride", ctypes.c_int64 * 2)]
+def attention(kernel, keys):
+    numbers, out = numpy.ones(128, "float32"), numpy.zeros((64, 2, 64), "float32")
+    queries, same = tokens(numbers, 64, 0), tokens(numbers, keys, 0)  # each token is in the same place
+    kernel(structure("Shape")(1, 2, 64, 64, keys), queries, same, same, tokens(out, 64, 128), None, 1.0, None, 0, 0)
+    return out
 
-def attention(name, tokens, numbers):
-    def piece():  # each token in the same place
-        return ctypes.byref(Tokens((numbers.ctypes.data, 0), (tokens, 0), (0, 0)))
-    shape = Shape(1, 2, 64, 64, tokens)
-    queries = ctypes.byref(Tokens((numbers.ctypes.data, 0), (64, 0), (0, 0)))
-    out = numpy.zeros((64, 2, 64), "float32")
-    result = ctypes.byref(Tokens((out.ctypes.data, 0), (64, 0), (128, 0)))
-    function = getattr(library, name)
-    function.argtypes, scale = None, ctypes.c_float(1.0)
-    operands = [ctypes.byref(shape), queries, piece(), piece(), result, None, scale, None]
-    return function(*operands, ctypes.c_int64(0), ctypes.c_int64(0)), out
-
-numbers = numpy.ones(128, "float32")
-names = ["ppsd3_attention"]
-if hasattr(library, "ppsd3_amx_ready") and library.ppsd3_amx_ready():
-    names.append("ppsd3_amx_attention")
-for name in names:
-    for tokens, expected in ((70, 0), (1 << 28, 1), (1 << 28, 1), (70, 0)):
-        status, out = attention(name, tokens, numbers)
-        assert status == expected and (status or numpy.allclose(out, 1)), (name, tokens, status, out)
+for kernel in [native.lib().ppsd3_attention] + [native.lib().ppsd3_amx_attention] * features.has("amx"):
+    assert numpy.allclose(attention(kernel, 70), 1)
+    for _ in range(2):
+        try:
+            attention(kernel, 1 << 28)
+            raise SystemExit("There was memory.")
+        except KernelMemoryError:
+            pass
+    assert numpy.allclose(attention(kernel, 70), 1)
 """
 
 

@@ -68,7 +68,7 @@ def test_the_library_exports_what_the_header_declares():
     assert exported <= declared
     functions = {
         "ppsd3_amx_",
-        *(function for function, _ in features._FUNCTIONS.values()),
+        *(function for function, _ in features.FUNCTIONS.values()),
     }  # "Only where" a CPU has something
     absent = {name for name in declared - exported if not name.startswith(tuple(functions))}
     assert absent <= ({"ppsd3_quantize_rows"} if not features.has("vnni") else set())

@@ -6,7 +6,8 @@ built for the CPU at hand, whichever instructions that has (AVX-512, AVX2, or ne
 ``-march=x86-64-v3``, builds for another, and takes any other flag of the compiler too. Nothing here raises: without a
 compiler, or when anything is wrong, :func:`load` says why and the pure Paddle paths serve.
 
-Threads and processes that start together build once: one holds the lock, the others wait and load what it built.
+Processes that start together build once: one holds the lock, the others wait and load what it built. Threads of one
+process are the caller's to lock.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,7 +35,6 @@ WORK = "build-"  # what a directory of unfinished files is called
 BUILD_SECONDS = 300
 
 logger = get_logger(__name__)
-_thread_lock = threading.Lock()
 
 
 class Unavailable(Exception):
@@ -44,14 +43,13 @@ class Unavailable(Exception):
 
 def load() -> tuple[ctypes.CDLL | None, str]:
     """The library and its path, or None and the reason there is none."""
-    with _thread_lock:
-        try:
-            library, detail = _cached() or _built()
-            _share_threads(library)
-            return library, detail
-        except (Unavailable, OSError, AttributeError) as error:
-            logger.info("native kernels are not used: %s", error)
-            return None, str(error)
+    try:
+        library, detail = _cached() or _built()
+        _share_threads(library)
+        return library, detail
+    except (Unavailable, OSError, AttributeError) as error:
+        logger.info("native kernels are not used: %s", error)
+        return None, str(error)
 
 
 def _cached():
