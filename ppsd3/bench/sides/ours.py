@@ -42,8 +42,10 @@ class PaddleSide(Side):
         import paddle
 
         from ...ops import use_native
+        from ...utils.device import tune_process
         from ...utils.paddle_internals import set_num_threads
 
+        tune_process()
         set_num_threads(self.threads)
         use_native(self.native)
         self.workspace = workspace
@@ -204,8 +206,10 @@ class PaddleGemm(Side):
         import paddle
 
         from ...ops import linear, use_native
+        from ...utils.device import tune_process
         from ...utils.paddle_internals import set_num_threads
 
+        tune_process()
         set_num_threads(self.threads)
         use_native(self.native)
         pairs = [(paddle.randn([m, k]), paddle.randn([n, k])) for m, k, n in self.bench.gemms]
