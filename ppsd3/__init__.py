@@ -1,7 +1,7 @@
 """Stable Diffusion 3 and 3.5 on PaddlePaddle.
 
-The public names are imported when they are first used, so ``import ppsd3`` costs little more than ``import paddle``.
-It gives Paddle all CPU cores, unless the environment variable ``OMP_NUM_THREADS`` says otherwise.
+The public names are imported when they are first used, so ``import ppsd3`` costs little more than ``import paddle``
+and changes nothing of the process. The first model that is built does: :func:`ppsd3.tune_process`.
 """
 
 import ast
@@ -12,7 +12,7 @@ import pathlib
 # PNG crashes; one that is loaded before it does not.
 import zlib  # noqa: F401
 
-from .utils.device import use_all_cores
+from .utils.device import import_paddle
 
 __version__ = "0.1.0"
 
@@ -40,4 +40,4 @@ def __dir__():
     return sorted({*globals(), *_PUBLIC})
 
 
-use_all_cores()
+import_paddle()

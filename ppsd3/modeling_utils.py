@@ -29,6 +29,7 @@ from .serialization.sd3_configs import infer_config
 from .serialization.source import TensorSource
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
+from .utils.device import tune_process
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -58,6 +59,10 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
     _components: tuple[str, ...] = ()
+
+    def __init__(self, *args, **kwargs):
+        tune_process()
+        super().__init__(*args, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -5,6 +5,10 @@ import paddle
 import pytest
 from helpers import tiny
 
+from ppsd3 import tune_process
+
+tune_process()
+
 
 def pytest_ignore_collect(collection_path, config):
     """Parity tests, and the libraries that they import, are left alone by a run that has none of them."""

@@ -182,25 +182,18 @@ def _free_memory():
 def _machine():
     import paddle
 
-    from ..ops import native
-    from ..ops.native.products import algorithm
-    from ..ops.native.quantized import on_tiles
-    from ..ops.quantized import integer_products
-    from ..utils.device import use_all_cores
+    from ..ops import dispatch, native
+    from ..utils.device import tune_process
 
     in_use, detail = native.status()
-    products = {"amx_product": "on AMX tiles", "strassen": "by Strassen's algorithm", "matmul": "by Paddle"}
-    rows = 2048  # of a picture of 512x512 and its unconditional half
-    wide = algorithm(rows, 1536, 1536)[0] if in_use else "matmul"
-    if integer_products():
-        integers = f"integer products {'on AMX tiles' if on_tiles(rows) else 'by VNNI'}"
-    else:
-        integers = "int8 weights, products in float"
-    return (
-        f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}, {use_all_cores()} CPU threads\n"
-        f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})\n"
-        f"float32 products of wide layers: {products[wide]}\n"
-        f"int8 models: {integers}"
+    return "\n".join(
+        [
+            f"ppsd3 {__version__}, Paddle {paddle.__version__} on {paddle.get_device()}",
+            f"this process: {'; '.join(tune_process())}",
+            f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})",
+            "what computes an operation: the first of these that takes its arguments",
+            *(f"  {line}" for line in dispatch.summary()),
+        ]
     )
 
 

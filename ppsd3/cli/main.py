@@ -5,6 +5,7 @@ import importlib
 import sys
 
 from .. import __version__
+from ..utils.device import tune_process
 from ..utils.errors import PPSD3Error
 
 # Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
@@ -30,6 +31,7 @@ def main(argv=None):
     arguments = None
     try:
         arguments = _parse(argv)
+        tune_process()
         return arguments.run(arguments) or 0
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -8,6 +8,7 @@ from typing import Any, Optional, Union
 import paddle
 from paddle import nn
 
+from ..modeling_utils import ModelMixin
 from ..ops import Linear, gated_residual, layer_norm_modulate, linear_gelu
 from ..utils.errors import InputError
 from .attention_processor import Attention, AttentionProcessor, check_attention_kwargs
@@ -177,12 +178,9 @@ def _feed_forward(feed_forward: FeedForward, tokens: paddle.Tensor, modulated: M
     return gated_residual(tokens, modulated.gate_mlp, feed_forward(normalized))
 
 
-class AttentionMixin(nn.Layer):
+class AttentionMixin(ModelMixin):
     """The seam of attention processors and the switches of blocks, under their diffusers names: for networks that have
     :class:`Attention` and :class:`FeedForward` in them."""
-
-    def _forget_graphs(self):
-        """For changes that a traced graph would not see; there is none here."""
 
     @property
     def attn_processors(self) -> dict[str, AttentionProcessor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import paddle
 import paddle.nn.functional as F
@@ -21,8 +21,8 @@ from .normalization import RMSNorm
 
 # ``processor(attn, hidden_states, encoder_hidden_states, **joint_attention_kwargs)`` -> what the attention returns.
 AttentionProcessor = Callable[..., Any]
-# q, k, v, each [B, S, h, d]
-QKV = tuple[Optional[paddle.Tensor], Optional[paddle.Tensor], Optional[paddle.Tensor]]
+# q, k, v, each [B, S, h, d]; where no token asks, q is None.
+QKV = tuple[Any, paddle.Tensor, paddle.Tensor]
 
 _NAMES = ("to_q", "to_k", "to_v")
 _ADDED_NAMES = ("add_q_proj", "add_k_proj", "add_v_proj")
@@ -85,7 +85,7 @@ class Attention(nn.Layer):
         """Q, K, V of the image tokens, each [B, N, h, d], as the projections give them."""
         return self._project(hidden_states, _NAMES)
 
-    def normalize(self, q: paddle.Tensor | None, k: paddle.Tensor | None, v: paddle.Tensor | None) -> QKV:
+    def normalize(self, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor) -> QKV:
         """What :meth:`project` gave, Q and K normalised where the model does."""
         return _normalized(q, self.norm_q), _normalized(k, self.norm_k), v
 
@@ -151,7 +151,7 @@ class Attention(nn.Layer):
         return (processor or self.processor)(self, hidden_states, encoder_hidden_states, **kwargs)
 
 
-def _normalized(x, norm):
+def _normalized(x: Any, norm: RMSNorm | None) -> Any:
     return x if x is None or norm is None else norm(x)
 
 
@@ -217,11 +217,11 @@ class PAGJointAttnProcessor2_5(JointAttnProcessor2_5):
         if text is None:
             return v, None
         text_q, text_k, text_v = text
-        image = self._self_and_text(q, k, v, text_k, text_v)
+        learnt = self._self_and_text(q, k, v, text_k, text_v)
         if text_q is None:
-            return image, None
+            return learnt, None
         keys, values = paddle.concat([k, text_k], axis=1), paddle.concat([v, text_v], axis=1)
-        return image, attention(text_q, keys, values)
+        return learnt, attention(text_q, keys, values)
 
     @staticmethod
     def _self_and_text(q, k, v, text_k, text_v):

@@ -5,6 +5,9 @@ signature and checkpoint names of diffusers' ``AutoencoderKL``. SD3 uses 16 late
 factor of 1.5305 and a shift of 0.0609.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +19,7 @@ from ..modeling_utils import ModelMixin
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError
+from ..utils.random import Generator
 from .tiling import Tileable
 from .vae import Decoder, DecoderOutput, DiagonalGaussianDistribution, Encoder
 
@@ -33,22 +37,22 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
     The factor 8 is ``2 ** (len(block_out_channels) - 1)`` (``spatial_factor``) for SD3's four blocks.
 
     Args:
-        in_channels, out_channels (int): colour channels in and out. Default 3.
-        down_block_types, up_block_types (tuple of str): one per entry of ``block_out_channels``; only
+        in_channels, out_channels: colour channels in and out. Default 3.
+        down_block_types, up_block_types: one per entry of ``block_out_channels``; only
             "DownEncoderBlock2D" and "UpDecoderBlock2D" exist.
-        block_out_channels (tuple of int): width at each resolution, full size first. Default (64,).
-        layers_per_block (int): residual blocks per resolution in the encoder; the decoder has one more. Default 1.
-        act_fn (str): only "silu".
-        latent_channels (int): C. Default 4 (SD3: 16).
-        norm_num_groups (int): groups of every group norm; divides every width. Default 32.
-        sample_size (int): picture side, in pixels, that the model was trained for; bounds the default tile.
-        scaling_factor (float), shift_factor (float or None): see ``scale_latents``.
-        latents_mean, latents_std (tuple of C floats or None): the same per channel, see ``scale_latents``.
-        force_upcast (bool): kept so that a configuration is saved as it was read; nothing acts on it. The flag asks
+        block_out_channels: width at each resolution, full size first.
+        layers_per_block: residual blocks per resolution in the encoder; the decoder has one more. Default 1.
+        act_fn: only "silu".
+        latent_channels: C. Default 4 (SD3: 16).
+        norm_num_groups: groups of every group norm; divides every width.
+        sample_size: picture side, in pixels, that the model was trained for; bounds the default tile.
+        scaling_factor, shift_factor: see ``scale_latents``.
+        latents_mean, latents_std: the same per channel, see ``scale_latents``.
+        force_upcast: kept so that a configuration is saved as it was read; nothing acts on it. The flag asks
             for float32 decoding in place of float16, which the first SDXL VAE needed. SD3's does not, and diffusers'
             SD3 pipelines decode in the dtype of the weights too; ``vae.to(dtype="float32")`` does it by hand.
-        use_quant_conv, use_post_quant_conv (bool): 1x1 convolutions around the latents (SD3: neither).
-        mid_block_add_attention (bool): attention at the lowest resolution. Default True.
+        use_quant_conv, use_post_quant_conv: 1x1 convolutions around the latents (SD3: neither).
+        mid_block_add_attention: attention at the lowest resolution.
 
     Raises:
         ConfigError: an unsupported block type or activation, or lengths that do not match.
@@ -59,25 +63,25 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",),
-        up_block_types=("UpDecoderBlock2D",),
-        block_out_channels=(64,),
-        layers_per_block=1,
-        act_fn="silu",
-        latent_channels=4,
-        norm_num_groups=32,
-        sample_size=32,
-        scaling_factor=0.18215,
-        shift_factor=None,
-        latents_mean=None,
-        latents_std=None,
-        force_upcast=True,
-        use_quant_conv=True,
-        use_post_quant_conv=True,
-        mid_block_add_attention=True,
-    ):
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
+        up_block_types: Sequence[str] = ("UpDecoderBlock2D",),
+        block_out_channels: Sequence[int] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        sample_size: int | Sequence[int] = 32,
+        scaling_factor: float = 0.18215,
+        shift_factor: float | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        force_upcast: bool = True,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
+    ) -> None:
         super().__init__()
         _check_config(self.config)
         stack = (block_out_channels, layers_per_block, norm_num_groups, mid_block_add_attention)
@@ -91,7 +95,9 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     # ------------------------------------------------------------------------------------------ picture <-> latents
 
-    def encode(self, x, return_dict=True):
+    def encode(
+        self, x: paddle.Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """Picture ``x [B, in_channels, 8H, 8W]`` -> ``.latent_dist`` over [B, C, H, W] (or a 1-tuple of it).
 
         Raises:
@@ -101,7 +107,9 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    def decode(self, z, return_dict=True, generator=None):
+    def decode(
+        self, z: paddle.Tensor, return_dict: bool = True, generator: Generator | Sequence[Generator] | None = None
+    ) -> DecoderOutput | tuple[paddle.Tensor]:
         """Latents ``z [B, C, H, W]``, unscaled -> ``.sample [B, out_channels, 8H, 8W]`` (or a 1-tuple of it).
 
         ``generator`` changes nothing: this decoder draws no noise. Callers written for decoders that do may pass it.
@@ -113,14 +121,20 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         sample = self._by_slices(self._decode, z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def forward(self, sample, sample_posterior=False, return_dict=True, generator=None):
+    def forward(
+        self,
+        sample: paddle.Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: Generator | Sequence[Generator] | None = None,
+    ) -> DecoderOutput | tuple[paddle.Tensor]:
         """Encodes and decodes ``sample [B, in_channels, 8H, 8W]``; the latents are the posterior's mode, or a draw
         with ``generator`` if ``sample_posterior``."""
-        posterior = self.encode(sample).latent_dist
+        posterior = self.encode(sample, return_dict=False)[0]
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 
-    def scale_latents(self, z):
+    def scale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """Latents as encoded -> latents as the diffusion model sees them: ``(z - shift) * scale``.
 
         ``shift`` is ``shift_factor`` (None is 0) and ``scale`` is ``scaling_factor``; with ``latents_mean`` and
@@ -129,7 +143,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         shift, scale = self._shift_and_scale(z)
         return (z - shift) * scale
 
-    def unscale_latents(self, z):
+    def unscale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """The inverse of ``scale_latents``, to be called before ``decode``: ``z / scale + shift``."""
         shift, scale = self._shift_and_scale(z)
         return z / scale + shift
@@ -145,7 +159,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         return mean, config.scaling_factor / std
 
     @property
-    def spatial_factor(self):
+    def spatial_factor(self) -> int:
         """Pixels per latent position along a side: 8 for four blocks."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 

@@ -4,6 +4,9 @@ Source: Ollin Boer Bohan's TAESD (github.com/madebyollin/taesd), whose TAESD3 go
 checkpoint names of diffusers' ``AutoencoderTiny``.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import paddle
@@ -15,6 +18,7 @@ from ..modeling_utils import ModelMixin
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError
+from ..utils.random import Generator
 from .tiling import Tileable
 from .vae import DecoderOutput, DiagonalGaussianDistribution
 
@@ -30,7 +34,7 @@ class AutoencoderTinyOutput(BaseOutput):
     latents: paddle.Tensor
 
     @property
-    def latent_dist(self):
+    def latent_dist(self) -> DiagonalGaussianDistribution:
         """The latents as a distribution without variance, for callers that know ``AutoencoderKL``."""
         return DiagonalGaussianDistribution(paddle.concat([self.latents] * 2, axis=1), deterministic=True)
 
@@ -40,18 +44,18 @@ class AutoencoderTiny(Tileable, ModelMixin):
     of 64 channels: some thirty times less work than SD3's own VAE, and somewhat blurred.
 
     Args:
-        in_channels, out_channels (int): colour channels. Default 3.
-        encoder_block_out_channels, decoder_block_out_channels (tuple of int): width at each resolution; in each of the
+        in_channels, out_channels: colour channels. Default 3.
+        encoder_block_out_channels, decoder_block_out_channels: width at each resolution; in each of the
             two, all are equal. Default (64, 64, 64, 64).
-        act_fn (str): "relu" (default), "silu", "gelu" or "mish".
-        upsample_fn (str): only "nearest".
-        latent_channels (int): C. Default 4 (TAESD3: 16).
-        upsampling_scaling_factor (int): only 2.
-        num_encoder_blocks (tuple of int): residual blocks at each resolution, full size first. Default (1, 3, 3, 3).
-        num_decoder_blocks (tuple of int): the same, smallest size first. Default (3, 3, 3, 1).
-        latent_magnitude (float), latent_shift (float): range of latents as bytes, used by ``forward``. Defaults 3, 0.5.
-        force_upcast (bool): kept; nothing acts on it.
-        scaling_factor (float), shift_factor (float): see ``scale_latents``; 1 and 0, since latents need no scaling.
+        act_fn: "relu" (default), "silu", "gelu" or "mish".
+        upsample_fn: only "nearest".
+        latent_channels: C. Default 4 (TAESD3: 16).
+        upsampling_scaling_factor: only 2.
+        num_encoder_blocks: residual blocks at each resolution, full size first.
+        num_decoder_blocks: the same, smallest size first.
+        latent_magnitude, latent_shift: range of latents as bytes, used by ``forward``. Defaults 3, 0.5.
+        force_upcast: kept; nothing acts on it.
+        scaling_factor, shift_factor: see ``scale_latents``; 1 and 0, since latents need no scaling.
 
     Raises:
         ConfigError: what only diffusers' signature has, or lengths and widths that do not match.
@@ -63,22 +67,22 @@ class AutoencoderTiny(Tileable, ModelMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels=3,
-        out_channels=3,
-        encoder_block_out_channels=(64, 64, 64, 64),
-        decoder_block_out_channels=(64, 64, 64, 64),
-        act_fn="relu",
-        upsample_fn="nearest",
-        latent_channels=4,
-        upsampling_scaling_factor=2,
-        num_encoder_blocks=(1, 3, 3, 3),
-        num_decoder_blocks=(3, 3, 3, 1),
-        latent_magnitude=3,
-        latent_shift=0.5,
-        force_upcast=False,
-        scaling_factor=1.0,
-        shift_factor=0.0,
-    ):
+        in_channels: int = 3,
+        out_channels: int = 3,
+        encoder_block_out_channels: Sequence[int] = (64, 64, 64, 64),
+        decoder_block_out_channels: Sequence[int] = (64, 64, 64, 64),
+        act_fn: str = "relu",
+        upsample_fn: str = "nearest",
+        latent_channels: int = 4,
+        upsampling_scaling_factor: int = 2,
+        num_encoder_blocks: Sequence[int] = (1, 3, 3, 3),
+        num_decoder_blocks: Sequence[int] = (3, 3, 3, 1),
+        latent_magnitude: float = 3,
+        latent_shift: float = 0.5,
+        force_upcast: bool = False,
+        scaling_factor: float = 1.0,
+        shift_factor: float | None = 0.0,
+    ) -> None:
         super().__init__()
         _check_config(self.config)
         self.encoder = _Encoder(in_channels, latent_channels, num_encoder_blocks, encoder_block_out_channels, act_fn)
@@ -88,11 +92,11 @@ class AutoencoderTiny(Tileable, ModelMixin):
         self._init_tiling(_DEFAULT_TILE)
 
     @property
-    def spatial_factor(self):
+    def spatial_factor(self) -> int:
         """Pixels per latent position along a side."""
         return 2 ** (len(self.config.num_encoder_blocks) - 1)
 
-    def encode(self, x, return_dict=True):
+    def encode(self, x: paddle.Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[paddle.Tensor]:
         """Picture ``x [B, in_channels, 8H, 8W]`` -> ``.latents [B, C, H, W]`` (or a 1-tuple of it).
 
         Raises:
@@ -102,7 +106,9 @@ class AutoencoderTiny(Tileable, ModelMixin):
         latents = self._by_slices(self._encode, x)
         return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
-    def decode(self, x, generator=None, return_dict=True):
+    def decode(
+        self, x: paddle.Tensor, generator: Generator | Sequence[Generator] | None = None, return_dict: bool = True
+    ) -> DecoderOutput | tuple[paddle.Tensor]:
         """Latents ``x [B, C, H, W]`` -> ``.sample [B, out_channels, 8H, 8W]`` (or a 1-tuple of it).
 
         ``generator`` changes nothing: no noise is drawn.
@@ -114,18 +120,18 @@ class AutoencoderTiny(Tileable, ModelMixin):
         sample = self._by_slices(self._decode, x)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
-    def forward(self, sample, return_dict=True):
+    def forward(self, sample: paddle.Tensor, return_dict: bool = True) -> DecoderOutput | tuple[paddle.Tensor]:
         """Encodes ``sample``, rounds the latents to bytes as a file of four-channel pictures would, and decodes."""
         reach, shift = 2 * self.config.latent_magnitude, self.config.latent_shift
-        latents = self.encode(sample).latents
+        latents = self.encode(sample, return_dict=False)[0]
         rounded = paddle.round(paddle.clip(latents / reach + shift, 0, 1) * 255) / 255
         return self.decode((rounded - shift) * reach, return_dict=return_dict)
 
-    def scale_latents(self, z):
+    def scale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """As ``AutoencoderKL.scale_latents``: latents as encoded -> as the diffusion model sees them."""
         return (z - self.config.shift_factor) * self.config.scaling_factor
 
-    def unscale_latents(self, z):
+    def unscale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """The inverse of ``scale_latents``, to be called before ``decode``."""
         return z / self.config.scaling_factor + self.config.shift_factor
 
@@ -176,8 +182,8 @@ class _Layers(nn.Layer):
         if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return self.layers(x)
         x = self.layers[0](x)  # recompute() gives parameters no gradient if its input needs none, as pictures do
-        for layer in self.layers[1:]:
-            x = recompute(layer, x)
+        for index in range(1, len(self.layers)):
+            x = recompute(self.layers[index], x)
         return x
 
 

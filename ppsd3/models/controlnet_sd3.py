@@ -3,10 +3,15 @@
 Legend: B batch, C latent channels, H W latent grid, N image tokens, L text tokens, D width.
 """
 
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from functools import reduce
+from itertools import count, takewhile
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle import nn
@@ -17,9 +22,13 @@ from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
+from ..utils.types import PathLike
 from .attention import JointTransformerBlock, SD3SingleTransformerBlock
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
-from .transformer_sd3 import ConditionedBlocks
+from .transformer_sd3 import ConditionedBlocks, PreparedCondition, SD3Transformer2DModel
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -39,13 +48,13 @@ class SD3ControlNetModel(ConditionedBlocks):
         sample_size, patch_size, in_channels, num_layers, attention_head_dim, num_attention_heads,
             pooled_projection_dim, out_channels, pos_embed_max_size, dual_attention_layers, qk_norm: as in
             :class:`SD3Transformer2DModel`. (``out_channels`` is in published files and changes nothing.)
-        joint_attention_dim (int or None): width of the text tokens that come in; None makes blocks without text.
-        caption_projection_dim (int): width that the text is projected to; equals D.
-        extra_conditioning_channels (int): of the guiding latents, beside ``in_channels``: 1 for the mask of an
+        joint_attention_dim: width of the text tokens that come in; None makes blocks without text.
+        caption_projection_dim: width that the text is projected to; equals D.
+        extra_conditioning_channels: of the guiding latents, beside ``in_channels``: 1 for the mask of an
             inpainting ControlNet.
-        pos_embed_type (str or None): "sincos", or None for latents without positions.
-        use_pos_embed (bool): False for tokens [B, N, D] in place of latents, from the transformer's ``pos_embed``.
-        force_zeros_for_pooled_projection (bool): trained without pooled text, and with guiding latents that were not
+        pos_embed_type: "sincos", or None for latents without positions.
+        use_pos_embed: False for tokens [B, N, D] in place of latents, from the transformer's ``pos_embed``.
+        force_zeros_for_pooled_projection: trained without pooled text, and with guiding latents that were not
             shifted. Pipelines read it.
 
     Raises:
@@ -60,27 +69,32 @@ class SD3ControlNetModel(ConditionedBlocks):
     @register_to_config
     def __init__(
         self,
-        sample_size=128,
-        patch_size=2,
-        in_channels=16,
-        num_layers=18,
-        attention_head_dim=64,
-        num_attention_heads=18,
-        joint_attention_dim=4096,
-        caption_projection_dim=1152,
-        pooled_projection_dim=2048,
-        out_channels=16,
-        pos_embed_max_size=96,
-        extra_conditioning_channels=0,
-        dual_attention_layers=(),
-        qk_norm=None,
-        pos_embed_type="sincos",
-        use_pos_embed=True,
-        force_zeros_for_pooled_projection=True,
-    ):
+        sample_size: int = 128,
+        patch_size: int = 2,
+        in_channels: int = 16,
+        num_layers: int = 18,
+        attention_head_dim: int = 64,
+        num_attention_heads: int = 18,
+        joint_attention_dim: int | None = 4096,
+        caption_projection_dim: int = 1152,
+        pooled_projection_dim: int = 2048,
+        out_channels: int = 16,
+        pos_embed_max_size: int | None = 96,
+        extra_conditioning_channels: int = 0,
+        dual_attention_layers: Sequence[int] = (),
+        qk_norm: str | None = None,
+        pos_embed_type: str | None = "sincos",
+        use_pos_embed: bool = True,
+        force_zeros_for_pooled_projection: bool = True,
+    ) -> None:
         super().__init__()
         self.inner_dim = num_attention_heads * attention_head_dim
-        patches = {"height": sample_size, "width": sample_size, "patch_size": patch_size, "embed_dim": self.inner_dim}
+        patches: dict[str, Any] = {
+            "height": sample_size,
+            "width": sample_size,
+            "patch_size": patch_size,
+            "embed_dim": self.inner_dim,
+        }
         self.pos_embed = None
         if use_pos_embed:
             self.pos_embed = PatchEmbed(
@@ -90,7 +104,7 @@ class SD3ControlNetModel(ConditionedBlocks):
                 **patches,
             )
         self.time_text_embed = CombinedTimestepTextProjEmbeddings(self.inner_dim, pooled_projection_dim)
-        heads = {
+        heads: dict[str, Any] = {
             "dim": self.inner_dim,
             "num_attention_heads": num_attention_heads,
             "attention_head_dim": attention_head_dim,
@@ -123,17 +137,20 @@ class SD3ControlNetModel(ConditionedBlocks):
 
     @classmethod
     def from_transformer(
-        cls, transformer, num_layers=12, num_extra_conditioning_channels=0, load_weights_from_transformer=True
-    ):
+        cls,
+        transformer: SD3Transformer2DModel,
+        num_layers: int = 12,
+        num_extra_conditioning_channels: int = 0,
+        load_weights_from_transformer: bool = True,
+    ) -> SD3ControlNetModel:
         """A ControlNet to be trained for ``transformer``: its first blocks, which at first add nothing.
 
         It reads pooled text and shifted latents (``force_zeros_for_pooled_projection=False``).
 
         Args:
-            transformer (SD3Transformer2DModel)
-            num_layers (int): blocks; at most the transformer's for its weights.
-            num_extra_conditioning_channels (int): 1 for inpainting.
-            load_weights_from_transformer (bool): False begins with fresh weights.
+            num_layers: blocks; at most the transformer's for its weights.
+            num_extra_conditioning_channels: 1 for inpainting.
+            load_weights_from_transformer: False begins with fresh weights.
 
         Raises:
             InputError: more layers than the transformer has.
@@ -161,27 +178,28 @@ class SD3ControlNetModel(ConditionedBlocks):
 
     def forward(
         self,
-        hidden_states,
-        controlnet_cond,
-        conditioning_scale=1.0,
-        encoder_hidden_states=None,
-        pooled_projections=None,
-        timestep=None,
-        joint_attention_kwargs=None,
-        return_dict=True,
-        prepared=None,
-    ):
+        hidden_states: paddle.Tensor,
+        controlnet_cond: paddle.Tensor,
+        conditioning_scale: float = 1.0,
+        encoder_hidden_states: paddle.Tensor | None = None,
+        pooled_projections: paddle.Tensor | None = None,
+        timestep: paddle.Tensor | None = None,
+        joint_attention_kwargs: Mapping[str, Any] | None = None,
+        return_dict: bool = True,
+        prepared: PreparedCondition | None = None,
+    ) -> SD3ControlNetOutput | tuple[list[paddle.Tensor]]:
         """What guides the transformer at ``hidden_states``.
 
         Args:
-            hidden_states (Tensor): noisy latents [B, C, H, W], or tokens [B, N, D] without ``use_pos_embed``.
-            controlnet_cond (Tensor [B, C + extra_conditioning_channels, H, W]): guiding latents.
-            conditioning_scale (float): weight of the result.
-            encoder_hidden_states (Tensor [B, L, joint_attention_dim]): text tokens; None for blocks without text.
-            pooled_projections (Tensor [B, pooled_projection_dim]), timestep (Tensor [B], 0 to 1000, fp32).
-            joint_attention_kwargs (dict, optional): as in :class:`SD3Transformer2DModel`.
-            return_dict (bool): return :class:`SD3ControlNetOutput` (default) or a tuple of one list.
-            prepared (PreparedCondition, optional): text and timestep as :meth:`prepare` made them, in the place of
+            hidden_states: noisy latents [B, C, H, W], or tokens [B, N, D] without ``use_pos_embed``.
+            controlnet_cond: [B, C + extra_conditioning_channels, H, W], guiding latents.
+            conditioning_scale: weight of the result.
+            encoder_hidden_states: [B, L, joint_attention_dim], text tokens; None for blocks without text.
+            pooled_projections: pooled text [B, pooled_projection_dim].
+            timestep: [B], 0 to 1000, fp32.
+            joint_attention_kwargs: as in :class:`SD3Transformer2DModel`.
+            return_dict: return :class:`SD3ControlNetOutput` (default) or a tuple of one list.
+            prepared: text and timestep as :meth:`prepare` made them, in the place of
                 ``encoder_hidden_states``, ``pooled_projections`` and ``timestep``. It may have a multiple of B rows.
 
         Raises:
@@ -215,16 +233,13 @@ class SD3MultiControlNetModel(ModelMixin):
 
     Saved as ``controlnet``, ``controlnet_1``, ... side by side, as diffusers saves several ControlNets of other models.
 
-    Args:
-        controlnets (sequence of SD3ControlNetModel)
-
     Raises:
-        InputError: none, or something else.
+        InputError: ``controlnets`` is empty, or has something else in it.
     """
 
     _components = ()
 
-    def __init__(self, controlnets):
+    def __init__(self, controlnets: Sequence[SD3ControlNetModel]) -> None:
         super().__init__()
         wrong = [type(net).__name__ for net in controlnets if not isinstance(net, SD3ControlNetModel)]
         if wrong or not controlnets:
@@ -232,21 +247,21 @@ class SD3MultiControlNetModel(ModelMixin):
         self.nets = nn.LayerList(list(controlnets))
 
     @property
-    def config(self):
+    def config(self) -> FrozenConfig:
         """FrozenConfig: ``nets`` is the list of the ControlNets' own."""
         return FrozenConfig({"nets": [net.config for net in self.nets]})
 
     def forward(
         self,
-        hidden_states,
-        controlnet_cond,
-        conditioning_scale,
-        pooled_projections=None,
-        encoder_hidden_states=None,
-        timestep=None,
-        joint_attention_kwargs=None,
-        return_dict=True,
-    ):
+        hidden_states: paddle.Tensor,
+        controlnet_cond: Sequence[paddle.Tensor],
+        conditioning_scale: Sequence[float],
+        pooled_projections: paddle.Tensor | None = None,
+        encoder_hidden_states: paddle.Tensor | None = None,
+        timestep: paddle.Tensor | None = None,
+        joint_attention_kwargs: Mapping[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> SD3ControlNetOutput | tuple[list[paddle.Tensor]]:
         """As :class:`SD3ControlNetModel`, with a list of ``controlnet_cond`` and of ``conditioning_scale``, one for
         each net. Nets without text are not given any.
 
@@ -256,60 +271,64 @@ class SD3MultiControlNetModel(ModelMixin):
         for name, values in (("controlnet_cond", controlnet_cond), ("conditioning_scale", conditioning_scale)):
             if len(values) != len(self.nets):
                 raise InputError(f"`{name}` has {len(values)} entries for {len(self.nets)} ControlNets.")
-        residuals = add_residuals(
-            net(
-                hidden_states,
-                cond,
-                scale,
-                None if net.context_embedder is None else encoder_hidden_states,
-                pooled_projections,
-                timestep,
-                joint_attention_kwargs,
-                return_dict=False,
-            )[0]
-            for net, cond, scale in zip(self.nets, controlnet_cond, conditioning_scale)
+        residuals = reduce(
+            _sum_of_two,
+            (
+                net(
+                    hidden_states,
+                    cond,
+                    scale,
+                    None if net.context_embedder is None else encoder_hidden_states,
+                    pooled_projections,
+                    timestep,
+                    joint_attention_kwargs,
+                    return_dict=False,
+                )[0]
+                for net, cond, scale in zip(self.nets, controlnet_cond, conditioning_scale)
+            ),
         )
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **options):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
+    ) -> Self:
         """Loads a directory and those beside it with ``_1``, ``_2``, ... after its name; ``options`` are those of
         :meth:`SD3ControlNetModel.from_pretrained`."""
         path = os.path.join(os.fspath(pretrained_model_name_or_path), subfolder or "")
         return cls([SD3ControlNetModel.from_pretrained(folder, **options) for folder in _folders(path)])
 
-    def save_pretrained(self, save_directory, **options):
+    def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
         ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""
         for index, net in enumerate(self.nets):
             net.save_pretrained(_numbered(save_directory, index), **options)
 
     @classmethod
-    def load_config(cls, path):
+    def load_config(cls, path: PathLike) -> dict[str, Any]:
         """dict: ``nets`` is the list of configurations found at ``path`` and beside it."""
         nets = [SD3ControlNetModel.load_config(folder) for folder in _folders(path)]
         return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Fresh ControlNets of these configurations."""
         return cls([SD3ControlNetModel.from_config(net) for net in config["nets"]])
 
 
-def add_residuals(lists):
-    """The sum of several ControlNets' residuals, each a list of Tensor [B, N, D].
+def add_residuals(lists: Iterable[list[paddle.Tensor]]) -> list[paddle.Tensor] | None:
+    """The sum of several ControlNets' residuals, each a list of Tensor [B, N, D]; None of none.
 
     A list is spread evenly over the transformer's blocks, however long it is; so lists of different lengths are
     first brought to their least common multiple.
     """
-    total = None
-    for residuals in lists:
-        if total is None:
-            total = residuals
-            continue
-        length = math.lcm(len(total), len(residuals))
-        total = [total[i * len(total) // length] + residuals[i * len(residuals) // length] for i in range(length)]
-    return total
+    lists = list(lists)
+    return reduce(_sum_of_two, lists) if lists else None
+
+
+def _sum_of_two(first, second):
+    length = math.lcm(len(first), len(second))
+    return [first[i * len(first) // length] + second[i * len(second) // length] for i in range(length)]
 
 
 def _zeroed(layer):
@@ -326,8 +345,4 @@ def _numbered(path, index):
 
 def _folders(path):
     """``path`` and those beside it that are numbered from 1 on without a gap."""
-    found = [os.fspath(path)]
-    for index in count(1):
-        if not os.path.isdir(_numbered(path, index)):
-            return found
-        found.append(_numbered(path, index))
+    return [os.fspath(path), *takewhile(os.path.isdir, (_numbered(path, index) for index in count(1)))]

@@ -4,6 +4,8 @@ Counterparts of diffusers' ``PatchEmbed``, ``Timesteps``, ``TimestepEmbedding``,
 ``CombinedTimestepTextProjEmbeddings``, cut down to what SD3 uses. Parameter names are the checkpoint's.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -17,13 +19,13 @@ from ..ops.vision import patch_tokens
 from ..utils.errors import ConfigError, InputError
 
 
-def sincos_2d(embed_dim, height, width, base_size):
+def sincos_2d(embed_dim: int, height: int, width: int, base_size: int) -> np.ndarray:
     """Fixed 2-D sine-cosine positions, computed in float64 along each axis.
 
     Args:
-        embed_dim (int): width D; a multiple of 4.
-        height, width (int): grid in patches.
-        base_size (int): grid size at which a step is 1; a larger grid gets steps of ``base_size / size``.
+        embed_dim: width D; a multiple of 4.
+        height, width: grid in patches.
+        base_size: grid size at which a step is 1; a larger grid gets steps of ``base_size / size``.
 
     Returns:
         numpy.ndarray [height * width, D], float32: the first half encodes the column, the second half the row.
@@ -46,14 +48,14 @@ class PatchEmbed(nn.Layer):
     """Latents to image tokens: a strided convolution plus cropped positional embeddings.
 
     Args:
-        height, width (int): native latent grid (``sample_size``).
-        patch_size (int): latent cells a token covers along a side. SD3 uses 2.
-        in_channels (int): latent channels C.
-        embed_dim (int): transformer width D.
-        pos_embed_max_size (int, optional): side M of the stored position table; a smaller picture uses its centre,
+        height, width: native latent grid (``sample_size``).
+        patch_size: latent cells a token covers along a side. SD3 uses 2.
+        in_channels: latent channels C.
+        embed_dim: transformer width D.
+        pos_embed_max_size: side M of the stored position table; a smaller picture uses its centre,
             so that one model serves every aspect ratio. Without it the table is the native grid, and other
             sizes are computed (SD 2-style).
-        pos_embed_type (str, optional): ``"sincos"``, or None to add no positions.
+        pos_embed_type: ``"sincos"``, or None to add no positions.
 
     Raises:
         ConfigError: another ``pos_embed_type``.
@@ -63,8 +65,15 @@ class PatchEmbed(nn.Layer):
     """
 
     def __init__(
-        self, height, width, patch_size, in_channels, embed_dim, pos_embed_max_size=None, pos_embed_type="sincos"
-    ):
+        self,
+        height: int,
+        width: int,
+        patch_size: int,
+        in_channels: int,
+        embed_dim: int,
+        pos_embed_max_size: int | None = None,
+        pos_embed_type: str | None = "sincos",
+    ) -> None:
         super().__init__()
         if pos_embed_type not in (None, "sincos"):
             raise ConfigError(f"pos_embed_type is {pos_embed_type!r}; it can be 'sincos' or None.")
@@ -82,7 +91,7 @@ class PatchEmbed(nn.Layer):
             table = paddle.to_tensor(sincos_2d(embed_dim, rows, columns, self.base_size)[None])
         self.register_buffer("pos_embed", table, persistable=bool(pos_embed_max_size))
 
-    def positions(self, height, width):
+    def positions(self, height: int, width: int) -> paddle.Tensor:
         """Positions of a grid of ``height x width`` patches: [1, height * width, D].
 
         Raises:
@@ -103,7 +112,7 @@ class PatchEmbed(nn.Layer):
         grid = self.pos_embed.reshape([1, side, side, -1])[:, top : top + height, left : left + width]
         return grid.reshape([1, height * width, -1])
 
-    def forward(self, latent):
+    def forward(self, latent: paddle.Tensor) -> paddle.Tensor:
         given, taken = latent.shape[1], self.proj.weight.shape[1]
         if given != taken:
             raise InputError(f"The latents have {given} channels, the transformer takes {taken} (in_channels).")
@@ -120,12 +129,12 @@ class Timesteps(nn.Layer):
     """Sinusoidal features of the timestep, in fp32: ``[B] -> [B, num_channels]``.
 
     Args:
-        num_channels (int): width of the feature. SD3 uses 256.
-        flip_sin_to_cos (bool): cosines first. SD3: True.
-        downscale_freq_shift (float): shift of the frequency scale. SD3: 0.
+        num_channels: width of the feature. SD3 uses 256.
+        flip_sin_to_cos: cosines first. SD3: True.
+        downscale_freq_shift: shift of the frequency scale. SD3: 0.
     """
 
-    def __init__(self, num_channels, flip_sin_to_cos=True, downscale_freq_shift=0):
+    def __init__(self, num_channels: int, flip_sin_to_cos: bool = True, downscale_freq_shift: float = 0) -> None:
         super().__init__()
         self.num_channels, self.flip_sin_to_cos = num_channels, flip_sin_to_cos
         half = num_channels // 2
@@ -136,7 +145,7 @@ class Timesteps(nn.Layer):
         # in nearly all of them. No buffer, because a cast of the model must not reach it.
         self._frequencies = np.exp(exponent.astype("float64")).astype("float32")
 
-    def forward(self, timesteps):
+    def forward(self, timesteps: paddle.Tensor) -> paddle.Tensor:
         # the angle of a timestep near 1000 has no correct digit left in half precision
         angles = timesteps.astype("float32").unsqueeze(-1) * paddle.to_tensor(self._frequencies)
         parts = [paddle.sin(angles), paddle.cos(angles)]
@@ -146,12 +155,12 @@ class Timesteps(nn.Layer):
 class TimestepEmbedding(nn.Layer):
     """``linear_2(silu(linear_1(x)))``: ``[B, in_channels] -> [B, time_embed_dim]``."""
 
-    def __init__(self, in_channels, time_embed_dim):
+    def __init__(self, in_channels: int, time_embed_dim: int) -> None:
         super().__init__()
         self.linear_1 = Linear(in_channels, time_embed_dim)
         self.linear_2 = Linear(time_embed_dim, time_embed_dim)
 
-    def forward(self, sample):
+    def forward(self, sample: paddle.Tensor) -> paddle.Tensor:
         return self.linear_2(F.silu(self.linear_1(sample)))
 
 
@@ -163,23 +172,23 @@ class CombinedTimestepTextProjEmbeddings(nn.Layer):
     """The conditioning vector y: embedded timestep plus embedded pooled text (paper, figure 2).
 
     Args:
-        embedding_dim (int): transformer width D.
-        pooled_projection_dim (int): width P of the pooled text.
+        embedding_dim: transformer width D.
+        pooled_projection_dim: width P of the pooled text.
 
     Shapes: ``timestep [B]`` (fp32, 0 to 1000), ``pooled_projection [B, P]`` -> ``[B, D]``.
     """
 
-    def __init__(self, embedding_dim, pooled_projection_dim):
+    def __init__(self, embedding_dim: int, pooled_projection_dim: int) -> None:
         super().__init__()
         self.time_proj = Timesteps(num_channels=256, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.timestep_embedder = TimestepEmbedding(in_channels=256, time_embed_dim=embedding_dim)
         self.text_embedder = PixArtAlphaTextProjection(pooled_projection_dim, embedding_dim)
 
-    def forward(self, timestep, pooled_projection):
+    def forward(self, timestep: paddle.Tensor, pooled_projection: paddle.Tensor) -> paddle.Tensor:
         features = self.time_proj(timestep).astype(pooled_projection.dtype)
         return self.timestep_embedder(features) + self.text_embedder(pooled_projection)
 
-    def of_steps(self, timesteps, pooled_projection):
+    def of_steps(self, timesteps: paddle.Tensor, pooled_projection: paddle.Tensor) -> paddle.Tensor:
         """Each of the ``timesteps [T]`` with all of ``pooled_projection [B, P]``: [T, B, D]."""
         steps, rows = timesteps.shape[0], pooled_projection.shape[0]
         temb = self(timesteps.repeat_interleave(rows), paddle.concat([pooled_projection] * steps))

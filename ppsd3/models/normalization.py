@@ -6,7 +6,6 @@ Counterparts of diffusers' ``AdaLayerNorm``, ``AdaLayerNormZero``, ``SD35AdaLaye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Union
 
 import paddle
@@ -16,7 +15,7 @@ from paddle import nn
 from ..ops import Linear, layer_norm, layer_norm_modulate, modulate, rms_norm
 
 # What steers a norm: the conditioning vector [B, D], or the chunks [B, D] that the norm's ``modulation`` made of it.
-Conditioning = Union[paddle.Tensor, Sequence[paddle.Tensor]]
+Conditioning = Union[paddle.Tensor, list[paddle.Tensor]]
 
 
 class Modulated(NamedTuple):
@@ -48,7 +47,7 @@ class _AdaLayerNorm(nn.Layer):
         return self.linear(F.silu(emb)).chunk(self.chunks, axis=-1)
 
     def forward(self, x: paddle.Tensor, emb: Conditioning) -> Any:
-        return self._modulated(x, *(emb if isinstance(emb, (list, tuple)) else self.modulation(emb)))
+        return self._modulated(x, *(emb if isinstance(emb, list) else self.modulation(emb)))
 
     def _modulated(self, x, *chunks):
         """``x [B, S, D]``, normalised and modulated by ``chunks`` [B, D]."""

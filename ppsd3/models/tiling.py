@@ -1,5 +1,7 @@
 """Encoding and decoding with bounded memory: a picture of the batch at a time, or tiles of a picture."""
 
+from __future__ import annotations
+
 import paddle
 
 from ..utils.errors import InputError
@@ -8,8 +10,20 @@ _MAX_DEFAULT_TILE = 512  # pixels; SD3's sample_size of 1024 as a tile would lea
 
 
 class Tileable:
-    """Mixed into autoencoders that have ``_encode_tile`` (picture -> latents or their moments), ``_decode_tile`` and
-    ``spatial_factor``, the pixels per latent position along a side."""
+    """Mixed into autoencoders, which say how one tile is encoded and decoded."""
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along a side."""
+        raise NotImplementedError
+
+    def _encode_tile(self, x: paddle.Tensor) -> paddle.Tensor:
+        """Picture -> latents, or their moments."""
+        raise NotImplementedError
+
+    def _decode_tile(self, z: paddle.Tensor) -> paddle.Tensor:
+        """Latents -> picture."""
+        raise NotImplementedError
 
     def _init_tiling(self, sample_size):
         """``sample_size`` (int or pair): picture side that the model was trained for; bounds the default tile."""
@@ -20,29 +34,29 @@ class Tileable:
         self.tile_overlap_factor = 0.25
 
     @property
-    def tile_latent_min_size(self):
+    def tile_latent_min_size(self) -> int:
         """Side of a tile in latent positions."""
         return self.tile_sample_min_size // self.spatial_factor
 
-    def enable_slicing(self):
+    def enable_slicing(self) -> None:
         """Encode and decode one row of the batch at a time: the same result, the memory of one picture."""
         self.use_slicing = True
 
-    def disable_slicing(self):
+    def disable_slicing(self) -> None:
         """Whole batches again."""
         self.use_slicing = False
 
-    def enable_tiling(self, tile_sample_min_size=None, tile_overlap_factor=None):
+    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None) -> None:
         """Encode and decode pictures larger than a tile in overlapping tiles that are blended linearly.
 
         Memory then depends on the tile and no longer on the picture. Normalisation and attention see one tile at a
         time, so the result differs slightly from an untiled one.
 
         Args:
-            tile_sample_min_size (int or None): side of a tile in pixels, a multiple of ``spatial_factor``. None keeps
+            tile_sample_min_size: side of a tile in pixels, a multiple of ``spatial_factor``. None keeps
                 the present one; it starts as the smaller of ``sample_size`` and 512. (diffusers starts at
                 ``sample_size``, 1024 for SD3, and so tiles nothing up to 1024x1024.)
-            tile_overlap_factor (float or None): part of a tile shared with its neighbour, in [0, 1). None keeps the
+            tile_overlap_factor: part of a tile shared with its neighbour, in [0, 1). None keeps the
                 present one; it starts as 0.25.
 
         Raises:
@@ -63,7 +77,7 @@ class Tileable:
         self.tile_sample_min_size, self.tile_overlap_factor = tile, overlap
         self.use_tiling = True
 
-    def disable_tiling(self):
+    def disable_tiling(self) -> None:
         """Whole pictures again."""
         self.use_tiling = False
 

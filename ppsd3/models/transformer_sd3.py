@@ -19,7 +19,6 @@ from paddle.distributed.fleet.utils import recompute
 
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
-from ..modeling_utils import ModelMixin
 from ..ops import Linear, adapter_scale, scaled_adapters
 from ..ops.shapes import tracked
 from ..outputs import BaseOutput
@@ -75,7 +74,7 @@ class PreparedCondition:
         return paddle.concat([*chunks, *self.out], axis=-1)
 
 
-class ConditionedBlocks(AttentionMixin, ModelMixin):
+class ConditionedBlocks(AttentionMixin):
     """What the transformer and its ControlNets share: blocks that text and timestep steer.
 
     Both are prepared by the same layers for a step of training and for all steps of sampling. In the former case each
@@ -144,7 +143,7 @@ class ConditionedBlocks(AttentionMixin, ModelMixin):
         def bound(i, block):
             prefix, suffix = f"transformer_blocks.{i}.", ".processor"
             own = {name[len(prefix) : -len(suffix)]: p for name, p in processors.items() if name.startswith(prefix)}
-            return lambda *streams: self._run_block(block, *streams, condition.blocks[i], kwargs, own)
+            return lambda image, text: self._run_block(block, image, text, condition.blocks[i], kwargs, own)
 
         return [bound(i, block) for i, block in enumerate(self.transformer_blocks)]
 
@@ -201,7 +200,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
     _components = ("transformer",)
 
     norm_out: AdaLayerNormContinuous
-    ip_adapter: nn.Layer | None
+    ip_adapter: Any
 
     @register_to_config
     def __init__(
@@ -316,8 +315,10 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         blocks = self._blocks_of(condition, kwargs or {}, processors)
         for i in skip_layers:
             blocks[i] = _left_out
-        for i in range(len(blocks) - 1) if residuals is not None else ():
-            blocks[i] = _with_residual(blocks[i], residuals[int(i / (len(blocks) / len(residuals)))])
+        if residuals is not None:
+            interval = len(blocks) / len(residuals)
+            for i in range(len(blocks) - 1):
+                blocks[i] = _with_residual(blocks[i], residuals[int(i / interval)])
         tokens = (run_blocks or run_all)(blocks, tokens, condition.context)
         return self.norm_out(tokens, condition.out)
 

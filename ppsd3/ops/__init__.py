@@ -1,14 +1,14 @@
 """The only place that knows kernels; everything else calls these names."""
 
+from . import sixteen_bit, vision  # noqa: F401 (their operations belong to the table too)
 from .activations import exact_gelu, gelu, quick_gelu
 from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
 from .attention import attention, causal_bias, joint_attention
 from .casting import CastingLinear
 from .linear import Linear, linear, linear_gelu
 from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
-from .native import use_native
-from .native.products import float32_matmul_precision
 from .quantized import QuantizedLinear, WeightOnlyLinear, shared_input
+from .settings import float32_matmul_precision, use_kernels, use_native
 
 __all__ = [
     "AdaptedLinear",
@@ -36,5 +36,6 @@ __all__ = [
     "rms_norm",
     "scaled_adapters",
     "shared_input",
+    "use_kernels",
     "use_native",
 ]

@@ -15,9 +15,10 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
+from typing import Any
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 from ..utils.errors import InputError
 from ..utils.paddle_internals import share_memory
@@ -33,10 +34,10 @@ class Adapter(nn.Layer):
         """What to add to ``y``.
 
         Args:
-            x (Tensor [..., in_features]): the layer's input.
-            y (Tensor [..., out_features]): what the layer makes of it, bias included.
+            x: the layer's input, ``[..., in_features]``.
+            y: what the layer makes of it, bias included, ``[..., out_features]``.
             layer: the linear layer.
-            strength (float): the adapter's weight.
+            strength: the adapter's weight.
         """
         raise NotImplementedError
 
@@ -57,34 +58,47 @@ class AdaptedLinear(nn.Layer):
 
     Attributes:
         base_layer: that layer; with fused adapters its weights contain them.
-        adapters (nn.LayerDict): name -> :class:`Adapter`.
-        strengths (dict): name of each adapter -> float.
-        active (tuple of str): names of the adapters that act, in the order in which they are added.
-        enabled (bool): whether they act at all.
-        fused (dict): name of an adapter in the weights -> strength there.
+        adapters: name -> :class:`Adapter`.
+        strengths: name of each adapter -> strength.
+        active: names of the adapters that act, in the order in which they are added.
+        enabled: whether they act at all.
+        fused: name of an adapter in the weights -> strength there.
     """
 
-    def __init__(self, layer):
+    def __init__(self, layer: nn.Layer) -> None:
         super().__init__()
-        self.base_layer = layer
-        self.adapters = nn.LayerDict()
-        self.strengths, self.active, self.enabled = {}, (), True
-        self.fused = {}
+        self.base_layer: Any = layer
+        self.adapters: Any = nn.LayerDict()
+        self.strengths: dict[str, float] = {}
+        self.active: tuple[str, ...] = ()
+        self.enabled = True
+        self.fused: dict[str, float] = {}
         self._without = None  # weight and bias without the fused adapters
 
-    in_features = property(lambda self: self.base_layer.in_features)
-    out_features = property(lambda self: self.base_layer.out_features)
-    compute_dtype = property(lambda self: self.base_layer.compute_dtype)
+    @property
+    def in_features(self) -> int:
+        """Of the linear layer."""
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Of the linear layer."""
+        return self.base_layer.out_features
+
+    @property
+    def compute_dtype(self) -> paddle.dtype:
+        """dtype of its input and output."""
+        return self.base_layer.compute_dtype
 
     @property
     def scale(self) -> float:
         """Factor of all strengths in the present context; :func:`scaled_adapters` sets it."""
         return _scales.get().get(self, 1.0)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.adapt(x, self.base_layer(x))
 
-    def adapt(self, x, y):
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
         """``y``, which the layer made of ``x``, plus what the adapters add."""
         total, scale = y, self.scale
         for name in self.pending:
@@ -94,13 +108,13 @@ class AdaptedLinear(nn.Layer):
         return total
 
     @property
-    def pending(self):
+    def pending(self) -> list[str]:
         """Names of the active adapters that are not in the weights."""
         return [name for name in self.active if name not in self.fused] if self.enabled else []
 
     @paddle.no_grad()
-    def merged(self, strengths):
-        """float32 (weight, bias or None) with the adapters of ``strengths`` (name -> float) in them and no others."""
+    def merged(self, strengths: dict[str, float]) -> tuple[Tensor, Tensor | None]:
+        """float32 (weight, bias or None) with the adapters of ``strengths`` in them and no others."""
         layer = self.base_layer
         weight, bias = self._originals()
         weight = dense_weight(layer, weight)
@@ -114,7 +128,7 @@ class AdaptedLinear(nn.Layer):
         return weight + change, bias
 
     @paddle.no_grad()
-    def fuse(self, strengths, merged=None):
+    def fuse(self, strengths: dict[str, float], merged: tuple[Tensor, Tensor | None] | None = None) -> None:
         """Puts the adapters of ``strengths`` into the weights, which hold these and no others then."""
         layer = self.base_layer
         weight, bias = self.merged(strengths) if merged is None else merged
@@ -125,7 +139,7 @@ class AdaptedLinear(nn.Layer):
         self.fused = dict(strengths)
 
     @paddle.no_grad()
-    def unfuse(self):
+    def unfuse(self) -> None:
         """Gives the layer the very weights again that it had."""
         if self._without is None:
             return
@@ -147,17 +161,17 @@ class AdaptedLinear(nn.Layer):
         names = [name for name in ("weight", "weight_scale") if getattr(layer, name, None) is not None]
         return {name: alias(getattr(layer, name)) for name in names}, None if layer.bias is None else alias(layer.bias)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         acting = {name: self.strengths[name] * self.scale for name in self.pending}
         return f"adapters={acting}, fused={self.fused}"
 
 
-def base_of(layer):
+def base_of(layer: nn.Layer) -> Any:
     """The linear layer inside, or ``layer`` itself."""
     return layer.base_layer if isinstance(layer, AdaptedLinear) else layer
 
 
-def adapt(layer, x, y):
+def adapt(layer: nn.Layer, x: Tensor, y: Tensor) -> Tensor:
     """``y``, which the weights of ``layer`` made of ``x``, with what adapters around the layer add."""
     return layer.adapt(x, y) if isinstance(layer, AdaptedLinear) else y
 
@@ -197,7 +211,7 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
         _scales.reset(token)
 
 
-def own_sublayers(network):
+def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:
     """[(name, layer)] of ``network`` without what an adapter has attached to the whole of it (``_attachments``)."""
     return [(name, layer) for name, layer in network.named_sublayers() if not _is_attached(network, name)]
 
@@ -234,9 +248,9 @@ def dense_weight(layer, tensors=None):
     """The float32 matrix [out_features, in_features] that ``layer`` multiplies by.
 
     Args:
-        tensors (dict, optional): "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.
+        tensors: "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.
     """
-    tensors = tensors or {name: getattr(layer, name, None) for name in ("weight", "weight_scale")}
+    tensors = tensors or {"weight": layer.weight, "weight_scale": getattr(layer, "weight_scale", None)}
     weight, scale = tensors["weight"].astype("float32"), tensors.get("weight_scale")
     return weight if scale is None else weight * scale.astype("float32").unsqueeze(1)
 

@@ -1,30 +1,20 @@
-"""Softmax attention on ``[B, S, h, d]``: one signature, several ways of computing it.
+"""Softmax attention on ``[B, S, h, d]``: one signature, several ways of computing it."""
 
-``reference`` is the definition, ``heads_split`` the fast way on CPU within Paddle, ``fused`` Paddle's flash kernel for
-GPU, and :mod:`.native` has a flash kernel for CPU. ``attention`` chooses by where the tensors are; nothing else in the
-package chooses a kernel.
-"""
+from __future__ import annotations
+
+from functools import partial
 
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 
-from . import native, onednn
-from .native import interface as kernels
+from . import onednn
+from .dispatch import Implementation, native, onednn as by_onednn, operation
+from .native import attention as kernels
 from .shapes import shape_of
 
 
-def attention_reference(q, k, v, bias=None, causal=False, scale=None):
-    """The definition: ``softmax(scale q k^T + bias) v`` on heads moved to the batch axis.
-
-    Args and shapes: see :func:`attention`.
-    """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))  # [B, h, S, d]
-    scores = _masked(paddle.matmul(q * scale, k, transpose_y=True), bias, causal)
-    return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3])
-
-
-def attention_heads_split(q, k, v, bias=None, causal=False, scale=None):
+def _heads_split(q, k, v, bias=None, causal=False, scale=None):
     """One head at a time, without a transpose.
 
     Paddle's CPU transposes of ``[B, S, h, d]`` cost more than the attention itself; a slice of the last axis is a
@@ -40,14 +30,13 @@ def attention_heads_split(q, k, v, bias=None, causal=False, scale=None):
     return paddle.stack(heads, axis=2)
 
 
-def _softmax(scores):
-    """Softmax over the last axis; may use up ``scores``."""
-    if onednn.usable_forward(scores):
-        return onednn.softmax_(scores)
-    return F.softmax(scores, axis=-1)
+@operation(by_onednn(onednn.softmax_, gradients=False))
+def _softmax(x):
+    """Softmax over the last axis; may use up ``x``, which is contiguous."""
+    return F.softmax(x, axis=-1)
 
 
-def attention_fused(q, k, v, bias=None, causal=False, scale=None):
+def _fused(q, k, v, bias=None, causal=False, scale=None):
     """Paddle's ``scaled_dot_product_attention`` (flash attention on GPU)."""
     default = q.shape[-1] ** -0.5
     if scale is not None and scale != default:
@@ -57,54 +46,104 @@ def attention_fused(q, k, v, bias=None, causal=False, scale=None):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
 
 
-def attention(q, k, v, bias=None, causal=False, scale=None):
-    """Softmax attention.
+def _pays_on_tiles(q, k, v, bias=None, causal=False, scale=None):
+    return kernels.pays_on_tiles(q.shape[1], k.shape[1], k.shape[3])
+
+
+@operation(
+    native(
+        partial(kernels.attention, kernel="amx_attention"),
+        "amx",
+        ("amx",),
+        precisions=("high", "strassen", "medium"),
+        accepts=kernels.accepts,
+        pays=_pays_on_tiles,
+    ),
+    native(kernels.attention, accepts=kernels.accepts),
+    Implementation("fused", "paddle", _fused, "gpu"),
+    Implementation("heads split", "paddle", _heads_split),
+    deciding=4,
+)
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention: ``softmax(scale q k^T + bias) v``.
 
     Args:
-        q (Tensor [B, Sq, h, d]), k, v (Tensor [B, Sk, h, d]): queries, keys and values.
-        bias (Tensor [1 or B, 1 or h, Sq, Sk], optional): added to the scaled scores.
-        causal (bool): a query sees only keys of its own index and before. Default False.
-        scale (float, optional): factor on the scores. Default ``d ** -0.5``; T5 passes 1.
+        q: queries ``[B, Sq, h, d]``.
+        k, v: keys and values ``[B, Sk, h, d]``.
+        bias: added to the scaled scores, ``[1 or B, 1 or h, Sq, Sk]``.
+        causal: whether a query sees only keys of its own index and before.
+        scale: factor on the scores; default ``d ** -0.5``. T5 passes 1.
 
     Returns:
-        Tensor [B, Sq, h, d], dtype of ``q``.
+        ``[B, Sq, h, d]``, dtype of ``q``.
     """
-    if native.usable(q, k, v, bias) and not causal and (bias is None or kernels.takes_bias(bias, q, k, v)):
-        return kernels.attention([q], [k], [v], q.shape[-1] ** -0.5 if scale is None else scale, bias)[0]
-    return (attention_fused if _on_gpu(q) else attention_heads_split)(q, k, v, bias, causal, scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))  # [B, h, S, d]
+    scores = _masked(paddle.matmul(q * scale, k, transpose_y=True), bias, causal)
+    return paddle.matmul(F.softmax(scores, axis=-1), v).transpose([0, 2, 1, 3])
 
 
-def joint_attention(image, text):
+def _joined(*tensors):
+    """Queries, keys and values, each as the pieces that there are."""
+    return [[x for x in pair if x is not None] for pair in zip(tensors[:3], tensors[3:])]
+
+
+def _in_pieces(*tensors, kernel="attention"):
+    return kernels.in_pieces(*_joined(*tensors), kernel=kernel)
+
+
+def _joint_pays_on_tiles(*tensors):
+    q, k = tensors[:2]
+    return kernels.pays_on_tiles(q.shape[1], k.shape[1] + tensors[4].shape[1], k.shape[3])
+
+
+@operation(
+    native(
+        partial(_in_pieces, kernel="amx_attention"),
+        "amx",
+        ("amx",),
+        precisions=("high", "strassen", "medium"),
+        pays=_joint_pays_on_tiles,
+    ),
+    native(_in_pieces),
+    deciding=6,
+)
+def _joint_attention(q, k, v, text_q, text_k, text_v):
+    """The outputs for ``q`` and, if it is there, ``text_q``."""
+    joined = [paddle.concat(pieces, axis=1) for pieces in _joined(q, k, v, text_q, text_k, text_v)]
+    joint = attention(joined[0], joined[1], joined[2])
+    images = shape_of(q)[1]
+    return [joint] if text_q is None else [joint[:, :images], joint[:, images:]]
+
+
+def joint_attention(
+    image: tuple[Tensor, Tensor, Tensor], text: tuple[Tensor | None, Tensor, Tensor]
+) -> tuple[Tensor, Tensor | None]:
     """One softmax over the tokens of two streams, image first, without concatenating them where kernels allow.
 
     Args:
-        image, text (tuple of three Tensors): q, k, v, each [B, N, h, d] and [B, L, h, d]; q of the text may be None,
-            where only the image asks.
+        image: q, k, v, each ``[B, N, h, d]``.
+        text: q, k, v, each ``[B, L, h, d]``; q may be None, where only the image asks.
 
     Returns:
-        (Tensor [B, N, h, d], Tensor [B, L, h, d] or None).
+        ``[B, N, h, d]``, and ``[B, L, h, d]`` or None.
     """
-    queries, keys, values = ([x for x in pair if x is not None] for pair in zip(image, text))
-    if native.usable(*image, *text):
-        outputs = kernels.attention(queries, keys, values, image[0].shape[-1] ** -0.5)
-    else:
-        joint = attention(*(paddle.concat(pieces, axis=1) for pieces in (queries, keys, values)))
-        images = shape_of(image[0])[1]
-        outputs = [joint] if text[0] is None else [joint[:, :images], joint[:, images:]]
-    return outputs[0], outputs[1] if len(queries) == 2 else None
+    outputs = _joint_attention(*image, *text)
+    return outputs[0], outputs[1] if len(outputs) == 2 else None
 
 
-def causal_bias(rows, columns, dtype):
+def causal_bias(rows: int, columns: int, dtype: paddle.dtype) -> Tensor:
     """``[rows, columns]``: 0 where column <= row, a very negative finite number elsewhere."""
     # finfo.min of fp16 would become -inf once a bias is added to it, and a row of -inf is NaN after softmax
     lowest = -1e4 if dtype == paddle.float16 else -1e30
     return paddle.triu(paddle.full([rows, columns], lowest, dtype="float32"), diagonal=1).astype(dtype)
-
-
-def _on_gpu(x):
-    if paddle.in_dynamic_mode():
-        return x.place.is_gpu_place()
-    return paddle.get_device().startswith("gpu")  # a static graph's tensors have no place yet
 
 
 def _masked(scores, bias, causal):

@@ -5,13 +5,14 @@ weights stay what the file has, mapped and not read until they are needed, and e
 the next one uses again.
 """
 
+from __future__ import annotations
+
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
-from . import native
-from .native import halves
 from .shapes import tracked
+from .sixteen_bit import cast_weight
 
 
 class CastingLinear(nn.Layer):
@@ -20,12 +21,14 @@ class CastingLinear(nn.Layer):
     W is a buffer and cannot be trained; a gradient passes to ``x`` and ``bias``, as an adapter needs.
 
     Args:
-        weight (float16 or bfloat16 Tensor [out_features, in_features])
-        bias (Tensor [out_features], optional): a parameter in the dtype of the activations.
-        compute_dtype (paddle dtype): of its input and output. Default float32.
+        weight: float16 or bfloat16, ``[out_features, in_features]``.
+        bias: a parameter ``[out_features]`` in the dtype of the activations.
+        compute_dtype: of its input and output.
     """
 
-    def __init__(self, weight, bias=None, compute_dtype=paddle.float32):
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, compute_dtype: paddle.dtype = paddle.float32
+    ) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)
@@ -33,24 +36,17 @@ class CastingLinear(nn.Layer):
         self.compute_dtype = compute_dtype
 
     @classmethod
-    def unfilled(cls, linear, dtype, compute_dtype):
+    def unfilled(cls, linear: nn.Layer, dtype: paddle.dtype, compute_dtype: paddle.dtype) -> CastingLinear:
         """A layer of the sizes of a :class:`~ppsd3.ops.Linear`, for weights of ``dtype`` to be put into."""
         return cls(paddle.empty([linear.out_features, linear.in_features], dtype), linear.bias, compute_dtype)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         y = _CastingProduct.apply(x, self.weight) if tracked(x) else _product(x, self.weight)
         return y if self.bias is None else y + self.bias
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         held = str(self.weight.dtype).split(".")[-1]
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {held}"
-
-
-def cast_weight(weight, dtype):
-    """``weight`` in ``dtype``, by threads where the native kernels can."""
-    if dtype == paddle.float32 and native.usable() and halves.casts(weight):
-        return halves.cast_weight(weight)
-    return weight.astype(dtype)
 
 
 def _product(x, weight):

@@ -1,22 +1,26 @@
-"""Float32 convolution, softmax and activations on the CPU through the oneDNN library in the paddlepaddle wheel.
+"""float32 convolution, softmax and activations on the CPU through the oneDNN library of the paddlepaddle wheel.
 
 Paddle's own CPU convolution builds the im2col matrix; oneDNN's compiled kernels skip it and are 2 to 4 times faster,
 forward and backward (more on a busy machine, where Paddle's barrier per picture waits for the slower thread). The
-library is called through its C interface (stable over oneDNN 3.x) with ctypes, on the addresses of Paddle tensors.
-``usable`` says where this can be done; call the rest only there.
+library is called through its C interface with ctypes, on the addresses of Paddle tensors. :func:`unavailable` says
+whether this can be done; call the rest only where it can.
 
-Numbers below (kinds, arguments, queries) are those of oneDNN's ``dnnl_types.h``, version 3.
+Numbers below (kinds, arguments, queries) are those of ``dnnl_types.h`` in the oneDNN of :data:`KNOWN_VERSIONS`.
 """
 
 import ctypes
 import functools
+import math
 import os
 import threading
 
 import paddle
 from paddle.autograd import PyLayer
 
-from .shapes import plain_on_cpu, tracked
+from .shapes import tracked
+
+# (major, minor): from that of Paddle 2.6.2's wheel to that of 3.3.1's, between which the interface stays the same.
+KNOWN_VERSIONS = [(3, minor) for minor in range(2, 7)]
 
 _CPU, _F32 = 1, 3
 _FORWARD_TRAINING, _DIRECT = 64, 1
@@ -40,38 +44,34 @@ _Dims = ctypes.c_int64 * 12
 _Pair = ctypes.c_int64 * 2
 
 
+class _Version(ctypes.Structure):
+    _fields_ = [("major", ctypes.c_int), ("minor", ctypes.c_int)]  # and more, which nothing here reads
+
+
 class _Argument(ctypes.Structure):
     _fields_ = [("index", ctypes.c_int), ("memory", _Handle)]
 
 
-def usable(*tensors):
-    """Whether ``tensors`` are :func:`~ppsd3.ops.shapes.plain_on_cpu`, and oneDNN is there."""
-    return plain_on_cpu(*tensors) and is_available()
-
-
-def usable_forward(x):
-    """Whether :func:`softmax_` and :func:`eltwise`, which record no gradient, may serve ``x``."""
-    return not tracked(x) and usable(x)
+class Unavailable(Exception):
+    """Why oneDNN is not used; caught by :func:`unavailable`."""
 
 
 @functools.cache
-def is_available():
-    """Whether the wheel carries a oneDNN 3 that makes a CPU engine (GPU, macOS and Windows wheels may not)."""
+def unavailable():
+    """Why oneDNN is not used, None if it is: the wheel carries a known version, and that makes a CPU engine."""
     try:
         with _lock:
             _engine()
-        return True
-    except (OSError, AttributeError, RuntimeError):
-        return False
+        return None
+    except (OSError, AttributeError, RuntimeError, Unavailable) as error:  # wheels for GPUs, macOS, Windows
+        return str(error)
 
 
 def conv2d(x, weight, bias, stride, padding):
     """Convolution of contiguous or strided float32 CPU tensors; differentiable once.
 
-    Args:
-        x (Tensor [B, in, H, W]), weight (Tensor [out, in, kh, kw]), bias (Tensor [out])
-        stride (int)
-        padding (4 ints): zeros at the top, bottom, left and right.
+    Shapes: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]``. ``padding``: zeros at the top, bottom,
+    left and right.
     """
     if tracked(x, weight, bias):
         return _Conv2D.apply(x, weight, bias, stride, padding)
@@ -84,9 +84,9 @@ def softmax_(x):
     A seventh of the time that Paddle takes.
     """
     with _lock:
-        layout, *primitive = _softmax(tuple(x.shape))
+        layout, descriptor, primitive = _softmax(tuple(x.shape))
         memory = _Memory(layout, x)
-        _execute(*primitive, {_SRC: memory, _DST: memory})
+        _execute(descriptor, primitive, {_SRC: memory, _DST: memory})
     return x
 
 
@@ -102,15 +102,14 @@ def eltwise(x, name, alpha=0.0):
     """An activation of a float32 CPU tensor, without a gradient: a quarter of the time that Paddle takes.
 
     Args:
-        x (Tensor)
-        name (str): gelu_tanh; gelu_erf; swish: ``x * sigmoid(alpha x)``.
-        alpha (float): of swish.
+        name: gelu_tanh; gelu_erf; swish: ``x * sigmoid(alpha x)``.
+        alpha: of swish.
     """
     x = x.contiguous()
     y = paddle.empty(x.shape, x.dtype)
     with _lock:
-        layout, *primitive = _eltwise(x.size, name, alpha)
-        _execute(*primitive, {_SRC: _Memory(layout, x), _DST: _Memory(layout, y)})
+        layout, descriptor, primitive = _eltwise(math.prod(x.shape), name, alpha)
+        _execute(descriptor, primitive, {_SRC: _Memory(layout, x), _DST: _Memory(layout, y)})
     return y
 
 
@@ -306,7 +305,13 @@ def _check(status, function):
 @functools.cache
 def _library():
     path = os.path.join(os.path.dirname(paddle.__file__), "libs", "libdnnl.so.3")
+    if not os.path.exists(path):
+        raise Unavailable("Paddle's wheel carries no oneDNN 3")
     library = ctypes.CDLL(path)
+    library.dnnl_version.restype = ctypes.POINTER(_Version)
+    version = library.dnnl_version().contents
+    if (version.major, version.minor) not in KNOWN_VERSIONS:
+        raise Unavailable(f"the numbers of oneDNN {version.major}.{version.minor} are not known")
     library.dnnl_primitive_desc_query_md.restype = _Handle
     library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
     return library

@@ -2,8 +2,6 @@
 
 import paddle
 
-from ..utils.paddle_internals import is_autocasting
-
 
 def shape_of(x):
     """The sizes of ``x``: ints, or in a static graph an int32 tensor."""
@@ -13,12 +11,3 @@ def shape_of(x):
 def tracked(*tensors):
     """Whether a gradient of what is computed from ``tensors`` (entries may be None) is recorded."""
     return paddle.is_grad_enabled() and not all(x is None or x.stop_gradient for x in tensors)
-
-
-def plain_on_cpu(*tensors):
-    """Whether ``tensors`` (entries may be None) are non-empty float32 on the CPU, outside AMP and static graphs."""
-    if not paddle.in_dynamic_mode() or is_autocasting():
-        return False
-    return all(
-        x is None or (x.dtype == paddle.float32 and x.place.is_cpu_place() and 0 not in x.shape) for x in tensors
-    )

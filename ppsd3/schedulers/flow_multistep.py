@@ -4,13 +4,16 @@ In terms of ``lambda = log((1 - sigma) / sigma)``, half the log of the signal-to
 linear in the predicted picture ``x_0 = x - sigma v``, which a polynomial through the last few approximates.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
+import paddle
 
 from ..utils.errors import ConfigError, InputError
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, cast, check_choice
+from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice
 
 _OF_DIFFUSION_ALONE = (
     "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio", "lambda_min_clipped",
@@ -52,7 +55,7 @@ class FlowMultistepScheduler(FlowScheduler):
         self._start(sigmas, sigmas * config.num_train_timesteps, None)
 
     @property
-    def shift(self):
+    def shift(self) -> float:
         """The static shift, ``flow_shift`` in the configuration."""
         return float(self.config.flow_shift)
 
@@ -92,6 +95,6 @@ class FlowMultistepScheduler(FlowScheduler):
     def _remember(self, picture):
         self._pictures = [*self._pictures, picture][-self.config.solver_order :]
 
-    def add_noise(self, original_samples, noise, timesteps):
+    def add_noise(self, original_samples: paddle.Tensor, noise: paddle.Tensor, timesteps: Timestep) -> paddle.Tensor:
         """``scale_noise`` with diffusers' name and order of arguments for these classes."""
         return self.scale_noise(original_samples, timesteps, noise)

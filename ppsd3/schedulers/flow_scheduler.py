@@ -1,11 +1,20 @@
 """What the samplers of a flow have in common: a schedule, a position in it, and the forward process."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Union
+
 import numpy as np
 import paddle
 
-from ..configuration_utils import ConfigMixin
 from ..utils.errors import ConfigError, InputError
 from .scheduling_utils import SchedulerMixin
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Timestep = Union[float, int, np.floating, paddle.Tensor, np.ndarray]  # one, or where it is said one for each row
 
 # What a sampler need not know of another's configuration, as long as it is this.
 _NEUTRAL = {
@@ -39,20 +48,23 @@ _NEUTRAL = {
 }
 
 
-class FlowScheduler(SchedulerMixin, ConfigMixin):
+class FlowScheduler(SchedulerMixin):
     """Base of the samplers. A subclass makes the schedule (``set_timesteps``) and takes the steps (``step``).
 
     Attributes:
-        order (int): model calls per step; ``timesteps`` has them all.
-        num_inference_steps (int or None): of the last ``set_timesteps``.
+        order: model calls per step; ``timesteps`` has them all.
+        num_inference_steps: of the last ``set_timesteps``.
     """
 
     order = 1
-    _solver_types = ()
-    _config_aliases = {}  # another sampler's key -> ours for the same thing
+    num_inference_steps: int | None
+    _step_index: Any  # an int; None before the first step
+    _begin_index: int | None
+    _solver_types: tuple[str, ...] = ()
+    _config_aliases: dict[str, str] = {}  # another sampler's key -> ours for the same thing
 
     @classmethod
-    def from_config(cls, config, **overrides):
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Makes the sampler from its own configuration, or from that of another sampler of flows.
 
         ``shift`` and ``flow_shift`` are one thing by two names. What the other has and this class has not is left out
@@ -80,35 +92,35 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
         self._step_index = self._begin_index = None
 
     @property
-    def sigmas(self):
+    def sigmas(self) -> paddle.Tensor:
         """float32 tensor: ``[n + 1]``, the last one the terminal 0 or 1; before ``set_timesteps`` the table ``[T]``."""
         return self._sigma_tensor
 
     @property
-    def timesteps(self):
+    def timesteps(self) -> paddle.Tensor:
         """float32 tensor ``[n]``: what the model is called with, step by step."""
         return self._timestep_tensor
 
     @property
-    def step_index(self):
+    def step_index(self) -> int | None:
         """Index of the coming step; None before the first one."""
         return self._step_index
 
     @property
-    def begin_index(self):
+    def begin_index(self) -> int | None:
         """Index of the first step if ``set_begin_index`` named one, else None: it is then looked up by timestep."""
         return self._begin_index
 
-    def set_begin_index(self, begin_index=0):
+    def set_begin_index(self, begin_index: int = 0) -> None:
         """Names the first step, for sampling that starts in the middle of the schedule (image to image)."""
         self._begin_index = begin_index
 
     @property
-    def init_noise_sigma(self):
+    def init_noise_sigma(self) -> float:
         """Standard deviation of the noise that sampling starts from."""
         return 1.0
 
-    def index_for_timestep(self, timestep, schedule_timesteps=None):
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Any = None) -> int:
         """Index of ``timestep`` (float or tensor of one value) in the schedule, or in ``schedule_timesteps``.
 
         The match is exact. Of several matches it is the second, so that a run that starts in the middle of a
@@ -127,14 +139,16 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
             )
         return int(indices[1 if len(indices) > 1 else 0])
 
-    def scale_noise(self, sample, timestep, noise=None):
+    def scale_noise(
+        self, sample: paddle.Tensor, timestep: Timestep, noise: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
         """The forward process: ``sigma noise + (1 - sigma) sample``.
 
         Args:
-            sample (tensor ``[B, ...]``): the clean sample.
-            timestep (float or tensor ``[]``, ``[1]`` or ``[B]``): one for all rows, or one per row. After
+            sample: [B, ...], the clean sample.
+            timestep: [], one for all rows, or one per row. After
                 ``set_begin_index`` or the first ``step`` the scheduler's own position is used in its place.
-            noise (tensor): of the sample's shape; required.
+            noise: of the sample's shape; required.
 
         Returns:
             tensor of the sample's shape and dtype, computed in float32.
@@ -169,14 +183,14 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
         sigma, sigma_next = self._sigma_array[self._step_index : self._step_index + 2]
         return float(sigma), float(sigma_next), float(sigma_next - sigma)
 
-    def _count_steps(self, **given):
+    def _count_steps(self, **given: Any) -> int:
         """The one number of steps that all of ``given`` (int, sequence or None) agree on.
 
         Raises:
             InputError: nothing is given, numbers differ, or it is below 1.
         """
         counts = {
-            name: value if isinstance(value, (int, np.integer)) else len(value)
+            name: int(value) if isinstance(value, (int, np.integer)) else len(value)
             for name, value in given.items()
             if value is not None
         }
@@ -187,16 +201,16 @@ class FlowScheduler(SchedulerMixin, ConfigMixin):
             raise InputError(f"set_timesteps needs one number of steps, at least 1; it was given {listed}.")
         return next(iter(counts.values()))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.config.num_train_timesteps
 
 
-def cast(tensor, dtype):
+def cast(tensor: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     """``tensor`` in ``dtype``, without a copy if it is so already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
-def refuse_integer(timestep):
+def refuse_integer(timestep: Timestep) -> None:
     """Raises InputError if ``timestep`` is an index rather than an entry of ``timesteps``."""
     is_integer = isinstance(timestep, (int, np.integer)) or (
         isinstance(timestep, (paddle.Tensor, np.ndarray)) and "int" in str(timestep.dtype)
@@ -207,7 +221,7 @@ def refuse_integer(timestep):
         )
 
 
-def check_choice(name, value, known):
+def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raises ConfigError unless ``value`` is one of ``known``."""
     if value not in known:
         raise ConfigError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, known))}.")

@@ -1,14 +1,19 @@
 """DPM-Solver++ on flows; counterpart of diffusers' class as it is configured for flow models."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import paddle
 
 from ..configuration_utils import register_to_config
-from ..utils.random import randn
+from ..utils.random import Generator, randn
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import cast, check_choice
+from .flow_scheduler import Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -20,19 +25,19 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
     ``prediction_type="flow_prediction"``.
 
     Args:
-        num_train_timesteps (int): T. Default 1000.
-        solver_order (int): 1, 2 (default) or 3.
-        prediction_type (str): "flow_prediction".
-        algorithm_type (str): "dpmsolver++" (default) or "sde-dpmsolver++".
-        solver_type (str): of order 2, "midpoint" (default) or "heun".
-        lower_order_final (bool): lower orders for the last steps of runs of less than 15 steps. Default True.
-        euler_at_final (bool): kept for diffusers' files; the last step is of order 1 in any case.
-        use_flow_sigmas (bool): True.
-        flow_shift (float): static shift; SD3 has 3.0. Default 1.0.
-        final_sigmas_type (str): "zero".
-        use_dynamic_shifting (bool): shift by the ``mu`` given to ``set_timesteps`` instead. Default False.
-        time_shift_type (str): "exponential".
-        thresholding, use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas (bool): False.
+        num_train_timesteps: T.
+        solver_order: 1, 2 (default) or 3.
+        prediction_type: "flow_prediction".
+        algorithm_type: "dpmsolver++" (default) or "sde-dpmsolver++".
+        solver_type: of order 2, "midpoint" (default) or "heun".
+        lower_order_final: lower orders for the last steps of runs of less than 15 steps.
+        euler_at_final: kept for diffusers' files; the last step is of order 1 in any case.
+        use_flow_sigmas: True.
+        flow_shift: static shift; SD3 has 3.0.
+        final_sigmas_type: "zero".
+        use_dynamic_shifting: shift by the ``mu`` given to ``set_timesteps`` instead.
+        time_shift_type: "exponential".
+        thresholding, use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: False.
 
     Raises:
         ConfigError: a value that flows have no use for.
@@ -43,36 +48,42 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps=1000,
-        solver_order=2,
-        prediction_type="flow_prediction",
-        thresholding=False,
-        algorithm_type="dpmsolver++",
-        solver_type="midpoint",
-        lower_order_final=True,
-        euler_at_final=False,
-        use_karras_sigmas=False,
-        use_exponential_sigmas=False,
-        use_beta_sigmas=False,
-        use_lu_lambdas=False,
-        use_flow_sigmas=True,
-        flow_shift=1.0,
-        final_sigmas_type="zero",
-        use_dynamic_shifting=False,
-        time_shift_type="exponential",
-    ):
+        num_train_timesteps: int = 1000,
+        solver_order: int = 2,
+        prediction_type: str = "flow_prediction",
+        thresholding: bool = False,
+        algorithm_type: str = "dpmsolver++",
+        solver_type: str = "midpoint",
+        lower_order_final: bool = True,
+        euler_at_final: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = True,
+        flow_shift: float = 1.0,
+        final_sigmas_type: str = "zero",
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+    ) -> None:
         check_choice("algorithm_type", algorithm_type, ("dpmsolver++", "sde-dpmsolver++"))
         check_choice("solver_type", solver_type, self._solver_types)
         self._set_up()
 
-    def set_timesteps(self, num_inference_steps=None, device=None, mu=None, sigmas=None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        mu: float | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> None:
         """Makes the schedule of a run and forgets the last one.
 
         Args:
-            num_inference_steps (int, optional): n; may be left out beside ``sigmas``.
-            device (str or place, optional): where ``sigmas`` and ``timesteps`` are put. Default CPU.
-            mu (float, optional): amount of dynamic shift; required by, and only for, ``use_dynamic_shifting``.
-            sigmas (sequence of float, optional): ``[n]``, falling, below 1; still shifted.
+            num_inference_steps: n; may be left out beside ``sigmas``.
+            device: where ``sigmas`` and ``timesteps`` are put.
+            mu: amount of dynamic shift; required by, and only for, ``use_dynamic_shifting``.
+            sigmas: ``[n]``, falling, below 1; still shifted.
 
         Raises:
             InputError: numbers of steps that disagree, or ``mu`` missing or without use.
@@ -85,16 +96,24 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         shift = self.shift if mu is None else math.exp(mu)
         self._finish_schedule(flow_sigmas.shift_sigmas(plain, shift), steps, device)
 
-    def step(self, model_output, timestep, sample, generator=None, variance_noise=None, return_dict=True):
+    def step(
+        self,
+        model_output: paddle.Tensor,
+        timestep: Timestep,
+        sample: paddle.Tensor,
+        generator: Generator | Sequence[Generator] | None = None,
+        variance_noise: paddle.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[paddle.Tensor]:
         """One step, in float32.
 
         Args:
-            model_output (tensor ``[B, ...]``): the velocity.
-            timestep (float, int or tensor): an entry of ``timesteps``; read only to find the first step's index.
-            sample (tensor ``[B, ...]``): the current sample.
+            model_output: [B, ...], the velocity.
+            timestep: an entry of ``timesteps``; read only to find the first step's index.
+            sample: [B, ...], the current sample.
             generator: source of the noise of "sde-dpmsolver++".
-            variance_noise (tensor ``[B, ...]``, optional): that noise itself.
-            return_dict (bool): False returns ``(prev_sample,)``.
+            variance_noise: [B, ...], that noise itself.
+            return_dict: False returns ``(prev_sample,)``.
 
         Returns:
             SchedulerOutput with ``prev_sample`` in the dtype of ``model_output``.

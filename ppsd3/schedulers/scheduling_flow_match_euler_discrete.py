@@ -1,6 +1,10 @@
 """Euler steps along the flow from noise to picture; counterpart of diffusers' class of the same name."""
 
+from __future__ import annotations
+
 import importlib.util
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -8,9 +12,9 @@ import paddle
 from ..configuration_utils import register_to_config
 from ..utils.errors import ConfigError, InputError
 from ..utils.logging import get_logger
-from ..utils.random import randn
+from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, cast, check_choice, refuse_integer
+from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, refuse_integer
 from .scheduling_utils import SchedulerOutput
 
 logger = get_logger(__name__)
@@ -23,24 +27,24 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     position in it; the schedules themselves are the functions of ``flow_sigmas``.
 
     Args:
-        num_train_timesteps (int): T; ``timestep = sigma * T``. Default 1000.
-        shift (float): static shift of the schedule towards noise; SD3 has 3.0. Default 1.0.
-        use_dynamic_shifting (bool): shift by the ``mu`` given to ``set_timesteps`` instead. Default False.
-        base_shift, max_shift (float), base_image_seq_len, max_image_seq_len (int): ``mu`` at two numbers of image
+        num_train_timesteps: T; ``timestep = sigma * T``.
+        shift: static shift of the schedule towards noise; SD3 has 3.0.
+        use_dynamic_shifting: shift by the ``mu`` given to ``set_timesteps`` instead.
+        base_shift, max_shift, base_image_seq_len, max_image_seq_len: ``mu`` at two numbers of image
             tokens, read by pipelines, which interpolate. Defaults 0.5 at 256 and 1.15 at 4096.
-        invert_sigmas (bool): run on ``1 - sigma`` (Mochi). Default False.
-        shift_terminal (float, optional): stretch the schedule to end at this sigma, in (0, 1) (LTX-Video).
-        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas (bool): other spacing between the first and the
+        invert_sigmas: run on ``1 - sigma`` (Mochi).
+        shift_terminal: stretch the schedule to end at this sigma, in (0, 1) (LTX-Video).
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: other spacing between the first and the
             last sigma; at most one; beta needs scipy. Default False.
-        time_shift_type (str): "exponential" (default) or "linear", the form of the dynamic shift.
-        stochastic_sampling (bool): each step goes to the predicted picture and is noised anew. Default False.
+        time_shift_type: "exponential" (default) or "linear", the form of the dynamic shift.
+        stochastic_sampling: each step goes to the predicted picture and is noised anew.
 
     Raises:
         ConfigError: a value that cannot be used, two spacings at once, or beta sigmas without scipy.
 
     Attributes:
-        num_inference_steps (int or None): of the last ``set_timesteps``.
-        sigma_min, sigma_max (float): ends of the training table, after the static shift.
+        num_inference_steps: of the last ``set_timesteps``.
+        sigma_min, sigma_max: ends of the training table, after the static shift.
     """
 
     _config_aliases = {"flow_shift": "shift"}
@@ -48,21 +52,21 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps=1000,
-        shift=1.0,
-        use_dynamic_shifting=False,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-        invert_sigmas=False,
-        shift_terminal=None,
-        use_karras_sigmas=False,
-        use_exponential_sigmas=False,
-        use_beta_sigmas=False,
-        time_shift_type="exponential",
-        stochastic_sampling=False,
-    ):
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        time_shift_type: str = "exponential",
+        stochastic_sampling: bool = False,
+    ) -> None:
         self._set_up()
 
     def _set_up(self):
@@ -77,19 +81,19 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         self._install(sigmas, sigmas * config.num_train_timesteps)
 
     @property
-    def shift(self):
+    def shift(self) -> float:
         """The static shift that the next ``set_timesteps`` will use."""
         return self._shift
 
-    def set_shift(self, shift):
+    def set_shift(self, shift: float) -> None:
         """Replaces the static shift for later ``set_timesteps``; ``config``, ``sigma_min`` and ``sigma_max`` stay."""
         self._shift = float(shift)
 
-    def time_shift(self, mu, sigma, t):
+    def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
         """The dynamic shift of ``t`` (array or tensor) in the form that ``config.time_shift_type`` names."""
         return flow_sigmas.TIME_SHIFTS[self.config.time_shift_type](mu, sigma, t)
 
-    def stretch_shift_to_terminal(self, t):
+    def stretch_shift_to_terminal(self, t: Any) -> Any:
         """``t`` (array or tensor ``[n]``), stretched so that its last value is ``config.shift_terminal``.
 
         Raises:
@@ -102,15 +106,22 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         stretched = flow_sigmas.stretch_shift_to_terminal(np.asarray(t), self.config.shift_terminal)
         return paddle.to_tensor(stretched, place=t.place) if isinstance(t, paddle.Tensor) else stretched
 
-    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None, timesteps=None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
         """Makes the schedule of a run and forgets the position in the last one.
 
         Args:
-            num_inference_steps (int, optional): n; may be left out beside ``sigmas`` or ``timesteps``.
-            device (str or place, optional): where ``sigmas`` and ``timesteps`` are put. Default CPU.
-            sigmas (sequence of float, optional): ``[n]`` to use, falling; still shifted and converted.
-            mu (float, optional): amount of dynamic shift; required by, and only for, ``use_dynamic_shifting``.
-            timesteps (sequence of float, optional): ``[n]`` the model is called with. Alone they also give the
+            num_inference_steps: n; may be left out beside ``sigmas`` or ``timesteps``.
+            device: where ``sigmas`` and ``timesteps`` are put.
+            sigmas: ``[n]`` to use, falling; still shifted and converted.
+            mu: amount of dynamic shift; required by, and only for, ``use_dynamic_shifting``.
+            timesteps: ``[n]`` the model is called with. Alone they also give the
                 sigmas, which are shifted while the timesteps are not: pass both to have both as you want them.
 
         Raises:
@@ -175,30 +186,30 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
 
     def step(
         self,
-        model_output,
-        timestep,
-        sample,
-        s_churn=0.0,
-        s_tmin=0.0,
-        s_tmax=float("inf"),
-        s_noise=1.0,
-        generator=None,
-        per_token_timesteps=None,
-        return_dict=True,
-    ):
+        model_output: paddle.Tensor,
+        timestep: Timestep,
+        sample: paddle.Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generator | Sequence[Generator] | None = None,
+        per_token_timesteps: paddle.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[paddle.Tensor]:
         """One Euler step, in float32.
 
         Args:
-            model_output (tensor ``[B, ...]``): the velocity.
-            timestep (float or float tensor): an entry of ``timesteps``; read only to find the first step's index.
-            sample (tensor ``[B, ...]``): the current sample.
-            s_churn, s_tmin, s_tmax, s_noise (float): present for diffusers' signature, which ignores them; any
+            model_output: [B, ...], the velocity.
+            timestep: an entry of ``timesteps``; read only to find the first step's index.
+            sample: [B, ...], the current sample.
+            s_churn, s_tmin, s_tmax, s_noise: present for diffusers' signature, which ignores them; any
                 value but the default is refused.
             generator: source of the noise of stochastic sampling, as in ``utils.random.randn``.
-            per_token_timesteps (tensor ``[B, N]``, optional): one timestep per token of a ``[B, N, C]`` sample.
+            per_token_timesteps: [B, N], one timestep per token of a ``[B, N, C]`` sample.
                 Each token goes to the next lower sigma of the schedule; as in diffusers the step is then
                 ``sigma - sigma_next`` (a model that predicts the opposite velocity) and the result stays float32.
-            return_dict (bool): False returns ``(prev_sample,)``.
+            return_dict: False returns ``(prev_sample,)``.
 
         Returns:
             SchedulerOutput with ``prev_sample`` in the dtype of ``model_output``.

@@ -1,14 +1,19 @@
 """Heun's steps along the flow: two model calls each, of second order; counterpart of diffusers' class."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import paddle
 
 from ..configuration_utils import register_to_config
 from ..utils.errors import ConfigError, InputError
-from ..utils.random import randn
+from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, cast, refuse_integer
+from .flow_scheduler import FlowScheduler, Timestep, cast, refuse_integer
 from .scheduling_utils import SchedulerOutput
 
 
@@ -19,15 +24,15 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     ``sigmas`` and ``timesteps`` have the bits of diffusers 0.42; both hold one entry for each model call.
 
     Args:
-        num_train_timesteps (int): T; ``timestep = sigma * T``. Default 1000.
-        shift (float): static shift of the schedule towards noise; SD3 has 3.0. Default 1.0.
+        num_train_timesteps: T; ``timestep = sigma * T``.
+        shift: static shift of the schedule towards noise; SD3 has 3.0.
     """
 
     order = 2
     _config_aliases = {"flow_shift": "shift"}
 
     @register_to_config
-    def __init__(self, num_train_timesteps=1000, shift=1.0):
+    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
         if num_train_timesteps < 1 or not shift > 0:
             raise ConfigError(f"num_train_timesteps={num_train_timesteps} and shift={shift} must be above 0.")
         self.num_inference_steps = None
@@ -36,7 +41,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         self._install(sigmas, sigmas * num_train_timesteps)
         self._first = None
 
-    def set_timesteps(self, num_inference_steps, device=None):
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
         """Makes the schedule of a run of ``num_inference_steps`` n: 2n - 1 timesteps.
 
         Raises:
@@ -51,31 +56,31 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         self.num_inference_steps, self._first = steps, None
 
     @property
-    def state_in_first_order(self):
+    def state_in_first_order(self) -> bool:
         """Whether the coming call is the first of its step."""
         return self._first is None
 
     def step(
         self,
-        model_output,
-        timestep,
-        sample,
-        s_churn=0.0,
-        s_tmin=0.0,
-        s_tmax=float("inf"),
-        s_noise=1.0,
-        generator=None,
-        return_dict=True,
-    ):
+        model_output: paddle.Tensor,
+        timestep: Timestep,
+        sample: paddle.Tensor,
+        s_churn: float = 0.0,
+        s_tmin: float = 0.0,
+        s_tmax: float = float("inf"),
+        s_noise: float = 1.0,
+        generator: Generator | Sequence[Generator] | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[paddle.Tensor]:
         """Half of a step, in float32: to its end, or, at the second call, the corrected way there.
 
         Args:
-            model_output (tensor ``[B, ...]``): the velocity.
-            timestep (float or float tensor): an entry of ``timesteps``; read only to find the first step's index.
-            sample (tensor ``[B, ...]``): the current sample.
-            s_churn, s_tmin, s_tmax, s_noise (float): noise to add before a step whose sigma is in [s_tmin, s_tmax].
+            model_output: [B, ...], the velocity.
+            timestep: an entry of ``timesteps``; read only to find the first step's index.
+            sample: [B, ...], the current sample.
+            s_churn, s_tmin, s_tmax, s_noise: noise to add before a step whose sigma is in [s_tmin, s_tmax].
             generator: source of that noise.
-            return_dict (bool): False returns ``(prev_sample,)``.
+            return_dict: False returns ``(prev_sample,)``.
 
         Returns:
             SchedulerOutput with ``prev_sample`` in the dtype of ``model_output``.

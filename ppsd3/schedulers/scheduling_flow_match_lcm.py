@@ -1,11 +1,16 @@
 """Consistency sampling of a flow: to the picture and back to noise; counterpart of diffusers' class."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import paddle
 import paddle.nn.functional as F
 
 from ..configuration_utils import register_to_config
 from ..utils.errors import ConfigError, InputError
-from ..utils.random import randn
-from .flow_scheduler import cast, check_choice, refuse_integer
+from ..utils.random import Generator, randn
+from .flow_scheduler import Timestep, cast, check_choice, refuse_integer
 from .scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from .scheduling_utils import SchedulerOutput
 
@@ -18,45 +23,52 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
 
     Args:
         num_train_timesteps ... time_shift_type: as there.
-        scale_factors (sequence of float, optional): n - 1 sizes, relative to the first latents, that the predicted
+        scale_factors: n - 1 sizes, relative to the first latents, that the predicted
             picture is brought to after each step but the last (sampling that grows). Default None.
-        upscale_mode (str): how, "nearest", "bilinear", "bicubic" (default) or "area".
+        upscale_mode: how, "nearest", "bilinear", "bicubic" (default) or "area".
     """
 
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps=1000,
-        shift=1.0,
-        use_dynamic_shifting=False,
-        base_shift=0.5,
-        max_shift=1.15,
-        base_image_seq_len=256,
-        max_image_seq_len=4096,
-        invert_sigmas=False,
-        shift_terminal=None,
-        use_karras_sigmas=False,
-        use_exponential_sigmas=False,
-        use_beta_sigmas=False,
-        time_shift_type="exponential",
-        scale_factors=None,
-        upscale_mode="bicubic",
-    ):
+        num_train_timesteps: int = 1000,
+        shift: float = 1.0,
+        use_dynamic_shifting: bool = False,
+        base_shift: float = 0.5,
+        max_shift: float = 1.15,
+        base_image_seq_len: int = 256,
+        max_image_seq_len: int = 4096,
+        invert_sigmas: bool = False,
+        shift_terminal: float | None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        time_shift_type: str = "exponential",
+        scale_factors: Sequence[float] | None = None,
+        upscale_mode: str = "bicubic",
+    ) -> None:
         check_choice("upscale_mode", upscale_mode, ("nearest", "bilinear", "bicubic", "area"))
         if scale_factors is not None and not all(factor > 0 for factor in scale_factors):
             raise ConfigError(f"scale_factors={scale_factors!r} must all be above 0.")
         self._set_up()
-        self._first_size = None
+        self._first_size: Sequence[int] = ()
 
-    def step(self, model_output, timestep, sample, generator=None, return_dict=True):
+    def step(
+        self,
+        model_output: paddle.Tensor,
+        timestep: Timestep,
+        sample: paddle.Tensor,
+        generator: Generator | Sequence[Generator] | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[paddle.Tensor]:
         """One step, in float32.
 
         Args:
-            model_output (tensor ``[B, C, H, W]``): the velocity.
-            timestep (float or float tensor): an entry of ``timesteps``; read only to find the first step's index.
-            sample (tensor ``[B, C, H, W]``): the current sample.
+            model_output: [B, C, H, W], the velocity.
+            timestep: an entry of ``timesteps``; read only to find the first step's index.
+            sample: [B, C, H, W], the current sample.
             generator: source of the noise, as in ``utils.random.randn``.
-            return_dict (bool): False returns ``(prev_sample,)``.
+            return_dict: False returns ``(prev_sample,)``.
 
         Returns:
             SchedulerOutput with ``prev_sample`` in the dtype of ``model_output``.
@@ -71,9 +83,10 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
                 f"The schedule has {len(self._timestep_array)} steps and the scheduler {len(factors)} scale_factors; "
                 f"use {len(factors) + 1} steps."
             )
-        if self._step_index is None:
-            self._first_size = model_output.shape[2:]
+        is_first = self._step_index is None
         self._begin_step(timestep)
+        if is_first:
+            self._first_size = model_output.shape[2:]
         sigma, sigma_next, _ = self._step_sigmas()
         picture = cast(sample, "float32") - sigma * cast(model_output, "float32")
         if factors and self._step_index < len(factors):

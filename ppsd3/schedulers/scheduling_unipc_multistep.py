@@ -1,14 +1,19 @@
 """UniPC on flows; counterpart of diffusers' class as it is configured for flow models."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import paddle
 
 from ..configuration_utils import register_to_config
 from ..utils.errors import ConfigError
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import cast, check_choice
+from .flow_scheduler import Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -19,20 +24,20 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
     and ``prediction_type="flow_prediction"``.
 
     Args:
-        num_train_timesteps (int): T. Default 1000.
-        solver_order (int): 1, 2 (default) or 3.
-        prediction_type (str): "flow_prediction".
-        predict_x0 (bool): True.
-        solver_type (str): "bh2" (default) or "bh1".
-        lower_order_final (bool): True.
-        disable_corrector (sequence of int): steps without a corrector. Default none.
-        use_flow_sigmas (bool): True.
-        flow_shift (float): static shift; SD3 has 3.0. Default 1.0.
-        final_sigmas_type (str): "zero".
-        use_dynamic_shifting (bool): shift by the ``mu`` given to ``set_timesteps`` instead. Default False.
-        time_shift_type (str): "exponential".
-        shift_terminal (float, optional): stretch the schedule to end at this sigma, in (0, 1).
-        thresholding, use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas (bool): False. ``solver_p``: None.
+        num_train_timesteps: T.
+        solver_order: 1, 2 (default) or 3.
+        prediction_type: "flow_prediction".
+        predict_x0: True.
+        solver_type: "bh2" (default) or "bh1".
+        lower_order_final: True.
+        disable_corrector: steps without a corrector. Default none.
+        use_flow_sigmas: True.
+        flow_shift: static shift; SD3 has 3.0.
+        final_sigmas_type: "zero".
+        use_dynamic_shifting: shift by the ``mu`` given to ``set_timesteps`` instead.
+        time_shift_type: "exponential".
+        shift_terminal: stretch the schedule to end at this sigma, in (0, 1).
+        thresholding, use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: False. ``solver_p``: None.
 
     Raises:
         ConfigError: a value that flows have no use for.
@@ -43,25 +48,25 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps=1000,
-        solver_order=2,
-        prediction_type="flow_prediction",
-        thresholding=False,
-        predict_x0=True,
-        solver_type="bh2",
-        lower_order_final=True,
-        disable_corrector=(),
-        solver_p=None,
-        use_karras_sigmas=False,
-        use_exponential_sigmas=False,
-        use_beta_sigmas=False,
-        use_flow_sigmas=True,
-        flow_shift=1.0,
-        final_sigmas_type="zero",
-        use_dynamic_shifting=False,
-        time_shift_type="exponential",
-        shift_terminal=None,
-    ):
+        num_train_timesteps: int = 1000,
+        solver_order: int = 2,
+        prediction_type: str = "flow_prediction",
+        thresholding: bool = False,
+        predict_x0: bool = True,
+        solver_type: str = "bh2",
+        lower_order_final: bool = True,
+        disable_corrector: Sequence[int] = (),
+        solver_p: None = None,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_flow_sigmas: bool = True,
+        flow_shift: float = 1.0,
+        final_sigmas_type: str = "zero",
+        use_dynamic_shifting: bool = False,
+        time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+    ) -> None:
         check_choice("solver_type", solver_type, self._solver_types)
         if not (predict_x0 and lower_order_final and solver_p is None):
             raise ConfigError("A flow needs predict_x0=True, lower_order_final=True and solver_p=None.")
@@ -73,14 +78,20 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
         super()._start(sigmas, timesteps, device)
         self._last = None  # sample that the last step began with, after correction, and the step's order
 
-    def set_timesteps(self, num_inference_steps=None, device=None, sigmas=None, mu=None):
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+    ) -> None:
         """Makes the schedule of a run and forgets the last one.
 
         Args:
-            num_inference_steps (int, optional): n; may be left out beside ``sigmas``.
-            device (str or place, optional): where ``sigmas`` and ``timesteps`` are put. Default CPU.
-            sigmas (sequence of float, optional): ``[n]``, falling; still shifted.
-            mu (float, optional): amount of dynamic shift; required by, and only for, ``use_dynamic_shifting``.
+            num_inference_steps: n; may be left out beside ``sigmas``.
+            device: where ``sigmas`` and ``timesteps`` are put.
+            sigmas: ``[n]``, falling; still shifted.
+            mu: amount of dynamic shift; required by, and only for, ``use_dynamic_shifting``.
 
         Raises:
             InputError: numbers of steps that disagree, or ``mu`` missing or without use.
@@ -97,14 +108,16 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
             shifted[0] -= 1e-6
         self._finish_schedule(shifted, steps, device)
 
-    def step(self, model_output, timestep, sample, return_dict=True):
+    def step(
+        self, model_output: paddle.Tensor, timestep: Timestep, sample: paddle.Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple[paddle.Tensor]:
         """Corrects the last step and takes the next one, in float32.
 
         Args:
-            model_output (tensor ``[B, ...]``): the velocity.
-            timestep (float, int or tensor): an entry of ``timesteps``; read only to find the first step's index.
-            sample (tensor ``[B, ...]``): the current sample.
-            return_dict (bool): False returns ``(prev_sample,)``.
+            model_output: [B, ...], the velocity.
+            timestep: an entry of ``timesteps``; read only to find the first step's index.
+            sample: [B, ...], the current sample.
+            return_dict: False returns ``(prev_sample,)``.
 
         Returns:
             SchedulerOutput with ``prev_sample`` in the dtype of ``model_output``.

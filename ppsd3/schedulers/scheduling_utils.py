@@ -1,12 +1,20 @@
 """What every scheduler can do: load, save, and the shape of what ``step`` returns."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from ..configuration_utils import ConfigMixin
 from ..outputs import BaseOutput
 from ..utils.hub import resolve_checkpoint
+from ..utils.types import PathLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -14,43 +22,43 @@ class SchedulerOutput(BaseOutput):
     """What ``step`` returns.
 
     Attributes:
-        prev_sample (paddle.Tensor): the sample one step nearer to the picture, the next input of the model.
+        prev_sample: the sample one step nearer to the picture, the next input of the model.
     """
 
     prev_sample: paddle.Tensor
 
 
-class SchedulerMixin:
-    """Loads and saves a scheduler; goes together with ``ConfigMixin``, of which ``from_config`` comes.
+class SchedulerMixin(ConfigMixin):
+    """Loads and saves a scheduler.
 
     ``from_config(other.config)`` takes the configuration of any scheduler whose keys this class has too. A key that
     only the other one has is a ConfigError here, where diffusers would keep it unused: pass the shared keys alone.
     """
 
     config_name = "scheduler_config.json"
-    _compatibles = ()
+    _compatibles: tuple[type[SchedulerMixin], ...] = ()
 
     @property
-    def compatibles(self):
+    def compatibles(self) -> list[type[SchedulerMixin]]:
         """Scheduler classes of ppsd3 that can be made from this one's configuration; the first is its own."""
         return [type(self), *self._compatibles]
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path,
-        subfolder=None,
-        cache_dir=None,
-        revision=None,
-        local_files_only=None,
-        token=None,
-        **overrides,
-    ):
+        pretrained_model_name_or_path: PathLike,
+        subfolder: str | None = None,
+        cache_dir: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        token: str | None = None,
+        **overrides: Any,
+    ) -> Self:
         """Makes the scheduler that ``scheduler_config.json`` describes.
 
         Args:
-            pretrained_model_name_or_path (str or path): a directory, a bundled name or a hub id.
-            subfolder (str, optional): where in it the file is; ``"scheduler"`` in a pipeline's directory.
+            pretrained_model_name_or_path: a directory, a bundled name or a hub id.
+            subfolder: where in it the file is; ``"scheduler"`` in a pipeline's directory.
             cache_dir, revision, local_files_only, token: for a hub id, as in ``utils.hub.resolve_checkpoint``.
             **overrides: configuration keys that replace the file's, e.g. ``shift=1.0``.
 
@@ -68,6 +76,6 @@ class SchedulerMixin:
         )
         return cls.from_config(cls.load_config(os.path.join(directory, subfolder or "")), **overrides)
 
-    def save_pretrained(self, save_directory):
+    def save_pretrained(self, save_directory: PathLike) -> None:
         """Writes ``save_directory/scheduler_config.json``, which diffusers reads too."""
         self.save_config(save_directory)

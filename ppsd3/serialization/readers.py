@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 import paddle
 
-from ..ops.native import halves
+from ..ops.sixteen_bit import read_floats
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
@@ -178,7 +178,7 @@ class SafetensorsFile:
         """
         result = np.empty(info.shape, NUMPY_DTYPES[target])
         plain = target == "float32" and scale == 1.0
-        if plain and halves.read_floats(self._descriptor, info.start, info.dtype, result):
+        if plain and read_floats(self._descriptor, info.start, info.dtype, result):
             return result
         out, buffer = result.reshape(-1), np.empty(min(array.size, PIECE), array.dtype)
         for piece in pieces(array.size):

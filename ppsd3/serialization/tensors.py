@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ..ops.native import halves
+from ..ops.sixteen_bit import float16_to_float32
 from ..utils.errors import InputError
 from ..utils.paddle_internals import copy_to, current_place, share_memory, tensor_over
 from ..utils.types import Dtype
@@ -112,7 +112,7 @@ def convert(array: np.ndarray, source: str, target: str, out: np.ndarray) -> Non
     elif source in _FP8_TABLES:
         array = _FP8_TABLES[source][array]
     elif source == "float16" and target != "float16":
-        if target == "float32" and (halves.half_to_float(array, out) or _shift_halves(array, out)):
+        if target == "float32" and (float16_to_float32(array, out) or _shift_halves(array, out)):
             return
         array = np.take(_half_values(), array.view(np.uint16))  # twice as fast as numpy's own conversion
     if target == "bfloat16":

@@ -1,9 +1,14 @@
 """What the text towers and the image tower share: their files are transformers' files."""
 
+from __future__ import annotations
+
+from typing import Any, Callable
+
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+from ..configuration_utils import FrozenConfig
 from ..modeling_utils import ModelMixin
 from ..ops import exact_gelu, gelu, quick_gelu
 from ..utils.errors import ConfigError, InputError
@@ -30,7 +35,7 @@ _ACTIVATIONS = {
 }
 
 
-def activation(name, key):
+def activation(name: str, key: str) -> Callable[[paddle.Tensor], paddle.Tensor]:
     """The function that transformers calls ``name``; ``key`` is the config key to blame if there is none.
 
     ``gelu`` is exact (erf), ``gelu_new`` and ``gelu_pytorch_tanh`` are the tanh approximation, ``quick_gelu`` is
@@ -44,7 +49,7 @@ def activation(name, key):
     return _ACTIVATIONS[name]
 
 
-def init_normal(parameter, std):
+def init_normal(parameter: paddle.Tensor, std: float) -> None:
     """Draws ``parameter`` from N(0, std^2), now or, under ``paddle.LazyGuard``, when it is first needed."""
     nn.initializer.Normal(0.0, std)(parameter)
 
@@ -55,7 +60,7 @@ class Encoder(ModelMixin):
     weights_name = "model"
     ignored_config_keys = _TRANSFORMERS_KEYS
 
-    def to_json_dict(self):
+    def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, in the form that transformers reads."""
         return {**super().to_json_dict(), "torch_dtype": str(self.dtype).rsplit(".", maxsplit=1)[-1]}
 
@@ -86,17 +91,22 @@ class PreNormLayer(nn.Layer):
     """A layer of CLIP and of SigLIP: pre-norm attention and MLP, each with its residual.
 
     Args:
-        config (FrozenConfig): of the tower.
-        attention, mlp (types): made from ``config``.
+        config: of the tower.
+        attention, mlp: made from ``config``.
     """
 
-    def __init__(self, config, attention, mlp):
+    def __init__(
+        self,
+        config: FrozenConfig,
+        attention: Callable[[FrozenConfig], nn.Layer],
+        mlp: Callable[[FrozenConfig], nn.Layer],
+    ) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.self_attn = attention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
         self.mlp = mlp(config)
 
-    def forward(self, hidden, *bias):
+    def forward(self, hidden: paddle.Tensor, *bias: paddle.Tensor) -> paddle.Tensor:
         hidden = hidden + self.self_attn(self.layer_norm1(hidden), *bias)
         return hidden + self.mlp(self.layer_norm2(hidden))

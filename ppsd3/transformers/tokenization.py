@@ -5,10 +5,13 @@ takes the vocabulary out of it and assembles its class's own pipeline around it.
 ones, so that ids are equal whichever files a directory holds.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import os
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +19,11 @@ from ..configuration_utils import read_json
 from ..outputs import BaseOutput
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
 from ..utils.files import atomic_write
+from ..utils.types import Names, PathLike
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from typing_extensions import Self
 
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -25,9 +33,9 @@ class TokenizerOutput(BaseOutput):
     """Token ids of ``B`` texts.
 
     Attributes:
-        input_ids (ndarray of int64 [B, L]; list of lists if the texts were not padded)
-        attention_mask (as ``input_ids``): 1 = token, 0 = padding.
-        truncated (list of str or None): per text, the end of it that did not fit.
+        input_ids: [B, L].
+        attention_mask: 1 = token, 0 = padding.
+        truncated: per text, the end of it that did not fit.
     """
 
     input_ids: Any
@@ -39,29 +47,35 @@ class PretrainedTokenizer:
     """Base of the tokenizers; a subclass builds the pipeline and reads its own vocabulary files.
 
     Attributes:
-        model_max_length (int): the length that ``padding="max_length"`` and truncation mean.
+        model_max_length: the length that ``padding="max_length"`` and truncation mean.
         bos_token, eos_token, unk_token, pad_token (str or None), and ``..._id`` (int or None).
-        vocab_size (int): number of ids, added tokens included.
-        added_tokens (dict): token -> id of those beyond the vocabulary that are not special, in order of their ids.
+        vocab_size: number of ids, added tokens included.
+        added_tokens: token -> id of those beyond the vocabulary that are not special, in order of their ids.
 
     Among the added ones, ``<cat>``, ``<cat>_1``, ``<cat>_2`` are the vectors of one token, as diffusers names them:
     where a text has ``<cat>``, all of them follow one another.
     """
 
     # Set by subclasses
-    default_tokens = {}
-    default_max_length = None
-    vocabulary_files = ()  # what may hold the vocabulary, for the error message
+    default_tokens: dict[str, str] = {}
+    default_max_length: int
+    vocabulary_files: tuple[str, ...] = ()  # what may hold the vocabulary, for the error message
     starts_with_bos = False
 
-    def __init__(self, backend, tokens=None, added_tokens=(), model_max_length=None):
+    def __init__(
+        self,
+        backend: Tokenizer,
+        tokens: Mapping[str, Any] | None = None,
+        added_tokens: Sequence[Mapping[str, Any]] = (),
+        model_max_length: int | None = None,
+    ) -> None:
         """
         Args:
-            backend (tokenizers.Tokenizer): the pipeline without special tokens.
-            tokens (dict, optional): special tokens by name ("pad_token", ...); the rest are the class's own.
-            added_tokens (list of dict): further tokens that are looked for in the text before it is split, as
+            backend: the pipeline without special tokens.
+            tokens: special tokens by name ("pad_token", ...); the rest are the class's own.
+            added_tokens: further tokens that are looked for in the text before it is split, as
                 ``added_tokens`` of a tokenizer.json has them (``content``, ``lstrip``, ``special``, ...).
-            model_max_length (int, optional): the default is the class's own.
+            model_max_length: the default is the class's own.
         """
         named = {**self.default_tokens, **(tokens or {})}
         self._tokens = {name: _content(named.get(name)) for name in _TOKEN_NAMES}
@@ -89,16 +103,16 @@ class PretrainedTokenizer:
         self._note_added()
 
     @property
-    def added_tokens(self):
+    def added_tokens(self) -> dict[str, int]:
         first = self._backend.get_vocab_size(with_added_tokens=False)
         added = sorted(self._backend.get_added_tokens_decoder().items())
         return {token.content: id for id, token in added if id >= first and not token.special}
 
-    def add_tokens(self, tokens):
+    def add_tokens(self, tokens: Sequence[str]) -> None:
         """Adds tokens that are found in a text before it is split into words, in any case of their letters.
 
         Args:
-            tokens (list of str): new ones.
+            tokens: new ones.
 
         Raises:
             InputError: one is empty, begins or ends with a space, or is there already.
@@ -115,7 +129,7 @@ class PretrainedTokenizer:
         self._backend.add_tokens([AddedToken(token, normalized=True, special=False) for token in tokens])
         self._note_added()
 
-    def remove_tokens(self, tokens):
+    def remove_tokens(self, tokens: Iterable[str]) -> None:
         """Takes ``tokens`` (of ``added_tokens``) away; the ids of the other added ones move up."""
         from tokenizers import AddedToken, Tokenizer
 
@@ -127,11 +141,11 @@ class PretrainedTokenizer:
         self._backend.add_tokens(kept)
         self._note_added()
 
-    def has_token(self, token):
+    def has_token(self, token: str) -> bool:
         """Whether ``token`` is in the vocabulary or was added; the latter in any case of its letters."""
         return self._id(token) is not None or token.lower() in map(str.lower, self.added_tokens)
 
-    def vectors_of(self, token):
+    def vectors_of(self, token: str) -> list[str]:
         """``[token, token_1, token_2, ...]`` as far as these were added."""
         return _vectors_of(token, self.added_tokens)
 
@@ -154,23 +168,29 @@ class PretrainedTokenizer:
         return None if token is None else self._backend.token_to_id(token)
 
     @property
-    def vocab_size(self):
+    def vocab_size(self) -> int:
         return self._backend.get_vocab_size()
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.vocab_size
 
     # -- text to ids and back --------------------------------------------------------------------------------------
 
-    def __call__(self, text, padding="max_length", max_length=None, truncation=True):
+    def __call__(
+        self,
+        text: Names,
+        padding: str | Literal[False] = "max_length",
+        max_length: int | None = None,
+        truncation: bool = True,
+    ) -> TokenizerOutput:
         """Tokenizes one or several texts.
 
         Args:
-            text (str or list of str): one str is a batch of one.
-            padding ("max_length", "longest" or False): fill every row on the right with ``pad_token`` up to
+            text: one str is a batch of one.
+            padding: fill every row on the right with ``pad_token`` up to
                 ``max_length``, up to the longest row, or not at all. Default "max_length".
-            max_length (int, optional): longest row, start and end tokens included. Default ``model_max_length``.
-            truncation (bool): cut longer texts, keeping the end token. Default True.
+            max_length: longest row, start and end tokens included. Default ``model_max_length``.
+            truncation: cut longer texts, keeping the end token.
 
         Returns:
             TokenizerOutput
@@ -219,7 +239,7 @@ class PretrainedTokenizer:
             attention_mask[index, : len(row)] = 1
         return TokenizerOutput(input_ids, attention_mask, truncated)
 
-    def spans(self, text):
+    def spans(self, text: str) -> list[tuple[int, int, int]]:
         """[(id, start, end)] of all of ``text``'s tokens, without start and end token; positions are in ``text``."""
         return self._spans(self._backend.encode(text, add_special_tokens=False))
 
@@ -227,18 +247,18 @@ class PretrainedTokenizer:
         pairs = zip(encoding.ids, encoding.offsets)
         return [(id, *offsets) for token, offsets in pairs for id in self._vectors.get(token, (token,))]
 
-    def decode(self, ids, skip_special_tokens=True):
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def convert_ids_to_tokens(self, ids):
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str | None]:
         """The vocabulary entry (str) of each id; None for an id that does not exist."""
         return [self._backend.id_to_token(int(i)) for i in ids]
 
     # -- files -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, directory, subfolder=None):
+    def from_pretrained(cls, directory: PathLike, subfolder: str | None = None) -> Self:
         """Reads the tokenizer in ``directory`` (or its ``subfolder``) as published or as saved by transformers.
 
         ``tokenizer_config.json`` and ``special_tokens_map.json`` are optional; the class docstring says which files
@@ -267,7 +287,7 @@ class PretrainedTokenizer:
         """
         raise NotImplementedError
 
-    def save_pretrained(self, directory):
+    def save_pretrained(self, directory: PathLike) -> None:
         """Writes files that ppsd3, transformers and diffusers load, with the same ids.
 
         They are tokenizer.json, tokenizer_config.json, special_tokens_map.json and the subclass's classic vocabulary
@@ -334,7 +354,7 @@ def _optional_json(path, name, purpose):
     return read_json(file, purpose) if os.path.isfile(file) else {}
 
 
-def check_model_type(content, model_type, path):
+def check_model_type(content: Mapping[str, Any], model_type: str, path: str) -> None:
     """Raises CheckpointFormatError unless the parsed tokenizer.json of ``path`` is a "BPE" or "Unigram" one."""
     model = content.get("model") or {}
     if "vocab" not in model or model.get("type", model_type) != model_type:

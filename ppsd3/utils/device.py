@@ -1,10 +1,13 @@
-"""CPU threads and instruction sets: what has to be told to Paddle so that it uses the machine."""
+"""CPU threads, memory and instruction sets: what Paddle has to be told so that it uses the machine."""
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
 import os
 import sys
+import threading
 import warnings
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -12,27 +15,49 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _MKL_AVX2, _MKL_AVX512 = "5", "7"
 _AMD = "AuthenticAMD"
 _AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
+_KEPT = 1 << 30  # bytes
+
+TUNE_VARIABLE = "PPSD3_TUNE_PROCESS"
+_tuned = None  # what tune_process has done
+_tuning = threading.Lock()
 
 
-def use_all_cores():
-    """Gives Paddle every core that this process may use and memory that stays, and MKL the path that the CPU deserves.
+def import_paddle():
+    """Imports Paddle, without its advice on compiling operators and without losing what ``OMP_NUM_THREADS`` was."""
+    _threads_chosen_by_user()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No ccache found")
+        import paddle  # noqa: F401
 
-    Paddle sets ``OMP_NUM_THREADS=1`` when it is imported; a value that the user chose stays. Called once by
-    ``import ppsd3``; takes about a millisecond beyond ``import paddle``.
+
+def tune_process() -> tuple[str, ...]:
+    """Sets this process up for work on the CPU, once; called when the first model is built and when ``ppsd3`` starts.
+
+    Paddle gets every core that the process may use, and keeps freed memory; on AMD CPUs MKL takes its fast path. What
+    the user chose stays: ``OMP_NUM_THREADS``, ``MALLOC_MMAP_THRESHOLD_`` or ``MALLOC_TRIM_THRESHOLD_``,
+    ``MKL_DEBUG_CPU_TYPE``. ``PPSD3_TUNE_PROCESS=0`` turns it off; ``import ppsd3`` alone changes nothing.
 
     Returns:
-        int: the number of threads Paddle has now.
+        What was done, one clause each; ``ppsd3 info`` prints it.
     """
-    chosen = _threads_chosen_by_user()
-    choose_mkl_path()
-    keep_freed_memory()
-    with warnings.catch_warnings():  # what Paddle says on every start is of use to those alone who compile operators
-        warnings.filterwarnings("ignore", message="No ccache found")
-        from .paddle_internals import set_num_threads
+    global _tuned
+    with _tuning:
+        if _tuned is None:
+            off = os.environ.get(TUNE_VARIABLE, "") == "0"
+            steps = () if off else (_use_all_cores, _choose_mkl_path, _keep_freed_memory)
+            done = tuple(filter(None, [step() for step in steps]))
+            _tuned = (f"left as it is ({TUNE_VARIABLE}=0)",) if off else done
+        return _tuned
 
+
+def _use_all_cores():
+    """Paddle sets ``OMP_NUM_THREADS=1`` when it is imported; a number that the user chose stays."""
+    from .paddle_internals import set_num_threads
+
+    chosen = _threads_chosen_by_user()
     threads = chosen or usable_cores()
     set_num_threads(threads)
-    return threads
+    return f"{threads} CPU threads" + (" (OMP_NUM_THREADS)" if chosen else "")
 
 
 def usable_cores():
@@ -42,19 +67,20 @@ def usable_cores():
     return max(1, min(cores, -(-int(quota) // int(period)))) if quota.isdigit() and period.isdigit() else cores
 
 
-def keep_freed_memory():
+def _keep_freed_memory():
     """Lets glibc keep up to 1 GB of what is freed: every result in memory fresh from the system costs a page fault for
     each 4 KB, 5 to 20 % of a matrix product. ``MALLOC_MMAP_THRESHOLD_`` and ``MALLOC_TRIM_THRESHOLD_``, if the user set
     either, stay as they are, and other C libraries are left alone.
     """
     if not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}.isdisjoint(os.environ):
-        return
+        return None
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
-        return
+        return None
     for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
-        mallopt(parameter, 1 << 30)
+        mallopt(parameter, _KEPT)
+    return f"up to {_KEPT >> 30} GB of freed memory is kept (mallopt)"
 
 
 def release_freed_memory():
@@ -63,25 +89,18 @@ def release_freed_memory():
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def choose_mkl_path():
+def _choose_mkl_path():
     """Sets ``MKL_DEBUG_CPU_TYPE`` on AMD CPUs, unless the user did: acts only before the first matrix product.
 
     The MKL in Paddle's wheels takes a slow path on any CPU that is not Intel's. Measured on an AVX-512 EPYC, fp32
     GEMM: 75 GFLOP/s by default, 185 with the AVX2 path, 190 with the AVX-512 one, the error against float64 the same.
     """
-    if "MKL_DEBUG_CPU_TYPE" in os.environ:
-        return
     cpu = _read("/proc/cpuinfo", 16384)
-    if _AMD not in cpu:
-        return
     flags = set(cpu.partition("\nflags")[2].partition("\n")[0].split())
-    if "avx2" in flags:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if flags >= _AVX512_FLAGS else _MKL_AVX2
-
-
-def is_amd():
-    """Whether the CPU is AMD's, as far as Linux says it."""
-    return _AMD in _read("/proc/cpuinfo", 16384)
+    if "MKL_DEBUG_CPU_TYPE" in os.environ or _AMD not in cpu or "avx2" not in flags:
+        return None
+    path = os.environ["MKL_DEBUG_CPU_TYPE"] = _MKL_AVX512 if flags >= _AVX512_FLAGS else _MKL_AVX2
+    return f"MKL_DEBUG_CPU_TYPE={path}"
 
 
 @functools.cache  # Paddle's import changes what can be known: the first answer counts

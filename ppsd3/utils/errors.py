@@ -44,3 +44,11 @@ class CheckpointFormatError(CheckpointError, ValueError):
 
 class WeightMismatchError(CheckpointError, ValueError):
     """Tensors are missing, unexpected, or of another shape than the model's."""
+
+
+class KernelError(PPSD3Error, RuntimeError):
+    """A native kernel could not do its work."""
+
+
+class KernelMemoryError(KernelError, MemoryError):
+    """A native kernel found no memory for what it computes with."""

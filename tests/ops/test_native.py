@@ -4,30 +4,30 @@ The bar is 2e-6 of the largest magnitude, which float32 sums over the lengths us
 kernels differ from float64 by as much.
 """
 
-import sys
-
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle.base.framework import _dygraph_tracer, core
 
-from ppsd3.ops import attention as attend, native
-from ppsd3.ops.activations import gelu
-from ppsd3.ops.attention import attention_reference, joint_attention
-from ppsd3.ops.linear import Linear, linear, linear_gelu, linear_reference
-from ppsd3.ops.modulation import (
+from ppsd3.ops import (
+    Linear,
+    attention as attend,
+    dispatch,
+    features,
     gated_residual,
-    gated_residual_reference,
+    gelu,
+    joint_attention,
     layer_norm,
     layer_norm_modulate,
-    layer_norm_modulate_reference,
-    layer_norm_reference,
+    linear,
+    linear_gelu,
+    native,
     rms_norm,
-    rms_norm_reference,
+    use_kernels,
+    use_native,
 )
-from ppsd3.ops.native import interface
-from ppsd3.ops.native.products import has_amx
+from ppsd3.ops.dispatch import reference
 
 TOLERANCE = 2e-6
 pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernels here")
@@ -55,7 +55,7 @@ def uniform(seed, shape, scale=1.0):
 def run(function, arrays, enabled, frozen=()):
     """Outputs, then the gradients of a random projection of them by the arrays that are not frozen."""
     inputs = [paddle.to_tensor(a, stop_gradient=i in frozen) for i, a in enumerate(arrays)]
-    with native.use_native(enabled):
+    with use_native(enabled):
         outputs = function(*inputs)
         outputs = list(outputs) if isinstance(outputs, (tuple, list)) else [outputs]
         loss = sum((y * paddle.to_tensor(uniform(99 + i, y.shape))).sum() for i, y in enumerate(outputs))
@@ -63,14 +63,14 @@ def run(function, arrays, enabled, frozen=()):
     return [x.numpy() for x in outputs] + [x.grad.numpy() for i, x in enumerate(inputs) if i not in frozen]
 
 
-def assert_same(ours, reference, *shapes, scale=1.0, frozen=()):
+def assert_same(ours, theirs, *shapes, scale=1.0, frozen=()):
     arrays = [uniform(i, shape, scale) for i, shape in enumerate(shapes)]
-    native_results, results = run(ours, arrays, True, frozen), run(reference, arrays, False, frozen)
+    native_results, results = run(ours, arrays, True, frozen), run(theirs, arrays, False, frozen)
     for x, y in zip(native_results, results):
         assert x.shape == y.shape
         assert np.abs(x - y).max() <= TOLERANCE * max(np.abs(y).max(), 1.0)
 
-    with paddle.no_grad(), native.use_native(True):  # the path without a recorded gradient
+    with paddle.no_grad(), use_native(True):  # the path without a recorded gradient
         untracked = ours(*map(paddle.to_tensor, arrays))
     untracked = untracked if isinstance(untracked, (tuple, list)) else [untracked]
     for x, y in zip(untracked, native_results):
@@ -80,28 +80,28 @@ def assert_same(ours, reference, *shapes, scale=1.0, frozen=()):
 @pytest.mark.parametrize("b, s, d", SIZES)
 class TestRowKernels:
     def test_layer_norm(self, b, s, d):
-        assert_same(layer_norm, layer_norm_reference, (b, s, d))
+        assert_same(layer_norm, reference(layer_norm), (b, s, d))
 
     def test_layer_norm_modulate(self, b, s, d):
-        assert_same(layer_norm_modulate, layer_norm_modulate_reference, (b, s, d), (b, d), (b, d))
+        assert_same(layer_norm_modulate, reference(layer_norm_modulate), (b, s, d), (b, d), (b, d))
 
     def test_gated_residual(self, b, s, d):
-        assert_same(gated_residual, gated_residual_reference, (b, s, d), (b, d), (b, s, d))
+        assert_same(gated_residual, reference(gated_residual), (b, s, d), (b, d), (b, s, d))
 
     def test_rms_norm(self, b, s, d):
-        assert_same(rms_norm, rms_norm_reference, (b, s, 3, d), (d,))
+        assert_same(rms_norm, reference(rms_norm), (b, s, 3, d), (d,))
 
     def test_linear(self, b, s, d):
-        assert_same(linear, linear_reference, (b, s, d), (13, d), (13,))
+        assert_same(linear, reference(linear), (b, s, d), (13, d), (13,))
 
     def test_linear_of_two_axes(self, b, s, d):
-        assert_same(linear, linear_reference, (b, d), (5, d), (5,))
+        assert_same(linear, reference(linear), (b, d), (5, d), (5,))
 
     def test_gelu(self, b, s, d):
         # Paddle's own slope is off by 4e-6 against float64, ours by 2e-6: the bar is their sum
         arrays = [uniform(0, (b, s, d), 4.0)]
-        for ours, reference in zip(run(gelu, arrays, True), run(gelu, arrays, False)):
-            assert np.abs(ours - reference).max() <= 6e-6
+        for ours, theirs in zip(run(gelu, arrays, True), run(gelu, arrays, False)):
+            assert np.abs(ours - theirs).max() <= 6e-6
 
     def test_linear_gelu(self, b, s, d):
         def fused(x, weight, bias):
@@ -109,11 +109,11 @@ class TestRowKernels:
             layer.weight, layer.bias = as_parameters(layer, weight, bias)
             return linear_gelu(x, layer)
 
-        def reference(x, weight, bias):
-            return F.gelu(linear_reference(x, weight, bias), approximate=True)
+        def in_turn(x, weight, bias):
+            return F.gelu(reference(linear)(x, weight, bias), approximate=True)
 
         arrays = [uniform(i, shape) for i, shape in enumerate([(b, s, d), (9, d), (9,)])]
-        for ours, theirs in zip(run(fused, arrays, True), run(reference, arrays, False)):
+        for ours, theirs in zip(run(fused, arrays, True), run(in_turn, arrays, False)):
             assert np.abs(ours - theirs).max() <= 6e-6 * max(np.abs(theirs).max(), 1.0)
 
 
@@ -139,12 +139,13 @@ class TestGelu:
         assert len(seen) == 1
 
 
-@pytest.fixture(params=[False, True], ids=["vectors", "tiles"])
-def kernel(request, monkeypatch):
+@pytest.fixture(params=["native", "amx"])
+def kernel(request):
     """Attention by either kernel, whatever the sizes."""
-    if request.param and not has_amx():
-        pytest.skip("this CPU has no AMX")
-    monkeypatch.setattr(interface, "_on_tiles", lambda q, k: request.param)
+    if request.param == "amx" and not features.has("amx"):
+        pytest.skip(features.missing("amx"))
+    with use_kernels(attention=request.param, joint_attention=request.param):
+        yield
 
 
 @pytest.mark.usefixtures("kernel")
@@ -152,7 +153,7 @@ def kernel(request, monkeypatch):
 class TestAttention:
     def test_one_piece(self, b, queries, keys, h, d):
         shapes = (b, queries, h, d), (b, keys, h, d), (b, keys, h, d)
-        assert_same(attend, attention_reference, *shapes, scale=2.0)
+        assert_same(attend, reference(attend), *shapes, scale=2.0)
 
     def test_two_pieces(self, b, queries, keys, h, d):
         def joint(*x):
@@ -173,11 +174,11 @@ class TestGradients:
     def test_frozen_inputs_get_none(self):
         b, s, d = 2, 5, 8
         for frozen in range(3):
-            assert_same(linear, linear_reference, (b, s, d), (4, d), (4,), frozen=(frozen,))
-            assert_same(gated_residual, gated_residual_reference, (b, s, d), (b, d), (b, s, d), frozen=(frozen,))
+            assert_same(linear, reference(linear), (b, s, d), (4, d), (4,), frozen=(frozen,))
+            assert_same(gated_residual, reference(gated_residual), (b, s, d), (b, d), (b, s, d), frozen=(frozen,))
             modulation = (b, s, d), (b, d), (b, d)
-            assert_same(layer_norm_modulate, layer_norm_modulate_reference, *modulation, frozen=(frozen,))
-            assert_same(attend, attention_reference, *[(b, s, 2, d)] * 3, frozen=(frozen,))
+            assert_same(layer_norm_modulate, reference(layer_norm_modulate), *modulation, frozen=(frozen,))
+            assert_same(attend, reference(attend), *[(b, s, 2, d)] * 3, frozen=(frozen,))
 
     def test_a_residual_with_other_readers(self):
         """gated_residual hands its gradient on as the residual's: summing there must not change it elsewhere."""
@@ -192,51 +193,57 @@ class TestGradients:
         x = paddle.to_tensor(uniform(0, (2, 8, 5)))
         np.testing.assert_allclose(
             layer_norm(x.transpose([0, 2, 1])).numpy(),
-            layer_norm_reference(x.transpose([0, 2, 1]).contiguous()).numpy(),
+            reference(layer_norm)(x.transpose([0, 2, 1]).contiguous()).numpy(),
             atol=TOLERANCE,
         )
 
 
 class TestChoice:
     def test_what_the_kernels_cannot_do_is_left_to_paddle(self):
+        def level(x):
+            return dispatch.choose("layer_norm", x).level
+
         x = paddle.randn([2, 3])
-        assert native.usable(x)
-        assert not native.usable(x.astype("float64"))
-        assert not native.usable(x.astype("bfloat16"))
-        assert not native.usable(paddle.empty([0, 3]))
-        with native.use_native(False):
-            assert not native.usable(x)
-            assert native.status() == (False, "turned off by use_native(False)")
-        assert native.usable(x)
+        assert level(x) == "native"
+        assert level(x.astype("float64")) == level(x.astype("bfloat16")) == level(paddle.empty([0, 3])) == "reference"
+        with use_native(False):
+            assert level(x) == "reference"
+            assert native.status() == (False, "turned off by use_kernels('onednn')")
+        assert level(x) == "native"
+
+    def test_tensors_of_two_dtypes(self):
+        x = paddle.randn([2, 3])
+        assert dispatch.choose("rms_norm", x, x[0].astype("float16")).level == "reference"
 
     def test_amp(self, monkeypatch):
         # set by auto_cast, though not on CPU: a product would come back in half precision
         monkeypatch.setattr(_dygraph_tracer(), "_amp_level", core.AmpLevel.O1)
-        assert not native.usable(paddle.randn([2, 3]))
+        assert dispatch.choose("linear", *[paddle.randn([3, 3])] * 2).level == "reference"
 
     def test_static_graph(self):
         paddle.enable_static()
         try:
-            assert not native.usable(None)
+            assert dispatch.choose("linear", None, None).level == "reference"
         finally:
             paddle.disable_static()
 
     @pytest.mark.parametrize("items, heads", [(1, 1), (1, 3), (2, 1), (2, 3)])
-    def test_bias_without_gradients_has_a_kernel(self, items, heads, kernel, monkeypatch):
+    def test_bias_without_gradients_has_a_kernel(self, items, heads, kernel):
         q, k, v = (paddle.to_tensor(uniform(i, (2, length, 3, 20))) for i, length in enumerate((70, 150, 150)))
         bias = paddle.to_tensor(uniform(3, (items, heads, 70, 150)))
         bias[:, :, :, 100:] = -1e30  # hides
-        expected = attention_reference(q, k, v, bias=bias, scale=1.0)
-        monkeypatch.setattr(sys.modules["ppsd3.ops.attention"], "attention_heads_split", None)
+        expected = reference(attend)(q, k, v, bias=bias, scale=1.0)
         with paddle.no_grad():
+            assert dispatch.choose("attention", q, k, v, bias=bias, scale=1.0).level == "native"
             np.testing.assert_allclose(attend(q, k, v, bias=bias, scale=1.0).numpy(), expected.numpy(), atol=TOLERANCE)
 
     def test_bias_with_gradients_and_causal_take_the_other_path(self):
         q, k, v = (paddle.to_tensor(uniform(i, (1, 6, 2, 8))) for i in range(3))
         bias = paddle.to_tensor(uniform(3, (1, 2, 6, 6)), stop_gradient=False)
-        for options in (dict(bias=bias), dict(causal=True), dict(bias=bias, causal=True)):
-            ours, reference = attend(q, k, v, **options), attention_reference(q, k, v, **options)
-            np.testing.assert_allclose(ours.numpy(), reference.numpy(), atol=TOLERANCE)
+        for options in ({"bias": bias}, {"causal": True}, {"bias": bias, "causal": True}):
+            assert dispatch.choose("attention", q, k, v, **options).level == "paddle"
+            ours, expected = attend(q, k, v, **options), reference(attend)(q, k, v, **options)
+            np.testing.assert_allclose(ours.numpy(), expected.numpy(), atol=TOLERANCE)
 
     @pytest.mark.parametrize("threads", [1, 2, 3])
     def test_thread_number_is_paddles(self, threads):
@@ -244,8 +251,8 @@ class TestChoice:
         paddle.base.core.set_num_threads(threads)
         try:
             assert native.lib().ppsd3_threads() == threads
-            assert_same(layer_norm_modulate, layer_norm_modulate_reference, (1, 300, 64), (1, 64), (1, 64))
-            assert_same(attend, attention_reference, *[(1, 300, 1, 16)] * 3)
-            assert_same(attend, attention_reference, *[(1, 600, 1, 32)] * 3)
+            assert_same(layer_norm_modulate, reference(layer_norm_modulate), (1, 300, 64), (1, 64), (1, 64))
+            assert_same(attend, reference(attend), *[(1, 300, 1, 16)] * 3)
+            assert_same(attend, reference(attend), *[(1, 600, 1, 32)] * 3)
         finally:
             paddle.base.core.set_num_threads(before)

@@ -6,20 +6,23 @@ import numpy as np
 import paddle
 import pytest
 
-from ppsd3.ops import attention, exact_gelu, gelu, native, onednn, quick_gelu
-from ppsd3.ops.attention import attention_reference
-from ppsd3.ops.modulation import (
+from ppsd3.ops import (
+    attention,
+    exact_gelu,
+    features,
     gated_residual,
-    gated_residual_reference,
+    gelu,
     layer_norm_modulate,
-    layer_norm_modulate_reference,
+    onednn,
+    quick_gelu,
+    use_native,
 )
-from ppsd3.ops.shapes import plain_on_cpu
+from ppsd3.ops.dispatch import kind_of, reference
 
 
 @pytest.fixture(autouse=True)
 def no_kernels():
-    with native.use_native(False):
+    with use_native(False):
         yield
 
 
@@ -27,10 +30,10 @@ def uniform(seed, shape):
     return paddle.to_tensor(np.random.RandomState(seed).uniform(-2, 2, shape).astype("float32"), stop_gradient=False)
 
 
-def assert_same(ours, reference, *shapes):
+def assert_same(ours, theirs, *shapes):
     """Values, and the gradients of a random projection of them."""
     found = []
-    for function in (ours, reference):
+    for function in (ours, theirs):
         inputs = [uniform(i, shape) for i, shape in enumerate(shapes)]
         y = function(*inputs)
         (y * uniform(99, y.shape).detach()).sum().backward()
@@ -42,10 +45,10 @@ def assert_same(ours, reference, *shapes):
 @pytest.mark.parametrize("b, s, d", [(1, 1, 1), (2, 5, 7), (3, 40, 96), (16, 3, 33)])
 class TestModulation:
     def test_layer_norm_modulate(self, b, s, d):
-        assert_same(layer_norm_modulate, layer_norm_modulate_reference, (b, s, d), (b, d), (b, d))
+        assert_same(layer_norm_modulate, reference(layer_norm_modulate), (b, s, d), (b, d), (b, d))
 
     def test_gated_residual(self, b, s, d):
-        assert_same(gated_residual, gated_residual_reference, (b, s, d), (b, d), (b, s, d))
+        assert_same(gated_residual, reference(gated_residual), (b, s, d), (b, d), (b, s, d))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -53,12 +56,12 @@ class TestModulation:
 @pytest.mark.parametrize("gradients", [False, True])
 def test_attention(bias, causal, gradients):
     q, k, v = (uniform(i, (2, 30, 3, 20)) for i in range(3))
-    options = dict(causal=causal, bias=uniform(3, (1, 3, 30, 30)) if bias else None)
+    options = {"causal": causal, "bias": uniform(3, (1, 3, 30, 30)) if bias else None}
     with paddle.set_grad_enabled(gradients):
-        ours, reference = (f(q, k, v, **options) for f in (attention, attention_reference))
-        np.testing.assert_allclose(ours.numpy(), reference.numpy(), atol=2e-6)
+        ours, expected = (f(q, k, v, **options) for f in (attention, reference(attention)))
+        np.testing.assert_allclose(ours.numpy(), expected.numpy(), atol=2e-6)
         if gradients:
-            found = [paddle.grad(y.square().sum(), [q, k, v]) for y in (ours, reference)]
+            found = [paddle.grad(y.square().sum(), [q, k, v]) for y in (ours, expected)]
             for x, y in zip(*found):
                 np.testing.assert_allclose(x.numpy(), y.numpy(), atol=2e-5)
 
@@ -90,7 +93,7 @@ class TestActivations:
         np.testing.assert_array_equal(y, [0.0, 100.0, np.nan])
 
 
-@pytest.mark.skipif(not onednn.is_available(), reason="this wheel carries no oneDNN")
+@pytest.mark.skipif(not features.has("onednn"), reason="this wheel carries no oneDNN")
 class TestSoftmax:
     @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (2, 5, 130), (2, 3, 4, 33)])
     def test_in_place(self, shape):
@@ -111,12 +114,13 @@ class TestSoftmax:
         assert np.isnan(onednn.softmax_(x).numpy()).any(axis=1).tolist() == [True, False]
 
 
-def test_plain_on_cpu():
+def test_kind_of():
     x = paddle.zeros([2, 3])
-    assert plain_on_cpu(x, None)
-    assert not plain_on_cpu(x, x.astype("float16")) and not plain_on_cpu(paddle.zeros([0, 3]))
+    assert kind_of([x, None]) == ("cpu", "float32") and kind_of([x.astype("bfloat16")]) == ("cpu", "bfloat16")
+    assert kind_of([x, x.astype("float16")]) == kind_of([paddle.zeros([0, 3])]) == kind_of([None])
+    assert kind_of([None])[1] == "open"
     paddle.enable_static()
     try:
-        assert not plain_on_cpu()
+        assert kind_of([])[1] == "static graph"
     finally:
         paddle.disable_static()

@@ -5,16 +5,17 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from ppsd3.ops import Linear, QuantizedLinear, linear_gelu, native, shared_input
-from ppsd3.ops.native import quantized as kernels
-from ppsd3.ops.quantized import integer_products, quantize_weight, quantized_linear_reference, weight_only_linear
+from ppsd3.ops import Linear, QuantizedLinear, features, linear_gelu, native, shared_input, use_kernels, use_native
+from ppsd3.ops.dispatch import reference as definition
+from ppsd3.ops.quantized import (
+    QuantizedActivation,
+    _quantize,
+    _quantized_product,
+    quantize_weight,
+    weight_only_linear,
+)
 
-
-def has_kernels():
-    return native.status()[0] and kernels.available()
-
-
-needs_kernels = pytest.mark.skipif(not has_kernels(), reason="no int8 kernels here")
+needs_kernels = pytest.mark.skipif(not features.has("vnni"), reason="no int8 kernels here")
 
 # rows, in, out: parts of words, tiles, groups and panels; several groups; more than one pass over k; one row
 SIZES = [(1, 1, 1), (7, 3, 5), (6, 256, 64), (13, 257, 70), (50, 1030, 130), (9, 4100, 65), (5, 8200, 17), (700, 64, 3)]
@@ -31,19 +32,26 @@ def layer(n, k, bias=True, seed=1):
 
 
 def reference(layer, x):
-    return quantized_linear_reference(x, layer.weight, layer.weight_scale, layer.bias)
+    return by_definition(x, layer.weight, layer.weight_scale, layer.bias)
+
+
+def by_definition(x, weight, weight_scale, bias=None):
+    """What the integer kernels compute, in Paddle's operations."""
+    return definition(_quantized_product)(weight_scale, bias, definition(_quantize)(x), weight)
 
 
 def relative(x, y):
     return float((x - y).norm() / y.norm())
 
 
-@pytest.fixture(params=[False, True], ids=["vectors", "tiles"])
-def kernel(request, monkeypatch):
+@pytest.fixture(params=[("vnni", "vnni"), ("amx", "amx_int8")], ids=lambda pair: pair[0])
+def kernel(request):
     """Products by either kernel, whatever the number of rows."""
-    if request.param and not kernels.on_tiles(1000):
-        pytest.skip("this CPU has no AMX")
-    monkeypatch.setattr(kernels, "on_tiles", lambda rows: request.param)
+    name, feature = request.param
+    if not features.has(feature):
+        pytest.skip(features.missing(feature))
+    with use_kernels(quantized_product=name):
+        yield
 
 
 @needs_kernels
@@ -125,7 +133,7 @@ class TestKernels:
     def test_shared_input(self):
         x, layers = uniform(0, (2, 7, 40)), [layer(5, 40, seed=s) for s in range(3)]
         shared = shared_input(x, *layers)
-        assert isinstance(shared, kernels.QuantizedActivation)
+        assert isinstance(shared, QuantizedActivation)
         for quantized in layers:
             np.testing.assert_array_equal(quantized(shared).numpy(), quantized(x).numpy())
 
@@ -134,7 +142,7 @@ class TestAccuracy:
     """Relative error (in norm) of one layer against float32, by the definition and so without kernels too."""
 
     def error(self, x, weight):
-        quantized = quantized_linear_reference(x, *quantize_weight(weight))
+        quantized = by_definition(x, *quantize_weight(weight))
         return relative(quantized, paddle.matmul(x, weight, transpose_y=True))
 
     def test_gaussian(self):
@@ -173,8 +181,7 @@ class TestChoice:
     def test_without_kernels_weights_are_multiplied_out(self):
         x, quantized = uniform(0, (5, 40)), layer(6, 40)
         expected = F.linear(x, (quantized.weight.astype("float32") * quantized.weight_scale.unsqueeze(1)).t())
-        with native.use_native(False), paddle.no_grad():
-            assert not integer_products(x)
+        with use_native(False), paddle.no_grad():
             assert shared_input(x, quantized) is x
             np.testing.assert_allclose(quantized(x).numpy(), (expected + quantized.bias).numpy(), rtol=1e-5, atol=1e-5)
             gelu = F.gelu(quantized(x), approximate=True)

@@ -1,12 +1,17 @@
 """The image kernels: oneDNN's convolution against Paddle's, the exact upsampling, the chunked attention."""
 
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle import nn
 
-from ppsd3.ops import onednn
+from ppsd3.ops import dispatch, features, onednn
 from ppsd3.ops.vision import Conv2D, attention_channels_first, conv2d, patch_tokens, upsample_nearest_2x
 
 # in channels, out channels, height, width, kernel, stride, padding
@@ -16,7 +21,7 @@ GEOMETRIES = [
     (16, 7, 5, 6, 1, 1, (0, 0, 0, 0)),
     (5, 3, 8, 8, 3, 1, (1, 1, 1, 1)),
 ]
-needs_onednn = pytest.mark.skipif(not onednn.is_available(), reason="this Paddle wheel carries no oneDNN 3")
+needs_onednn = pytest.mark.skipif(not features.has("onednn"), reason="this Paddle wheel carries no oneDNN 3")
 
 
 def uniform(*shape):
@@ -77,10 +82,27 @@ def test_onednn_reads_views_and_serves_threads():
                 assert_close(y.numpy(), expected.numpy())
 
 
+@needs_onednn
+def test_an_unknown_version_of_onednn_is_not_used():
+    code = """
+import paddle
+from ppsd3 import ops
+from ppsd3.ops import dispatch, onednn
+
+onednn.KNOWN_VERSIONS = [(9, 0)]
+assert dispatch.choose("exact_gelu", paddle.ones([2])).level == "reference"
+ops.exact_gelu(paddle.ones([2]))
+print("\\n".join(dispatch.summary()))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert re.search(r"exact_gelu.*: reference  \(the numbers of oneDNN 3\.\d are not known: onednn\)", shown.stdout)
+
+
 def test_other_dtypes_go_to_paddle():
     x, weight, bias = (x.detach().astype("float64") for x in tensors(GEOMETRIES[0]))
-    assert not onednn.usable(x, weight, bias)
-    assert conv2d(x, weight, bias, 1, (1, 1, 1, 1)).dtype == paddle.float64
+    assert dispatch.choose("conv2d", x, weight, bias, None, 1, (1, 1, 1, 1)).level == "reference"
+    assert conv2d(x, weight, bias, None, 1, (1, 1, 1, 1)).dtype == paddle.float64
 
 
 def test_conv2d_layer_is_initialised_as_torch_does():

@@ -44,9 +44,9 @@ def test_every_bfloat16_to_float16():
 
 def test_special_values():
     values = paddle.to_tensor(np.array([np.inf, -np.inf, np.nan, -0.0, 1e30], np.float32))
-    half, brain = cast(values, "float16").numpy(), cast(cast(values, "bfloat16"), "float32").numpy()
+    half, bfloat16 = cast(values, "float16").numpy(), cast(cast(values, "bfloat16"), "float32").numpy()
     np.testing.assert_array_equal(half, np.array([np.inf, -np.inf, np.nan, -0.0, np.inf], np.float16))
-    np.testing.assert_array_equal(brain[:4], values.numpy()[:4])
+    np.testing.assert_array_equal(bfloat16[:4], values.numpy()[:4])
 
 
 def test_from_numpy_shares_and_keeps_alive():

@@ -15,9 +15,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: x\nflags\t\t: {}\nbugs\t\t: y\n"
 
 
-def threads(code, **environment):
-    """What ``code`` prints in a new process whose environment has no choice but ``environment``."""
-    clean = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE")}
+CHOICES = ("OMP_NUM_THREADS", "MKL_DEBUG_CPU_TYPE", device.TUNE_VARIABLE)
+
+
+def printed(code, **environment):
+    """The number that ``code`` prints last, in a new process whose environment has no choice but ``environment``."""
+    clean = {key: value for key, value in os.environ.items() if key not in CHOICES}
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"import os, sys; sys.path.insert(0, {ROOT!r})\n{code}"],
         env={**clean, **environment},
@@ -30,15 +33,34 @@ def threads(code, **environment):
     return int(result.stdout.split()[-1])
 
 
-SHOW = "from ppsd3.utils.device import use_all_cores; print(use_all_cores())"
+# Paddle's threads, as its OpenMP runtime knows them, before and after a model is built.
+THREADS = """
+import ctypes, glob
+import ppsd3
+libraries = os.path.join(os.path.dirname(sys.modules["paddle"].__file__), "libs")
+runtime = ctypes.CDLL((glob.glob(libraries + "/libiomp5*") + glob.glob(libraries + "/libgomp*"))[0])
+print(runtime.omp_get_max_threads())
+"""
+MODEL = "ppsd3.AutoencoderTiny(encoder_block_out_channels=[8] * 4, decoder_block_out_channels=[8] * 4)\n"
+BUILT = THREADS + MODEL + THREADS
 
 
-def test_all_cores_unless_the_user_chose():
+def test_all_cores_for_models_unless_the_user_chose():
     cores = device.usable_cores()
-    assert threads("import paddle; " + SHOW) == cores
-    assert threads("import paddle; " + SHOW, OMP_NUM_THREADS="1") == 1
-    assert threads("import paddle; " + SHOW, OMP_NUM_THREADS="3") == 3
-    assert threads("os.environ['OMP_NUM_THREADS'] = '3'; import paddle; " + SHOW) == 3
+    assert printed(BUILT) == printed("import paddle\n" + BUILT) == cores
+    assert printed(BUILT, OMP_NUM_THREADS="1") == 1
+    assert printed("import paddle\n" + BUILT, OMP_NUM_THREADS="3") == 3
+    for choice in "13":
+        assert printed(f"os.environ['OMP_NUM_THREADS'] = '{choice}'\n" + BUILT) == int(choice)
+    assert printed(BUILT, PPSD3_TUNE_PROCESS="0") == 1
+
+
+def test_the_import_changes_nothing_of_the_process():
+    """Beyond what Paddle's own import does: the environment, threads, and what malloc keeps."""
+    assert (
+        printed("import paddle; before = dict(os.environ); from ppsd3 import *; print(int(before == os.environ))") == 1
+    )
+    assert printed(THREADS) == 1
 
 
 def test_quota_of_a_container(monkeypatch):
@@ -62,19 +84,20 @@ def test_quota_of_a_container(monkeypatch):
 def test_mkl_path(monkeypatch, cpu, expected):
     monkeypatch.delenv("MKL_DEBUG_CPU_TYPE", raising=False)
     monkeypatch.setattr(device, "_read", lambda path, size=-1: cpu)
-    device.choose_mkl_path()
+    told = device._choose_mkl_path()
     assert os.environ.pop("MKL_DEBUG_CPU_TYPE", None) == expected
+    assert told == (expected and f"MKL_DEBUG_CPU_TYPE={expected}")
 
 
 def test_users_mkl_path_stays(monkeypatch):
     monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "4")
-    device.choose_mkl_path()
+    device._choose_mkl_path()
     assert os.environ["MKL_DEBUG_CPU_TYPE"] == "4"
 
 
 # Faults of one page each while an array of 40 MB is made, filled and freed ten times.
 FAULTS = """
-import ppsd3, numpy, resource
+import numpy, resource
 numpy.ones(10_000_000, "float32")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10): numpy.ones(10_000_000, "float32")
@@ -87,13 +110,28 @@ SMALL_PAGES = {"NUMPY_MADVISE_HUGEPAGE": "0"}
 @pytest.mark.machine
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
 def test_freed_memory_is_kept_unless_the_user_chose():
-    assert threads(FAULTS, **SMALL_PAGES) < 5000
-    assert threads(FAULTS, **SMALL_PAGES, MALLOC_MMAP_THRESHOLD_="1000000") > 50000
+    tuned = "import ppsd3; ppsd3.tune_process()" + FAULTS
+    assert printed(tuned, **SMALL_PAGES) < 5000
+    assert printed(tuned, **SMALL_PAGES, MALLOC_MMAP_THRESHOLD_="1000000") > 50000
+    assert printed(tuned, **SMALL_PAGES, PPSD3_TUNE_PROCESS="0") > 50000
+    assert printed("import ppsd3" + FAULTS, **SMALL_PAGES) > 50000
+
+
+def test_what_was_done_is_told_and_done_once(monkeypatch):
+    steps = []
+    for name in ("_use_all_cores", "_choose_mkl_path", "_keep_freed_memory"):
+        monkeypatch.setattr(device, name, lambda name=name: steps.append(name) or (name if "mkl" not in name else None))
+    monkeypatch.setattr(device, "_tuned", None)
+    assert device.tune_process() == device.tune_process() == ("_use_all_cores", "_keep_freed_memory")
+    assert steps == ["_use_all_cores", "_choose_mkl_path", "_keep_freed_memory"]
+    monkeypatch.setattr(device, "_tuned", None)
+    monkeypatch.setenv(device.TUNE_VARIABLE, "0")
+    assert device.tune_process() == ("left as it is (PPSD3_TUNE_PROCESS=0)",) and len(steps) == 3
 
 
 @pytest.mark.parametrize("m, k, n", [(1, 1, 1), (5, 7, 3), (77, 768, 320), (129, 257, 513), (33, 4096, 64)])
 def test_products_are_as_accurate_as_fp32_allows(m, k, n):
-    device.choose_mkl_path()
+    device._choose_mkl_path()
     rng = np.random.default_rng(m)
     a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((n, k)).astype(np.float32)
     product = paddle.matmul(paddle.to_tensor(a), paddle.to_tensor(b), transpose_y=True).numpy()

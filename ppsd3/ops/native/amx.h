@@ -8,22 +8,21 @@
 
 #pragma once
 
-#include "common.h"
+#include "threads.h"
+#include "vectors.h"
 
-#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && \
+    defined(__linux__)
 #define PPSD3_AMX 1
 
 #include <immintrin.h>
 
 namespace amx {
 
-const i64 TILE = 16;                    // rows of a tile, and columns in pairs of 16 bits
-const i64 STEP = 32;                    // k of a tile
-const i64 BLOCK = 2 * TILE;             // rows and columns of what is summed in registers: 2 x 2 tiles
-const i64 TILE_WORDS = TILE * TILE;     // 32-bit words of a tile: 1 KB
-
-// Asks the system for the tiles, once; false where it refuses.
-bool ready();
+const i64 TILE = 16;  // rows of a tile, and columns in pairs of 16 bits
+const i64 STEP = 32;  // k of a tile
+const i64 BLOCK = 2 * TILE;  // rows and columns of what is summed in registers: 2 x 2 tiles
+const i64 TILE_WORDS = TILE * TILE;  // 32-bit words of a tile: 1 KB
 
 // The tiles of this thread from here to the end of the scope.
 struct Tiles {
@@ -54,7 +53,8 @@ inline Parts split(vec x) {
 inline words paired(words low, words high) {  // word i: low[i], high[i]
     return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
 }
-inline words in_row(words first, words second) {  // first[0], first[1] | first[2], first[3] | ... | second[14], second[15]
+// first[0], first[1] | first[2], first[3] | ... | second[14], second[15]
+inline words in_row(words first, words second) {
     const words odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27, 25,
                                        23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return _mm512_permutex2var_epi16(first, odd, second);
@@ -103,29 +103,39 @@ inline __attribute__((always_inline)) void multiply(i64 steps, const words* a, c
     i64 turn = 0;
     for (i64 s = 0; s < steps; s++, a += next, b += next) {
 // names of registers must be constants
-#define ROWS_OF(part) \
-    { _tile_loadd(4, a + (part) * 2 * TILE, 64); _tile_loadd(5, a + ((part) * 2 + 1) * TILE, 64); }
-#define COLUMNS_OF(part) \
-    { _tile_loadd(6, b + (part) * 2 * TILE, 64); _tile_loadd(7, b + ((part) * 2 + 1) * TILE, 64); }
-#define PRODUCTS \
-    { \
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7); \
-        meanwhile(turn++); \
-    }
-        if (PARTS == 1) {
-            ROWS_OF(0) COLUMNS_OF(0) PRODUCTS
-            continue;
-        }
+#define ROWS_OF(part)                          \
+    _tile_loadd(4, a + (part) * 2 * TILE, 64); \
+    _tile_loadd(5, a + ((part) * 2 + 1) * TILE, 64)
+#define COLUMNS_OF(part)                       \
+    _tile_loadd(6, b + (part) * 2 * TILE, 64); \
+    _tile_loadd(7, b + ((part) * 2 + 1) * TILE, 64)
+#define MULTIPLY             \
+    _tile_dpbf16ps(0, 4, 6); \
+    _tile_dpbf16ps(1, 4, 7); \
+    _tile_dpbf16ps(2, 5, 6); \
+    _tile_dpbf16ps(3, 5, 7); \
+    meanwhile(turn++)
         // small ones first, and one operand changed at a time
-        ROWS_OF(2) COLUMNS_OF(0) PRODUCTS
-        ROWS_OF(1) PRODUCTS
-        COLUMNS_OF(1) PRODUCTS
-        ROWS_OF(0) PRODUCTS
-        COLUMNS_OF(2) PRODUCTS
-        COLUMNS_OF(0) PRODUCTS
+        if (PARTS == 3) {
+            ROWS_OF(2);
+            COLUMNS_OF(0);
+            MULTIPLY;
+            ROWS_OF(1);
+            MULTIPLY;
+            COLUMNS_OF(1);
+            MULTIPLY;
+            ROWS_OF(0);
+            MULTIPLY;
+            COLUMNS_OF(2);
+            MULTIPLY;
+        } else {
+            ROWS_OF(0);
+        }
+        COLUMNS_OF(0);
+        MULTIPLY;
 #undef ROWS_OF
 #undef COLUMNS_OF
-#undef PRODUCTS
+#undef MULTIPLY
     }
 }
 
@@ -144,7 +154,8 @@ struct Tasks {
     void run(F&& f) const {
         share_tasks(slabs * shares, max_threads(), [&](i64 task) {
             i64 slab = task / shares, share = task % shares;
-            f(blocks * slab / slabs, blocks * (slab + 1) / slabs, panels * share / shares, panels * (share + 1) / shares);
+            f(blocks * slab / slabs, blocks * (slab + 1) / slabs, panels * share / shares,
+              panels * (share + 1) / shares);
         });
     }
 };

@@ -4,15 +4,19 @@
 // Everything is transposed: keys are rows and queries columns, so that each lane of a vector is a query of its own, with
 // its maximum and its sum, and probabilities are in the order in which the second product takes them.
 
+#include <vector>
+
 #include "amx.h"
 #include "attention.h"
+#include "guarded.h"
+#include "scratch.h"
 
 #if PPSD3_AMX
 
 namespace amx {
 namespace {
 
-const i64 KEY_BLOCKS = 4;     // of a round of softmax: its scores and probabilities, 56 KB, stay in the near caches
+const i64 KEY_BLOCKS = 4;  // of a round of softmax: its scores and probabilities, 56 KB, stay in the near caches
 const i64 QUERY_BLOCKS = 16;  // that go through the keys together, so that keys are read less often
 const i64 STEP_VECTORS = step_words<3>() / LANES;
 
@@ -103,7 +107,8 @@ struct Head {
     void score(i64 block, i64 first, i64 blocks, i64 query, float* scores, F&& meanwhile) const {
         for (i64 i = 0; i < blocks; i++) {
             clear();
-            multiply<3>(deep, keys + (first + i) * deep * STEP_VECTORS, queries + block * deep * STEP_VECTORS, meanwhile);
+            multiply<3>(deep, keys + (first + i) * deep * STEP_VECTORS, queries + block * deep * STEP_VECTORS,
+                        meanwhile);
             put(scores + i * BLOCK * BLOCK, BLOCK);
         }
         if (!bias) return;
@@ -178,7 +183,8 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
     auto take = [&](i64 vectors) { return (next += vectors) - vectors; };
     words *keys = take(size_of_keys), *values = take(size_of_values), *queries = take(size_of_queries);
     words* probabilities = take(size_of_probabilities);
-    float *scores = reinterpret_cast<float*>(take(size_of_scores)), *sums = reinterpret_cast<float*>(take(size_of_sums));
+    float* scores = reinterpret_cast<float*>(take(size_of_scores));
+    float* sums = reinterpret_cast<float*>(take(size_of_sums));
 
     rows.resize(std::max(n.keys, QUERY_BLOCKS * BLOCK));
     find_rows(k, n, b, head, 0, n.keys, rows.data());
@@ -214,7 +220,8 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
         };
         score(0, [](i64) {});
         for (i64 turn = 0; turn < turns; turn++) {
-            i64 i = turn % blocks, first = first_of(turn), count = std::min(blocks_of(turn) * BLOCK, n.keys - first * BLOCK);
+            i64 i = turn % blocks, first = first_of(turn);
+            i64 count = std::min(blocks_of(turn) * BLOCK, n.keys - first * BLOCK);
             Softmax softmax(scores_of(turn), probabilities, count, states + i);
             i64 pair = 0, pairs = softmax.pairs();
             if (turn + 1 < turns) {
@@ -243,17 +250,18 @@ void attend(const Shape& n, const Tokens& q, const Tokens& k, const Tokens& v, c
 
 extern "C" {
 
-// As ppsd3_attention.
-void ppsd3_amx_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
-                         float* lse, float scale, const float* bias, i64 bias_batch, i64 bias_head) {
-    const Shape n = *shape;
-    int threads = threads_for(n.batch * n.heads * n.queries * n.keys * n.dim / 8);
-    i64 parts = parts_of_head(n, threads);
-    share_tasks(n.batch * n.heads * parts, threads, [&](i64 task) {
-        i64 b = task / parts / n.heads, head = task / parts % n.heads, part = task % parts;
-        amx::Tiles tiles;
-        amx::attend(n, *q, *k, *v, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts, scale,
-                    bias ? bias + b * bias_batch + head * bias_head : nullptr);
+int32_t ppsd3_amx_attention(const Shape* shape, const Tokens* q, const Tokens* k, const Tokens* v, const Tokens* out,
+                            float* lse, float scale, const float* bias, int64_t bias_batch, int64_t bias_head) {
+    return guarded([&] {
+        const Shape n = *shape;
+        int threads = threads_for(n.batch * n.heads * n.queries * n.keys * n.dim / 8);
+        i64 parts = parts_of_head(n, threads);
+        share_tasks(n.batch * n.heads * parts, threads, [&](i64 task) {
+            i64 b = task / parts / n.heads, head = task / parts % n.heads, part = task % parts;
+            amx::Tiles tiles;
+            amx::attend(n, *q, *k, *v, *out, lse, b, head, n.queries * part / parts, n.queries * (part + 1) / parts,
+                        scale, bias ? bias + b * bias_batch + head * bias_head : nullptr);
+        });
     });
 }
 

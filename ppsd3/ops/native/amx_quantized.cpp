@@ -5,6 +5,8 @@
 // vectors while tiles multiply the next group.
 
 #include "amx.h"
+#include "guarded.h"
+#include "scratch.h"
 
 #if PPSD3_AMX && defined(__AMX_INT8__)
 
@@ -14,7 +16,7 @@ namespace {
 const i64 GROUP = 256;  // as ppsd3/ops/quantized.py has it
 const i64 STEP_BYTES = 64, GROUP_STEPS = GROUP / STEP_BYTES;
 const i64 SLAB_BYTES = i64(768) << 10;  // of activations that stay in the second cache
-const i64 STEP_VECTORS = 2 * TILE;      // of weights: two tiles
+const i64 STEP_VECTORS = 2 * TILE;  // of weights: two tiles
 
 typedef float block_type[BLOCK * BLOCK];
 
@@ -69,12 +71,14 @@ struct QuantizedProduct {
             sum_groups(packed + j * panel_size, group_sums + j * groups() * BLOCK);
         });
         const i64 most = std::max<i64>(1, SLAB_BYTES / (BLOCK * stride));
-        Tasks((rows + BLOCK - 1) / BLOCK, most, panels()).run([&](i64 begin, i64 end, i64 first_panel, i64 end_of_panels) {
-            Tiles tiles;
-            for (i64 j = first_panel; j < end_of_panels; j++)
-                for (i64 i = begin; i < end; i++)
-                    multiply_block(i * BLOCK, j * BLOCK, packed + j * panel_size, group_sums + j * groups() * BLOCK);
-        });
+        Tasks((rows + BLOCK - 1) / BLOCK, most, panels())
+            .run([&](i64 begin, i64 end, i64 first_panel, i64 end_of_panels) {
+                Tiles tiles;
+                for (i64 j = first_panel; j < end_of_panels; j++)
+                    for (i64 i = begin; i < end; i++)
+                        multiply_block(i * BLOCK, j * BLOCK, packed + j * panel_size,
+                                       group_sums + j * groups() * BLOCK);
+            });
     }
 
     void multiply_block(i64 row, i64 column, const words* panel, const float* group_sums) const {
@@ -110,7 +114,9 @@ struct QuantizedProduct {
             const i64 at = (row + i) * groups() + g;
             const vec by = splat(scale[at]), offset = splat(low[at]);
             float* to = total + i * BLOCK;
-            auto numbers = [&](i64 half) { return (vec)_mm512_cvtepi32_ps(_mm512_load_si512(fresh + i * BLOCK + half)); };
+            auto numbers = [&](i64 half) {
+                return (vec)_mm512_cvtepi32_ps(_mm512_load_si512(fresh + i * BLOCK + half));
+            };
             vec x = numbers(0) * by + first * offset, y = numbers(TILE) * by + second * offset;
             store(to, g ? load(to) + x : x), store(to + TILE, g ? load(to + TILE) + y : y);
         }
@@ -131,11 +137,12 @@ struct QuantizedProduct {
 
 extern "C" {
 
-// As ppsd3_product_int8, but that u has rows to the next multiple of 32, whatever they hold, and a stride of whole 64 bytes.
-void ppsd3_amx_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
-                            const float* weight_scale, const float* bias, float* out, i64 rows, i64 n, i64 k, i64 stride,
-                            i64 with_gelu) {
-    amx::QuantizedProduct{u, scale, low, weight, weight_scale, bias, out, rows, n, k, stride, with_gelu != 0}.run();
+int32_t ppsd3_amx_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
+                               const float* weight_scale, const float* bias, float* out, int64_t rows, int64_t n,
+                               int64_t k, int64_t stride, bool gelu_after) {
+    return guarded([&] {
+        amx::QuantizedProduct{u, scale, low, weight, weight_scale, bias, out, rows, n, k, stride, gelu_after}.run();
+    });
 }
 
 }  // extern "C"

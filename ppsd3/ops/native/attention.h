@@ -1,26 +1,16 @@
 // What the kernels of attention share: where tokens are.
-//
-// Legend as in kernels.cpp.
 
 #pragma once
 
-#include "common.h"
+#include <algorithm>
+
+#include "interface.h"
+#include "threads.h"
+#include "vectors.h"
 
 static const float LOG2_E = 1.44269504088896341f, LN_2 = 0.69314718055994531f;
 
 static inline i64 padded(i64 n) { return (n + LANES - 1) / LANES * LANES; }
-
-// One [B, S, h, d] operand in one or two pieces along S (image and text tokens): piece p has rows[p] tokens, and
-// token s of batch item b begins at base[p] + (b * rows[p] + s) * stride[p]; heads are d apart.
-struct Tokens {
-    float* base[2];
-    i64 rows[2], stride[2];
-};
-
-struct Shape {
-    i64 batch, heads, dim, queries, keys;
-    i64 width() const { return padded(dim); }
-};
 
 // f(row, s) for the rows first .. first+count of one head, s from 0.
 template <class F>

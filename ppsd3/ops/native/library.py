@@ -1,12 +1,18 @@
-"""Builds the C++ sources with the system's C++ compiler, once per machine, and loads it with ctypes.
+"""Builds the C++ sources with the system's C++ compiler, once per machine, and loads the library with ctypes.
 
 The library lives in the user's cache (``$XDG_CACHE_HOME/ppsd3``, by default ``~/.cache/ppsd3``) in a directory named
 by a hash of source, flags, compiler and CPU, so an update or another machine on a shared home builds its own. It is
 built for the CPU at hand, whichever instructions that has (AVX-512, AVX2, or neither); ``$PPSD3_TARGET_FLAGS``, e.g.
-``-march=x86-64-v3``, builds for another. Nothing here raises: without a compiler, or when anything is wrong,
-:func:`load` says why and the pure Paddle paths serve.
+``-march=x86-64-v3``, builds for another, and takes any other flag of the compiler too. Nothing here raises: without a
+compiler, or when anything is wrong, :func:`load` says why and the pure Paddle paths serve.
+
+Processes that start together build once: one holds the lock, the others wait and load what it built. Threads of one
+process are the caller's to lock.
 """
 
+from __future__ import annotations
+
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -14,14 +20,18 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ...utils.device import usable_cores
 from ...utils.logging import get_logger
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-FLAGS = ("-std=c++14", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = ("-std=c++14", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 NAME = "libppsd3_kernels.so"
+WORK = "build-"  # what a directory of unfinished files is called
 BUILD_SECONDS = 300
 
 logger = get_logger(__name__)
@@ -31,16 +41,12 @@ class Unavailable(Exception):
     """Why there is no library; caught by :func:`load`."""
 
 
-def load():
-    """The library and its path, or None and the reason there is none.
-
-    Returns:
-        (ctypes.CDLL or None, str).
-    """
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The library and its path, or None and the reason there is none."""
     try:
-        path, library = _cached() or _built()
+        library, detail = _cached() or _built()
         _share_threads(library)
-        return library, str(path)
+        return library, detail
     except (Unavailable, OSError, AttributeError) as error:
         logger.info("native kernels are not used: %s", error)
         return None, str(error)
@@ -51,7 +57,7 @@ def _cached():
         path = _directory() / NAME
         # the hash comes first: mapping a truncated library would kill the process with a bus error
         if path.with_suffix(".sha256").read_text() == _sha256(path):
-            return path, ctypes.CDLL(str(path))
+            return ctypes.CDLL(str(path)), str(path)
     except OSError as error:
         logger.debug("no cached native kernels: %s", error)
     return None
@@ -61,36 +67,82 @@ def _built():
     directory = _directory()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=directory))
+        with _process_lock(directory / "lock") as alone:
+            for leftover in directory.glob(WORK + "*") if alone else ():  # of a build that was killed
+                shutil.rmtree(leftover, ignore_errors=True)
+            return _cached() or _installed(directory)
     except OSError as error:
-        logger.debug("the cache %s cannot be written (%s); building for this process only", directory, error)
-        directory = work = Path(tempfile.mkdtemp(prefix="ppsd3-"))
+        temporary = Path(tempfile.mkdtemp(prefix="ppsd3-"))
+        try:
+            library, path = _installed(temporary)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)  # a library that lay there stays mapped
+        return library, f"{path}, for this process only: the cache {directory} cannot be used ({error})"
+
+
+def _installed(directory):
+    """Builds the library in ``directory``, where it appears whole or not at all, and loads it."""
+    work, path = Path(tempfile.mkdtemp(prefix=WORK, dir=directory)), directory / NAME
     try:
-        built = work / ("new-" + NAME)
+        built, digest = work / NAME, work / "digest"
         _compile(built)
-        digest = work / "digest"
         digest.write_text(_sha256(built))
-        path = directory / NAME
-        os.replace(built, path)  # whole or not at all, should two processes build at once
+        os.replace(built, path)
         os.replace(digest, path.with_suffix(".sha256"))
-        return path, ctypes.CDLL(str(path))
+        return ctypes.CDLL(str(path)), str(path)
     finally:
-        shutil.rmtree(work, ignore_errors=True)  # a library that lies there stays mapped
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _process_lock(path):
+    """Holds ``path`` against other processes; the system gives it back when its holder ends, however that ends.
+
+    A holder that takes longer than a build may is not waited for, and neither is one where the system or the file
+    system has no such locks: two builds at once cost time and nothing else.
+
+    Yields:
+        bool: whether it is held.
+    """
+    held = False
+    with open(path, "w") as file:
+        try:
+            import fcntl
+
+            end = time.monotonic() + BUILD_SECONDS
+            while not held and time.monotonic() < end:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = True
+                except BlockingIOError:
+                    time.sleep(0.1)
+        except (ImportError, OSError) as error:
+            logger.debug("no lock: %s", error)
+        yield held
 
 
 def _compile(target):
-    logger.info("compiling the native kernels into %s", target.parent)
-    message = ""
+    compiler, cores = _compiler(), usable_cores()
+    logger.warning("Compiling CPU kernels, once, about %d s (into %s)", max(5, 15 // cores), target.parent.parent)
+    objects = [target.with_name(source.stem + ".o") for source in SOURCES]
     for flags in (_target_flags(), ()):  # a compiler that does not know this CPU still builds for the baseline
-        command = [*_compiler(), *FLAGS, *flags, *map(str, SOURCES), "-o", str(target)]
-        try:
-            result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
-        except subprocess.SubprocessError as error:
-            raise Unavailable(f"{command[0]} failed: {error}") from error
-        if result.returncode == 0:
+        command = [*compiler, *FLAGS, *flags]
+        commands = [[*command, "-c", str(source), "-o", str(built)] for source, built in zip(SOURCES, objects)]
+        with ThreadPoolExecutor(cores) as pool:
+            failure = next(filter(None, pool.map(_failure, commands)), None)
+        failure = failure or _failure([*command, "-shared", *map(str, objects), "-o", str(target)])
+        if failure is None:
             return
-        message = result.stderr.strip()[-500:]
-    raise Unavailable(f"{command[0]} cannot compile the kernels: {message}")
+    raise Unavailable(f"{compiler[0]} cannot compile the kernels: {failure}")
+
+
+def _failure(command):
+    """Runs a command of the compiler; returns what it has to say if it fails, else None."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+    except subprocess.SubprocessError as error:
+        return str(error)
+    return None if result.returncode == 0 else result.stderr.strip()[-500:] or f"status {result.returncode}"
 
 
 def _compiler():

@@ -9,7 +9,11 @@
 // the arithmetic of a float32 multiply-add. Weights stay as they are stored, [columns, k]: a panel of columns is
 // rearranged into such words on each call, which costs a percent and saves a second copy of the model.
 
-#include "common.h"
+#include <vector>
+
+#include "guarded.h"
+#include "threads.h"
+#include "vectors.h"
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)  // elsewhere float32 products are faster
 
@@ -21,10 +25,10 @@ typedef int32_t word;  // four 8-bit numbers
 typedef ivec ivec_unaligned __attribute__((aligned(4), may_alias));
 typedef uint8_t byte_vec __attribute__((vector_size(LANES)));
 
-const i64 GROUP = 256;                       // as ppsd3/ops/quantized.py has it
+const i64 GROUP = 256;  // as ppsd3/ops/quantized.py has it
 const i64 GROUP_WORDS = GROUP / 4;
-const i64 COLUMNS = TILE_VECTORS * LANES;    // of a panel
-const i64 CHUNK_GROUPS = 16;                 // of one pass over k: a panel (256 KB) stays in the second cache
+const i64 COLUMNS = TILE_VECTORS * LANES;  // of a panel
+const i64 CHUNK_GROUPS = 16;  // of one pass over k: a panel (256 KB) stays in the second cache
 
 inline i64 up(i64 n, i64 step) { return (n + step - 1) / step; }
 
@@ -128,7 +132,8 @@ void tile(const Activation& x, i64 row, const Panel& panel, const Output& out) {
     for (int i = 0; i < N; i++)
         for (int j = 0; j < TILE_VECTORS; j++) {
             i64 count = std::min<i64>(LANES, out.columns - j * LANES);
-            total[i][j] = out.first || count <= 0 ? vec{} : load_n(out.data + (row + i) * out.stride + j * LANES, count);
+            total[i][j] =
+                out.first || count <= 0 ? vec{} : load_n(out.data + (row + i) * out.stride + j * LANES, count);
         }
     for (i64 g = 0; g < panel.groups; g++) {
         i64 p = g * GROUP_WORDS, end = std::min(p + GROUP_WORDS, panel.words);
@@ -180,48 +185,53 @@ void any_tile(i64 rows, const Activation& x, i64 row, const Panel& panel, const 
 
 extern "C" {
 
-// x [rows, k] -> u [rows, stride], scale and low [rows, ceil(k / 256)].
-void ppsd3_quantize_rows(const float* x, uint8_t* u, float* scale, float* low, i64 rows, i64 k, i64 stride) {
-    i64 groups = up(k, GROUP), padding = (4 - k % 4) % 4;
-    share_rows(rows, threads_for(rows * k), [&](i64 first, i64 last, int) {
-        for (i64 r = first; r < last; r++) {
-            for (i64 g = 0; g < groups; g++) {
-                i64 at = g * GROUP;
-                quantize_group(x + r * k + at, std::min(GROUP, k - at), u + r * stride + at, scale + r * groups + g,
-                               low + r * groups + g);
+int32_t ppsd3_quantize_rows(const float* x, uint8_t* u, float* scale, float* low, int64_t rows, int64_t k,
+                            int64_t stride) {
+    return guarded([&] {
+        i64 groups = up(k, GROUP), padding = (4 - k % 4) % 4;
+        share_rows(rows, threads_for(rows * k), [&](i64 first, i64 last, int) {
+            for (i64 r = first; r < last; r++) {
+                for (i64 g = 0; g < groups; g++) {
+                    i64 at = g * GROUP;
+                    quantize_group(x + r * k + at, std::min(GROUP, k - at), u + r * stride + at, scale + r * groups + g,
+                                   low + r * groups + g);
+                }
+                std::memset(u + r * stride + k, 0, padding);
             }
-            std::memset(u + r * stride + k, 0, padding);
-        }
+        });
     });
 }
 
-// out [rows, n] = x [rows, k] weight [n, k]^T + bias, x as ppsd3_quantize_rows left it, then GELU if wanted.
-void ppsd3_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
-                        const float* weight_scale, const float* bias, float* out, i64 rows, i64 n, i64 k, i64 stride,
-                        i64 with_gelu) {
-    i64 groups = up(k, GROUP), words = up(k, 4), panels = up(n, COLUMNS);
-    i64 chunks = up(groups, CHUNK_GROUPS), chunk = up(groups, chunks);
-    int threads = threads_for(rows * n * k / 16);
-    // few panels and many threads: rows are divided too
-    i64 parts = std::max<i64>(1, std::min(up(4 * threads, panels), up(rows, 64 * TILE_ROWS)));
-    i64 part = up(up(rows, parts), TILE_ROWS) * TILE_ROWS;
-    Activation x{u, stride, groups, scale, low};
-    share_tasks(panels * parts, threads, [&](i64 task) {
-        static thread_local std::vector<word> packed;
-        static thread_local std::vector<float> sums;
-        packed.resize(chunk * GROUP_WORDS * COLUMNS);
-        sums.resize(chunk * COLUMNS);
-        i64 column = task / parts * COLUMNS, columns = std::min(COLUMNS, n - column);
-        i64 begin = task % parts * part, end = std::min(rows, begin + part);
-        for (i64 g = 0; g < groups; g += chunk) {
-            i64 count = std::min(chunk, groups - g);
-            Panel panel{g, count, std::min(count * GROUP_WORDS, words - g * GROUP_WORDS), packed.data(), sums.data()};
-            pack(weight + column * k, k, columns, panel);
-            Output output{out + column, n, columns, weight_scale + column, bias ? bias + column : nullptr,
-                          g == 0, g + count == groups, with_gelu != 0};
-            for (i64 row = begin; row < end; row += TILE_ROWS)
-                any_tile(std::min<i64>(TILE_ROWS, end - row), x, row, panel, output);
-        }
+int32_t ppsd3_product_int8(const uint8_t* u, const float* scale, const float* low, const int8_t* weight,
+                           const float* weight_scale, const float* bias, float* out, int64_t rows, int64_t n, int64_t k,
+                           int64_t stride, bool gelu_after) {
+    return guarded([&] {
+        i64 groups = up(k, GROUP), words = up(k, 4), panels = up(n, COLUMNS);
+        i64 chunks = up(groups, CHUNK_GROUPS), chunk = up(groups, chunks);
+        int threads = threads_for(rows * n * k / 16);
+        // few panels and many threads: rows are divided too
+        i64 parts = std::max<i64>(1, std::min(up(4 * threads, panels), up(rows, 64 * TILE_ROWS)));
+        i64 part = up(up(rows, parts), TILE_ROWS) * TILE_ROWS;
+        Activation x{u, stride, groups, scale, low};
+        share_tasks(panels * parts, threads, [&](i64 task) {
+            static thread_local std::vector<word> packed;
+            static thread_local std::vector<float> sums;
+            packed.resize(chunk * GROUP_WORDS * COLUMNS);
+            sums.resize(chunk * COLUMNS);
+            i64 column = task / parts * COLUMNS, columns = std::min(COLUMNS, n - column);
+            const float* column_bias = bias ? bias + column : nullptr;
+            i64 begin = task % parts * part, end = std::min(rows, begin + part);
+            for (i64 g = 0; g < groups; g += chunk) {
+                i64 count = std::min(chunk, groups - g);
+                Panel panel{g, count, std::min(count * GROUP_WORDS, words - g * GROUP_WORDS), packed.data(),
+                            sums.data()};
+                pack(weight + column * k, k, columns, panel);
+                Output output{out + column,        n,         columns, weight_scale + column, column_bias, g == 0,
+                              g + count == groups, gelu_after};
+                for (i64 row = begin; row < end; row += TILE_ROWS)
+                    any_tile(std::min<i64>(TILE_ROWS, end - row), x, row, panel, output);
+            }
+        });
     });
 }
 

@@ -1,37 +1,32 @@
-"""int8 products as functions of Paddle tensors. They have no gradient."""
+"""int8 products of float32 tensors on the CPU. They have no gradient."""
 
-from collections import namedtuple
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import paddle
+from paddle import Tensor
 
 from . import lib
-from .interface import _rows
-from .products import dense, has_amx, pointer
+from .tensors import dense, pointer, rows_of
 
-OPTIONAL_SIGNATURES = {  # p pointer, n size; there where the CPU has the instructions
-    "quantize_rows": "ppppnnn",
-    "product_int8": "pppppppnnnnn",
-    "amx_product_int8": "pppppppnnnnn",
-}
-GROUP = 256  # as quantized.cpp has it
+GROUP = 256  # features that share a range; as quantized.cpp has it
 TILE_ROWS = 32  # that amx_quantized.cpp reads at once
 
-QuantizedActivation = namedtuple("QuantizedActivation", "data scale low shape")
-QuantizedActivation.__doc__ = """Rows of 8-bit numbers, ``x = low + scale * data`` in each group of a row.
 
-data (uint8 Tensor [rows or more, stride]), scale and low (float32 Tensor [rows, groups]), shape (list): of ``x``.
-"""
+class QuantizedActivation(NamedTuple):
+    """Rows of 8-bit numbers, ``x = low + scale * data`` in each group of a row."""
 
-
-def available():
-    """Whether the loaded library has the kernels."""
-    return hasattr(lib(), "ppsd3_product_int8")
+    data: Tensor  # uint8, [rows or more, k or more]
+    scale: Tensor  # float32, [rows, groups], as low
+    low: Tensor
+    shape: list[int]  # of x
 
 
 def quantize(x):
     """``x [..., k]`` -> :class:`QuantizedActivation`."""
     x = dense(x)
-    rows, k = _rows(x)
+    rows, k = rows_of(x)
     groups = -(-k // GROUP)
     stride = -(-k // 64) * 64 + 64  # never a multiple of 4096: rows would compete for the same lines of the cache
     data = paddle.empty([-(-rows // TILE_ROWS) * TILE_ROWS, stride], dtype="uint8")
@@ -40,17 +35,16 @@ def quantize(x):
     return QuantizedActivation(data, scale, low, list(x.shape))
 
 
-def on_tiles(rows):
-    """Whether AMX is faster for so many rows: it rearranges all weights first."""
-    return rows >= 16 and hasattr(lib(), "ppsd3_amx_product_int8") and has_amx()
-
-
-def product(x, weight, weight_scale, bias, gelu=False):
+def product(weight_scale, bias, x, weight, gelu=False, kernel="product_int8"):
     """``x (weight_scale weight)^T + bias``, then tanh-GELU if wanted, of a :class:`QuantizedActivation`."""
     rows, stride = x.scale.shape[0], x.data.shape[1]
     n, k = weight.shape
     out = paddle.empty([*x.shape[:-1], n], dtype="float32")
     tensors = (x.data, x.scale, x.low, weight, weight_scale, bias, out)
-    kernel = lib().ppsd3_amx_product_int8 if on_tiles(rows) else lib().ppsd3_product_int8
-    kernel(*map(pointer, tensors), rows, n, k, stride, gelu)
+    getattr(lib(), "ppsd3_" + kernel)(*map(pointer, tensors), rows, n, k, stride, gelu)
     return out
+
+
+def pays_on_tiles(weight_scale, bias, x, weight, gelu=False):
+    """Whether AMX is faster for so many rows: it rearranges all weights first."""
+    return x.scale.shape[0] >= 16

@@ -9,7 +9,9 @@
 //
 // For AVX-512, where it is measured to be faster than the system's products.
 
-#include "common.h"
+#include "guarded.h"
+#include "scratch.h"
+#include "threads.h"
 
 #if defined(__AVX512F__)
 
@@ -18,9 +20,9 @@
 namespace {
 
 const i64 ROWS = TILE_ROWS, WIDTH = LANES * TILE_VECTORS;  // of a tile
-const i64 SLAB_TILES = 8;                // most tiles that a block of x has: 48 rows
-const i64 DEPTH = 512;                   // most k of a block
-const i64 PAD = 5 * LANES;               // between sums, so that they do not all fall on the same lines of a cache
+const i64 SLAB_TILES = 8;  // most tiles that a block of x has: 48 rows
+const i64 DEPTH = 512;  // most k of a block
+const i64 PAD = 5 * LANES;  // between sums, so that they do not all fall on the same lines of a cache
 const i64 MOST_SUMS_OF_W = i64(64) << 20;  // bytes
 
 // The seven sums of four blocks, numbered (1,1), (1,2), (2,1), (2,2).
@@ -257,13 +259,13 @@ struct Product {
 
 extern "C" {
 
-// y[m, n] = x[m, k] w[n, k]^T + bias[n] (or null), with tanh-GELU after it if asked; levels 1 or 2.
-void ppsd3_strassen(const float* x, const float* w, const float* bias, float* y, i64 m, i64 n, i64 k, i64 levels,
-                    i64 gelu_after) {
-    if (levels == 1)
-        Product<1>{x, w, bias, y, m, n, k, bool(gelu_after), 0}.run();
-    else
-        Product<2>{x, w, bias, y, m, n, k, bool(gelu_after), 0}.run();
+int32_t ppsd3_strassen(const float* x, const float* w, const float* bias, float* y, int64_t m, int64_t n, int64_t k,
+                       int64_t levels, bool gelu_after) {
+    return guarded([&] {
+        if (levels == 1) Product<1>{x, w, bias, y, m, n, k, gelu_after, 0}.run();
+        else if (levels == 2) Product<2>{x, w, bias, y, m, n, k, gelu_after, 0}.run();
+        else throw UNSUPPORTED;
+    });
 }
 
 }  // extern "C"

@@ -11,8 +11,13 @@
 // are transformed back at once, while they are in the first-level cache. On a CPU with AMX (amx.h) the products are made on
 // its tiles, one multiplication of the scheme for all channels after another.
 
+#include <vector>
+
 #include "amx.h"
-#include "vision.h"
+#include "convolution.h"
+#include "guarded.h"
+#include "scratch.h"
+#include "threads.h"
 
 namespace {
 
@@ -185,7 +190,7 @@ template <class S>
 struct Winograd {
     static const int I = S::INPUTS, P = S::PRODUCTS, O = S::OUTPUTS;
     i64 height, width, tiles_x, first, rows;  // of the image; tiles per row; the task's rows of tiles
-    i64 plane;                                // floats between two channels of one transform
+    i64 plane;  // floats between two channels of one transform
 
     // One channel's rows -> its planes. A row's last vector may run over into the next row, which is written later.
     void transform_channel(const float* image, float* window, float* to, i64 channels) const {
@@ -240,7 +245,7 @@ struct Winograd {
 // Transformed weights as an operand of amx.h: lines are output channels, k input channels.
 struct Transformed {
     const Channels* weights;  // of the product: [block of out][product][in]
-    i64 blocks, step, in;     // `step` from block to block
+    i64 blocks, step, in;  // `step` from block to block
     bool k_contiguous() const { return false; }
     vec along_k(i64, i64) const { return vec{}; }
     vec along_lines(i64 l, i64 p) const {
@@ -277,12 +282,14 @@ struct TiledConvolution {
             for (i64 v = 0; v < 2 * tile_blocks; v++) {
                 i64 at = (source * tile_blocks + v / 2) * steps() + channel / amx::STEP;
                 vec second = channel + 1 < in ? load(planes + plane + v * LANES) : vec{};
-                amx::put_pair<3>(load(planes + v * LANES), second, v % 2, channel % amx::STEP / 2, to + at * STEP_VECTORS);
+                amx::put_pair<3>(load(planes + v * LANES), second, v % 2, channel % amx::STEP / 2,
+                                 to + at * STEP_VECTORS);
             }
     }
 
     // products[product][channel][plane]
-    void multiply(const amx::words* weights, const amx::words* inputs, i64 tile_blocks, i64 plane, float* products) const {
+    void multiply(const amx::words* weights, const amx::words* inputs, i64 tile_blocks, i64 plane,
+                  float* products) const {
         amx::Tiles tiles;
         for (int k = 0; k < P * P; k++) {
             int source = S::input_of(k / P) * I + S::input_of(k % P);
@@ -292,9 +299,10 @@ struct TiledConvolution {
                 i64 lines = (STEP_VECTORS + amx::TURNS<3> * tile_blocks - 1) / (amx::TURNS<3> * tile_blocks);
                 for (i64 t = 0; t < tile_blocks; t++) {
                     amx::clear();
-                    amx::multiply<3>(steps(), rows, inputs + (source * tile_blocks + t) * steps() * STEP_VECTORS, [&](i64) {
-                        for (i64 line = 0; line < lines; line++) __builtin_prefetch(later++, 0, 2);
-                    });
+                    amx::multiply<3>(steps(), rows, inputs + (source * tile_blocks + t) * steps() * STEP_VECTORS,
+                                     [&](i64) {
+                                         for (i64 line = 0; line < lines; line++) __builtin_prefetch(later++, 0, 2);
+                                     });
                     amx::put(products + ((k * channel_blocks() + o) * amx::BLOCK) * plane + t * amx::BLOCK, plane);
                 }
             }
@@ -344,13 +352,13 @@ struct TiledConvolution {
 
 template <class S>
 void convolve(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch, i64 in,
-              i64 height, i64 width, i64 out, bool transposed) {
+              i64 height, i64 width, i64 out, bool transposed, bool on_tiles) {
     const int I = S::INPUTS, P = S::PRODUCTS, O = S::OUTPUTS;
     const i64 tiles_x = (width + 1) / 2, tiles_y = (height + 1) / 2, blocks = (out + BLOCK - 1) / BLOCK;
     const int threads = threads_for(batch * in * out * tiles_y * tiles_x * P * P / 16);
     const std::vector<Channels> weights = transform_weights<S>(weight, out, in, transposed, threads);
 #if PPSD3_AMX
-    if (in >= amx::STEP && out >= amx::BLOCK && batch * tiles_y * tiles_x >= amx::BLOCK && amx::ready())
+    if (on_tiles && in >= amx::STEP && out >= amx::BLOCK && batch * tiles_y * tiles_x >= amx::BLOCK)
         return TiledConvolution<S>{in, out}.run(x, weights, bias, added, y, batch, height, width);
 #endif
     const i64 chunk = rows_per_task(tiles_y, batch, I * I * in * tiles_x, threads, INPUT_FLOATS, 1);
@@ -369,8 +377,8 @@ void convolve(const float* x, const float* weight, const float* bias, const floa
             i64 o = block * BLOCK, some = std::min<i64>(BLOCK, out - o);
             for (int k = 0; k < P * P; k++) {
                 int source = S::input_of(k / P) * I + S::input_of(k % P);
-                product(some, tiles, in, inputs + source * in * plane, plane,
-                        weights.data() + (block * P * P + k) * in, products + k * BLOCK * plane);
+                product(some, tiles, in, inputs + source * in * plane, plane, weights.data() + (block * P * P + k) * in,
+                        products + k * BLOCK * plane);
             }
             for (i64 i = 0; i < some; i++) {
                 i64 at = (n * out + o + i) * height * width * O * O / 4;
@@ -385,10 +393,41 @@ void convolve(const float* x, const float* weight, const float* bias, const floa
 
 void winograd_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch,
                      i64 in, i64 height, i64 width, i64 out, bool transposed) {
-    convolve<Plain>(x, weight, bias, added, y, batch, in, height, width, out, transposed);
+    convolve<Plain>(x, weight, bias, added, y, batch, in, height, width, out, transposed, false);
 }
 
 void winograd_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in,
                               i64 height, i64 width, i64 out) {
-    convolve<Upsampled>(x, weight, bias, nullptr, y, batch, in, height, width, out, false);
+    convolve<Upsampled>(x, weight, bias, nullptr, y, batch, in, height, width, out, false, false);
 }
+
+#if PPSD3_AMX
+
+extern "C" {
+
+int32_t ppsd3_amx_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y,
+                         int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel,
+                         int64_t stride) {
+    if (!by_winograd(kernel, stride, in))
+        return ppsd3_conv2d(x, weight, bias, added, y, batch, in, height, width, out, kernel, stride);
+    return guarded([&] { convolve<Plain>(x, weight, bias, added, y, batch, in, height, width, out, false, true); });
+}
+
+int32_t ppsd3_amx_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in,
+                                       int64_t height, int64_t width, int64_t out, int64_t kernel, int64_t stride) {
+    if (!by_winograd(kernel, stride, out))
+        return ppsd3_conv2d_backward_data(dy, weight, dx, batch, in, height, width, out, kernel, stride);
+    return guarded(
+        [&] { convolve<Plain>(dy, weight, nullptr, nullptr, dx, batch, out, height, width, in, true, true); });
+}
+
+int32_t ppsd3_amx_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, int64_t batch,
+                                  int64_t in, int64_t height, int64_t width, int64_t out) {
+    if (!by_winograd(3, 1, in)) return ppsd3_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
+    return guarded(
+        [&] { convolve<Upsampled>(x, weight, bias, nullptr, y, batch, in, height, width, out, false, true); });
+}
+
+}  // extern "C"
+
+#endif

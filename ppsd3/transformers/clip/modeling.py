@@ -4,8 +4,10 @@ Counterpart of transformers' ``CLIPTextModelWithProjection``. SD3 reads two of t
 OpenCLIP bigG (gelu).
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import paddle
@@ -29,35 +31,35 @@ class CLIPTextModelOutput(BaseOutput):
     """What the tower gives for ``B`` prompts of ``L`` tokens.
 
     Attributes:
-        text_embeds (Tensor [B, projection_dim]): the pooled and projected text.
-        last_hidden_state (Tensor [B, L, hidden_size]): after ``final_layer_norm``.
-        hidden_states (tuple of Tensor [B, L, hidden_size], or None): the embeddings, then the output of each layer,
+        text_embeds: [B, projection_dim], the pooled and projected text.
+        last_hidden_state: [B, L, hidden_size], after ``final_layer_norm``.
+        hidden_states: [B, L, hidden_size], the embeddings, then the output of each layer,
             none of them after ``final_layer_norm``. SD3 uses ``hidden_states[-(clip_skip + 2)]``.
     """
 
     text_embeds: Any
     last_hidden_state: Any = None
-    hidden_states: Optional[tuple] = None
+    hidden_states: tuple | None = None
 
 
 class CLIPTextModelWithProjection(TextEncoder):
     """Token ids to a pooled vector and hidden states.
 
     Args:
-        vocab_size (int): rows of the token embedding. Default 49408.
-        hidden_size (int): width D. CLIP-L 768, bigG 1280. Default 512.
-        intermediate_size (int): width of the MLP. Default 2048.
-        projection_dim (int): width of ``text_embeds``. Default 512.
-        num_hidden_layers (int): default 12.
-        num_attention_heads (int): heads h; divides ``hidden_size``. Default 8.
-        max_position_embeddings (int): longest sequence. Default 77.
-        hidden_act (str): ``"quick_gelu"`` (CLIP-L, the default), ``"gelu"`` (bigG), ...
-        layer_norm_eps (float): default 1e-5.
-        attention_dropout (float): must be 0 in training mode. Default 0.
-        initializer_factor (float): scales the initial weights. Default 1.
-        initializer_range (float), pad_token_id (int), bos_token_id (int): kept for transformers; no effect here or
+        vocab_size: rows of the token embedding.
+        hidden_size: width D. CLIP-L 768, bigG 1280.
+        intermediate_size: width of the MLP.
+        projection_dim: width of ``text_embeds``.
+        num_hidden_layers: default 12.
+        num_attention_heads: heads h; divides ``hidden_size``.
+        max_position_embeddings: longest sequence.
+        hidden_act: ``"quick_gelu"`` (CLIP-L, the default), ``"gelu"`` (bigG), ...
+        layer_norm_eps: default 1e-5.
+        attention_dropout: must be 0 in training mode.
+        initializer_factor: scales the initial weights.
+        initializer_range, pad_token_id, bos_token_id: kept for transformers; no effect here or
             there.
-        eos_token_id (int): where the text is pooled: at its first occurrence. 2, which old published configurations
+        eos_token_id: where the text is pooled: at its first occurrence. 2, which old published configurations
             hold by mistake, means at the first occurrence of the row's largest id. Default 49407.
 
     Raises:
@@ -73,22 +75,22 @@ class CLIPTextModelWithProjection(TextEncoder):
     @register_to_config
     def __init__(
         self,
-        vocab_size=49408,
-        hidden_size=512,
-        intermediate_size=2048,
-        projection_dim=512,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        max_position_embeddings=77,
-        hidden_act="quick_gelu",
-        layer_norm_eps=1e-5,
-        attention_dropout=0.0,
-        initializer_range=0.02,
-        initializer_factor=1.0,
-        pad_token_id=1,
-        bos_token_id=49406,
-        eos_token_id=49407,
-    ):
+        vocab_size: int = 49408,
+        hidden_size: int = 512,
+        intermediate_size: int = 2048,
+        projection_dim: int = 512,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 8,
+        max_position_embeddings: int = 77,
+        hidden_act: str = "quick_gelu",
+        layer_norm_eps: float = 1e-05,
+        attention_dropout: float = 0.0,
+        initializer_range: float = 0.02,
+        initializer_factor: float = 1.0,
+        pad_token_id: int = 1,
+        bos_token_id: int = 49406,
+        eos_token_id: int = 49407,
+    ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
             raise ConfigError(
@@ -100,18 +102,18 @@ class CLIPTextModelWithProjection(TextEncoder):
         self.text_projection = Linear(hidden_size, projection_dim, bias=False)
         init_normal(self.text_projection.weight, initializer_factor * hidden_size**-0.5)
 
-    def get_input_embeddings(self):
+    def get_input_embeddings(self) -> nn.Embedding:
         """The layer that holds the embeddings of the tokens: ``weight [vocab_size, hidden_size]``."""
         return self.text_model.embeddings.token_embedding
 
     @paddle.no_grad()
-    def set_added_embeddings(self, rows, first, eos_token_id):
+    def set_added_embeddings(self, rows: np.ndarray, first: int, eos_token_id: int) -> None:
         """Makes ``rows`` the embeddings of the ids from ``first`` on, whatever was there before.
 
         Args:
-            rows (float32 array [n, hidden_size]): may be empty.
-            first (int): how many ids stay as they are.
-            eos_token_id (int): of the end-of-text token. A configuration that says 2 means a row's largest id, which
+            rows: [n, hidden_size], may be empty.
+            first: how many ids stay as they are.
+            eos_token_id: of the end-of-text token. A configuration that says 2 means a row's largest id, which
                 the id of an added token would be, so this takes its place there.
         """
         layer = self.get_input_embeddings()
@@ -126,12 +128,12 @@ class CLIPTextModelWithProjection(TextEncoder):
         known = {"eos_token_id": eos_token_id} if self.config.eos_token_id == _LEGACY_EOS_TOKEN_ID else {}
         self.register_to_config(vocab_size=first + len(rows), **known)
 
-    def forward(self, input_ids, output_hidden_states=False):
+    def forward(self, input_ids: Any, output_hidden_states: bool = False) -> CLIPTextModelOutput:
         """Encodes a batch of prompts.
 
         Args:
-            input_ids (int Tensor or array [B, L]): with start and end tokens, as ``CLIPTokenizer`` gives them.
-            output_hidden_states (bool): whether to return ``hidden_states``. Default False.
+            input_ids: [B, L], with start and end tokens, as ``CLIPTokenizer`` gives them.
+            output_hidden_states: whether to return ``hidden_states``.
 
         Returns:
             CLIPTextModelOutput

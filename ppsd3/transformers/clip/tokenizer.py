@@ -1,12 +1,19 @@
 """CLIP's byte-pair tokenizer: lower case, words end in ``</w>``, 77 ids with start and end."""
 
+from __future__ import annotations
+
 import gzip
 import json
 import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ...configuration_utils import read_json
 from ...utils.errors import CheckpointFormatError
 from ..tokenization import PretrainedTokenizer, check_model_type
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _END_OF_WORD = "</w>"
 # One word, one contraction, one digit or one run of anything else.
@@ -21,8 +28,8 @@ class CLIPTokenizer(PretrainedTokenizer):
     special token, so that one in a text becomes id 0 too.
 
     Args:
-        vocab (dict): token -> id.
-        merges (list of (str, str)): in order of priority.
+        vocab: token -> id.
+        merges: in order of priority.
         tokens, added_tokens, model_max_length: see ``PretrainedTokenizer``. ``model_max_length`` is 77 by default.
     """
 
@@ -36,19 +43,26 @@ class CLIPTokenizer(PretrainedTokenizer):
     vocabulary_files = ("tokenizer.json", "vocab.json with merges.txt")
     starts_with_bos = True
 
-    def __init__(self, vocab, merges, tokens=None, added_tokens=(), model_max_length=None):
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: Sequence[Sequence[str]],
+        tokens: Mapping[str, Any] | None = None,
+        added_tokens: Sequence[Mapping[str, Any]] = (),
+        model_max_length: int | None = None,
+    ) -> None:
         self._vocab, self._merges = vocab, [tuple(merge) for merge in merges]
         backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
         super().__init__(backend, tokens, added_tokens, model_max_length)
 
     @classmethod
-    def published(cls, pad_token="<|endoftext|>"):
+    def published(cls, pad_token: str = "<|endoftext|>") -> Self:
         """The tokenizer of all published CLIP models, built in: 49408 ids.
 
         The vocabulary is that of OpenAI's CLIP (MIT licence); it follows from the merges, which are beside this module.
 
         Args:
-            pad_token (str): ``"<|endoftext|>"`` for CLIP-L, ``"!"`` for bigG.
+            pad_token: ``"<|endoftext|>"`` for CLIP-L, ``"!"`` for bigG.
         """
         with gzip.open(os.path.join(os.path.dirname(__file__), "merges.txt.gz"), "rt", encoding="utf-8") as file:
             merges = [tuple(line.split()) for line in file if not line.startswith("#version")]
@@ -61,7 +75,7 @@ class CLIPTokenizer(PretrainedTokenizer):
             return None
         return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
 
-    def decode(self, ids, skip_special_tokens=True):
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).replace(_END_OF_WORD, " ").strip()
 
     def _post_processor(self):

@@ -1,8 +1,11 @@
 """Pictures as people hold them -> what SigLIP's image tower reads."""
 
+from __future__ import annotations
+
 import dataclasses
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -11,6 +14,11 @@ from ...configuration_utils import ConfigMixin, register_to_config
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
 from ...utils.hub import resolve_checkpoint
+from ...utils.types import PathLike
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from typing_extensions import Self
 
 # What transformers writes beside the arguments; None, or without effect on this processor.
 _TRANSFORMERS_KEYS = (
@@ -31,13 +39,13 @@ class SiglipImageProcessor(ConfigMixin):
     """PIL pictures or arrays to ``pixel_values``, equal to those of transformers' class on PIL pictures.
 
     Args:
-        do_resize (bool): stretch to ``size``. Default True.
-        size (dict): ``{"height": ..., "width": ...}`` in pixels. Default 224 each; the IP-adapter's tower has 384.
-        resample (int): PIL's number of the filter. Default 3, bicubic.
-        do_rescale (bool), rescale_factor (float): what the levels 0 to 255 are multiplied by. Default 1 / 255.
-        do_normalize (bool), image_mean, image_std (sequence of 3 float): then ``(x - mean) / std``. Default 0.5 each:
+        do_resize: stretch to ``size``.
+        size: ``{"height": ..., "width": ...}`` in pixels. Default 224 each; the IP-adapter's tower has 384.
+        resample: PIL's number of the filter. Default 3, bicubic.
+        do_rescale, rescale_factor: what the levels 0 to 255 are multiplied by. Default 1 / 255.
+        do_normalize, image_mean, image_std: then ``(x - mean) / std``. Default 0.5 each:
             to [-1, 1].
-        do_convert_rgb (bool): convert pictures of other modes to RGB; what is transparent becomes white. Default True.
+        do_convert_rgb: convert pictures of other modes to RGB; what is transparent becomes white.
 
     Raises:
         ConfigError: ``size`` has no height and width, or the file asks to crop.
@@ -49,34 +57,35 @@ class SiglipImageProcessor(ConfigMixin):
     @register_to_config
     def __init__(
         self,
-        do_resize=True,
-        size=None,
-        resample=3,
-        do_rescale=True,
-        rescale_factor=1 / 255,
-        do_normalize=True,
-        image_mean=(0.5, 0.5, 0.5),
-        image_std=(0.5, 0.5, 0.5),
-        do_convert_rgb=True,
-    ):
+        do_resize: bool = True,
+        size: Mapping[str, int] | None = None,
+        resample: int = 3,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        do_convert_rgb: bool = True,
+    ) -> None:
         size = {"height": 224, "width": 224} if size is None else size
         if not isinstance(size, dict) or not {"height", "width"} <= set(size):
             raise ConfigError(f"size is {size!r}; a SigLIP processor takes {{'height': ..., 'width': ...}} in pixels.")
         self.register_to_config(size=dict(size))
 
     @classmethod
-    def extract_init_arguments(cls, config, source="the configuration"):
+    def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
         if config.get("do_center_crop") or config.get("do_pad"):
             raise ConfigError(f"{source} asks to crop or pad, which no SigLIP does. Use the tower's own processor.")
         given = {name: value for name, value in config.items() if value is not None}
         return super().extract_init_arguments(given, source)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, subfolder=None, **hub_options):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **hub_options: Any
+    ) -> Self:
         """Reads ``preprocessor_config.json`` of a directory (or its ``subfolder``) or a hub id.
 
         Args:
-            pretrained_model_name_or_path (str or path), subfolder (str, optional)
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
 
         Raises:
@@ -87,20 +96,20 @@ class SiglipImageProcessor(ConfigMixin):
         directory = os.path.join(directory, subfolder) if subfolder else directory
         return cls.from_config(cls.load_config(directory))
 
-    def save_pretrained(self, save_directory):
+    def save_pretrained(self, save_directory: PathLike) -> None:
         """Writes ``preprocessor_config.json`` (into a directory that is made if missing) as transformers reads it."""
         self.save_config(save_directory)
 
-    def to_json_dict(self):
+    def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved."""
         return {**super().to_json_dict(), "image_processor_type": type(self).__name__}
 
-    def __call__(self, images, return_tensors="pd"):
+    def __call__(self, images: Any, return_tensors: str = "pd") -> SiglipImageProcessorOutput:
         """Prepares pictures.
 
         Args:
             images: a PIL picture, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), or a list of these.
-            return_tensors (str): ``"pd"`` for a Tensor (default) or ``"np"`` for an array.
+            return_tensors: ``"pd"`` for a Tensor (default) or ``"np"`` for an array.
 
         Returns:
             SiglipImageProcessorOutput
@@ -148,7 +157,7 @@ def _opaque(picture):
     return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
 
 
-def as_pictures(images):
+def as_pictures(images: Any) -> list[Image.Image]:
     """PIL pictures of ``images``: one, an array, or a list.
 
     Raises:

@@ -4,9 +4,12 @@ Counterpart of transformers' ``SiglipVisionModel``. The IP-adapter of SD3.5 read
 ``google/siglip-so400m-patch14-384``: 27 layers of width 1152 over 27 x 27 patches.
 """
 
-import dataclasses
-from typing import Any, Optional
+from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
+import paddle
 from paddle import nn
 
 from ...configuration_utils import register_to_config
@@ -14,7 +17,9 @@ from ...ops import Linear, attention, linear
 from ...ops.vision import patch_tokens
 from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
+from ...serialization.source import TensorSource
 from ...utils.errors import ConfigError, InputError
+from ...utils.types import PathLike
 from ..encoder import Encoder, PreNormLayer, activation, init_normal
 
 # The tower's part of the names in files of transformers 4, and in those of the whole SigLIP, text tower included.
@@ -26,15 +31,15 @@ class SiglipVisionModelOutput(BaseOutput):
     """What the tower gives for ``B`` pictures of ``N`` patches.
 
     Attributes:
-        last_hidden_state (Tensor [B, N, hidden_size]): after ``post_layernorm``.
-        pooler_output (Tensor [B, hidden_size], or None): pooled by attention; None without the head.
-        hidden_states (tuple of Tensor [B, N, hidden_size], or None): the embeddings, then the output of each layer,
+        last_hidden_state: [B, N, hidden_size], after ``post_layernorm``.
+        pooler_output: [B, hidden_size], pooled by attention; None without the head.
+        hidden_states: [B, N, hidden_size], the embeddings, then the output of each layer,
             none of them after ``post_layernorm``. An IP-adapter reads ``hidden_states[-2]``.
     """
 
     last_hidden_state: Any
     pooler_output: Any = None
-    hidden_states: Optional[tuple] = None
+    hidden_states: tuple | None = None
 
 
 class SiglipVisionModel(Encoder):
@@ -44,18 +49,18 @@ class SiglipVisionModel(Encoder):
     SigLIP.
 
     Args:
-        hidden_size (int): width D. Default 768; so400m 1152.
-        intermediate_size (int): width of the MLP. Default 3072.
-        num_hidden_layers (int): default 12.
-        num_attention_heads (int): heads h; divides ``hidden_size``. Default 12.
-        num_channels (int): of the pictures. Default 3.
-        image_size (int): pixels of a side. Default 224.
-        patch_size (int): pixels of a patch's side. Default 16. What is left of the picture at the right and at the
+        hidden_size: width D. Default 768; so400m 1152.
+        intermediate_size: width of the MLP.
+        num_hidden_layers: default 12.
+        num_attention_heads: heads h; divides ``hidden_size``.
+        num_channels: of the pictures.
+        image_size: pixels of a side.
+        patch_size: pixels of a patch's side. Default 16. What is left of the picture at the right and at the
             bottom is not seen.
-        hidden_act (str): default ``"gelu_pytorch_tanh"``.
-        layer_norm_eps (float): default 1e-6.
-        attention_dropout (float): must be 0 in training mode. Default 0.
-        vision_use_head (bool): whether there is the pooling head. Default True.
+        hidden_act: default ``"gelu_pytorch_tanh"``.
+        layer_norm_eps: default 1e-6.
+        attention_dropout: must be 0 in training mode.
+        vision_use_head: whether there is the pooling head.
 
     Raises:
         ConfigError: heads do not divide the width, or ``hidden_act`` is unknown.
@@ -68,18 +73,18 @@ class SiglipVisionModel(Encoder):
     @register_to_config
     def __init__(
         self,
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        num_channels=3,
-        image_size=224,
-        patch_size=16,
-        hidden_act="gelu_pytorch_tanh",
-        layer_norm_eps=1e-6,
-        attention_dropout=0.0,
-        vision_use_head=True,
-    ):
+        hidden_size: int = 768,
+        intermediate_size: int = 3072,
+        num_hidden_layers: int = 12,
+        num_attention_heads: int = 12,
+        num_channels: int = 3,
+        image_size: int = 224,
+        patch_size: int = 16,
+        hidden_act: str = "gelu_pytorch_tanh",
+        layer_norm_eps: float = 1e-06,
+        attention_dropout: float = 0.0,
+        vision_use_head: bool = True,
+    ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
             raise ConfigError(
@@ -94,12 +99,12 @@ class SiglipVisionModel(Encoder):
         self.head = _PoolingHead(self.config) if vision_use_head else None
 
     @classmethod
-    def load_config(cls, path):
+    def load_config(cls, path: PathLike) -> dict[str, Any]:
         config = super().load_config(path)
         return config.get("vision_config", config)
 
     @classmethod
-    def with_own_names(cls, source):
+    def with_own_names(cls, source: TensorSource) -> TensorSource:
         """``source`` without the prefix that files may have; the text tower of a whole SigLIP is left out."""
         keys = [key for key in source.keys() if key.startswith(_PREFIX)]
         if not keys:
@@ -107,12 +112,12 @@ class SiglipVisionModel(Encoder):
         recipes = {key[len(_PREFIX) :]: Recipe((Piece(key),)) for key in keys}
         return RearrangedCheckpoint(source, recipes, metadata=source.metadata)
 
-    def forward(self, pixel_values, output_hidden_states=False):
+    def forward(self, pixel_values: paddle.Tensor, output_hidden_states: bool = False) -> SiglipVisionModelOutput:
         """Encodes a batch of pictures.
 
         Args:
-            pixel_values (Tensor [B, num_channels, image_size, image_size]): as ``SiglipImageProcessor`` gives them.
-            output_hidden_states (bool): whether to return ``hidden_states``. Default False.
+            pixel_values: [B, num_channels, image_size, image_size], as ``SiglipImageProcessor`` gives them.
+            output_hidden_states: whether to return ``hidden_states``.
 
         Returns:
             SiglipVisionModelOutput
@@ -218,7 +223,7 @@ class _PackedAttention(nn.Layer):
 
 
 def _linear(width, out):
-    layer = Linear(width, out)
+    layer: Any = Linear(width, out)
     nn.initializer.XavierUniform()(layer.weight)
     nn.initializer.Constant(0.0)(layer.bias)
     return layer

@@ -3,10 +3,12 @@
 Counterpart of transformers' ``T5EncoderModel``. SD3 reads T5-v1.1-XXL.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import paddle
@@ -28,34 +30,34 @@ class T5EncoderOutput(BaseOutput):
     """What the encoder gives for ``B`` prompts of ``L`` tokens.
 
     Attributes:
-        last_hidden_state (Tensor [B, L, d_model]): after ``final_layer_norm``.
-        hidden_states (tuple of Tensor [B, L, d_model], or None): the embeddings, the output of each block but the
+        last_hidden_state: [B, L, d_model], after ``final_layer_norm``.
+        hidden_states: [B, L, d_model], the embeddings, the output of each block but the
             last, then ``last_hidden_state``.
     """
 
     last_hidden_state: Any
-    hidden_states: Optional[tuple] = None
+    hidden_states: tuple | None = None
 
 
 class T5EncoderModel(TextEncoder):
     """Token ids to one vector per token.
 
     Args:
-        vocab_size (int): rows of the embedding. Default 32128.
-        d_model (int): width D. XXL 4096. Default 512.
-        d_kv (int): head width d; h * d need not be D. Default 64.
-        d_ff (int): width of the feed-forward. XXL 10240. Default 2048.
-        num_layers (int): default 6.
-        num_heads (int): heads h. Default 8.
-        relative_attention_num_buckets (int), relative_attention_max_distance (int): the relative position bias tells
+        vocab_size: rows of the embedding.
+        d_model: width D. XXL 4096.
+        d_kv: head width d; h * d need not be D.
+        d_ff: width of the feed-forward. XXL 10240.
+        num_layers: default 6.
+        num_heads: heads h.
+        relative_attention_num_buckets, relative_attention_max_distance: the relative position bias tells
             apart this many ranges of distance, the last one open. Defaults 32 and 128.
-        dropout_rate (float): in training mode, on embeddings, residual branches and feed-forward; not on attention
+        dropout_rate: in training mode, on embeddings, residual branches and feed-forward; not on attention
             probabilities, unlike transformers. Default 0.1.
-        layer_norm_epsilon (float): default 1e-6.
-        initializer_factor (float): scales the initial weights. Default 1.
-        feed_forward_proj (str): activation, ``"gated-"`` before it for two input projections: ``"relu"`` (the
+        layer_norm_epsilon: default 1e-6.
+        initializer_factor: scales the initial weights.
+        feed_forward_proj: activation, ``"gated-"`` before it for two input projections: ``"relu"`` (the
             default), ``"gated-gelu"`` (v1.1, tanh form), ``"gated-silu"``, ...
-        pad_token_id, eos_token_id (int): kept for transformers; the encoder does not use them. Defaults 0 and 1.
+        pad_token_id, eos_token_id: kept for transformers; the encoder does not use them. Defaults 0 and 1.
 
     Raises:
         ConfigError: ``feed_forward_proj`` is malformed or its activation unknown.
@@ -79,21 +81,21 @@ class T5EncoderModel(TextEncoder):
     @register_to_config
     def __init__(
         self,
-        vocab_size=32128,
-        d_model=512,
-        d_kv=64,
-        d_ff=2048,
-        num_layers=6,
-        num_heads=8,
-        relative_attention_num_buckets=32,
-        relative_attention_max_distance=128,
-        dropout_rate=0.1,
-        layer_norm_epsilon=1e-6,
-        initializer_factor=1.0,
-        feed_forward_proj="relu",
-        pad_token_id=0,
-        eos_token_id=1,
-    ):
+        vocab_size: int = 32128,
+        d_model: int = 512,
+        d_kv: int = 64,
+        d_ff: int = 2048,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        relative_attention_num_buckets: int = 32,
+        relative_attention_max_distance: int = 128,
+        dropout_rate: float = 0.1,
+        layer_norm_epsilon: float = 1e-06,
+        initializer_factor: float = 1.0,
+        feed_forward_proj: str = "relu",
+        pad_token_id: int = 0,
+        eos_token_id: int = 1,
+    ) -> None:
         super().__init__()
         self.shared = nn.Embedding(vocab_size, d_model)
         init_normal(self.shared.weight, initializer_factor)
@@ -102,14 +104,16 @@ class T5EncoderModel(TextEncoder):
         self.encoder.final_layer_norm = _RMSNorm(d_model, layer_norm_epsilon)
         self.dropout = nn.Dropout(dropout_rate)
 
-    def forward(self, input_ids, attention_mask=None, output_hidden_states=False):
+    def forward(
+        self, input_ids: Any, attention_mask: Any = None, output_hidden_states: bool = False
+    ) -> T5EncoderOutput:
         """Encodes a batch of prompts.
 
         Args:
-            input_ids (int Tensor or array [B, L]): as ``T5Tokenizer`` gives them. ``L`` has no limit.
-            attention_mask (Tensor or array [B, L], optional): 1 = token, 0 = padding that is not attended to. Default
+            input_ids: [B, L], as ``T5Tokenizer`` gives them. ``L`` has no limit.
+            attention_mask: [B, L], 1 = token, 0 = padding that is not attended to. Default
                 None: every position is attended to, as SD3 does.
-            output_hidden_states (bool): whether to return ``hidden_states``. Default False.
+            output_hidden_states: whether to return ``hidden_states``.
 
         Returns:
             T5EncoderOutput
@@ -139,7 +143,7 @@ class T5EncoderModel(TextEncoder):
 
 
 @functools.lru_cache(maxsize=8)
-def relative_position_buckets(length, num_buckets, max_distance):
+def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
     """Bucket of every (query, key) pair, for attention in both directions.
 
     Half of the buckets are for keys after the query. Of each half, the first half are one distance each, the rest

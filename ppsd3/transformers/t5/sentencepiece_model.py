@@ -5,8 +5,11 @@ thirty lines; protobuf would be one more dependency, and the sentencepiece libra
 rules.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import struct
+from collections.abc import Iterator
 from typing import Any
 
 from ...utils.errors import CheckpointFormatError
@@ -20,10 +23,10 @@ class SentencePieceModel:
     """A unigram model.
 
     Attributes:
-        pieces (list of (str, float)): token and log probability, in order of id.
-        unk_id (int): id of the unknown piece.
-        charsmap (bytes or None): compiled normalization rules.
-        added_tokens (list of dict): control symbols (special) and user-defined ones, which are never split.
+        pieces: token and log probability, in order of id.
+        unk_id: id of the unknown piece.
+        charsmap: compiled normalization rules.
+        added_tokens: control symbols (special) and user-defined ones, which are never split.
     """
 
     pieces: list
@@ -32,7 +35,7 @@ class SentencePieceModel:
     added_tokens: list
 
 
-def read_sentencepiece_model(data, source):
+def read_sentencepiece_model(data: bytes, source: str) -> SentencePieceModel:
     """Parses the bytes of a ``spiece.model``; ``source`` names the file in errors.
 
     Raises:
@@ -67,7 +70,7 @@ def _piece(message):
     return fields[1].decode("utf-8"), struct.unpack("<f", fields.get(2, bytes(4)))[0], fields.get(3, _NORMAL)
 
 
-def _fields(message):
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Yields ``(field number, value)``: int for varints, bytes for everything else."""
     position = 0
     while position < len(message):

@@ -1,7 +1,11 @@
 """T5's unigram tokenizer: SentencePiece's vocabulary and normalization, ``</s>`` at the end, no start token."""
 
+from __future__ import annotations
+
 import base64
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...utils.errors import CheckpointFormatError
 from ..tokenization import PretrainedTokenizer, check_model_type
@@ -17,12 +21,12 @@ class T5Tokenizer(PretrainedTokenizer):
     pre-trained with are at the end of the vocabulary, in falling order.
 
     Args:
-        vocab (list of (str, float)): pieces and their log probabilities, in order of id.
-        charsmap (bytes, optional): SentencePiece's compiled normalization rules. Default None: no normalization.
-        unk_id (int): id of the piece for what is not in the vocabulary. Default 2.
-        extra_ids (int): number of sentinels that the tokenizer has; those that ``vocab`` does not hold are added
+        vocab: pieces and their log probabilities, in order of id.
+        charsmap: SentencePiece's compiled normalization rules. Default None: no normalization.
+        unk_id: id of the piece for what is not in the vocabulary.
+        extra_ids: number of sentinels that the tokenizer has; those that ``vocab`` does not hold are added
             behind it. Default 100.
-        spiece (bytes, optional): the file that all this was read from, to be saved again.
+        spiece: the file that all this was read from, to be saved again.
         tokens, added_tokens, model_max_length: see ``PretrainedTokenizer``. ``model_max_length`` is 512 by default.
     """
 
@@ -32,15 +36,15 @@ class T5Tokenizer(PretrainedTokenizer):
 
     def __init__(
         self,
-        vocab,
-        charsmap=None,
-        unk_id=2,
-        extra_ids=100,
-        spiece=None,
-        tokens=None,
-        added_tokens=(),
-        model_max_length=None,
-    ):
+        vocab: Sequence[tuple[str, float]],
+        charsmap: bytes | None = None,
+        unk_id: int = 2,
+        extra_ids: int = 100,
+        spiece: bytes | None = None,
+        tokens: Mapping[str, Any] | None = None,
+        added_tokens: Sequence[Mapping[str, Any]] = (),
+        model_max_length: int | None = None,
+    ) -> None:
         self.extra_ids, self._spiece = extra_ids, spiece
         backend = _build([(piece, float(score)) for piece, score in vocab], charsmap, unk_id)
         super().__init__(backend, tokens, added_tokens, model_max_length)
@@ -80,7 +84,7 @@ class T5Tokenizer(PretrainedTokenizer):
         return {} if self._spiece is None else {"spiece.model": self._spiece}
 
 
-def sentinels(count):
+def sentinels(count: int) -> list[str]:
     """``["<extra_id_0>", ..., "<extra_id_{count - 1}>"]``."""
     return [f"<extra_id_{i}>" for i in range(count)]
 

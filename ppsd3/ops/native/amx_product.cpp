@@ -1,6 +1,8 @@
 // y = a b + bias in float32 by products of bfloat16 tiles (see amx.h), or with operands rounded to bfloat16.
 
 #include "amx.h"
+#include "guarded.h"
+#include "scratch.h"
 
 #if PPSD3_AMX
 
@@ -8,14 +10,6 @@
 #include <unistd.h>
 
 namespace amx {
-
-bool ready() {
-    static const bool granted = [] {
-        const long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-        return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-    }();
-    return granted;
-}
 
 namespace {
 
@@ -67,7 +61,8 @@ struct Product {
         words* shared = memory.vectors<words>((few ? blocks() : at_once) * size);
         for (i64 start = 0; start < steps; start += deep)
             for (i64 first = 0; first < panels; first += at_once) {
-                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first), shared};
+                Piece piece{start, std::min(deep, steps - start), first * BLOCK, std::min(at_once, panels - first),
+                            shared};
                 few ? multiply_few(piece) : multiply_many(piece);
             }
     }
@@ -116,8 +111,8 @@ struct Product {
 
     // A block of c: of the rows from `row` and of panel j. Meanwhile the block's own place is brought to the first cache,
     // and to the second, with each turn, so many lines from `later` on.
-    void multiply_block(const Piece& piece, const words* rows, const words* panel, const words* later, i64 lines, i64 row,
-                        i64 j) const {
+    void multiply_block(const Piece& piece, const words* rows, const words* panel, const words* later, i64 lines,
+                        i64 row, i64 j) const {
         const i64 column = piece.column + j * BLOCK, turns = piece.depth * TURNS<PARTS>;
         const i64 c_rows = (BLOCK + turns - 1) / turns;
         const float* place = c + row * b.lines + column;
@@ -152,19 +147,23 @@ struct Product {
 
 extern "C" {
 
-// Whether the system lets this process use the tiles.
-i64 ppsd3_amx_ready() { return amx::ready(); }
+int32_t ppsd3_amx_ready() {
+    static const bool granted = [] {
+        const long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+    }();
+    return granted;
+}
 
-// C[M, N] = A[M, K] B[K, N] + bias[N] (or null), with tanh-GELU after it if asked; A as stored or (a_transposed) as
-// [K, M], B as stored or (b_transposed) as [N, K]. parts: 3 for float32, 1 for operands rounded to bfloat16.
-void ppsd3_amx_product(const float* a, const float* b, const float* bias, float* c, i64 m, i64 n, i64 k,
-                       i64 a_transposed, i64 b_transposed, i64 gelu_after, i64 parts) {
-    amx::Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1, m, k};
-    amx::Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n, n, k};
-    if (parts == 3)
-        amx::Product<3>{left, right, bias, c, bool(gelu_after)}.run();
-    else
-        amx::Product<1>{left, right, bias, c, bool(gelu_after)}.run();
+int32_t ppsd3_amx_product(const float* a, const float* b, const float* bias, float* c, int64_t m, int64_t n, int64_t k,
+                          bool a_transposed, bool b_transposed, bool gelu_after, int64_t parts) {
+    return guarded([&] {
+        amx::Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1, m, k};
+        amx::Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n, n, k};
+        if (parts == 3) amx::Product<3>{left, right, bias, c, gelu_after}.run();
+        else if (parts == 1) amx::Product<1>{left, right, bias, c, gelu_after}.run();
+        else throw UNSUPPORTED;
+    });
 }
 
 }  // extern "C"

@@ -3,7 +3,10 @@
 // The instruction multiplies pairs of neighbouring k and adds both products to a float32 lane, twice the arithmetic of
 // a float32 multiply-add. Both operands are packed into such pairs, as one 32-bit word each.
 
-#include "common.h"
+#include <vector>
+
+#include "guarded.h"
+#include "threads.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__)
 
@@ -102,37 +105,38 @@ void any_tile(i64 rows, i64 pairs, const pair_type* a, const pair_type* b, float
 
 extern "C" {
 
-// C[M, N] = A[M, K] B[K, N] + bias[N] (or null); A as stored or (a_transposed) as [K, M], B as stored or (b_transposed) as [N, K].
-void ppsd3_product_bf16(const float* a, const float* b, const float* bias, float* c, i64 m, i64 n, i64 k,
-                        i64 a_transposed, i64 b_transposed) {
-    Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1};
-    Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n};
-    i64 all_pairs = (k + 1) / 2, panels = (n + COLUMNS - 1) / COLUMNS;
-    int threads = threads_for(m * n * k / 16);
-    static thread_local std::vector<pair_type> packed_b;
-    packed_b.resize(panels * std::min(DEPTH, all_pairs) * COLUMNS);
-    pair_type* whole_b = packed_b.data();
-    for (i64 start = 0; start < all_pairs; start += DEPTH) {
-        i64 pairs = std::min(DEPTH, all_pairs - start);
-        share_tasks(panels, threads, [&](i64 j) {
-            pack(right, j * COLUMNS, std::min(COLUMNS, n - j * COLUMNS), COLUMNS, start, pairs, k,
-                 whole_b + j * pairs * COLUMNS);
-        });
-        share_tasks((m + ROW_BLOCK - 1) / ROW_BLOCK, threads, [&](i64 block) {
-            static thread_local std::vector<pair_type> packed_a;
-            packed_a.resize(ROW_BLOCK * DEPTH);
-            i64 begin = block * ROW_BLOCK, rows = std::min(ROW_BLOCK, m - begin);
-            for (i64 i = 0; i < rows; i += ROWS)
-                pack(left, begin + i, std::min(ROWS, rows - i), ROWS, start, pairs, k, packed_a.data() + i * pairs);
-            for (i64 j = 0; j < panels; j++)
-                for (i64 i = 0; i < rows; i += ROWS) {
-                    float* out = c + (begin + i) * n + j * COLUMNS;
-                    const float* sum = start > 0 ? out : bias ? bias + j * COLUMNS : nullptr;
-                    any_tile(std::min(ROWS, rows - i), pairs, packed_a.data() + i * pairs,
-                             whole_b + j * pairs * COLUMNS, out, n, n - j * COLUMNS, sum, start > 0 ? n : 0);
-                }
-        });
-    }
+int32_t ppsd3_product_bf16(const float* a, const float* b, const float* bias, float* c, int64_t m, int64_t n, int64_t k,
+                           bool a_transposed, bool b_transposed) {
+    return guarded([&] {
+        Operand left{a, a_transposed ? 1 : k, a_transposed ? m : 1};
+        Operand right{b, b_transposed ? k : 1, b_transposed ? 1 : n};
+        i64 all_pairs = (k + 1) / 2, panels = (n + COLUMNS - 1) / COLUMNS;
+        int threads = threads_for(m * n * k / 16);
+        static thread_local std::vector<pair_type> packed_b;
+        packed_b.resize(panels * std::min(DEPTH, all_pairs) * COLUMNS);
+        pair_type* whole_b = packed_b.data();
+        for (i64 start = 0; start < all_pairs; start += DEPTH) {
+            i64 pairs = std::min(DEPTH, all_pairs - start);
+            share_tasks(panels, threads, [&](i64 j) {
+                pack(right, j * COLUMNS, std::min(COLUMNS, n - j * COLUMNS), COLUMNS, start, pairs, k,
+                     whole_b + j * pairs * COLUMNS);
+            });
+            share_tasks((m + ROW_BLOCK - 1) / ROW_BLOCK, threads, [&](i64 block) {
+                static thread_local std::vector<pair_type> packed_a;
+                packed_a.resize(ROW_BLOCK * DEPTH);
+                i64 begin = block * ROW_BLOCK, rows = std::min(ROW_BLOCK, m - begin);
+                for (i64 i = 0; i < rows; i += ROWS)
+                    pack(left, begin + i, std::min(ROWS, rows - i), ROWS, start, pairs, k, packed_a.data() + i * pairs);
+                for (i64 j = 0; j < panels; j++)
+                    for (i64 i = 0; i < rows; i += ROWS) {
+                        float* out = c + (begin + i) * n + j * COLUMNS;
+                        const float* sum = start > 0 ? out : bias ? bias + j * COLUMNS : nullptr;
+                        any_tile(std::min(ROWS, rows - i), pairs, packed_a.data() + i * pairs,
+                                 whole_b + j * pairs * COLUMNS, out, n, n - j * COLUMNS, sum, start > 0 ? n : 0);
+                    }
+            });
+        }
+    });
 }
 
 }  // extern "C"

@@ -7,15 +7,14 @@ import paddle
 import pytest
 
 from ppsd3 import ops
-from ppsd3.ops import native
-from ppsd3.ops.native import products
+from ppsd3.ops import dispatch, features, native
 from ppsd3.utils.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernels here")
 
-# max |error| / max |result|, against float64; the usual way has 5e-7
-BARS = {("amx_product", 3): 6e-7, ("strassen", 1): 4e-6, ("strassen", 2): 4e-6}
-ROUNDED = [("amx_product", 1), ("product_bf16", 1)]
+# Algorithm -> max |error| / max |result|, against float64; the usual way has 5e-7. Strassen's: levels are an option.
+BARS = {("amx", None): 6e-7, ("strassen", 1): 4e-6, ("strassen", 2): 4e-6}
+ROUNDED = [("amx bfloat16", None), ("avx512 bfloat16", None)]
 
 SIZES = [  # rows, columns, k
     (24, 256, 64),
@@ -30,12 +29,6 @@ SIZES = [  # rows, columns, k
 ]
 
 
-def available(algorithm):
-    if algorithm[0] == "amx_product":
-        return products.has_amx()
-    return hasattr(native.lib(), "ppsd3_" + algorithm[0])
-
-
 def operands(m, n, k, seed=0):
     rng = np.random.default_rng(seed)
     return (
@@ -45,19 +38,16 @@ def operands(m, n, k, seed=0):
     )
 
 
-@pytest.fixture
-def multiply(monkeypatch):
-    """``products.product`` by the algorithm that is named first, whichever it would choose."""
-
-    def multiply(algorithm, *arguments, **keywords):
-        if not available(algorithm):
-            pytest.skip(f"this CPU cannot do {algorithm[0]}")
-        monkeypatch.setattr(products, "algorithm", lambda *sizes: algorithm)
-        tensors = [x if x is None else paddle.to_tensor(x) for x in arguments]
-        keywords = {k: paddle.to_tensor(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()}
-        return products.product(*tensors, **keywords).numpy()
-
-    return multiply
+def multiply(algorithm, a, b, *transposed, bias=None, **options):
+    """The product by an entry of the table, whether or not it would be chosen."""
+    name, levels = algorithm
+    entry = dispatch.implementation("matmul", name)
+    for feature in entry.features:
+        if not features.has(feature):
+            pytest.skip(features.missing(feature))
+    options.update({"levels": levels} if levels else {})
+    a, b, bias = (x if x is None else paddle.to_tensor(x) for x in (a, b, bias))
+    return entry.function(a, b, *transposed, bias=bias, **options).numpy()
 
 
 def error(result, expected):
@@ -81,7 +71,7 @@ def to_bf16(x):
 
 @pytest.mark.parametrize("algorithm", BARS, ids=str)
 @pytest.mark.parametrize("m, n, k", SIZES)
-def test_any_size(multiply, algorithm, m, n, k):
+def test_any_size(algorithm, m, n, k):
     x, weight, bias = operands(m, n, k)
     assert error(multiply(algorithm, x, weight, transpose_y=True), exact(x, weight)) <= BARS[algorithm]
     result = multiply(algorithm, x, weight, transpose_y=True, bias=bias)
@@ -89,17 +79,17 @@ def test_any_size(multiply, algorithm, m, n, k):
 
 
 @pytest.mark.parametrize("algorithm", BARS, ids=str)
-def test_gelu_after_it(multiply, algorithm):
+def test_gelu_after_it(algorithm):
     x, weight, bias = operands(150, 700, 1100)
     result = multiply(algorithm, x, weight, transpose_y=True, bias=bias, gelu_after=True)
     assert error(result, tanh_gelu(exact(x, weight, bias))) <= BARS[algorithm]
 
 
-@pytest.mark.parametrize("algorithm", [("amx_product", 3), *ROUNDED], ids=str)
+@pytest.mark.parametrize("algorithm", [("amx", None), *ROUNDED], ids=str)
 @pytest.mark.parametrize("transpose_x", [False, True])
 @pytest.mark.parametrize("transpose_y", [False, True])
 @pytest.mark.parametrize("m, n, k", SIZES[2:6])
-def test_either_order_of_each_operand(multiply, algorithm, transpose_x, transpose_y, m, n, k):
+def test_either_order_of_each_operand(algorithm, transpose_x, transpose_y, m, n, k):
     x, weight, bias = operands(m, n, k)
     a, b = x.T.copy() if transpose_x else x, weight if transpose_y else weight.T.copy()
     if algorithm in ROUNDED:
@@ -109,73 +99,89 @@ def test_either_order_of_each_operand(multiply, algorithm, transpose_x, transpos
 
 
 @pytest.mark.parametrize("algorithm", [*BARS, *ROUNDED], ids=str)
-def test_the_same_input_gives_the_same_bits(multiply, algorithm):
+def test_the_same_input_gives_the_same_bits(algorithm):
     x, weight, bias = operands(1100, 1030, 1040)
     first = multiply(algorithm, x, weight, transpose_y=True, bias=bias)
     for _ in range(3):
         assert np.array_equal(first, multiply(algorithm, x, weight, transpose_y=True, bias=bias))
 
 
-def test_amx_keeps_every_bit_of_an_operand(multiply):
+def test_amx_keeps_every_bit_of_an_operand():
     """A number times one is itself: its three parts are all of it."""
     x = np.random.default_rng(0).standard_normal((70, 64), dtype="float32")
-    assert np.array_equal(multiply(("amx_product", 3), x, np.eye(64, dtype="float32")), x)
-    assert np.array_equal(multiply(("amx_product", 3), np.eye(64, dtype="float32"), x.T.copy()), x.T)
+    assert np.array_equal(multiply(("amx", None), x, np.eye(64, dtype="float32")), x)
+    assert np.array_equal(multiply(("amx", None), np.eye(64, dtype="float32"), x.T.copy()), x.T)
 
 
-def test_amx_takes_numbers_large_and_small(multiply):
+def test_amx_takes_numbers_large_and_small():
     x, weight, _ = operands(64, 64, 64)
     for scale in (1e30, 1e-20):
-        result = multiply(("amx_product", 3), x * np.float32(scale), weight, transpose_y=True)
+        result = multiply(("amx", None), x * np.float32(scale), weight, transpose_y=True)
         assert error(result, exact(x * np.float32(scale), weight)) <= 6e-7
 
 
-def test_amx_passes_what_is_not_finite(multiply):
+def test_amx_passes_what_is_not_finite():
     x, weight, _ = operands(70, 40, 64)
     x[3, 5], x[50, 60] = np.nan, np.inf
-    result = multiply(("amx_product", 3), x, weight, transpose_y=True)
+    result = multiply(("amx", None), x, weight, transpose_y=True)
     assert [row for row in range(70) if not np.isfinite(result[row]).all()] == [3, 50]
 
 
 SIZES_OF_LAYERS = {  # (rows, columns, k): what is taken where AMX is, and where only AVX-512 is
-    (2048, 1536, 1536): (("amx_product", 3), ("strassen", 2)),
-    (512, 4096, 4096): (("amx_product", 3), ("strassen", 1)),
-    (255, 1536, 1536): (("amx_product", 3), ("matmul", 0)),
-    (4096, 512, 1536): (("amx_product", 3), ("matmul", 0)),
-    (4096, 1536, 512): (("amx_product", 3), ("matmul", 0)),
-    (2, 1536, 1536): (("matmul", 0), ("matmul", 0)),
-    (128, 128, 128): (("matmul", 0), ("matmul", 0)),
+    (2048, 1536, 1536): ("amx", "strassen"),
+    (512, 4096, 4096): ("amx", "strassen"),
+    (255, 1536, 1536): ("amx", "native"),
+    (4096, 512, 1536): ("amx", "native"),
+    (4096, 1536, 512): ("amx", "native"),
+    (2, 1536, 1536): ("native", "native"),
+    (128, 128, 128): ("native", "native"),
 }
 
 
-@pytest.mark.parametrize("amx", [True, False])
-def test_the_algorithm_goes_by_size_and_precision(monkeypatch, amx):
-    monkeypatch.setattr(products, "has_amx", lambda: amx)
-    monkeypatch.setattr(products, "strassen_pays", lambda: True)
-    if not hasattr(native.lib(), "ppsd3_product_bf16"):
-        pytest.skip("this CPU has no AVX512-BF16")
+@pytest.fixture(params=[True, False], ids=["AMX", "AVX-512"])
+def amx(request, monkeypatch):
+    """Whether the machine of a test has AMX."""
+    missing = {"amx": None if request.param else "no AMX"}
+    monkeypatch.setattr(features, "missing", missing.get)
+    monkeypatch.setattr(dispatch.TABLE["matmul"], "_candidates", {})
+    return request.param
+
+
+def chosen(m, n, k, transpose_x=False, transpose_y=True):
+    a, b = [k, m] if transpose_x else [m, k], [n, k] if transpose_y else [k, n]
+    return dispatch.choose("matmul", paddle.empty(a), paddle.empty(b), transpose_x, transpose_y).name
+
+
+def test_the_algorithm_goes_by_size_and_precision(amx):
     for sizes, expected in SIZES_OF_LAYERS.items():
-        assert products.algorithm(*sizes) == expected[0 if amx else 1]
+        assert chosen(*sizes) == (expected[0] if amx else "native")
+        with ops.float32_matmul_precision("strassen"):
+            assert chosen(*sizes) == expected[0 if amx else 1]
         with ops.float32_matmul_precision("highest"):
-            assert products.algorithm(*sizes) == ("matmul", 0)
+            assert chosen(*sizes) == "native"
     with ops.float32_matmul_precision("medium"):
-        assert products.algorithm(2048, 1536, 1536) == (("amx_product", 1) if amx else ("product_bf16", 1))
-    assert products.algorithm(2048, 1536, 1536, transpose_y=False)[0] == ("amx_product" if amx else "matmul")
+        assert chosen(2048, 1536, 1536) == ("amx bfloat16" if amx else "avx512 bfloat16")
+        assert chosen(2, 1536, 1536) == ("native" if amx else "avx512 bfloat16")
+    with ops.float32_matmul_precision("strassen"):
+        assert chosen(2048, 1536, 1536, transpose_y=False) == ("amx" if amx else "native")
+    with ops.use_native(False):
+        assert chosen(2048, 1536, 1536) == "reference"
 
 
-def test_strassen_is_for_amd(monkeypatch):
-    monkeypatch.setattr(products, "has_amx", lambda: False)
-    for amd in (True, False):
-        monkeypatch.setattr(products, "is_amd", lambda amd=amd: amd)
-        products.strassen_pays.cache_clear()
-        expected = amd and hasattr(native.lib(), "ppsd3_strassen")
-        assert products.algorithm(2048, 1536, 1536) == (("strassen", 2) if expected else ("matmul", 0))
-    products.strassen_pays.cache_clear()
+@pytest.mark.parametrize("name", ["amx", "native"])
+def test_without_being_asked_pictures_of_a_batch_are_independent(name):
+    if name == "amx" and not features.has("amx"):
+        pytest.skip(features.missing("amx"))
+    x, weight, bias = operands(2 * 600, 1536, 1536)
+    x[:600] = np.nan
+    with ops.use_kernels(matmul=name):
+        y = ops.linear(*map(paddle.to_tensor, (x, weight, bias))).numpy()
+    assert np.isnan(y[:600]).all() and np.isfinite(y[600:]).all()
 
 
 def test_linear_layers_take_the_fast_way():
     sizes = (2 * 520, 1030, 1024)
-    if products.algorithm(*sizes)[0] == "matmul":
+    if chosen(*sizes) == "native":
         pytest.skip("this CPU has none")
     x, weight, bias = (paddle.to_tensor(array) for array in operands(*sizes))
     x = x.reshape([2, 520, 1024])
@@ -216,7 +222,7 @@ def test_medium_precision_rounds_operands_to_bfloat16(m, n, k, bias):
         y = ops.linear(*tensors, paddle.to_tensor(b) if bias else None)
         (y * paddle.to_tensor(dy)).sum().backward()
         shapes = [(m, n, k), (m, k, n, False, False), (n, k, m, True, False)]
-        rounds = [products.algorithm(*shape) in ROUNDED for shape in shapes]
+        rounds = [(chosen(*shape), None) in ROUNDED for shape in shapes]
     pairs = [(x, weight.T), (dy, weight), (dy.T, x)]
     pairs = [(to_bf16(p), to_bf16(q)) if r else (p.astype("f8"), q.astype("f8")) for (p, q), r in zip(pairs, rounds)]
     expected = [p @ q for p, q in pairs]
@@ -236,5 +242,5 @@ def test_operands_are_not_rounded_unless_asked_and_after_the_context():
 
 
 def test_unknown_precision_is_refused():
-    with pytest.raises(ConfigError, match=r"'low'.*'highest', 'high' or 'medium'"):
+    with pytest.raises(ConfigError, match=r"'low'.*'highest', 'high', 'strassen', 'medium'"):
         ops.float32_matmul_precision("low")

@@ -8,7 +8,13 @@
 // nearest upsampling by 2 is four 2x2 convolutions of the small image, one for each parity of row and column, with sums
 // of the weights: 4/9 of the work.
 
-#include "vision.h"
+#include "convolution.h"
+
+#include <vector>
+
+#include "guarded.h"
+#include "scratch.h"
+#include "threads.h"
 
 namespace {
 
@@ -23,17 +29,17 @@ void paste_window(const float* in, i64 pitch, i64 rows, const float* added, floa
     for (i64 r = 0; r < rows; r++, in += pitch) {
         i64 at = (y0 + r * step) * width + x0;
         float* row = image + at;
-        if (added) for (i64 c = 0; c < columns; c++) row[c * step] = in[c] + added[at + c * step];
+        if (added)
+            for (i64 c = 0; c < columns; c++) row[c * step] = in[c] + added[at + c * step];
         else if (step == 1) std::memcpy(row, in, columns * sizeof(float));
-        else for (i64 c = 0; c < columns; c++) row[c * step] = in[c];
+        else
+            for (i64 c = 0; c < columns; c++) row[c * step] = in[c];
     }
 }
 
 // ------------------------------------------------------------------------------------------------------ convolution
 
 const i64 CHUNK = 98304;  // floats of input that a task holds: a good part of a core's second-level cache
-
-const i64 FEWEST_CHANNELS = 8;  // of input, for Winograd's transforms to pay
 
 struct Taps {
     int count = 0;
@@ -119,8 +125,7 @@ void correlate(i64 count, i64 positions, i64 channels, const Taps& taps, const f
     for (i64 o = 0; o < count; o += ROWS, weight += ROWS, bias += ROWS, out += ROWS * out_plane) {
         if (ROWS > 4 && count - o <= 4)
             correlate_rows<4>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
-        else
-            correlate_rows<ROWS>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
+        else correlate_rows<ROWS>(positions, channels, taps, in, plane, weight, bias, out, out_plane);
     }
 }
 
@@ -291,241 +296,150 @@ void weight_gradient(const Geometry& g, const float* x, const float* dout, float
     else weight_gradient<1, GROUP, K, STRIDE, UP>(g, x, dout, dweight, dbias);
 }
 
-// ------------------------------------------------------------------------------------------------------- group norm
-
-// Mean and sum of squared deviations, block by block (Chan, Golub and LeVeque 1983): exact as two passes, read once.
-void moments(const float* x, i64 count, float& mean, float& variance) {
-    double total = 0, deviation = 0, done = 0;
-    for (i64 start = 0; start < count; start += 4096) {
-        i64 n = std::min<i64>(4096, count - start);
-        const float* block = x + start;
-        vec s{};
-        for_row(n, [&](i64 j, i64 m) { s += load_n(block + j, m); });
-        float centre = sum(s) / n;
-        vec squares{}, rest{};
-        for_row(n, [&](i64 j, i64 m) {
-            if (m == LANES) {
-                vec v = load(block + j) - centre;
-                squares += v * v;
-            } else {
-                for (i64 i = 0; i < m; i++) rest[0] += (block[j + i] - centre) * (block[j + i] - centre);
-            }
-        });
-        double delta = centre - total, all = done + n;
-        deviation += sum(squares) + rest[0] + delta * delta * done * n / all;
-        total += delta * n / all;
-        done = all;
-    }
-    mean = float(total), variance = float(deviation / count);
-}
-
-inline vec sigmoid(vec z) { return 1.0f / (1.0f + vexp(-z)); }
-
 }  // namespace
 
 extern "C" {
 
-// Convolution of x [B, in, H, W] with weight [out, in, k, k] and bias [out] (or null). k = 3, stride = 1: padded by 1;
-// k = 3, stride = 2: padded by 1 at the right and bottom; k = 1, stride = 1. `added` (or null) is added to y.
-void ppsd3_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y, i64 batch,
-                  i64 in, i64 height, i64 width, i64 out, i64 kernel, i64 stride) {
-    if (kernel == 3 && stride == 1 && in >= FEWEST_CHANNELS)
-        return winograd_conv2d(x, weight, bias, added, y, batch, in, height, width, out, false);
-    Geometry g{batch, in, height, width, out, kernel, stride};
-    const i64 rows = g.out_height(), columns = g.out_width(), image = height * width;
-    const i64 pad = stride == 1 ? kernel / 2 : 0;
-    const i64 pitch = stride == 1 ? columns + 2 * pad : columns + 1, per_row = stride * stride * in * pitch;
-    const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(rows, batch, per_row, threads, CHUNK, 4);
-    std::vector<Pass> passes(1);
-    Taps& taps = passes[0].taps;
-    i64 plane;
-    if (stride == 1) {
-        plane = (chunk + 2 * pad) * pitch;
-        for (int t = 0; t < kernel * kernel; t++) taps.add(t / kernel * pitch + t % kernel, t);
-    } else {  // four smaller planes per channel, by parity of row and column
-        plane = 4 * (chunk + 1) * pitch;
-        for (int t = 0; t < 9; t++) {
-            i64 ky = t / 3, kx = t % 3;
-            taps.add((ky % 2 * 2 + kx % 2) * (chunk + 1) * pitch + ky / 2 * pitch + kx / 2, t);
+int32_t ppsd3_conv2d(const float* x, const float* weight, const float* bias, const float* added, float* y,
+                     int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel,
+                     int64_t stride) {
+    return guarded([&] {
+        if (by_winograd(kernel, stride, in))
+            return winograd_conv2d(x, weight, bias, added, y, batch, in, height, width, out, false);
+        Geometry g{batch, in, height, width, out, kernel, stride};
+        const i64 rows = g.out_height(), columns = g.out_width(), image = height * width;
+        const i64 pad = stride == 1 ? kernel / 2 : 0;
+        const i64 pitch = stride == 1 ? columns + 2 * pad : columns + 1, per_row = stride * stride * in * pitch;
+        const int threads = threads_for(g.work() / 16);
+        const i64 chunk = rows_per_task(rows, batch, per_row, threads, CHUNK, 4);
+        std::vector<Pass> passes(1);
+        Taps& taps = passes[0].taps;
+        i64 plane;
+        if (stride == 1) {
+            plane = (chunk + 2 * pad) * pitch;
+            for (int t = 0; t < kernel * kernel; t++) taps.add(t / kernel * pitch + t % kernel, t);
+        } else {  // four smaller planes per channel, by parity of row and column
+            plane = 4 * (chunk + 1) * pitch;
+            for (int t = 0; t < 9; t++) {
+                i64 ky = t / 3, kx = t % 3;
+                taps.add((ky % 2 * 2 + kx % 2) * (chunk + 1) * pitch + ky / 2 * pitch + kx / 2, t);
+            }
         }
-    }
-    passes[0].weight = pack_weights(weight, out, in, kernel * kernel, taps, false);
-    convolve(batch, in, plane, rows, chunk, pitch, threads, passes, 1, bias, added, y, out, rows, columns,
-             [=](i64 n, i64 first, i64 count, float* buffer) {
-                 for (i64 i = 0; i < in; i++, buffer += plane) {
-                     const float* from = x + (n * in + i) * image;
-                     if (stride == 1) {
-                         copy_window(from, height, width, first - pad, -pad, 1, count + 2 * pad, pitch, buffer);
-                     } else {
-                         for (i64 p = 0; p < 4; p++)
-                             copy_window(from, height, width, 2 * first + p / 2, p % 2, 2, count + 1, pitch,
-                                         buffer + p * (chunk + 1) * pitch);
+        passes[0].weight = pack_weights(weight, out, in, kernel * kernel, taps, false);
+        convolve(batch, in, plane, rows, chunk, pitch, threads, passes, 1, bias, added, y, out, rows, columns,
+                 [=](i64 n, i64 first, i64 count, float* buffer) {
+                     for (i64 i = 0; i < in; i++, buffer += plane) {
+                         const float* from = x + (n * in + i) * image;
+                         if (stride == 1) {
+                             copy_window(from, height, width, first - pad, -pad, 1, count + 2 * pad, pitch, buffer);
+                         } else {
+                             for (i64 p = 0; p < 4; p++)
+                                 copy_window(from, height, width, 2 * first + p / 2, p % 2, 2, count + 1, pitch,
+                                             buffer + p * (chunk + 1) * pitch);
+                         }
                      }
-                 }
-             });
-}
-
-// Gradient of ppsd3_conv2d by x.
-void ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height,
-                                i64 width, i64 out, i64 kernel, i64 stride) {
-    if (kernel == 3 && stride == 1 && out >= FEWEST_CHANNELS)
-        return winograd_conv2d(dy, weight, nullptr, nullptr, dx, batch, out, height, width, in, true);
-    Geometry g{batch, in, height, width, out, kernel, stride};
-    i64 rows = g.out_height(), columns = g.out_width(), area = kernel * kernel;
-    std::vector<Pass> passes(stride * stride);
-    // dx[y][x] takes dy[(y + pad - ky) / stride][(x + pad - kx) / stride], where that divides
-    const i64 before = stride == 1 ? kernel / 2 : 1, after = stride == 1 ? kernel / 2 : 0;
-    i64 grid_rows = (height + stride - 1) / stride, grid_columns = (width + stride - 1) / stride;
-    i64 pitch = grid_columns + before + after;
-    for (i64 p = 0; p < stride * stride; p++) {
-        Pass& pass = passes[p];
-        pass.y = p / stride, pass.x = p % stride;
-        for (int t = 0; t < area; t++) {
-            i64 ky = t / kernel, kx = t % kernel;
-            if (stride == 1) pass.taps.add((kernel - 1 - ky) * pitch + kernel - 1 - kx, t);
-            else if (ky % 2 == pass.y && kx % 2 == pass.x) pass.taps.add((1 - ky / 2) * pitch + 1 - kx / 2, t);
-        }
-        pass.weight = pack_weights(weight, in, out, area, pass.taps, true);
-    }
-    const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads, CHUNK, 4), plane = (chunk + before + after) * pitch;
-    convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, nullptr, dx, in, height, width,
-             [=](i64 n, i64 first, i64 count, float* buffer) {
-                 for (i64 o = 0; o < out; o++, buffer += plane)
-                     copy_window(dy + (n * out + o) * rows * columns, rows, columns, first - before, -before, 1,
-                                 count + before + after, pitch, buffer);
-             });
-}
-
-// Gradients of ppsd3_conv2d by weight and bias.
-void ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, i64 batch, i64 in,
-                                  i64 height, i64 width, i64 out, i64 kernel, i64 stride) {
-    Geometry g{batch, in, height, width, out, kernel, stride};
-    if (kernel == 1) weight_gradient<1, 1>(g, x, dy, dweight, dbias);
-    else if (stride == 1) weight_gradient<3, 1>(g, x, dy, dweight, dbias);
-    else weight_gradient<3, 2>(g, x, dy, dweight, dbias);
-}
-
-// Convolution, 3x3 padded by 1, of x [B, in, H, W] upsampled to [B, in, 2H, 2W] by nearest neighbour.
-void ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, i64 batch, i64 in,
-                           i64 height, i64 width, i64 out) {
-    if (in >= FEWEST_CHANNELS)
-        return winograd_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
-    const Geometry g{batch, in, height, width, out, 4, 1};
-    const i64 pitch = width + 2;
-    const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(height, batch, in * pitch, threads, CHUNK, 4), plane = (chunk + 2) * pitch;
-    std::vector<float> folded = fold_all(weight, out * in);
-    std::vector<Pass> passes(4);
-    for (int p = 0; p < 4; p++) {
-        Pass& pass = passes[p];
-        pass.y = p / 2, pass.x = p % 2;
-        for (int t = 0; t < 4; t++)
-            pass.taps.add((pass.y + t / 2) * pitch + pass.x + t % 2, (pass.y * 2 + t / 2) * 4 + pass.x * 2 + t % 2);
-        pass.weight = pack_weights(folded.data(), out, in, 16, pass.taps, false);
-    }
-    convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, nullptr, y, out, 2 * height, 2 * width,
-             [=](i64 n, i64 first, i64 count, float* buffer) {
-                 for (i64 i = 0; i < in; i++, buffer += plane)
-                     copy_window(x + (n * in + i) * height * width, height, width, first - 1, -1, 1, count + 2, pitch,
-                                 buffer);
-             });
-}
-
-// Gradient of ppsd3_upsample_conv2d by x.
-void ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight, float* dx, i64 batch, i64 in, i64 height,
-                                         i64 width, i64 out) {
-    const Geometry g{batch, in, height, width, out, 4, 1};
-    const i64 pitch = width + 2;
-    const int threads = threads_for(g.work() / 16);
-    const i64 chunk = rows_per_task(height, batch, 4 * out * pitch, threads, CHUNK, 4), part = (chunk + 2) * pitch;
-    std::vector<float> folded = fold_all(weight, out * in);
-    std::vector<Pass> passes(1);
-    const i64 row[4] = {2, 1, 1, 0};  // among dy's pixels of the tap's parity: the one after, the same, the one before
-    for (int t = 0; t < 16; t++)
-        passes[0].taps.add((t / 8 * 2 + t % 4 / 2) * part + row[t / 4] * pitch + row[t % 4], t);
-    passes[0].weight = pack_weights(folded.data(), in, out, 16, passes[0].taps, true);
-    convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, nullptr, dx, in, height, width,
-             [=](i64 n, i64 first, i64 count, float* buffer) {
-                 for (i64 o = 0; o < out; o++)
-                     for (i64 p = 0; p < 4; p++, buffer += part)
-                         copy_window(dy + (n * out + o) * 4 * height * width, 2 * height, 2 * width,
-                                     2 * (first - 1) + p / 2, p % 2 - 2, 2, count + 2, pitch, buffer);
-             });
-}
-
-// Gradients of ppsd3_upsample_conv2d by weight and bias.
-void ppsd3_upsample_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, i64 batch,
-                                           i64 in, i64 height, i64 width, i64 out) {
-    weight_gradient<2, 1, 2>({batch, in, height, width, out, 4, 1}, x, dy, dweight, dbias);
-}
-
-// Group norm of x [B, C, N], then SiLU if asked for. saved [2, B, groups] receives mean and 1 / standard deviation.
-void ppsd3_group_norm(const float* x, const float* weight, const float* bias, float* y, float* saved, i64 batch,
-                      i64 channels, i64 positions, i64 groups, i64 silu, float epsilon) {
-    float *mean = saved, *rstd = saved + batch * groups;
-    i64 size = channels / groups;
-    share_tasks(batch * groups, threads_for(batch * channels * positions * 4), [&](i64 task) {
-        float variance;
-        moments(x + task * size * positions, size * positions, mean[task], variance);
-        rstd[task] = 1.0f / std::sqrt(variance + epsilon);
-        for (i64 i = 0; i < size; i++) {
-            i64 channel = task % groups * size + i, at = (task * size + i) * positions;
-            float factor = rstd[task] * weight[channel], offset = bias[channel] - mean[task] * factor;
-            for_row(positions, [&](i64 j, i64 n) {
-                vec z = load_n(x + at + j, n) * factor + offset;
-                store_n(y + at + j, silu ? z * sigmoid(z) : z, n);
-            });
-        }
+                 });
     });
 }
 
-// Gradients of ppsd3_group_norm.
-void ppsd3_group_norm_backward(const float* x, const float* weight, const float* bias, const float* saved,
-                               const float* dy, float* dx, float* dweight, float* dbias, i64 batch, i64 channels,
-                               i64 positions, i64 groups, i64 silu) {
-    const float *mean = saved, *rstd = saved + batch * groups;
-    i64 size = channels / groups;
-    std::vector<float> sums(2 * batch * channels);  // per image and channel: of dz * normal, of dz
-    share_tasks(batch * groups, threads_for(batch * channels * positions * 8), [&](i64 task) {
-        float m = mean[task], r = rstd[task], c1 = 0, c2 = 0;
-        for (i64 i = 0; i < size; i++) {
-            i64 channel = task % groups * size + i, at = (task * size + i) * positions;
-            float factor = r * weight[channel], offset = bias[channel] - m * factor;
-            vec plain{}, weighted{};
-            for_row(positions, [&](i64 j, i64 n) {
-                vec v = load_n(x + at + j, n), dz = load_n(dy + at + j, n);
-                if (silu) {
-                    vec z = v * factor + offset, s = sigmoid(z);
-                    dz *= s + z * s * (1.0f - s);
-                    store_n(dx + at + j, dz, n);
-                }
-                plain += dz;  // lanes beyond the row are zero: dy is
-                weighted += dz * ((v - m) * r);
-            });
-            float total = sum(plain), total_weighted = sum(weighted);
-            sums[2 * (task * size + i)] = total_weighted, sums[2 * (task * size + i) + 1] = total;
-            c1 += weight[channel] * total, c2 += weight[channel] * total_weighted;
+int32_t ppsd3_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in,
+                                   int64_t height, int64_t width, int64_t out, int64_t kernel, int64_t stride) {
+    return guarded([&] {
+        if (by_winograd(kernel, stride, out))
+            return winograd_conv2d(dy, weight, nullptr, nullptr, dx, batch, out, height, width, in, true);
+        Geometry g{batch, in, height, width, out, kernel, stride};
+        i64 rows = g.out_height(), columns = g.out_width(), area = kernel * kernel;
+        std::vector<Pass> passes(stride * stride);
+        // dx[y][x] takes dy[(y + pad - ky) / stride][(x + pad - kx) / stride], where that divides
+        const i64 before = stride == 1 ? kernel / 2 : 1, after = stride == 1 ? kernel / 2 : 0;
+        i64 grid_rows = (height + stride - 1) / stride, grid_columns = (width + stride - 1) / stride;
+        i64 pitch = grid_columns + before + after;
+        for (i64 p = 0; p < stride * stride; p++) {
+            Pass& pass = passes[p];
+            pass.y = p / stride, pass.x = p % stride;
+            for (int t = 0; t < area; t++) {
+                i64 ky = t / kernel, kx = t % kernel;
+                if (stride == 1) pass.taps.add((kernel - 1 - ky) * pitch + kernel - 1 - kx, t);
+                else if (ky % 2 == pass.y && kx % 2 == pass.x) pass.taps.add((1 - ky / 2) * pitch + 1 - kx / 2, t);
+            }
+            pass.weight = pack_weights(weight, in, out, area, pass.taps, true);
         }
-        c1 /= size * positions, c2 /= size * positions;
-        const float* dz = silu ? dx : dy;
-        for (i64 i = 0; i < size; i++) {
-            i64 channel = task % groups * size + i, at = (task * size + i) * positions;
-            // dx = r (weight dz - c1 - normal c2)
-            float a = r * weight[channel], b = -r * r * c2, c = -r * c1 + r * r * c2 * m;
-            for_row(positions, [&](i64 j, i64 n) {
-                store_n(dx + at + j, load_n(dz + at + j, n) * a + (load_n(x + at + j, n) * b + c), n);
-            });
-        }
+        const int threads = threads_for(g.work() / 16);
+        const i64 chunk = rows_per_task(grid_rows, batch, out * pitch, threads, CHUNK, 4);
+        const i64 plane = (chunk + before + after) * pitch;
+        convolve(batch, out, plane, grid_rows, chunk, pitch, threads, passes, stride, nullptr, nullptr, dx, in, height,
+                 width, [=](i64 n, i64 first, i64 count, float* buffer) {
+                     for (i64 o = 0; o < out; o++, buffer += plane)
+                         copy_window(dy + (n * out + o) * rows * columns, rows, columns, first - before, -before, 1,
+                                     count + before + after, pitch, buffer);
+                 });
     });
-    for (i64 c = 0; c < channels; c++) {
-        dweight[c] = dbias[c] = 0;
-        for (i64 n = 0; n < batch; n++) {
-            dweight[c] += sums[2 * (n * channels + c)];
-            dbias[c] += sums[2 * (n * channels + c) + 1];
+}
+
+int32_t ppsd3_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias, int64_t batch,
+                                     int64_t in, int64_t height, int64_t width, int64_t out, int64_t kernel,
+                                     int64_t stride) {
+    return guarded([&] {
+        Geometry g{batch, in, height, width, out, kernel, stride};
+        if (kernel == 1) weight_gradient<1, 1>(g, x, dy, dweight, dbias);
+        else if (stride == 1) weight_gradient<3, 1>(g, x, dy, dweight, dbias);
+        else weight_gradient<3, 2>(g, x, dy, dweight, dbias);
+    });
+}
+
+int32_t ppsd3_upsample_conv2d(const float* x, const float* weight, const float* bias, float* y, int64_t batch,
+                              int64_t in, int64_t height, int64_t width, int64_t out) {
+    return guarded([&] {
+        if (by_winograd(3, 1, in)) return winograd_upsample_conv2d(x, weight, bias, y, batch, in, height, width, out);
+        const Geometry g{batch, in, height, width, out, 4, 1};
+        const i64 pitch = width + 2;
+        const int threads = threads_for(g.work() / 16);
+        const i64 chunk = rows_per_task(height, batch, in * pitch, threads, CHUNK, 4), plane = (chunk + 2) * pitch;
+        std::vector<float> folded = fold_all(weight, out * in);
+        std::vector<Pass> passes(4);
+        for (int p = 0; p < 4; p++) {
+            Pass& pass = passes[p];
+            pass.y = p / 2, pass.x = p % 2;
+            for (int t = 0; t < 4; t++)
+                pass.taps.add((pass.y + t / 2) * pitch + pass.x + t % 2, (pass.y * 2 + t / 2) * 4 + pass.x * 2 + t % 2);
+            pass.weight = pack_weights(folded.data(), out, in, 16, pass.taps, false);
         }
-    }
+        convolve(batch, in, plane, height, chunk, pitch, threads, passes, 2, bias, nullptr, y, out, 2 * height,
+                 2 * width, [=](i64 n, i64 first, i64 count, float* buffer) {
+                     for (i64 i = 0; i < in; i++, buffer += plane)
+                         copy_window(x + (n * in + i) * height * width, height, width, first - 1, -1, 1, count + 2,
+                                     pitch, buffer);
+                 });
+    });
+}
+
+int32_t ppsd3_upsample_conv2d_backward_data(const float* dy, const float* weight, float* dx, int64_t batch, int64_t in,
+                                            int64_t height, int64_t width, int64_t out) {
+    return guarded([&] {
+        const Geometry g{batch, in, height, width, out, 4, 1};
+        const i64 pitch = width + 2;
+        const int threads = threads_for(g.work() / 16);
+        const i64 chunk = rows_per_task(height, batch, 4 * out * pitch, threads, CHUNK, 4), part = (chunk + 2) * pitch;
+        std::vector<float> folded = fold_all(weight, out * in);
+        std::vector<Pass> passes(1);
+        // among dy's pixels of the tap's parity: the one after, the same, the one before
+        const i64 row[4] = {2, 1, 1, 0};
+        for (int t = 0; t < 16; t++)
+            passes[0].taps.add((t / 8 * 2 + t % 4 / 2) * part + row[t / 4] * pitch + row[t % 4], t);
+        passes[0].weight = pack_weights(folded.data(), in, out, 16, passes[0].taps, true);
+        convolve(batch, out, 4 * part, height, chunk, pitch, threads, passes, 1, nullptr, nullptr, dx, in, height,
+                 width, [=](i64 n, i64 first, i64 count, float* buffer) {
+                     for (i64 o = 0; o < out; o++)
+                         for (i64 p = 0; p < 4; p++, buffer += part)
+                             copy_window(dy + (n * out + o) * 4 * height * width, 2 * height, 2 * width,
+                                         2 * (first - 1) + p / 2, p % 2 - 2, 2, count + 2, pitch, buffer);
+                 });
+    });
+}
+
+int32_t ppsd3_upsample_conv2d_backward_weight(const float* x, const float* dy, float* dweight, float* dbias,
+                                              int64_t batch, int64_t in, int64_t height, int64_t width, int64_t out) {
+    return guarded([&] { weight_gradient<2, 1, 2>({batch, in, height, width, out, 4, 1}, x, dy, dweight, dbias); });
 }
 
 }  // extern "C"

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "common.h"
+#include "vectors.h"
 
 const int BLOCK = 8;  // output channels whose weights lie together
 #if LANES == 16 || defined(__aarch64__)
@@ -26,7 +26,8 @@ static inline void copy_window(const float* image, i64 height, i64 width, i64 y0
         const float* row = image + y * width + x0;
         for (i64 c = 0; c < first; c++) out[c] = 0;
         if (step == 1) std::memcpy(out + first, row + first, (last - first) * sizeof(float));
-        else for (i64 c = first; c < last; c++) out[c] = row[c * step];
+        else
+            for (i64 c = first; c < last; c++) out[c] = row[c * step];
         for (i64 c = last; c < columns; c++) out[c] = 0;
     }
 }
@@ -37,6 +38,11 @@ static inline i64 rows_per_task(i64 rows, i64 batch, i64 per_row, int threads, i
     if (batch < 4 * threads) fitting = std::min(fitting, std::max<i64>(least, rows * batch / (4 * threads)));
     i64 tasks = (rows + fitting - 1) / fitting;
     return (rows + tasks - 1) / tasks;
+}
+
+// Whether a convolution of so many input channels is Winograd's: fewer do not pay for the transforms.
+static inline bool by_winograd(i64 kernel, i64 stride, i64 channels) {
+    return kernel == 3 && stride == 1 && channels >= 8;
 }
 
 // winograd.cpp: y = conv(x, weight, 3x3, padded by 1) + bias (or null), in the second form of x upsampled by 2. The weight

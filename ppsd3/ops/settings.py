@@ -1,0 +1,99 @@
+"""What the user asks of the kernels: which may be used, and how exactly they multiply."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from ..utils.errors import ConfigError
+
+LEVELS = ("reference", "paddle", "onednn", "native")  # each may use those before it too
+PRECISIONS = ("highest", "high", "strassen", "medium")
+
+
+class Settings(NamedTuple):
+    """One state of all settings. Replaced as a whole, so that a thread never sees half of a change."""
+
+    level: str
+    precision: str = "high"
+    forced: tuple = ()  # pairs (operation, implementation)
+
+
+def _level(name, source):
+    if name not in LEVELS:
+        raise ConfigError(f"{source} is {name!r}, which is not known. Choose one of {', '.join(LEVELS)}.")
+    return name
+
+
+current = Settings(_level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS"))
+
+
+class _Change:
+    """Changes settings from its creation on; as a context manager, until its end."""
+
+    def __init__(self, **changes):
+        global current
+        self._before = {name: getattr(current, name) for name in changes}
+        current = current._replace(**changes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        global current
+        current = current._replace(**self._before)
+
+
+class use_kernels(_Change):
+    """Chooses which kernels may be used, from the call on; as a context manager, until its end.
+
+    Args:
+        level: "reference" uses the definitions alone; "paddle" also faster ways within Paddle; "onednn" also the oneDNN
+            library of Paddle's wheel; "native" (the initial state, unless the environment variable ``PPSD3_KERNELS``
+            says otherwise) also the package's own kernels.
+        forced: for each named operation, the name of the implementation that is used for all arguments that it accepts,
+            also where another one is measured to be faster: ``use_kernels(attention="amx")``.
+
+    Raises:
+        ConfigError: another level, or no such operation or implementation.
+    """
+
+    def __init__(self, level: str = "native", **forced: str) -> None:
+        from .dispatch import implementation
+
+        for operation, name in forced.items():
+            implementation(operation, name)
+        super().__init__(level=_level(level, "The level of kernels"), forced=tuple(forced.items()))
+
+
+class use_native(_Change):
+    """Chooses whether native kernels may be used: the level "native" of :class:`use_kernels`, or if not, "onednn"."""
+
+    def __init__(self, enabled: bool) -> None:
+        super().__init__(level="native" if enabled else "onednn")
+
+
+class float32_matmul_precision(_Change):
+    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until
+    its end.
+
+    Args:
+        precision: the names are torch's (``torch.set_float32_matmul_precision``).
+
+            - "highest": float32, each sum in the usual way; relative errors near 5e-7.
+            - "high" (the initial state): where the CPU has AMX, each operand as the sum of three bfloat16 numbers: up
+              to twice as fast as "highest", and no less exact. Elsewhere as "highest".
+            - "strassen": as "high", but where the CPU has AVX-512 and no AMX, wide layers with many rows by Strassen's
+              algorithm: up to an eighth faster on AMD's CPUs. It mixes rows: errors are near 3e-6 of the largest result
+              among some 200 rows, and what is not finite in one picture of a batch reaches the others.
+            - "medium": operands of linear layers rounded to bfloat16, with sums in float32, where the CPU has AMX or
+              AVX512-BF16: two to four times as fast, relative errors near 3e-3. Meant for training.
+
+    Raises:
+        ConfigError: another name.
+    """
+
+    def __init__(self, precision: str) -> None:
+        if precision not in PRECISIONS:
+            raise ConfigError(f"precision={precision!r} is not known. Choose one of {PRECISIONS}.")
+        super().__init__(precision=precision)
