@@ -64,7 +64,7 @@ class Trace:
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
-    """File -> lines that run between the prompt and the picture, with the definitions in Paddle, as on every machine."""
+    """File -> lines that run between prompt and picture, with the definitions in Paddle, as on every machine."""
     command = ["generate", "a red circle", "--steps", "2", "--quiet"]
     command += ["--output", str(tmp_path_factory.mktemp("picture") / "picture.png")]
     with ops.use_kernels("reference"):
