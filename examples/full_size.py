@@ -3,8 +3,8 @@
     python examples/full_size.py [--directory DIRECTORY]
 
 It shows that loading peaks at no more than 1.15 times the bytes that the loaded model needs, and that one denoising
-step of a 512x512 image agrees with diffusers in fp32 to 1e-4. Needs the extra [parity], Linux, 5 GB of disk and 10 GB of
-memory; takes a few minutes. Each part runs in its own process, so that only one model is in memory at a time.
+step of a 512x512 image agrees with diffusers in fp32 to 1e-4. Needs the extra [parity], Linux, 5 GB of disk and 10 GB
+of memory; takes a few minutes. Each part runs in its own process, so that only one model is in memory at a time.
 """
 
 import argparse

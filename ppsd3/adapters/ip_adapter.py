@@ -347,20 +347,17 @@ def attach(transformer: SD3Transformer2DModel, adapter: IPAdapter) -> None:
     Raises:
         InputError: an attention has a processor of another kind, which would be lost.
     """
-    others = _without_adapter(transformer)
-    for name, processor in others.items():
-        if not isinstance(processor, JointAttnProcessor2_5):
+    processors = {}
+    attentions = cast("list[IPAdapterAttention]", adapter.ip_adapter)
+    for (name, joint), weights in zip(_without_adapter(transformer).items(), attentions):
+        if not isinstance(joint, JointAttnProcessor2_5):
             raise InputError(
-                f"{name} is a {type(processor).__name__}, which an IP-adapter cannot add to. Derive it from "
+                f"{name} is a {type(joint).__name__}, which an IP-adapter cannot add to. Derive it from "
                 "JointAttnProcessor2_5, or set that back by set_attn_processor() first."
             )
+        processors[name] = SD3IPAdapterJointAttnProcessor2_5(weights, joint)
     transformer.ip_adapter = adapter
-    transformer.set_attn_processor(
-        {
-            name: SD3IPAdapterJointAttnProcessor2_5(weights, joint)
-            for (name, joint), weights in zip(others.items(), cast("list[IPAdapterAttention]", adapter.ip_adapter))
-        }
-    )
+    transformer.set_attn_processor(processors)
 
 
 def detach(transformer: SD3Transformer2DModel) -> None:

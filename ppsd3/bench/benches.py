@@ -1,4 +1,6 @@
-"""The pieces of work that are measured, and which sides do each."""
+"""The workloads that are measured, and the sides of each."""
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -6,16 +8,21 @@ import json
 import os
 import subprocess
 import sys
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from . import flops
 from .configurations import MEDIUM, TINY, width
+from .sides.base import Side
 from .sides.openvino_based import OpenVinoSide
 from .sides.ours import PaddleGemm, PaddleSide
 from .sides.process import GenerateSide
 from .sides.torch_based import TorchGemm, TorchSide
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 GUIDANCE_BATCH = 2  # the negative and the positive prompt
 TEXT_TOKENS = {"step": 77 + 256, "train": 77 + 77}
@@ -24,24 +31,24 @@ TINY_TEXT_TOKENS = 13
 
 @dataclasses.dataclass
 class Bench:
-    """One piece of work at one size.
+    """A workload of one size.
 
     Args:
-        size (int): side of the picture in pixels.
-        layers (int): of the transformer, or of T5.
-        threads (int): that each side may use.
-        tiny (bool): tiny networks, to see that everything runs.
-        file_dtype (str): of the checkpoints.
+        size: side of the picture in pixels.
+        layers: of the transformer, or of T5.
+        threads: for each side.
+        tiny: tiny networks, to test that everything runs.
+        file_dtype: of the checkpoints.
 
     Attributes:
-        name (str): as on the command line.
-        task (str): what sides look up.
-        components (tuple): which networks it needs.
-        repeats (int): timed runs of each side, unless the user says how many.
-        sizes (tuple), default_layers (int): what is measured unless the user says otherwise.
-        always_fresh (bool): every run in a new process, and without a warm-up.
-        warm_up (dict): arguments of the untimed first run.
-        bars (tuple): largest relative error that a float32 side, and an int8 one, may have beside the first side.
+        name: as on the command line.
+        task: its key in the sides' tables.
+        components: the networks that it needs.
+        repeats: default number of timed runs of each side.
+        sizes, default_layers: defaults.
+        always_fresh: every run has a new process and no warm-up.
+        warm_up: arguments of the untimed first run.
+        bars: largest relative error to the first side's output, of a float32 side and of an int8 one.
     """
 
     size: int
@@ -53,109 +60,111 @@ class Bench:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     task: ClassVar[str] = ""
-    components: ClassVar[tuple] = ("transformer",)
+    components: ClassVar[tuple[str, ...]] = ("transformer",)
     repeats: ClassVar[int] = 5
-    sizes: ClassVar[tuple] = (512,)
-    tiny_sizes: ClassVar[tuple] = (64,)
+    sizes: ClassVar[tuple[int, ...]] = (512,)
+    tiny_sizes: ClassVar[tuple[int, ...]] = (64,)
     default_layers: ClassVar[int] = 2
     always_fresh: ClassVar[bool] = False
-    warm_up: ClassVar[dict] = {}
-    bars: ClassVar[tuple] = (1e-3, 0.1)
+    warm_up: ClassVar[dict[str, Any]] = {}
+    bars: ClassVar[tuple[float, float]] = (1e-3, 0.1)
 
     @classmethod
-    def make(cls, sizes=None, layers=None, threads=1, tiny=False):
+    def make(
+        cls, sizes: Sequence[int] | None = None, layers: int | None = None, threads: int = 1, tiny: bool = False
+    ) -> list[Self]:
         """The benches of this kind: one for each of ``sizes``."""
         sizes = sizes or (cls.tiny_sizes if tiny else cls.sizes)
         layers = layers or (min(2, cls.default_layers) if tiny else cls.default_layers)
         return [cls(size, layers, threads, tiny) for size in sizes]
 
     @property
-    def title(self):
-        """What is measured, for people."""
+    def title(self) -> str:
+        """Title for people."""
         return f"{self.name} {self.size}x{self.size}, {self.layers} layers"
 
     @property
-    def configuration(self):
-        """dict: component -> constructor arguments."""
+    def configuration(self) -> dict[str, dict[str, Any]]:
+        """Component -> constructor arguments."""
         found = {name: dict(config) for name, config in (TINY if self.tiny else MEDIUM).items()}
         found["transformer"]["num_layers"] = self.layers
         found["text_encoder_3"]["num_layers"] = self.layers
         return found
 
-    def settings(self):
-        """Constructor arguments, from which another process makes the same bench."""
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments, with which another process makes the same bench."""
         return dataclasses.asdict(self)
 
-    def key(self):
-        """A name for files that belong to this bench alone."""
+    def key(self) -> str:
+        """A unique name for this bench's files."""
         return _digest([self.name, self.settings()])
 
-    def folder(self, workspace, component):
-        """Where the checkpoint of ``component`` is."""
+    def folder(self, workspace: str, component: str) -> str:
+        """Directory of the checkpoint of ``component``."""
         return os.path.join(workspace, f"{component}-{_digest([self.configuration[component], self.file_dtype])}")
 
-    def prepare(self, workspace):
+    def prepare(self, workspace: str) -> None:
         """Writes the checkpoints; called in a process of its own."""
         from .weights import write
 
         for component in self.components:
             write(self.folder(workspace, component), component, self.configuration[component], self.file_dtype)
 
-    def bytes_of_weights(self, workspace):
-        """On disk, of all components."""
+    def bytes_of_weights(self, workspace: str) -> int:
+        """Bytes on disk of all components."""
         folders = [self.folder(workspace, component) for component in self.components]
         return sum(entry.stat().st_size for folder in folders for entry in os.scandir(folder))
 
-    def inputs(self):
-        """dict of arrays by the names that networks or pipelines call them, the same in every process."""
+    def inputs(self) -> dict[str, np.ndarray]:
+        """Arguments of networks or pipelines as arrays, the same in every process."""
         raise NotImplementedError
 
-    def flops(self):
-        """Operations of one run, or None if a share of the roofline would say nothing."""
-        return
+    def flops(self) -> float | None:
+        """Floating-point operations of one run, or None if the roofline does not apply."""
+        return None
 
     @property
-    def gemms(self):
-        """Shapes (M, K, N) of the products whose speed is called the roofline: those of a block's image stream."""
+    def gemms(self) -> list[tuple[int, int, int]]:
+        """Shapes (M, K, N) of the matrix products that measure the roofline: those of a block's image stream."""
         d = width(self.configuration["transformer"])
         return [(GUIDANCE_BATCH * self.image_tokens, k, n) for k, n in ((d, 3 * d), (d, d), (d, 4 * d), (4 * d, d))]
 
     @property
-    def image_tokens(self):
+    def image_tokens(self) -> int:
         """N."""
         return (self.size // 8 // self.configuration["transformer"]["patch_size"]) ** 2
 
     @property
-    def text_tokens(self):
+    def text_tokens(self) -> int:
         """L."""
         return TINY_TEXT_TOKENS if self.tiny else TEXT_TOKENS.get(self.task, TEXT_TOKENS["step"])
 
-    def sides(self):
-        """The sides; the first of them that runs is what outputs are compared with."""
+    def sides(self) -> list[Side]:
+        """The sides; outputs are compared with those of the first that runs."""
         raise NotImplementedError
 
-    def rooflines(self):
+    def rooflines(self) -> list[Side]:
         """Sides that measure the machine."""
         if self.flops() is None:
             return []
         ours = [PaddleGemm(f"gemm-{name}", self, native) for name, native in (("paddle", False), ("native", True))]
         return [TorchGemm("gemm-torch", self), *ours]
 
-    def side(self, name):
+    def side(self, name: str) -> Side:
         """The side or roofline called ``name``."""
         return next(side for side in [*self.sides(), *self.rooflines()] if side.name == name)
 
-    def sample(self, array):
+    def sample(self, array: np.ndarray) -> np.ndarray:
         """The part of an output that is compared."""
         return array
 
-    def _rivals(self, int8=False):
-        names = [TorchSide("diffusers", self), TorchSide("diffusers-compiled", self, compiled=True)]
+    def _rivals(self, int8: bool = False) -> list[Side]:
+        names: list[Side] = [TorchSide("diffusers", self), TorchSide("diffusers-compiled", self, compiled=True)]
         names.append(OpenVinoSide("openvino", self))
         return names + ([OpenVinoSide("openvino-int8", self, int8=True)] if int8 else [])
 
-    def _ours(self, compiled=True, int8=True):
-        sides = [PaddleSide("ppsd3", self), PaddleSide("ppsd3-no-compiler", self, native=False)]
+    def _ours(self, compiled: bool = True, int8: bool = True) -> list[Side]:
+        sides: list[Side] = [PaddleSide("ppsd3", self), PaddleSide("ppsd3-no-compiler", self, native=False)]
         if compiled:
             sides.append(PaddleSide("ppsd3-compiled", self, method=("compile",)))
         return sides + ([PaddleSide("ppsd3-int8", self, method=("quantize", "int8"), int8=True)] if int8 else [])
@@ -174,12 +183,12 @@ class StepBench(Bench):
 
     name = task = "step"
     summary = "one denoising step: the transformer, guidance batch of 2"
-    sizes = (512, 1024)
+    sizes: ClassVar[tuple[int, ...]] = (512, 1024)
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         return self.step_inputs()
 
-    def step_inputs(self, batch=GUIDANCE_BATCH):
+    def step_inputs(self, batch: int = GUIDANCE_BATCH) -> dict[str, np.ndarray]:
         """Arguments of the transformer."""
         config, grid = self.configuration["transformer"], self.size // 8
         return {
@@ -189,11 +198,11 @@ class StepBench(Bench):
             "timestep": np.full(batch, 612.5, np.float32),
         }
 
-    def flops(self):
+    def flops(self) -> float:
         config = self.configuration["transformer"]
         return flops.transformer(config, self.image_tokens, self.text_tokens, GUIDANCE_BATCH)
 
-    def sides(self):
+    def sides(self) -> list[Side]:
         return self._rivals(int8=True) + self._ours()
 
 
@@ -202,33 +211,33 @@ class ScaleBench(StepBench):
 
     name = "scale"
     summary = "a step's time over image tokens, and with 1 thread against all"
-    sizes = (256, 384, 512, 768, 1024)
-    tiny_sizes = (32, 48, 64, 96)
+    sizes: ClassVar[tuple[int, ...]] = (256, 384, 512, 768, 1024)
+    tiny_sizes: ClassVar[tuple[int, ...]] = (32, 48, 64, 96)
     repeats = 3
 
-    def sides(self):
-        sides = [TorchSide("diffusers", self), PaddleSide("ppsd3", self)]
+    def sides(self) -> list[Side]:
+        sides: list[Side] = [TorchSide("diffusers", self), PaddleSide("ppsd3", self)]
         if self.threads > 1 and self.size == (64 if self.tiny else 512):
             sides += [TorchSide("diffusers-1-thread", self, threads=1), PaddleSide("ppsd3-1-thread", self, threads=1)]
         return sides
 
 
 class _VaeBench(Bench):
-    components = ("vae",)
+    components: ClassVar[tuple[str, ...]] = ("vae",)
     repeats = 3
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"vae {self.task} {self.size}x{self.size}"
 
-    def flops(self):
+    def flops(self) -> float:
         return flops.vae(self.configuration["vae"], self.size, encode=self.task == "encode")
 
-    def vae_input(self):
-        """What the decoder or the encoder reads."""
+    def vae_input(self) -> np.ndarray:
+        """Input of the decoder or encoder."""
         return next(iter(self.inputs().values()))
 
-    def sides(self):
+    def sides(self) -> list[Side]:
         eager, compiled, openvino = self._rivals()
         last = [
             TorchSide("diffusers-channels-last", self, channels_last=True),
@@ -240,15 +249,16 @@ class _VaeBench(Bench):
 class DecodeBench(_VaeBench):
     """Latents to a picture."""
 
-    name, task = "vae", "decode"
+    name: ClassVar[str] = "vae"
+    task: ClassVar[str] = "decode"
     summary = "the VAE's decoder and encoder"
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         grid = self.size // 8
         return {"latents": _normal(4, 1, self.configuration["vae"]["latent_channels"], grid, grid)}
 
     @classmethod
-    def make(cls, *arguments, **options):
+    def make(cls, *arguments: Any, **options: Any) -> list[Any]:
         """Both directions at each size."""
         return [*super().make(*arguments, **options), *EncodeBench.make(*arguments, **options)]
 
@@ -256,9 +266,10 @@ class DecodeBench(_VaeBench):
 class EncodeBench(_VaeBench):
     """A picture to latents."""
 
-    name, task = "vae-encode", "encode"
+    name: ClassVar[str] = "vae-encode"
+    task: ClassVar[str] = "encode"
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         return {"picture": np.tanh(_normal(5, 1, 3, self.size, self.size))}
 
 
@@ -267,15 +278,15 @@ class TextBench(Bench):
 
     name = task = "text"
     summary = "CLIP-L, CLIP-G and T5, a prompt and its negative"
-    components = ("text_encoder", "text_encoder_2", "text_encoder_3")
-    lengths = {"text_encoder": 77, "text_encoder_2": 77, "text_encoder_3": 256}
+    components: ClassVar[tuple[str, ...]] = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    lengths: ClassVar[dict[str, int]] = {"text_encoder": 77, "text_encoder_2": 77, "text_encoder_3": 256}
     repeats = 5
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"text, CLIP-L + CLIP-G + T5 of {self.layers} layers"
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         """Token ids; CLIP's end with the end token, which a row pads with after its text."""
         random = np.random.RandomState(6)
         found = {}
@@ -286,12 +297,12 @@ class TextBench(Bench):
                 found[name][:, length // 4 :] = config.get("eos_token_id", 49407)
         return found
 
-    def flops(self):
+    def flops(self) -> float:
         configs, lengths = self.configuration, self.lengths
         clips = sum(flops.clip(configs[name], lengths[name], GUIDANCE_BATCH) for name in self.components[:2])
         return clips + flops.t5(configs["text_encoder_3"], lengths["text_encoder_3"], GUIDANCE_BATCH)
 
-    def sides(self):
+    def sides(self) -> list[Side]:
         return self._rivals(int8=True) + self._ours(compiled=False)
 
 
@@ -303,27 +314,27 @@ class LoadBench(Bench):
     default_layers = 24
     repeats = 3
     always_fresh = True
-    bars = (0.0, 0.0)
+    bars: ClassVar[tuple[float, float]] = (0.0, 0.0)
 
     @classmethod
-    def make(cls, *arguments, **options):
-        """One, whatever the size: pictures have nothing to do with it."""
+    def make(cls, *arguments: Any, **options: Any) -> list[Self]:
+        """One bench: loading does not depend on the picture's size."""
         found = super().make(*arguments, **options)[:1]
         return [dataclasses.replace(bench, file_dtype="float16") for bench in found]
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"load, {self.layers} layers, float16 file to float32 model"
 
-    def settle(self, workspace):
-        """Leaves every side the same machine: checkpoints in the system's file cache, free memory that was just in use.
+    def settle(self, workspace: str) -> None:
+        """Brings the machine into the same state for every side: files cached, free memory recently used.
 
-        What a process loads is mostly new pages, and in a virtual machine their cost depends on who had them last: free
-        blocks are given back to the host, which must find them anew, and a side that keeps large blocks whole leaves
-        the next one memory at hand. So another process takes what a float32 model needs, and gives it back.
+        Loading mostly touches new pages. In a virtual machine their cost depends on their last use: free blocks are
+        returned to the host, which must allocate them again. So another process first takes and frees the memory that a
+        float32 model needs.
 
         Raises:
-            RuntimeError: there is no such memory.
+            RuntimeError: not enough free memory.
         """
         for component in self.components:
             for entry in os.scandir(self.folder(workspace, component)):
@@ -336,13 +347,13 @@ class LoadBench(Bench):
         if subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
             raise RuntimeError(f"The machine has no {items * 4 / 1e9:.1f} GB free to load a float32 model into.")
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         return {}
 
-    def sample(self, array):
+    def sample(self, array: np.ndarray) -> np.ndarray:
         return array.ravel()[:: array.size // 1000 + 1].copy()
 
-    def sides(self):
+    def sides(self) -> list[Side]:
         return [TorchSide("diffusers", self), *self._ours(compiled=False, int8=False)]
 
 
@@ -351,24 +362,24 @@ class PictureBench(StepBench):
 
     name = task = "picture"
     summary = "28 steps with guidance, and the VAE, from embeddings to pixels"
-    components = ("transformer", "vae")
-    sizes = (512,)
+    components: ClassVar[tuple[str, ...]] = ("transformer", "vae")
+    sizes: ClassVar[tuple[int, ...]] = (512,)
     default_layers = 4
     repeats = 2
-    warm_up = {"steps": 1}
-    bars = (1e-2, 0.1)
+    warm_up: ClassVar[dict[str, Any]] = {"steps": 1}
+    bars: ClassVar[tuple[float, float]] = (1e-2, 0.1)
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Denoising steps."""
         return 3 if self.tiny else 28
 
     @property
-    def call(self):
+    def call(self) -> dict[str, Any]:
         """Arguments of the pipeline beside tensors."""
         return {"height": self.size, "width": self.size, "guidance_scale": 7.0, "output_type": "np"}
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         positive, negative = self.step_inputs(1), self.step_inputs(2)
         return {
             "latents": positive["hidden_states"],
@@ -378,11 +389,11 @@ class PictureBench(StepBench):
             "negative_pooled_prompt_embeds": negative["pooled_projections"][1:],
         }
 
-    def vae_input(self):
-        """What the decoder reads."""
+    def vae_input(self) -> np.ndarray:
+        """Input of the decoder."""
         return self.step_inputs(1)["hidden_states"]
 
-    def flops(self):
+    def flops(self) -> float:
         return self.steps * super().flops() + flops.vae(self.configuration["vae"], self.size, encode=False)
 
 
@@ -391,21 +402,25 @@ class TrainBench(StepBench):
 
     name = task = "train"
     summary = "a training step: forward, backward, AdamW; batch of 4"
-    sizes = (256,)
+    sizes: ClassVar[tuple[int, ...]] = (256,)
     batch = 4
-    learning_rate = 1e-5
-    watched = ("proj_out.weight", "transformer_blocks.0.attn.to_q.weight", "transformer_blocks.0.ff.net.2.weight")
+    learning_rate: ClassVar[float] = 1e-5
+    watched: ClassVar[tuple[str, ...]] = (
+        "proj_out.weight",
+        "transformer_blocks.0.attn.to_q.weight",
+        "transformer_blocks.0.ff.net.2.weight",
+    )
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         found = self.step_inputs(self.batch)
         return {**found, "target": _normal(7, *found["hidden_states"].shape)}
 
-    def flops(self):
+    def flops(self) -> float:
         """The backward pass has two products for each of the forward's."""
         config = self.configuration["transformer"]
         return 3 * flops.transformer(config, self.image_tokens, self.text_tokens, self.batch)
 
-    def sides(self):
+    def sides(self) -> list[Side]:
         return self._rivals()[:2] + self._ours(compiled=False, int8=False)
 
 
@@ -414,33 +429,34 @@ class GenerateBench(Bench):
 
     name = task = "generate"
     summary = "the process `ppsd3 generate` with the bundled model"
-    components = ()
-    prompt, seed = "a red circle to the left of a blue square", 0
-    bars = (2e-2, 0.0)  # pixels are rounded to whole numbers
+    components: ClassVar[tuple[str, ...]] = ()
+    prompt: ClassVar[str] = "a red circle to the left of a blue square"
+    seed: ClassVar[int] = 0
+    bars: ClassVar[tuple[float, float]] = (2e-2, 0.0)  # pixels are rounded to whole numbers
 
     @property
-    def title(self):
+    def title(self) -> str:
         return f"generate, bundled model, {self.steps} steps, the whole process"
 
     @classmethod
-    def make(cls, *arguments, **options):
-        """One: the bundled model has one size and its own layers."""
+    def make(cls, *arguments: Any, **options: Any) -> list[Self]:
+        """One bench: the bundled model has one size and its own layers."""
         return super().make(*arguments, **options)[:1]
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Denoising steps."""
         return 2 if self.tiny else 28
 
     @property
-    def checkpoint(self):
+    def checkpoint(self) -> str:
         """Directory of the bundled model."""
         return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "shapes", "checkpoint")
 
-    def inputs(self):
+    def inputs(self) -> dict[str, np.ndarray]:
         return {}
 
-    def sides(self):
+    def sides(self) -> list[Side]:
         return [
             GenerateSide("diffusers", self, ours=False),
             GenerateSide("ppsd3", self, ours=True),
@@ -450,5 +466,5 @@ class GenerateBench(Bench):
 
 _ALL = (StepBench, DecodeBench, EncodeBench, TextBench, LoadBench, PictureBench, TrainBench, ScaleBench, GenerateBench)
 BY_NAME = {bench.name: bench for bench in _ALL}
-# What the command line offers.
+# Names on the command line.
 BENCHES = {name: bench for name, bench in BY_NAME.items() if bench.summary}

@@ -1,4 +1,11 @@
-"""The sizes that are measured: SD3-medium's own, and tiny ones on which the benches test themselves."""
+"""The configurations that are measured: SD3-medium's, and tiny ones for tests of the benches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Configurations = dict[str, dict[str, Any]]  # component -> constructor arguments
 
 _BLOCKS = 4
 _VAE = {
@@ -13,7 +20,7 @@ _VAE = {
 
 # SD3-medium and its text encoders as published, but for the number of layers of the transformer and T5, which a bench
 # chooses.
-MEDIUM = {
+MEDIUM: Configurations = {
     "transformer": {
         "sample_size": 128,
         "patch_size": 2,
@@ -55,7 +62,7 @@ MEDIUM = {
     },
 }
 
-TINY = {
+TINY: Configurations = {
     "transformer": {
         **MEDIUM["transformer"],
         "sample_size": 16,
@@ -115,6 +122,6 @@ CLASSES = {
 }
 
 
-def width(transformer):
+def width(transformer: Mapping[str, Any]) -> int:
     """D of a transformer's configuration."""
     return transformer["attention_head_dim"] * transformer["num_attention_heads"]

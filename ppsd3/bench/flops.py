@@ -4,13 +4,18 @@ Counted is what the result needs and no more, so that superfluous work does not 
 block's text stream gives keys and values only. Norms, activations and other elementwise work are left out.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from .configurations import width
 
 _FEED_FORWARD = 4  # times the width
 _TIME_CHANNELS = 256  # sinusoids of the timestep
 
 
-def transformer(config, image_tokens, text_tokens, batch):
+def transformer(config: Mapping[str, Any], image_tokens: int, text_tokens: int, batch: int) -> int:
     """One forward pass of SD3's transformer; ``config`` with ``num_layers``."""
     return batch * (
         _embeddings(config, image_tokens, text_tokens)
@@ -35,7 +40,7 @@ def _block(config, image_tokens, text_tokens, last):
     return 2 * (products + modulation) * d * d + 2 * 2 * queries * joined * d
 
 
-def vae(config, side, encode):
+def vae(config: Mapping[str, Any], side: int, encode: bool) -> int:
     """Encoding or decoding one picture of ``side`` pixels."""
     widths, layers = list(config["block_out_channels"]), config["layers_per_block"]
     latent = config["latent_channels"]
@@ -66,20 +71,20 @@ def _residual(channels_in, channels_out, pixels):
     return _conv(channels_in, channels_out, pixels) + _conv(channels_out, channels_out, pixels) + shortcut
 
 
-def clip(config, tokens, batch):
+def clip(config: Mapping[str, Any], tokens: int, batch: int) -> int:
     """CLIP's text tower; the causal half of the attention is counted."""
     d = config["hidden_size"]
     layer = 2 * tokens * d * (4 * d + 2 * config["intermediate_size"]) + 2 * tokens * tokens * d
     return batch * (config["num_hidden_layers"] * layer + 2 * d * config["projection_dim"])
 
 
-def t5(config, tokens, batch):
+def t5(config: Mapping[str, Any], tokens: int, batch: int) -> int:
     """T5's encoder with a gated feed-forward; ``config`` with ``num_layers``."""
     d, inner = config["d_model"], config["num_heads"] * config["d_kv"]
     layer = 2 * tokens * d * (4 * inner + 3 * config["d_ff"]) + 4 * tokens * tokens * inner
     return batch * config["num_layers"] * layer
 
 
-def gemm(shapes):
+def gemm(shapes: Iterable[tuple[int, int, int]]) -> int:
     """Matrix products ``[M, K] x [K, N]`` of ``shapes`` (M, K, N)."""
     return sum(2 * m * k * n for m, k, n in shapes)

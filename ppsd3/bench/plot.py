@@ -1,12 +1,18 @@
-"""Pictures of measurements; needs matplotlib."""
+"""Plots measurements; needs matplotlib."""
+
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from ..utils.files import atomic_write
-from .results import scalings
+from ..utils.types import PathLike
+from .results import Measurement, scalings
 
 
-def plot(path, measurements):
-    """Writes ``path``, a PNG, SVG or PDF by its suffix: times over image tokens with their fits for ``scale``, and bars
-    of the medians for each other measurement."""
+def plot(path: PathLike, measurements: Sequence[Measurement]) -> None:
+    """Writes a PNG, SVG or PDF: for ``scale`` times over image tokens with fits, else bars of the medians."""
     import matplotlib
 
     matplotlib.use("Agg")

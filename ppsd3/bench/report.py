@@ -1,19 +1,24 @@
-"""What a measurement looks like on a terminal, and in a file of JSON."""
+"""Prints measurements as tables, and writes them as JSON."""
+
+from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import json
 import platform
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ..utils.files import atomic_write
-from .results import scalings, thread_speedups
+from ..utils.types import PathLike
+from .results import Measurement, SideResult, scalings, thread_speedups
 
 _HEADER = ("side", "median", "spread", "ratio", "memory", "ratio", "error", "GFLOP/s", "of roofline")
 _PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "torch", "diffusers", "transformers", "openvino", "nncf", "numpy")
 
 
-def table(measurement):
-    """Lines: the sides that ran as columns of figures, then those that did not with the reason."""
+def table(measurement: Measurement) -> Iterator[str]:
+    """Lines of a table: sides that ran with their figures, then the others with the reason."""
     settings, rival = measurement.settings, measurement.rival
     rounds = max((len(result.seconds) for result in measurement.results), default=0)
     yield f"{measurement.title}: {settings['threads']} threads, {rounds} rounds" + (
@@ -33,11 +38,11 @@ def table(measurement):
     if measurement.roofline:
         yield (
             f"  roofline: {measurement.roofline / 1e9:.1f} GFLOP/s in float32 matrix products; a run is "
-            f"{measurement.flops / 1e9:.4g} GFLOP"
+            f"{(measurement.flops or 0) / 1e9:.4g} GFLOP"
         )
 
 
-def _row(measurement, result):
+def _row(measurement: Measurement, result: SideResult) -> tuple[str, ...]:
     if result.roofline:
         return (
             result.name,
@@ -75,8 +80,8 @@ def _seconds(value):
     return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.1f} ms"
 
 
-def scale_lines(measurements):
-    """Lines: how time grows with tokens, and what threads give."""
+def scale_lines(measurements: Sequence[Measurement]) -> Iterator[str]:
+    """Lines about the growth of time with tokens, and the speed-up by threads."""
     for scaling in scalings(measurements):
         points = ", ".join(f"{tokens}: {_seconds(s)}" for tokens, s in zip(scaling.tokens, scaling.seconds))
         yield f"{scaling.name}, image tokens: {points}"
@@ -88,8 +93,8 @@ def scale_lines(measurements):
         yield f"{name}: 1 to {threads} threads speed it up {speedup:.2f} times"
 
 
-def machine():
-    """dict: processor, system, versions, and whether native kernels are in use."""
+def machine() -> dict[str, Any]:
+    """Processor, system, versions, and whether native kernels are in use."""
     from .. import __version__
     from ..ops import native
     from ..utils.device import usable_cores
@@ -106,7 +111,7 @@ def machine():
     }
 
 
-def machine_line(found):
+def machine_line(found: Mapping[str, Any]) -> str:
     """``machine()`` in one line."""
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return f"{found['cpu']}, {found['cores']} cores; {packages}; native kernels {found['native_kernels']}"
@@ -126,7 +131,7 @@ def _versions():
             yield package, importlib.metadata.version(package)
 
 
-def write_json(path, measurements, command):
+def write_json(path: PathLike, measurements: Sequence[Measurement], command: Any) -> None:
     """All of it as JSON: ``command``, ``machine``, ``measurements``, ``scalings``."""
     found = {
         "command": command,

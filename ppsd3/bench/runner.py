@@ -1,8 +1,10 @@
-"""Runs a bench: a process for each side, which work in turn.
+"""Runs a bench: each side has its own process, and they run in turn.
 
 Interleaving (A B C A B C ...) matters more than the number of runs: the speed of a shared machine drifts by tens of
 percent within minutes, and sides that are measured one after the other are compared on different machines.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -11,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Mapping
+from typing import Any, Callable
 
 import numpy as np
 
+from .benches import Bench
 from .results import Measurement, SideResult
 from .sides.base import Side
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-# A rival must share its process with neither Paddle, which `import ppsd3` loads, nor the settings that it makes.
+# A rival's process must have neither Paddle, which `import ppsd3` loads, nor its settings.
 _BARE = """
 import sys, types
 sys.modules["ppsd3"] = types.ModuleType("ppsd3")
@@ -41,9 +46,9 @@ class SideError(Exception):
 
 
 class Worker:
-    """A process for one side of ``bench``, or with ``side=None`` for what the bench itself needs."""
+    """A process for one side of ``bench``, or with ``side=None`` for the bench's own preparation."""
 
-    def __init__(self, bench, side, workspace):
+    def __init__(self, bench: Bench, side: Side | None, workspace: str) -> None:
         specification = {
             "bench": bench.name,
             "settings": bench.settings(),
@@ -60,43 +65,45 @@ class Worker:
             stderr=self._log,
             text=True,
         )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
 
-    def __call__(self, do, **arguments):
-        """Carries out a command of :mod:`.worker` and returns its answer.
+    def __call__(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Runs a command of :mod:`.worker` and returns its answer.
 
         Raises:
             SideError: the side raised an error, or its process ended.
         """
         try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-            answer = self._process.stdout.readline()
+            self._stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._stdin.flush()
+            line = self._stdout.readline()
         except BrokenPipeError:
-            answer = ""
-        if not answer:
+            line = ""
+        if not line:
             code = self._process.wait()
             killed = " (killed: out of memory?)" if code == -9 else ""
             raise SideError(f"{do}: the process ended with exit code {code}{killed}. {self.log()}".strip())
-        answer = json.loads(answer)
+        answer = json.loads(line)
         if "error" in answer:
             raise SideError(f"{do}: {answer['error']}")
         return answer
 
-    def log(self):
+    def log(self) -> str:
         """The end of what the process wrote to standard error."""
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - 600))
         return self._log.read().decode(errors="replace").strip()
 
-    def close(self):
+    def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
+        self._stdin.close()
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._process.stdout.close()
+        self._stdout.close()
         self._log.close()
 
 
@@ -108,18 +115,25 @@ def _environment(threads):
     return {**environment, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
-def run_bench(bench, workspace, names=None, repeats=None, progress=lambda text: None, start=Worker):
+def run_bench(
+    bench: Bench,
+    workspace: str,
+    names: Collection[str] | None = None,
+    repeats: int | None = None,
+    progress: Callable[[str], object] = lambda text: None,
+    start: Callable[..., Any] = Worker,
+) -> Measurement:
     """Measures the sides of ``bench``.
 
     Args:
-        workspace (str): directory for checkpoints and outputs, which later benches find there.
-        names (sequence of str, optional): which sides. Default: all.
-        repeats (int, optional): timed runs of each. Default: the bench's.
-        progress (callable): gets a line about what is being done.
-        start (callable): makes a worker.
+        workspace: directory for checkpoints and outputs, which later benches use again.
+        names: of the sides to run. Default: all.
+        repeats: timed runs of each. Default: the bench's.
+        progress: called with a line about each step.
+        start: makes a worker.
 
     Returns:
-        Measurement: sides that are not installed or fail are in it, with the reason.
+        The measurement, including sides that are not installed or failed, with the reason.
 
     Raises:
         SideError: the checkpoints cannot be made.
@@ -172,17 +186,19 @@ class _Rounds:
     """Rounds in which each side runs once.
 
     Args:
-        start (callable): ``start(side)`` -> worker.
-        fresh (bool): each run has a process of its own; else a side keeps the one it has.
-        outputs (str): directory for what the first runs give.
+        start: ``start(side)`` -> worker.
+        fresh: each run has a process of its own; else a side keeps the one it has.
+        outputs: directory for the outputs of the first runs.
     """
 
-    def __init__(self, bench, start, fresh, outputs, progress):
+    def __init__(
+        self, bench: Bench, start: Callable[[Side], Any], fresh: bool, outputs: str, progress: Callable[[str], object]
+    ) -> None:
         self.bench, self.start, self.fresh, self.outputs, self.progress = bench, start, fresh, outputs, progress
         self.workers = {}
 
-    def measure(self, running, repeats):
-        """Fills the results of ``running``, pairs of a side and its result."""
+    def measure(self, running: list[tuple[Side, SideResult]], repeats: int) -> None:
+        """Fills in the results of ``running``."""
         try:
             if not self.fresh:  # all before the first round: rounds are then of runs alone
                 for side, result in running:
@@ -196,7 +212,7 @@ class _Rounds:
                 worker.close()
 
     def _attempt(self, action, side, result, *arguments):
-        """``action``, unless the side failed before; a failure ends this side and no other."""
+        """Runs ``action`` unless the side has failed; a failure ends only this side."""
         if result.failure:
             return
         try:
@@ -224,7 +240,7 @@ class _Rounds:
 
 
 def _compare(results, outputs):
-    """Fills in the errors beside the first side that has an output."""
+    """Fills in the errors to the output of the first side that has one."""
     reference = None
     for result in results:
         file = os.path.join(outputs, f"{result.name}.npz")
@@ -238,7 +254,7 @@ def _compare(results, outputs):
                 result.errors = {name: relative_error(arrays, name, value) for name, value in reference.items()}
 
 
-def relative_error(arrays, name, reference):
+def relative_error(arrays: Mapping[str, np.ndarray], name: str, reference: np.ndarray) -> float:
     """Norm of the difference over the norm of ``reference``; infinite if ``name`` is missing or has another shape."""
     if name not in arrays or arrays[name].shape != reference.shape or not np.isfinite(arrays[name]).all():
         return float("inf")

@@ -1,23 +1,26 @@
-"""Random weights, made once and read by every side: checkpoints as diffusers and transformers save them."""
+"""Writes checkpoints of random weights in diffusers' and transformers' format, which all sides read."""
+
+from __future__ import annotations
 
 import json
 import math
 import os
 import zlib
+from typing import Any
 
 import numpy as np
 
-_POOL = (1 << 22) + 15  # normal numbers, which all tensors are cut from: drawing two billion would take a minute
+_POOL = (1 << 22) + 15  # normal numbers, from which all tensors are cut: drawing two billion would take a minute
 
 
-def write(directory, component, config, dtype="float32"):
+def write(directory: str, component: str, config: dict[str, Any], dtype: str = "float32") -> None:
     """Writes ``component`` of ``config`` with random weights, unless ``directory`` has it.
 
-    Matrices are normal over the square root of their fan-in, larger than networks start with: these would let tokens
-    pass nearly unchanged, and a wrong block would not show.
+    Matrices are normal over the square root of their fan-in, larger than usual initial weights, with which tokens would
+    pass nearly unchanged and a wrong block would not show.
 
     Args:
-        dtype (str): of the file, "float32" or "float16".
+        dtype: of the file, "float32" or "float16".
     """
     if os.path.isdir(directory):
         return
@@ -39,7 +42,7 @@ def write(directory, component, config, dtype="float32"):
     write_checkpoint(directory, model.weights_name, tensors, texts={model.config_name: text})
 
 
-def _draw(pool, name, shape):
+def _draw(pool: np.ndarray, name: str, shape: list[int]) -> np.ndarray:
     """float32 array of ``shape``; the same for the same name."""
     start = zlib.crc32(name.encode()) % (len(pool) // 2)
     values = np.resize(pool[start:], shape)

@@ -83,6 +83,7 @@ class LatentScenes:
     ) -> None:
         self.latents: np.ndarray = _load(directory)
         self.controls: np.ndarray | None = None if controls is None else _load(controls)
+        assert encoders.tokenizer is not None and encoders.tokenizer_3 is not None
         self.tokenizers: tuple[CLIPTokenizer, T5Tokenizer] = (encoders.tokenizer, encoders.tokenizer_3)
         self.clip_max_length: int = encoders.clip_max_length
         self.batch: int = batch

@@ -232,7 +232,7 @@ def stands(a: FoundObject, relation: str, b: FoundObject) -> bool:
     return along >= MIN_DISTANCE and along > abs(across)
 
 
-def score(requirements: Sequence[Requirement], images: Sequence) -> dict[str, float]:
+def score(requirements: Sequence[Requirement], images: Sequence[Any]) -> dict[str, float]:
     """Share of pictures that meet their requirement, by task, and "overall", the mean over the tasks present.
 
     Args:

@@ -120,6 +120,7 @@ def drop_encoders(
         encoders: for the widths.
         clip_length: number of CLIP tokens, which come before T5's.
     """
+    assert encoders.text_encoder is not None and encoders.text_encoder_2 is not None
     clips = (encoders.text_encoder.config, encoders.text_encoder_2.config)
     rest = encoders.joint_attention_dim - sum(c.hidden_size for c in clips)  # padding: zeros already
     columns = np.repeat(keep[:, [0, 1, 1]], [clips[0].hidden_size, clips[1].hidden_size, rest], axis=1)

@@ -209,7 +209,8 @@ def ask(home, endpoint, *calls, function="resolve_checkpoint", **environment):
     """Runs ``function`` of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or messages."""
     pytest.importorskip("huggingface_hub")
     code = """
-import json, sys, types
+import json, sys, time, types
+time.sleep = lambda seconds: None  # which huggingface_hub does for half a minute before it gives up
 package = types.ModuleType("ppsd3"); package.__path__ = [sys.argv[1]]; sys.modules["ppsd3"] = package  # without Paddle
 from ppsd3.utils.errors import CheckpointNotFoundError
 from ppsd3.utils import hub
@@ -292,18 +293,24 @@ def test_errors_say_what_was_tried_and_what_to_do(tmp_path, endpoint):
 
 
 def test_a_single_file_by_its_link(tmp_path, endpoint):
-    def file(name, where=endpoint, **options):
-        return ask(tmp_path, where, (name, options), function="resolve_file")[0]
-
-    path = file("https://huggingface.co/org/sd3/blob/main/text_encoders/clip_l.safetensors")
-    assert path.endswith(f"{COMMIT}/text_encoders/clip_l.safetensors") and os.path.isfile(path)
-    same = "org/sd3/text_encoders/clip_l.safetensors"
-    assert file(same) == path == file(same, local_files_only=True) == file(same, "http://127.0.0.1:9")
-    assert file("https://mirror.example/org/sd3/resolve/main/sd3_medium.safetensors?download=true").endswith(
-        "sd3_medium.safetensors"
+    name = "org/sd3/text_encoders/clip_l.safetensors"
+    path, same, cached, mirrored, *errors = ask(
+        tmp_path,
+        endpoint,
+        ("https://huggingface.co/org/sd3/blob/main/text_encoders/clip_l.safetensors", {}),
+        (name, {}),
+        (name, {"local_files_only": True}),
+        ("https://mirror.example/org/sd3/resolve/main/sd3_medium.safetensors?download=true", {}),
+        ("org/sd3/sd3_medium_incl_clips_t5xxlfp8.safetensors", {"local_files_only": True}),
+        ("org/gated/x.safetensors", {}),
+        ("org/sd3/nowhere.safetensors", {}),
+        ("nowhere.safetensors", {}),
+        function="resolve_file",
     )
-    assert "in the cache" in file("org/sd3/sd3_medium_incl_clips_t5xxlfp8.safetensors", local_files_only=True)
-    assert "is gated" in file("org/gated/x.safetensors")
-    assert "cannot be reached" in file("org/other/x.safetensors", "http://127.0.0.1:9")
-    assert "does not give a file" in file("org/sd3/nowhere.safetensors")
-    assert "There is no file nowhere.safetensors" in file("nowhere.safetensors")
+    assert path.endswith(f"{COMMIT}/text_encoders/clip_l.safetensors") and os.path.isfile(path)
+    assert path == same == cached and mirrored.endswith("sd3_medium.safetensors")
+    parts = ("in the cache", "is gated", "does not give a file", "There is no file nowhere.safetensors")
+    assert len(errors) == len(parts) and all(part in error for part, error in zip(parts, errors)), errors
+    calls = (name, {}), ("org/other/x.safetensors", {})
+    offline, error = ask(tmp_path, "http://127.0.0.1:9", *calls, function="resolve_file")
+    assert offline == path and "cannot be reached" in error

@@ -1,66 +1,81 @@
-"""What a side is."""
+"""Base class of the sides."""
+
+from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import numpy as np
 
 
 class Side:
-    """One way of doing the work of a bench.
+    """One way to run a bench.
 
-    A side is made in the main process, which asks what it is, and again in its own process, which calls
+    A side is made in the main process, which reads its attributes, and again in its own process, which calls
     :meth:`prepare`, or :meth:`setup`, :meth:`warm_up` and then :meth:`run`, the only one that is timed.
 
     Args:
-        name (str): as in ``--sides``.
-        bench (Bench): the work.
-        int8 (bool): whether it rounds to int8, and then may differ more from the others.
-        threads (int): default: the bench's.
+        name: as in ``--sides``.
+        bench: its :class:`~ppsd3.bench.benches.Bench`.
+        int8: whether it uses int8, and so may differ more from the others.
+        threads: default the bench's.
 
     Attributes:
-        ours (bool): whether it is ppsd3; the others are rivals.
-        bare (bool): whether its process must be without Paddle.
-        roofline (bool): it does no work of the bench, but measures what the machine can do.
-        packages (dict): module that has to be installed -> its name for pip.
+        call: the work, made by :meth:`setup`.
+        ours: whether it is ppsd3; the others are rivals.
+        bare: whether its process must not load Paddle.
+        roofline: whether it measures the machine instead of the bench.
+        packages: required module -> its name for pip.
     """
 
-    ours = bare = roofline = False
-    packages = {}
+    name: str
+    bench: Any
+    int8: bool
+    threads: int
+    call: Callable[..., Any]
 
-    def __init__(self, name, bench, int8=False, threads=None):
+    ours: bool = False
+    bare: bool = False
+    roofline: bool = False
+    packages: dict[str, str] = {}
+
+    def __init__(self, name: str, bench: Any, int8: bool = False, threads: int | None = None) -> None:
         self.name, self.bench, self.int8 = name, bench, int8
         self.threads = threads or bench.threads
 
-    def missing(self):
+    def missing(self) -> str:
         """Why this side cannot run here, with the remedy; "" if it can. Imports nothing heavy."""
         lacking = [package for module, package in self.packages.items() if importlib.util.find_spec(module) is None]
         return f"{sys.executable} -m pip install {' '.join(lacking)}" if lacking else ""
 
-    def prepare(self, workspace):
-        """Done once, in a process of its own, and no part of using the side: converting the model."""
+    def prepare(self, workspace: str) -> None:
+        """Converts the model; done once, in a process of its own, and not measured."""
 
-    def setup(self, workspace):
+    def setup(self, workspace: str) -> None:
         """Loads what :meth:`run` needs."""
         raise NotImplementedError
 
-    def warm_up(self):
-        """What the first run would do for all: compile, allocate."""
+    def warm_up(self) -> None:
+        """The first, untimed run, which compiles and allocates."""
         self.call(**self.bench.warm_up)
 
-    def run(self):
-        """Does the work once. Returns anything that :meth:`arrays` understands."""
+    def run(self) -> Any:
+        """Runs the bench once and returns what :meth:`arrays` takes."""
         return self.call()
 
-    def arrays(self, result):
+    def arrays(self, result: Any) -> Iterator[tuple[str, np.ndarray]]:
         """Yields (name, numpy array), to compare with the other sides."""
         raise NotImplementedError
 
-    def peak(self):
-        """Most bytes that were resident in this process."""
+    def peak(self) -> int:
+        """Peak resident memory of this process in bytes."""
         return peak_resident_set()
 
 
-def peak_resident_set():
-    """Bytes; of this process since it began to run its program, as Linux has them (else since it was forked)."""
+def peak_resident_set() -> int:
+    """Peak resident memory of this process in bytes; on Linux since its program started, else since it was forked."""
     try:
         with open("/proc/self/status", encoding="ascii") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))

@@ -3,10 +3,15 @@
 python generate_with_diffusers.py CHECKPOINT PROMPT STEPS SEED THREADS FILE
 """
 
+# The rivals' libraries may be absent, and their annotations do not fit their own use.
+# pyright: reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
 import sys
 
 
-def main(checkpoint, prompt, steps, seed, threads, file):
+def main(checkpoint: str, prompt: str, steps: str, seed: str, threads: str, file: str) -> None:
     import diffusers
     import torch
 

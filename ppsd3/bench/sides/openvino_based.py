@@ -1,6 +1,15 @@
 """Rivals on OpenVINO: the networks of diffusers and transformers, converted; in float32, or to int8 by NNCF."""
 
+# The rivals' libraries may be absent, and their annotations do not fit their own use.
+# pyright: reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
 import os
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import numpy as np
 
 from .base import Side
 from .torch_based import load_component, torch_inputs
@@ -14,12 +23,12 @@ class OpenVinoSide(Side):
     bare = True
 
     @property
-    def packages(self):
+    def packages(self) -> dict[str, str]:
         """See :class:`Side`."""
         needed = {"openvino": "openvino", "torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
         return {**needed, "nncf": "nncf"} if self.int8 else needed
 
-    def prepare(self, workspace):
+    def prepare(self, workspace: str) -> None:
         """Converts the networks once: using them needs neither torch nor its memory."""
         import openvino
         import torch
@@ -34,7 +43,7 @@ class OpenVinoSide(Side):
                     model = _quantized(model, inputs)
                 openvino.save_model(model, self._file(workspace, name), compress_to_fp16=False)
 
-    def setup(self, workspace):
+    def setup(self, workspace: str) -> None:
         import openvino
 
         core = openvino.Core()
@@ -49,9 +58,9 @@ class OpenVinoSide(Side):
             for name in os.listdir(folder)
             if name.endswith(".xml")
         }
-        self.call = TASKS[self.bench.task](self.bench, models)
+        self.call: Callable[..., Any] = TASKS[self.bench.task](self.bench, models)
 
-    def arrays(self, result):
+    def arrays(self, result: Any) -> Iterator[tuple[str, np.ndarray]]:
         yield from result.items()
 
     def _file(self, workspace, name):
@@ -120,7 +129,7 @@ def _towers(bench, workspace):
     return {name: (Tower(name), {"input_ids": ids}) for name, ids in torch_inputs(bench).items()}
 
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., dict[str, Any]]] = {
     "step": _transformer,
     "decode": lambda bench, workspace: _vae(bench, workspace, "decoder"),
     "encode": lambda bench, workspace: _vae(bench, workspace, "encoder"),
@@ -218,7 +227,7 @@ def _sigmas(steps, shift=3.0):
     return np.append(shifted(np.linspace(1, shifted(1 / 1000), steps)), 0).astype(np.float32)
 
 
-TASKS = {
+TASKS: dict[str, Callable[..., Any]] = {
     "step": _run_step,
     "decode": _run_decode,
     "encode": _run_encode,

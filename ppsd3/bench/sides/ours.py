@@ -1,6 +1,12 @@
 """ppsd3's own sides."""
 
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import numpy as np
 
 from .base import Side
 
@@ -9,25 +15,30 @@ class PaddleSide(Side):
     """ppsd3 in one of its variants.
 
     Args:
-        native (bool): whether native kernels may be used; False is what runs where there is no compiler.
-        method (tuple): name and arguments of a method of the pipeline that changes its networks, e.g.
-            ``("quantize", "int8")``.
+        native: whether to use native kernels; False is as on a machine without a compiler.
+        method: name and arguments of a method of the pipeline to call first, e.g. ``("quantize", "int8")``.
     """
+
+    workspace: str
+    grad: Callable[[], Any]
 
     ours = True
 
-    def __init__(self, name, bench, native=True, method=None, **options):
+    def __init__(
+        self, name: str, bench: Any, native: bool = True, method: tuple[str, ...] | None = None, **options: Any
+    ) -> None:
         super().__init__(name, bench, **options)
-        self.native, self.method = native, method
+        self.native: bool = native
+        self.method: tuple[str, ...] | None = method
 
-    def missing(self):
+    def missing(self) -> str:
         from ...pipelines import StableDiffusion3Pipeline
 
         if self.method and not hasattr(StableDiffusion3Pipeline, self.method[0]):
             return f"this ppsd3 has no pipe.{self.method[0]}()"
         return super().missing()
 
-    def setup(self, workspace):
+    def setup(self, workspace: str) -> None:
         import paddle
 
         from ...ops import use_native
@@ -40,41 +51,41 @@ class PaddleSide(Side):
         self.workspace = workspace
         self.grad = contextlib.nullcontext if self.bench.task == "train" else paddle.no_grad
         with self.grad():
-            self.call = TASKS[self.bench.task](self)
+            self.call: Callable[..., Any] = TASKS[self.bench.task](self)
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         with self.grad():
             super().warm_up()
 
-    def run(self):
+    def run(self) -> Any:
         with self.grad():
             return super().run()
 
-    def arrays(self, result):
+    def arrays(self, result: Any) -> Iterator[tuple[str, np.ndarray]]:
         for name, value in result.items():
             yield name, value.numpy() if hasattr(value, "numpy") else value
 
-    def load(self, component, finished=True):
-        """The bench's ``component`` in float32, changed by :attr:`method` if ``finished``."""
+    def load(self, component: str, finished: bool = True) -> Any:
+        """The bench's ``component`` in float32, after :attr:`method` if ``finished``."""
         model = component_class(component).from_pretrained(self.bench.folder(self.workspace, component))
         return self.finish(**{component: model})[component] if finished else model
 
-    def finish(self, **components):
-        """``components`` after :attr:`method`, which belongs to the pipeline."""
+    def finish(self, **components: Any) -> dict[str, Any]:
+        """``components`` after the pipeline's :attr:`method`."""
         if not self.method:
             return components
         pipe = make_pipeline(**components)
         getattr(pipe, self.method[0])(*self.method[1:])
         return {name: getattr(pipe, name) for name in components}
 
-    def tensors(self):
+    def tensors(self) -> dict[str, Any]:
         """The bench's inputs."""
         import paddle
 
         return {name: paddle.to_tensor(array) for name, array in self.bench.inputs().items()}
 
 
-def component_class(component):
+def component_class(component: str) -> Any:
     """The class of a component."""
     from ... import models, transformers
     from ..configurations import CLASSES
@@ -82,7 +93,7 @@ def component_class(component):
     return getattr(transformers if component.startswith("text_encoder") else models, CLASSES[component])
 
 
-def make_pipeline(**components):
+def make_pipeline(**components: Any) -> Any:
     """A pipeline with these components and no others."""
     import inspect
 
@@ -171,7 +182,7 @@ def _train(side):
     return step
 
 
-TASKS = {
+TASKS: dict[str, Callable[..., Any]] = {
     "step": _step,
     "decode": _decode,
     "encode": _encode,
@@ -187,11 +198,11 @@ class PaddleGemm(Side):
 
     roofline = True
 
-    def __init__(self, name, bench, native):
+    def __init__(self, name: str, bench: Any, native: bool) -> None:
         super().__init__(name, bench)
         self.native = native
 
-    def setup(self, workspace):
+    def setup(self, workspace: str) -> None:
         import paddle
 
         from ...ops import linear, use_native
@@ -210,5 +221,5 @@ class PaddleGemm(Side):
 
         self.call = multiply
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         self.call()

@@ -1,6 +1,15 @@
 """Rivals on torch: diffusers and transformers, eager and compiled."""
 
+# The rivals' libraries may be absent, and their annotations do not fit their own use.
+# pyright: reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
 import contextlib
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import numpy as np
 
 from .base import Side
 
@@ -9,43 +18,49 @@ class TorchSide(Side):
     """diffusers (transformers, for the text towers) in float32.
 
     Args:
-        compiled (bool): whether networks go through ``torch.compile``.
-        channels_last (bool): whether the VAE's tensors lie in that memory format.
+        compiled: whether networks go through ``torch.compile``.
+        channels_last: whether the VAE's tensors have that memory format.
     """
 
+    workspace: str
+    grad: Callable[[], Any]
+
     bare = True
-    packages = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
+    packages: dict[str, str] = {"torch": "torch", "diffusers": "diffusers", "transformers": "transformers"}
 
-    def __init__(self, name, bench, compiled=False, channels_last=False, **options):
+    def __init__(
+        self, name: str, bench: Any, compiled: bool = False, channels_last: bool = False, **options: Any
+    ) -> None:
         super().__init__(name, bench, **options)
-        self.compiled, self.channels_last = compiled, channels_last
+        self.compiled: bool = compiled
+        self.channels_last: bool = channels_last
 
-    def setup(self, workspace):
+    def setup(self, workspace: str) -> None:
         import torch
 
         torch.set_num_threads(self.threads)
         self.workspace = workspace
         self.grad = contextlib.nullcontext if self.bench.task == "train" else torch.inference_mode
-        self.call = TASKS[self.bench.task](self)
+        self.call: Callable[..., Any] = TASKS[self.bench.task](self)
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         with self.grad():
             super().warm_up()
 
-    def run(self):
+    def run(self) -> Any:
         with self.grad():
             return super().run()
 
-    def arrays(self, result):
+    def arrays(self, result: Any) -> Iterator[tuple[str, np.ndarray]]:
         for name, value in result.items():
             yield name, value.detach().numpy() if hasattr(value, "detach") else value
 
-    def load(self, component):
+    def load(self, component: str) -> Any:
         """The bench's ``component``, compiled if this side is."""
         model = load_component(self.bench.folder(self.workspace, component), component)
         return self.finish(model)
 
-    def finish(self, model):
+    def finish(self, model: Any) -> Any:
         """``model`` in this side's memory format, compiled if this side is."""
         import torch
 
@@ -53,19 +68,19 @@ class TorchSide(Side):
             model = model.to(memory_format=torch.channels_last)
         return torch.compile(model, dynamic=False) if self.compiled else model
 
-    def tensors(self):
+    def tensors(self) -> dict[str, Any]:
         """The bench's inputs."""
         return torch_inputs(self.bench)
 
 
-def load_component(folder, component):
+def load_component(folder: str, component: str) -> Any:
     """A component as diffusers or transformers load it, in float32, in evaluation mode."""
     import torch
 
     return component_class(component).from_pretrained(folder, torch_dtype=torch.float32).eval()
 
 
-def component_class(component):
+def component_class(component: str) -> Any:
     """The class of a component in diffusers or transformers; importing it takes longer than some benches."""
     import importlib
 
@@ -75,7 +90,7 @@ def component_class(component):
     return getattr(importlib.import_module(library), CLASSES[component])
 
 
-def torch_inputs(bench):
+def torch_inputs(bench: Any) -> dict[str, Any]:
     """The bench's inputs as torch tensors."""
     import torch
 
@@ -180,7 +195,7 @@ def _train(side):
     return step
 
 
-TASKS = {
+TASKS: dict[str, Callable[..., Any]] = {
     "step": _step,
     "decode": _decode,
     "encode": _encode,
@@ -195,9 +210,9 @@ class TorchGemm(Side):
     """float32 matrix products of the model's shapes by torch."""
 
     bare = roofline = True
-    packages = {"torch": "torch"}
+    packages: dict[str, str] = {"torch": "torch"}
 
-    def setup(self, workspace):
+    def setup(self, workspace: str) -> None:
         import torch
 
         torch.set_num_threads(self.threads)
@@ -210,5 +225,5 @@ class TorchGemm(Side):
 
         self.call = multiply
 
-    def warm_up(self):
+    def warm_up(self) -> None:
         self.call()
