@@ -24,7 +24,6 @@ UNTYPED = (
     "loaders",
     "modeling_utils",
     "models",
-    "ops",
     "outputs",
     "pipelines",
     "schedulers",
