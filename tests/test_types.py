@@ -16,21 +16,8 @@ from ppsd3 import ops, training
 pytestmark = pytest.mark.lint
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Modules that still have public functions without types. This list may only shrink.
-UNTYPED = (
-    "adapters",
-    "compilation",
-    "configuration_utils",
-    "loaders",
-    "modeling_utils",
-    "models",
-    "outputs",
-    "pipelines",
-    "schedulers",
-    "training",
-    "transformers",
-    "utils",
-)
+# Parts of the package that still have public functions without types, or with types of such a part. It may only shrink.
+UNTYPED = ()
 
 # A call of a pipeline -> what the message about it has to say; None: it is right.
 TEXT, IMAGE = "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"
@@ -51,7 +38,9 @@ def check(*arguments, cwd=ROOT):
     """basedpyright's report as JSON."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = ["basedpyright", "--outputjson", *arguments]
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    result = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=1800, check=False
+    )
     assert result.returncode in (0, 1), result.stdout + result.stderr  # 1: it has found something
     return json.loads(result.stdout)
 
@@ -106,8 +95,9 @@ def test_public_functions_have_types():
     names = {f"{f.__module__}.{f.__qualname__}" for thing in public_objects() for f in functions_of(thing)}
     assert len(names & known.keys()) > 350
     missing = sorted(name for name in names if not known.get(name, True))
-    print(f"{len(missing)} public functions without types:", *missing, sep="\n")
-    assert {name.split(".")[1] for name in missing} == set(UNTYPED)
+    print(f"{len(missing)} public functions without types:", *missing, sep="\n")  # shown by pytest -s
+    new = sorted(name for name in missing if name.split(".")[1] not in UNTYPED)
+    assert not new, "\n".join(new)
 
 
 def test_arguments_of_calls_are_checked(tmp_path):
