@@ -16,8 +16,9 @@ from ppsd3 import ops, training
 pytestmark = pytest.mark.lint
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Parts of the package that still have public functions without types, or with types of such a part. It may only shrink.
-UNTYPED = ()
+# What basedpyright says of a function whose own annotations are incomplete. (That an attribute of a class is inferred, and
+# not declared, makes the class "partially unknown" to it: that is no complaint here.)
+INCOMPLETE = ("is missing", "has unknown type", "unknown for")
 
 # A call of a pipeline -> what the message about it has to say; None: it is right.
 TEXT, IMAGE = "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"
@@ -89,15 +90,18 @@ def test_no_errors():
 
 
 def test_public_functions_have_types():
-    """Each parameter, and what is returned; types of other packages may be unknown."""
+    """Each parameter, and what is returned, with the arguments of generic types; other packages' may be unknown."""
     report = check("--verifytypes", "ppsd3", "--ignoreexternal")["typeCompleteness"]
-    known = {symbol["name"]: symbol["isTypeKnown"] for symbol in report["symbols"]}
+    known = {symbol["name"]: symbol.get("diagnostics", []) for symbol in report["symbols"]}
     names = {f"{f.__module__}.{f.__qualname__}" for thing in public_objects() for f in functions_of(thing)}
     assert len(names & known.keys()) > 350
-    missing = sorted(name for name in names if not known.get(name, True))
-    print(f"{len(missing)} public functions without types:", *missing, sep="\n")  # shown by pytest -s
-    new = sorted(name for name in missing if name.split(".")[1] not in UNTYPED)
-    assert not new, "\n".join(new)
+    messages = {name: [found["message"] for found in known.get(name, [])] for name in names}
+    missing = sorted(
+        name
+        for name, said in messages.items()
+        if any(text in message for message in said for text in INCOMPLETE if "docstring" not in message)
+    )
+    assert not missing, "\n".join(missing)
 
 
 def test_arguments_of_calls_are_checked(tmp_path):
