@@ -29,15 +29,12 @@ def check_storage_dtype(dtype: Dtype) -> paddle.dtype:
     return paddle_dtype(dtype)
 
 
-def cast_layers_(
-    model: nn.Layer, dtype: Dtype, unfilled: bool = False, compute_dtype: paddle.dtype | None = None
-) -> None:
+def cast_layers_(model: nn.Layer, dtype: Dtype, compute_dtype: paddle.dtype | None = None) -> None:
     """Replaces the linear layers of ``model``, one at a time, by layers that store their weights in ``dtype``.
 
     Args:
         dtype: "float16" or "bfloat16".
-        unfilled: weights are loaded later. Default False: the present ones are rounded.
-        compute_dtype: that unfilled layers compute in.
+        compute_dtype: of layers whose weights are loaded later. Default: the present weights are rounded.
 
     Raises:
         InputError: another dtype, a quantized model, or one with fused projections or no linear layers.
@@ -51,7 +48,7 @@ def cast_layers_(
     if not layers:
         raise InputError(f"{owner} has no linear layers whose weights could be held in {dtype_name(dtype)}.")
     for name, layer in layers.items():
-        if unfilled:
+        if compute_dtype is not None:
             new = CastingLinear.unfilled(layer, dtype, compute_dtype)
         else:
             with paddle.no_grad():

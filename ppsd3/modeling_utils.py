@@ -180,7 +180,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             model = cls(**cls.extract_init_arguments(config, source=config_path))
         prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
-            cast_layers_(model, storage_dtype, unfilled=True, compute_dtype=dtype)
+            cast_layers_(model, storage_dtype, compute_dtype=dtype or floating_dtype(None))
         model.load_weights(source, dtype)
         model.eval()
         return model

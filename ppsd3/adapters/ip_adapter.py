@@ -335,7 +335,7 @@ def read_ip_adapter(
             timestep_in_dim=shapes.of("image_proj.time_embedding.linear_1.weight")[1],
         )
     if storage_dtype is not None:
-        cast_layers_(adapter, storage_dtype, unfilled=True, compute_dtype=dtype)
+        cast_layers_(adapter, storage_dtype, compute_dtype=dtype)
     load_weights(adapter, source, dtype, layout="torch", held=held_weights(adapter))
     adapter.eval()
     return adapter

@@ -198,7 +198,7 @@ class JointAttnProcessor2_5:
         """
         return (attention(*image), None) if text is None else joint_attention(image, text)
 
-    def perturbed(self) -> AttentionProcessor:
+    def perturbed(self) -> JointAttnProcessor2_5:
         """The processor that stands in for this one in the weakened model of perturbed-attention guidance."""
         return _PERTURBED
 

@@ -30,7 +30,7 @@ _scales: ContextVar[Mapping[AdaptedLinear, float]] = ContextVar("adapter_scales"
 class Adapter(nn.Layer):
     """What one adapter adds to a linear layer."""
 
-    def added(self, x, y, layer, strength):
+    def added(self, x: Tensor, y: Tensor, layer: nn.Layer, strength: float) -> Tensor:
         """What to add to ``y``.
 
         Args:
@@ -41,11 +41,11 @@ class Adapter(nn.Layer):
         """
         raise NotImplementedError
 
-    def weight_change(self, weight, strength):
+    def weight_change(self, weight: Tensor, strength: float) -> Tensor:
         """The float32 matrix [out_features, in_features] which does the same, added to ``weight``."""
         raise NotImplementedError
 
-    def bias_change(self, strength):
+    def bias_change(self, strength: float) -> Tensor | None:
         """The float32 vector [out_features] which does the rest, added to the bias; None for nothing."""
         return
 
@@ -176,8 +176,8 @@ def adapt(layer: nn.Layer, x: Tensor, y: Tensor) -> Tensor:
     return layer.adapt(x, y) if isinstance(layer, AdaptedLinear) else y
 
 
-def adapted_layers(network):
-    """dict: name -> :class:`AdaptedLinear` of ``network``."""
+def adapted_layers(network: nn.Layer) -> dict[str, AdaptedLinear]:
+    """name -> :class:`AdaptedLinear` of ``network``."""
     return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, AdaptedLinear)}
 
 
@@ -220,7 +220,7 @@ def _is_attached(network, name):
     return name.split(".")[0] in getattr(network, "_attachments", ())
 
 
-def checkpoint_tensors(network):
+def checkpoint_tensors(network: nn.Layer) -> dict[str, Tensor]:
     """``state_dict()`` of ``network`` as a checkpoint has it: without adapters, but with what is fused.
 
     Raises:
@@ -244,18 +244,19 @@ def checkpoint_tensors(network):
     return tensors
 
 
-def dense_weight(layer, tensors=None):
+def dense_weight(layer: Any, tensors: dict[str, Any] | None = None) -> Tensor:
     """The float32 matrix [out_features, in_features] that ``layer`` multiplies by.
 
     Args:
         tensors: "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.
     """
-    tensors = tensors or {"weight": layer.weight, "weight_scale": getattr(layer, "weight_scale", None)}
+    if tensors is None:
+        tensors = {"weight": layer.weight, "weight_scale": getattr(layer, "weight_scale", None)}
     weight, scale = tensors["weight"].astype("float32"), tensors.get("weight_scale")
     return weight if scale is None else weight * scale.astype("float32").unsqueeze(1)
 
 
-def store_weight(layer, weight):
+def store_weight(layer: Any, weight: Tensor) -> None:
     """Makes ``layer`` multiply by ``weight`` (float32), rounded as the layer holds its weights, in new memory."""
     if getattr(layer, "weight_scale", None) is None:
         put_values(layer.weight, weight)
@@ -267,12 +268,12 @@ def store_weight(layer, weight):
     put_values(layer.weight_scale, scale)
 
 
-def put_values(slot, values):
+def put_values(slot: Tensor, values: Tensor) -> None:
     """Gives ``slot`` new memory with ``values`` in the slot's dtype."""
     share_memory(values.astype(slot.dtype), slot)
 
 
-def alias(tensor):
+def alias(tensor: Tensor) -> Tensor:
     """Another tensor over the same memory, which keeps it when ``tensor`` is given other memory."""
     other = paddle.empty(tensor.shape, tensor.dtype)
     share_memory(tensor, other)

@@ -30,7 +30,8 @@ class CastingLinear(nn.Layer):
         self, weight: Tensor, bias: Tensor | None = None, compute_dtype: paddle.dtype = paddle.float32
     ) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        self.out_features: int = weight.shape[0]
+        self.in_features: int = weight.shape[1]
         self.register_buffer("weight", weight)
         self.bias = bias
         self.compute_dtype = compute_dtype

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Callable, NamedTuple, TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, NamedTuple, TypeVar, cast
 
 import paddle
+from paddle import Tensor
 
 from ..utils.errors import ConfigError
 from ..utils.paddle_internals import is_autocasting
@@ -21,7 +23,7 @@ from .shapes import tracked
 TABLE: dict[str, Row] = {}  # name of an operation -> its row
 OPEN, GRAPH = "open", "static graph"  # in place of a dtype
 _float32 = paddle.float32
-_Function = TypeVar("_Function", bound=Callable)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Implementation(NamedTuple):
@@ -33,11 +35,11 @@ class Implementation(NamedTuple):
 
     name: str  # unique in its row
     level: str  # of settings.LEVELS
-    function: Callable  # takes what the operation takes
+    function: Callable[..., Any]  # takes what the operation takes
     place: str | None = None  # "cpu" or "gpu"; None for any
-    dtypes: tuple = ()  # names; () for any
-    features: tuple = ()  # of the machine
-    precisions: tuple = settings.PRECISIONS  # at which float32_matmul_precision it may multiply
+    dtypes: tuple[str, ...] = ()  # names; () for any
+    features: tuple[str, ...] = ()  # of the machine
+    precisions: tuple[str, ...] = settings.PRECISIONS  # at which float32_matmul_precision it may multiply
     gradients: bool = True  # whether a gradient is recorded
     graphs: bool = True  # whether it works in static graphs, where sizes are open
     accepts: Callable[..., bool] | None = None  # whether it can compute these arguments; None for all
@@ -60,7 +62,9 @@ class Implementation(NamedTuple):
         return next((reason for reason in map(features.missing, self.features) if reason is not None), None)
 
 
-def native(function, name="native", features=(), **more) -> Implementation:
+def native(
+    function: Callable[..., Any], name: str = "native", features: tuple[str, ...] = (), **more: Any
+) -> Implementation:
     """The entry of a native kernel: float32 on the CPU."""
     needs = ("kernels", *features)
     return Implementation(
@@ -68,7 +72,7 @@ def native(function, name="native", features=(), **more) -> Implementation:
     )
 
 
-def onednn(function, name="onednn", **more) -> Implementation:
+def onednn(function: Callable[..., Any], name: str = "onednn", **more: Any) -> Implementation:
     """The entry of a function of :mod:`.onednn`: float32 on the CPU."""
     return Implementation(name, "onednn", function, "cpu", ("float32",), ("onednn",), **more)
 
@@ -99,9 +103,12 @@ def operation(*implementations: Implementation, deciding: int = 1) -> Callable[[
 class Row:
     """An operation and its implementations, the definition last."""
 
-    def __init__(self, definition, implementations, deciding):
-        self.name = definition.__name__.strip("_")
-        self.implementations = (*implementations, Implementation("reference", "reference", definition))
+    def __init__(
+        self, definition: Callable[..., Any], implementations: Sequence[Implementation], deciding: int
+    ) -> None:
+        self.name: str = definition.__name__.strip("_")
+        last = Implementation("reference", "reference", definition)
+        self.implementations: tuple[Implementation, ...] = (*implementations, last)
         self._deciding = list(inspect.signature(definition).parameters)[:deciding]
         self._candidates = {}  # (settings, place, dtype) -> implementations to ask
 
@@ -110,7 +117,7 @@ class Row:
         self.implementations = (implementation, *self.implementations)
         self._candidates = {}
 
-    def choose(self, arguments, options) -> Implementation:
+    def choose(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Implementation:
         """What computes a call with these arguments now."""
         tensors = arguments[: len(self._deciding)]
         if options:
@@ -128,7 +135,9 @@ class Row:
                 break
         return chosen  # the last accepts everything
 
-    def considered(self, state, place, dtype):
+    def considered(
+        self, state: settings.Settings, place: str, dtype: str | None
+    ) -> Iterator[tuple[Implementation, str | None]]:
         """Yields (implementation for this place and dtype, why not or None); what is forced comes first."""
         forced = dict(state.forced).get(self.name)
         for chosen in sorted(self.implementations, key=lambda i: i.name != forced):
@@ -145,7 +154,7 @@ class Row:
         return tuple(found)
 
 
-def kind_of(tensors) -> tuple[str, str]:
+def kind_of(tensors: Iterable[Tensor | None]) -> tuple[str, str]:
     """(place, dtype) of tensors, of which some may be None.
 
     The place is "cpu", "gpu" or "other". In place of a dtype there is :data:`GRAPH` in a static graph, and :data:`OPEN`
@@ -175,7 +184,7 @@ def _device():
     return kind if kind in ("cpu", "gpu") else "other"
 
 
-def choose(operation: str, *arguments, **options) -> Implementation:
+def choose(operation: str, *arguments: Any, **options: Any) -> Implementation:
     """What computes a call of an operation with these arguments now."""
     return TABLE[operation].choose(arguments, options)
 

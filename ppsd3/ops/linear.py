@@ -29,11 +29,12 @@ class Linear(nn.Layer):
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features: int = in_features
+        self.out_features: int = out_features
         bound = in_features**-0.5
         uniform = nn.initializer.Uniform(-bound, bound)  # torch.nn.Linear's own initialisation
-        self.weight = self.create_parameter([out_features, in_features], default_initializer=uniform)
-        self.bias = self.create_parameter([out_features], default_initializer=uniform) if bias else None
+        self.weight: Tensor = self.create_parameter([out_features, in_features], default_initializer=uniform)
+        self.bias: Tensor | None = self.create_parameter([out_features], default_initializer=uniform) if bias else None
 
     @property
     def compute_dtype(self) -> paddle.dtype:

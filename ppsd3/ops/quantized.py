@@ -40,7 +40,8 @@ class QuantizedLinear(nn.Layer):
 
     def __init__(self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
-        self.out_features, self.in_features = weight.shape
+        self.out_features: int = weight.shape[0]
+        self.in_features: int = weight.shape[1]
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.bias = bias

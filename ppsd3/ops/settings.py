@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..utils.errors import ConfigError
 
@@ -16,7 +16,7 @@ class Settings(NamedTuple):
 
     level: str
     precision: str = "high"
-    forced: tuple = ()  # pairs (operation, implementation)
+    forced: tuple[tuple[str, str], ...] = ()  # pairs (operation, implementation)
 
 
 def _level(name, source):
@@ -25,21 +25,23 @@ def _level(name, source):
     return name
 
 
-current = Settings(_level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS"))
+current: Settings = Settings(
+    _level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS")
+)
 
 
 class _Change:
     """Changes settings from its creation on; as a context manager, until its end."""
 
-    def __init__(self, **changes):
+    def __init__(self, **changes: Any) -> None:
         global current
         self._before = {name: getattr(current, name) for name in changes}
         current = current._replace(**changes)
 
-    def __enter__(self):
+    def __enter__(self) -> _Change:
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         global current
         current = current._replace(**self._before)
 

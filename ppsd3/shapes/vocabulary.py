@@ -1,4 +1,4 @@
-"""The bundled model's tokenizers, trained on the world's captions: small vocabularies of the real kinds."""
+"""The bundled model's tokenizers: small vocabularies in CLIP's and T5's formats, trained on the world's captions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def train_clip_tokenizers(texts: Iterable[str]) -> tuple[CLIPTokenizer, CLIPToke
             words.append("".join(merge))
     words += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {word: i for i, word in enumerate(words)}
-    common = dict(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
+    common: dict[str, Any] = dict(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
     return CLIPTokenizer(**common), CLIPTokenizer(**common, tokens={**CLIPTokenizer.default_tokens, "pad_token": "!"})
 
 

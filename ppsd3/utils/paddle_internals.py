@@ -84,7 +84,8 @@ def default_gpu_generators() -> list[core.Generator]:
 
 def is_autocasting() -> bool:
     """Whether AMP casts at present; ``paddle.amp.is_autocast_enabled`` came after 2.6. Only in dynamic mode."""
-    return int(_dygraph_tracer()._amp_level) != 0  # O0; numbers are compared in half the time
+    tracer: Any = _dygraph_tracer()
+    return int(tracer._amp_level) != 0  # O0; numbers are compared in half the time
 
 
 def has_hooks(layer: nn.Layer) -> bool:
