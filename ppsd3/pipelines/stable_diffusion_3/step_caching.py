@@ -119,7 +119,8 @@ class TaylorCache(StepCache):
                 if i != j:
                     weight *= (now - other) / (time - other)
             weights.append(weight)
-        return sum(weight * value for weight, (_, value) in zip(weights, known))
+        total: Any = sum(weight * value for weight, (_, value) in zip(weights, known))
+        return total
 
 
 class EasyCache(StepCache):
