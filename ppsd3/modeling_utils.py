@@ -60,7 +60,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _tied_keys: dict[str, str] = {}
     _components: tuple[str, ...] = ()
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
         super().__init__(*args, **kwargs)
 

@@ -16,16 +16,6 @@ from ppsd3 import ops, training
 pytestmark = pytest.mark.lint
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Parts of the package that still have public functions without types, or with types of such a part. It may only shrink.
-UNTYPED = (
-    "adapters",
-    "loaders",
-    "models",
-    "pipelines",
-    "schedulers",
-    "training",
-    "transformers",
-)
 
 # A call of a pipeline -> what the message about it has to say; None: it is right.
 TEXT, IMAGE = "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"
@@ -108,9 +98,7 @@ def test_public_functions_have_types():
     names = {f"{f.__module__}.{f.__qualname__}" for thing in public_objects() for f in functions_of(thing)}
     assert len(names & said.keys()) > 350
     missing = sorted(name for name in names if any(map(is_about_types, said.get(name, ()))))
-    print(f"{len(missing)} public functions without types:", *missing, sep="\n")  # shown by pytest -s
-    new = sorted(name for name in missing if name.split(".")[1] not in UNTYPED)
-    assert not new, "\n".join(new)
+    assert not missing, "\n".join(missing)
 
 
 def test_arguments_of_calls_are_checked(tmp_path):

@@ -111,23 +111,23 @@ class Guidance(abc.ABC):
 class NoGuidance(Guidance):
     """The model's own velocity: ``guidance_scale <= 1``."""
 
-    def fit(self, condition, batch):
+    def fit(self, condition: TextCondition, batch: int) -> TextCondition:
         # Guidance that a callback has switched off leaves both halves behind.
         return condition.half(1) if condition.embeds.shape[0] == 2 * batch else condition
 
-    def expand(self, positive, negative=None):
+    def expand(self, positive: TextCondition, negative: Optional[TextCondition] = None) -> TextCondition:
         return positive
 
-    def positive_condition(self, condition):
+    def positive_condition(self, condition: TextCondition) -> TextCondition:
         return condition
 
-    def queries(self, condition, moment):
+    def queries(self, condition: TextCondition, moment: Moment) -> list[Query]:
         return [Query(condition)]
 
-    def positive(self, predictions, moment):
+    def positive(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         return predictions[0]
 
-    def combine(self, predictions, moment):
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         return predictions[0]
 
 
@@ -143,7 +143,7 @@ class ClassifierFreeGuidance(NoGuidance):
     def __init__(self, scale: float = 7.0):
         self.scale = scale
 
-    def fit(self, condition, batch):
+    def fit(self, condition: TextCondition, batch: int) -> TextCondition:
         rows = condition.embeds.shape[0]
         if rows != self.copies * batch:
             raise InputError(
@@ -152,16 +152,17 @@ class ClassifierFreeGuidance(NoGuidance):
             )
         return condition
 
-    def expand(self, positive, negative):
+    def expand(self, positive: TextCondition, negative: Optional[TextCondition]) -> TextCondition:
+        assert negative is not None  # as `copies` = 2 asks for
         return TextCondition.cat([negative, positive])
 
-    def positive_condition(self, condition):
+    def positive_condition(self, condition: TextCondition) -> TextCondition:
         return condition.half(1)
 
-    def positive(self, predictions, moment):
+    def positive(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         return predictions[0].chunk(2)[1]
 
-    def combine(self, predictions, moment):
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         negative, positive = predictions[0].chunk(2)
         return self.weigh(negative, positive, moment)
 
@@ -183,7 +184,7 @@ class ClassifierFreeZeroStarGuidance(ClassifierFreeGuidance):
         super().__init__(scale)
         self.zero_init_steps = zero_init_steps
 
-    def weigh(self, negative, positive, moment):
+    def weigh(self, negative: paddle.Tensor, positive: paddle.Tensor, moment: Moment) -> paddle.Tensor:
         if moment.step < self.zero_init_steps:
             return positive * 0.0
         product, square = _row_sum(positive * negative), _row_sum(negative * negative)
@@ -207,7 +208,7 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
         super().__init__(scale)
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
 
-    def weigh(self, negative, positive, moment):
+    def weigh(self, negative: paddle.Tensor, positive: paddle.Tensor, moment: Moment) -> paddle.Tensor:
         difference = positive - negative
         if self.momentum is not None:
             memory = moment.memory_of(self)
@@ -240,25 +241,25 @@ class WrappedGuidance(Guidance):
     def scale(self) -> float:  # type: ignore[override]
         return self.base.scale
 
-    def fit(self, condition, batch):
+    def fit(self, condition: TextCondition, batch: int) -> TextCondition:
         return self.base.fit(condition, batch)
 
-    def check(self, transformer):
+    def check(self, transformer: SD3Transformer2DModel) -> None:
         self.base.check(transformer)
 
-    def expand(self, positive, negative=None):
+    def expand(self, positive: TextCondition, negative: Optional[TextCondition] = None) -> TextCondition:
         return self.base.expand(positive, negative)
 
-    def positive_condition(self, condition):
+    def positive_condition(self, condition: TextCondition) -> TextCondition:
         return self.base.positive_condition(condition)
 
-    def queries(self, condition, moment):
+    def queries(self, condition: TextCondition, moment: Moment) -> list[Query]:
         return self.base.queries(condition, moment)
 
-    def positive(self, predictions, moment):
+    def positive(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         return self.base.positive(predictions, moment)
 
-    def combine(self, predictions, moment):
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         return self.base.combine(predictions, moment)
 
 
@@ -277,16 +278,16 @@ class GuidanceInterval(WrappedGuidance):
             raise InputError(f"A guidance interval from {start} to {stop} is none; 0 <= start <= stop <= 1.")
         self.start, self.stop = start, stop
 
-    def queries(self, condition, moment):
+    def queries(self, condition: TextCondition, moment: Moment) -> list[Query]:
         if moment.within(self.start, self.stop):
             return self.base.queries(condition, moment)
         return [Query(self.base.positive_condition(condition))]
 
-    def positive(self, predictions, moment):
+    def positive(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         inside = moment.within(self.start, self.stop)
         return self.base.positive(predictions, moment) if inside else predictions[0]
 
-    def combine(self, predictions, moment):
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         inside = moment.within(self.start, self.stop)
         return self.base.combine(predictions, moment) if inside else predictions[0]
 
@@ -303,7 +304,7 @@ class GuidanceRescale(WrappedGuidance):
         super().__init__(base)
         self.factor = factor
 
-    def combine(self, predictions, moment):
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         guided, positive = self.base.combine(predictions, moment), self.base.positive(predictions, moment)
         axes = list(range(1, guided.ndim))
         spread = guided.std(axis=axes, keepdim=True).clip(min=1e-12)  # 0 where a guidance stands still
@@ -329,16 +330,16 @@ class WeakenedModelGuidance(WrappedGuidance):
     def weight(self, moment: Moment) -> float:
         """How much the difference counts."""
 
-    def queries(self, condition, moment):
+    def queries(self, condition: TextCondition, moment: Moment) -> list[Query]:
         queries = self.base.queries(condition, moment)
         if self.acts(moment):
             queries = [*queries, self.weakened(self.positive_condition(condition))]
         return queries
 
-    def positive(self, predictions, moment):
+    def positive(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         return self.base.positive(self._of_base(predictions, moment), moment)
 
-    def combine(self, predictions, moment):
+    def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         of_base = self._of_base(predictions, moment)
         guided = self.base.combine(of_base, moment)
         if not self.acts(moment):
@@ -370,13 +371,13 @@ class SkipLayerGuidance(WeakenedModelGuidance):
         super().__init__(base)
         self.layers, self.skip_scale, self.start, self.stop = list(layers), skip_scale, start, stop
 
-    def acts(self, moment):
+    def acts(self, moment: Moment) -> bool:
         return moment.num_steps * self.start < moment.step < moment.num_steps * self.stop
 
-    def weakened(self, condition):
+    def weakened(self, condition: TextCondition) -> Query:
         return Query(condition, skip_layers=self.layers)
 
-    def weight(self, moment):
+    def weight(self, moment: Moment) -> float:
         return self.skip_scale
 
 
@@ -405,17 +406,17 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
         self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)
         self.pag_scale, self.pag_adaptive_scale, self.start, self.stop = pag_scale, pag_adaptive_scale, start, stop
 
-    def check(self, transformer):
+    def check(self, transformer: SD3Transformer2DModel) -> None:
         super().check(transformer)
         perturbed_processors(transformer, self.layers)
 
-    def acts(self, moment):
+    def acts(self, moment: Moment) -> bool:
         return self.weight(moment) > 0 and moment.within(self.start, self.stop)
 
-    def weakened(self, condition):
+    def weakened(self, condition: TextCondition) -> Query:
         return Query(condition, perturbed_layers=tuple(self.layers))
 
-    def weight(self, moment):
+    def weight(self, moment: Moment) -> float:
         return max(0.0, self.pag_scale - self.pag_adaptive_scale * (1000 - float(moment.timestep)))
 
 

@@ -94,7 +94,15 @@ class TaylorCache(StepCache):
                 raise InputError(f"{name} is {value!r}; it has to be a whole number, {least} or more.")
         self.interval, self.order = interval, order
 
-    def answer(self, memory, velocity, latents, step, query, whole):
+    def answer(
+        self,
+        memory: dict[str, Any],
+        velocity: VelocityModel,
+        latents: paddle.Tensor,
+        step: int,
+        query: Query,
+        whole: bool,
+    ) -> paddle.Tensor:
         known = memory.setdefault("known", [])  # (time, velocity), the newest last
         now = float(velocity.timesteps[step])
         due = (step - self.warmup) % self.interval == self.interval - 1
@@ -111,7 +119,8 @@ class TaylorCache(StepCache):
                 if i != j:
                     weight *= (now - other) / (time - other)
             weights.append(weight)
-        return sum(weight * value for weight, (_, value) in zip(weights, known))
+        velocities: Any = (weight * value for weight, (_, value) in zip(weights, known))
+        return sum(velocities)
 
 
 class EasyCache(StepCache):
@@ -127,7 +136,15 @@ class EasyCache(StepCache):
         super().__init__(warmup)
         self.threshold = _checked_threshold(threshold)
 
-    def answer(self, memory, velocity, latents, step, query, whole):
+    def answer(
+        self,
+        memory: dict[str, Any],
+        velocity: VelocityModel,
+        latents: paddle.Tensor,
+        step: int,
+        query: Query,
+        whole: bool,
+    ) -> paddle.Tensor:
         moved = _mean(latents - memory["latents"]) if "latents" in memory else None
         memory["latents"] = latents
         if not whole and "rate" in memory:
@@ -156,7 +173,15 @@ class FirstBlockCache(StepCache):
         super().__init__(warmup)
         self.threshold = _checked_threshold(threshold)
 
-    def answer(self, memory, velocity, latents, step, query, whole):
+    def answer(
+        self,
+        memory: dict[str, Any],
+        velocity: VelocityModel,
+        latents: paddle.Tensor,
+        step: int,
+        query: Query,
+        whole: bool,
+    ) -> paddle.Tensor:
         def run(blocks, hidden_states, context):
             context, after = blocks[0](hidden_states, context)
             first = after - hidden_states
