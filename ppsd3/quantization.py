@@ -96,7 +96,7 @@ def is_quantized(model: nn.Layer) -> bool:
 
 
 def config_entries(model: nn.Layer) -> dict[str, Any]:
-    """Entries of ``config.json`` for a quantized model; none for another."""
+    """The entries of a quantized model's ``config.json``; empty for another model."""
     return {CONFIG_KEY: {"quant_method": "int8"}} if is_quantized(model) else {}
 
 

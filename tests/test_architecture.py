@@ -15,7 +15,6 @@ from ppsd3.cli.main import main
 PACKAGE = pathlib.Path(ppsd3.__file__).parent
 PAGES = [PACKAGE.parent / "docs" / name for name in ("architecture.md", "zh/architecture.md")]
 ENOUGH = 20  # lines that run in a file; one in which fewer run is a helper, and may be missing in the list
-KERNELS = "ops/native/", "ops/onednn"  # behind the functions of ops, and different on each machine
 
 
 def listed(page):
@@ -59,17 +58,16 @@ class Trace:
         found = collections.defaultdict(set)
         for code in self.codes:
             file = pathlib.Path(code.co_filename).relative_to(PACKAGE).as_posix()
-            if not file.startswith(KERNELS):
-                found[file].update(line for _, line in dis.findlinestarts(code) if line)
+            found[file].update(line for _, line in dis.findlinestarts(code) if line)
         return {file: len(lines) for file, lines in found.items()}
 
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory):
-    """File -> lines that run between the prompt and the picture, with Paddle's definitions of the kernels."""
+    """File -> lines that run between prompt and picture, with the definitions in Paddle, as on every machine."""
     command = ["generate", "a red circle", "--steps", "2", "--quiet"]
     command += ["--output", str(tmp_path_factory.mktemp("picture") / "picture.png")]
-    with ops.use_native(False):
+    with ops.use_kernels("reference"):
         assert main(command) == 0  # imports, and what runs once
         with Trace() as trace:
             assert main(command) == 0

@@ -16,6 +16,9 @@ from ppsd3 import ops, training
 pytestmark = pytest.mark.lint
 
 ROOT = pathlib.Path(__file__).parent.parent
+# What basedpyright says of a function whose own annotations are incomplete. (That an attribute of a class is inferred, and
+# not declared, makes the class "partially unknown" to it: that is no complaint here.)
+INCOMPLETE = ("is missing", "has unknown type", "unknown for")
 
 # A call of a pipeline -> what the message about it has to say; None: it is right.
 TEXT, IMAGE = "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"
@@ -81,23 +84,23 @@ def functions_of(thing):
     return found
 
 
-def is_about_types(message):
-    """Whether a type is missing, or unknown itself; not if it is a class whose attributes are not all known."""
-    return ("annotation" in message and "missing" in message) or "Unknown" in message
-
-
 def test_no_errors():
     found = errors_of(check())
     assert not found, "\n".join(f"{path.relative_to(ROOT)}:{line}: {message}" for path, line, message in found)
 
 
 def test_public_functions_have_types():
-    """Each parameter, and what is returned; types of other packages may be unknown."""
+    """Each parameter, and what is returned, with the arguments of generic types; other packages' may be unknown."""
     report = check("--verifytypes", "ppsd3", "--ignoreexternal")["typeCompleteness"]
-    said = {symbol["name"]: [found["message"] for found in symbol["diagnostics"]] for symbol in report["symbols"]}
+    known = {symbol["name"]: symbol.get("diagnostics", []) for symbol in report["symbols"]}
     names = {f"{f.__module__}.{f.__qualname__}" for thing in public_objects() for f in functions_of(thing)}
-    assert len(names & said.keys()) > 350
-    missing = sorted(name for name in names if any(map(is_about_types, said.get(name, ()))))
+    assert len(names & known.keys()) > 350
+    messages = {name: [found["message"] for found in known.get(name, [])] for name in names}
+    missing = sorted(
+        name
+        for name, said in messages.items()
+        if any(text in message for message in said for text in INCOMPLETE if "docstring" not in message)
+    )
     assert not missing, "\n".join(missing)
 
 

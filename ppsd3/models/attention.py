@@ -174,9 +174,8 @@ class SD3SingleTransformerBlock(nn.Layer):
 
 
 def _feed_forward(feed_forward: FeedForward, tokens: paddle.Tensor, modulated: Modulated) -> paddle.Tensor:
-    shift, scale, gate = modulated.shift_mlp, modulated.scale_mlp, modulated.gate_mlp
-    assert shift is not None and scale is not None and gate is not None  # only the last norm of a model gives none
-    return gated_residual(tokens, gate, feed_forward(layer_norm_modulate(tokens, shift, scale)))
+    normalized = layer_norm_modulate(tokens, modulated.shift_mlp, modulated.scale_mlp)
+    return gated_residual(tokens, modulated.gate_mlp, feed_forward(normalized))
 
 
 class AttentionMixin(ModelMixin):

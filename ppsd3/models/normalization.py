@@ -22,10 +22,10 @@ class Modulated(NamedTuple):
     """Input of a block's attention, and what steers the rest of the block. Tensors [B, S, D] and [B, D]."""
 
     hidden_states: paddle.Tensor
-    gate_msa: paddle.Tensor | None = None
-    shift_mlp: paddle.Tensor | None = None
-    scale_mlp: paddle.Tensor | None = None
-    gate_mlp: paddle.Tensor | None = None
+    gate_msa: paddle.Tensor
+    shift_mlp: paddle.Tensor
+    scale_mlp: paddle.Tensor
+    gate_mlp: paddle.Tensor
     hidden_states2: paddle.Tensor | None = None  # input of the second attention of SD3.5-medium
     gate_msa2: paddle.Tensor | None = None
 

@@ -1,4 +1,4 @@
-"""Bytes to named tensors to a Layer, and back. Knows names and layouts, imports no model."""
+"""Reads checkpoints into layers and writes them. Knows names and layouts, imports no model."""
 
 from .checkpoint import Checkpoint
 from .loading import load_weights

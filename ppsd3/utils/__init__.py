@@ -1,1 +1,1 @@
-"""Errors, files, the hub, random numbers, CPU threads: what needs no layer of Paddle."""
+"""Errors, files, the hub, random numbers, CPU threads, types: what does not depend on Paddle's layers."""

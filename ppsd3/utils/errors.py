@@ -51,4 +51,4 @@ class KernelError(PPSD3Error, RuntimeError):
 
 
 class KernelMemoryError(KernelError, MemoryError):
-    """A native kernel found no memory for what it computes with."""
+    """A native kernel could not allocate its working memory."""

@@ -51,7 +51,7 @@ def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
 
 
 def free_memory(tensor: paddle.Tensor) -> None:
-    """Takes the memory from ``tensor``, whoever still refers to it."""
+    """Releases the memory of ``tensor``, even if it is referenced elsewhere."""
     tensor._clear_data()
 
 
@@ -76,7 +76,7 @@ def default_cpu_generator() -> core.Generator:
 
 
 def default_gpu_generators() -> list[core.Generator]:
-    """Those of the GPUs, none in a Paddle without CUDA."""
+    """The default generators of the GPUs; empty in a Paddle without CUDA."""
     if not paddle.is_compiled_with_cuda():
         return []
     return [core.default_cuda_generator(index) for index in range(paddle.device.cuda.device_count())]
@@ -89,7 +89,7 @@ def is_autocasting() -> bool:
 
 
 def has_hooks(layer: nn.Layer) -> bool:
-    """Whether something must see what goes into ``layer`` or comes out of it; ``Layer`` has no question for it."""
+    """Whether ``layer`` has forward hooks, for which ``Layer`` has no public method."""
     return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
 
 

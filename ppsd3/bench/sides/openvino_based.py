@@ -83,7 +83,7 @@ def _quantized(model, inputs):
 
 
 def _calibration(inputs):
-    """``inputs`` at several times of the sampling, whose activations have other ranges; text towers know no time."""
+    """``inputs`` at several timesteps, whose activations have different ranges; text encoders' inputs as they are."""
     if "timestep" not in inputs:
         return [inputs]
     return [{**inputs, "timestep": inputs["timestep"] * 0 + time} for time in _CALIBRATION_TIMES]
@@ -189,7 +189,7 @@ def _run_text(bench, models):
 
 
 def _run_picture(bench, models):
-    """The sampling loop by itself: diffusers' pipeline takes no such networks."""
+    """The sampling loop: diffusers' pipeline cannot run OpenVINO's networks."""
     import numpy as np
 
     velocity, decoder = _caller(models["transformer"]), _caller(models["decoder"])

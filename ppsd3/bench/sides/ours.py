@@ -94,7 +94,7 @@ def component_class(component: str) -> Any:
 
 
 def make_pipeline(**components: Any) -> Any:
-    """A pipeline with these components and no others."""
+    """A pipeline with only these components."""
     import inspect
 
     from ...pipelines import StableDiffusion3Pipeline

@@ -153,7 +153,7 @@ class ClassifierFreeGuidance(NoGuidance):
         return condition
 
     def expand(self, positive: TextCondition, negative: Optional[TextCondition]) -> TextCondition:
-        assert negative is not None  # as `copies` = 2 asks for
+        assert negative is not None  # as copies is 2
         return TextCondition.cat([negative, positive])
 
     def positive_condition(self, condition: TextCondition) -> TextCondition:

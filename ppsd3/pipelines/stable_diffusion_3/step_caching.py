@@ -119,8 +119,7 @@ class TaylorCache(StepCache):
                 if i != j:
                     weight *= (now - other) / (time - other)
             weights.append(weight)
-        velocities: Any = (weight * value for weight, (_, value) in zip(weights, known))
-        return sum(velocities)
+        return sum(weight * value for weight, (_, value) in zip(weights, known))
 
 
 class EasyCache(StepCache):
