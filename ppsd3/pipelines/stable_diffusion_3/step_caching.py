@@ -6,7 +6,7 @@ say what the last call of the pipeline saved.
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import paddle
 
@@ -119,7 +119,7 @@ class TaylorCache(StepCache):
                 if i != j:
                     weight *= (now - other) / (time - other)
             weights.append(weight)
-        return sum(weight * value for weight, (_, value) in zip(weights, known))
+        return cast(paddle.Tensor, sum(weight * value for weight, (_, value) in zip(weights, known)))
 
 
 class EasyCache(StepCache):
