@@ -16,8 +16,8 @@ from ppsd3 import ops, training
 pytestmark = pytest.mark.lint
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What basedpyright says of a function whose own annotations are incomplete. (That an attribute of a class is inferred, and
-# not declared, makes the class "partially unknown" to it: that is no complaint here.)
+# What basedpyright says of a function whose own annotations are incomplete. (That an attribute of a class is inferred,
+# and not declared, makes the class "partially unknown" to it: that is no complaint here.)
 INCOMPLETE = ("is missing", "has unknown type", "unknown for")
 
 # A call of a pipeline -> what the message about it has to say; None: it is right.
