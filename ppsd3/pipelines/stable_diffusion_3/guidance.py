@@ -25,12 +25,16 @@ from .prompt_encoding import TextCondition
 
 @dataclasses.dataclass
 class Moment:
-    """Where a call is: ``step`` of ``num_steps``, and its ``timestep``, 1000 to 0."""
+    """Where a call is: ``step`` of ``num_steps``, and its ``timestep``, 1000 to 0.
+
+    ``memory`` is the call's; in a moment without one, made outside of a call, a guidance remembers by itself until the
+    next step 0.
+    """
 
     step: int
     num_steps: int
     timestep: Union[paddle.Tensor, float]
-    memory: dict[int, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    memory: Optional[dict[int, dict[str, Any]]] = None
 
     def within(self, start: float, stop: float) -> bool:
         """Whether the step is in the part from ``start`` to ``stop`` of a call, as diffusers' guiders count."""
@@ -38,7 +42,11 @@ class Moment:
 
     def memory_of(self, owner: object) -> dict[str, Any]:
         """What ``owner`` remembers from step to step of this call."""
-        return self.memory.setdefault(id(owner), {})
+        if self.memory is not None:
+            return self.memory.setdefault(id(owner), {})
+        if self.step == 0:
+            vars(owner).pop("_memory", None)
+        return vars(owner).setdefault("_memory", {})
 
 
 @dataclasses.dataclass
