@@ -15,6 +15,7 @@ from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils.errors import InputError
+from ..utils.paddle_internals import no_grad
 from ..utils.types import Names
 from .layers import LowRank
 
@@ -242,7 +243,7 @@ def unload(network: nn.Layer) -> None:
     _changed(network)
 
 
-@paddle.no_grad()
+@no_grad
 def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float = 1.0, safe: bool = False) -> None:
     """Fuses adapters into the weights. int8 weights are quantized again from the sum, 16-bit ones rounded.
 
@@ -276,7 +277,7 @@ def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float =
     _changed(network)
 
 
-@paddle.no_grad()
+@no_grad
 def unfuse(network: nn.Layer) -> None:
     """Restores the weights from before :func:`fuse`, bit by bit."""
     for layer in adapted_layers(network).values():

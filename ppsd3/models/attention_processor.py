@@ -17,6 +17,7 @@ from paddle import nn
 
 from ..ops import Linear, QuantizedLinear, adapt, attention, base_of, joint_attention, linear, shared_input
 from ..utils.errors import ConfigError, InputError
+from ..utils.paddle_internals import no_grad
 from .normalization import RMSNorm
 
 # ``processor(attn, hidden_states, encoder_hidden_states, **joint_attention_kwargs)`` -> what the attention returns.
@@ -124,7 +125,7 @@ class Attention(nn.Layer):
         *q, k, v = (x.reshape([0, 0, self.heads, self.dim_head]) for x in projected)
         return q[0] if q else None, k, v
 
-    @paddle.no_grad()
+    @no_grad
     def fuse_projections(self) -> None:
         """Q, K and V by one matrix product. A copy made for inference: fuse after weights and dtype are final.
 

@@ -21,7 +21,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ..utils.errors import InputError
-from ..utils.paddle_internals import share_memory
+from ..utils.paddle_internals import no_grad, share_memory
 
 # Factors of the strengths in layers, for the call that runs in this context: each thread has its own.
 _scales: ContextVar[Mapping[AdaptedLinear, float]] = ContextVar("adapter_scales", default=MappingProxyType({}))
@@ -112,7 +112,7 @@ class AdaptedLinear(nn.Layer):
         """Names of the active adapters that are not in the weights."""
         return [name for name in self.active if name not in self.fused] if self.enabled else []
 
-    @paddle.no_grad()
+    @no_grad
     def merged(self, strengths: dict[str, float]) -> tuple[Tensor, Tensor | None]:
         """float32 (weight, bias or None) with the adapters of ``strengths`` in them and no others."""
         layer = self.base_layer
@@ -127,7 +127,7 @@ class AdaptedLinear(nn.Layer):
             bias = bias.astype("float32") + sum(bias_changes)
         return weight + change, bias
 
-    @paddle.no_grad()
+    @no_grad
     def fuse(self, strengths: dict[str, float], merged: tuple[Tensor, Tensor | None] | None = None) -> None:
         """Puts the adapters of ``strengths`` into the weights, which hold these and no others then."""
         layer = self.base_layer
@@ -138,7 +138,7 @@ class AdaptedLinear(nn.Layer):
             put_values(layer.bias, bias)
         self.fused = dict(strengths)
 
-    @paddle.no_grad()
+    @no_grad
     def unfuse(self) -> None:
         """Gives the layer the very weights again that it had."""
         if self._without is None:

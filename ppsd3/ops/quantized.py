@@ -18,7 +18,7 @@ from functools import partial
 import paddle
 from paddle import Tensor, nn
 
-from ..utils.paddle_internals import has_hooks
+from ..utils.paddle_internals import has_hooks, no_grad
 from .dispatch import choose, native, operation
 from .native import quantized as kernels
 from .native.quantized import GROUP, QuantizedActivation
@@ -47,7 +47,7 @@ class QuantizedLinear(nn.Layer):
         self.bias = bias
 
     @classmethod
-    @paddle.no_grad()
+    @no_grad
     def from_linear(cls, linear: nn.Layer) -> QuantizedLinear:
         """The int8 layer nearest to a :class:`~ppsd3.ops.Linear`, whose bias it takes over."""
         return cls(*quantize_weight(linear.weight), linear.bias)
@@ -59,7 +59,7 @@ class QuantizedLinear(nn.Layer):
         return cls(weight, paddle.empty([linear.out_features], dtype="float32"), linear.bias)
 
     @classmethod
-    @paddle.no_grad()
+    @no_grad
     def concatenated(cls, layers: Sequence[QuantizedLinear]) -> QuantizedLinear:
         """One layer with the outputs of all of ``layers``."""
         names = ("weight", "weight_scale") if layers[0].bias is None else ("weight", "weight_scale", "bias")

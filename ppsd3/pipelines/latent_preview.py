@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 
 from ..utils.errors import InputError
+from ..utils.paddle_internals import no_grad
 from .image_processor import VaeImageProcessor
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class LatentPreview:
             return cls() if known else cls.fit(vae)
 
     @classmethod
-    @paddle.no_grad()
+    @no_grad
     def fit(cls, vae: Any, seed: int = 0) -> LatentPreview:
         """The projection that comes closest to ``vae``, from a few smooth pictures that it encodes.
 
@@ -92,7 +93,7 @@ class LatentPreview:
         factors = np.linalg.solve(gram + ridge, (samples - centre).T @ (targets - mean))
         return cls(factors=factors, bias=mean - centre @ factors)
 
-    @paddle.no_grad()
+    @no_grad
     def __call__(self, latents: paddle.Tensor) -> list[Image.Image]:
         """``latents [B, C, H, W]``, scaled as the transformer sees them -> list of B PIL pictures."""
         channels = len(self.factors) if self.vae is None else self.vae.config.latent_channels

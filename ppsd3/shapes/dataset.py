@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Callable
 
 import numpy as np
-import paddle
 
 from ..models import AutoencoderKL
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
@@ -15,6 +14,7 @@ from ..training.autoencoder import to_model_range
 from ..training.text_to_image import Batch
 from ..transformers import CLIPTokenizer, T5Tokenizer
 from ..utils.files import atomic_write
+from ..utils.paddle_internals import no_grad
 from .scene import Scene
 from .world import caption, render_batch, sample_scene
 
@@ -24,7 +24,7 @@ def scene_of(seed: int, index: int) -> Scene:
     return sample_scene(np.random.default_rng([seed, index]))
 
 
-@paddle.no_grad()
+@no_grad
 def encode_scenes(
     vae: AutoencoderKL,
     directory: str,

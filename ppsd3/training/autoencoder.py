@@ -11,6 +11,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..models import AutoencoderKL
+from ..utils.paddle_internals import no_grad
 
 Pictures = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -57,7 +58,7 @@ class AutoencoderTask:
         return loss, {"l1": float(absolute), "mse": float(squared), "kl": float(kl)}
 
 
-@paddle.no_grad()
+@no_grad
 def local_contrast(x: paddle.Tensor) -> paddle.Tensor:
     """Range of values in each 3 x 3 window, mean over channels: [B, C, H, W] in [-1, 1] -> [B, 1, H, W] in [0, 1]."""
     highest = F.max_pool2d(x, 3, stride=1, padding=1)
@@ -70,7 +71,7 @@ def to_model_range(pictures: np.ndarray) -> paddle.Tensor:
     return paddle.to_tensor(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)).astype(np.float32) / 127.5 - 1)
 
 
-@paddle.no_grad()
+@no_grad
 def latent_statistics(
     vae: AutoencoderKL, pictures: Pictures, batches: int = 32, batch: int = 32, seed: int = 0
 ) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 import paddle
 
+from ..utils.paddle_internals import no_grad
 from ..utils.types import Tensors
 
 
@@ -30,7 +31,7 @@ class EMA:
     def __post_init__(self) -> None:
         self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
 
-    @paddle.no_grad()
+    @no_grad
     def update(self, step: int) -> None:
         """Call once a step, after the optimizer."""
         if step % self.every:
@@ -56,7 +57,7 @@ class EMA:
             _assign(self.parameters, own)
 
 
-@paddle.no_grad()
+@no_grad
 def _assign(parameters: Mapping[str, paddle.Tensor], values: Mapping[str, paddle.Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.set_value(values[name])

@@ -13,6 +13,7 @@ from paddle import nn
 
 from ..models import SD3Transformer2DModel
 from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, TextEncoders, encode_prompts
+from ..utils.paddle_internals import no_grad
 from .flow_matching import RectifiedFlow
 from .timestep_sampling import sample_timesteps
 
@@ -98,7 +99,7 @@ class TextToImageTask:
         """The predicted velocity [B, C, H, W]; ``inputs`` are arguments of the transformer."""
         return self.transformer(**inputs)[0]
 
-    @paddle.no_grad()
+    @no_grad
     def condition(self, batch: Batch, rng: np.random.Generator) -> TextCondition:
         """The batch's text condition, with dropout."""
         empty = rng.random(len(batch.prompts)) < self.dropout.caption

@@ -9,8 +9,9 @@ gradients. Static mode, the default dtype, the device's name and ``LazyGuard`` b
 
 from __future__ import annotations
 
+import functools
 import itertools
-from typing import Any
+from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
 import paddle
@@ -26,6 +27,19 @@ Place = core.Place
 Generator = core.Generator
 
 _names = itertools.count()
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def no_grad(function: _Function) -> _Function:
+    """``paddle.no_grad`` as a decorator. Paddle's own keeps the mode that it restores on the decorator itself: calls that
+    overlap, in threads or inside one another, leave the wrong mode behind."""
+
+    @functools.wraps(function)
+    def without_gradients(*args: Any, **kwargs: Any) -> Any:
+        with paddle.no_grad():
+            return function(*args, **kwargs)
+
+    return cast(_Function, without_gradients)
 
 
 def set_num_threads(threads: int) -> None:

@@ -168,3 +168,21 @@ def test_a_new_thread_records_gradients():
         thread.start()
         thread.join()
         assert seen["grad"] and not paddle.is_grad_enabled()
+
+
+def test_no_grad_around_calls_that_overlap():
+    seen = []
+
+    @internals.no_grad
+    def outer(depth):
+        seen.append(paddle.is_grad_enabled())
+        if depth:
+            outer(depth - 1)
+        seen.append(paddle.is_grad_enabled())
+
+    outer(2)
+    assert seen == [False] * 6 and paddle.is_grad_enabled()
+
+
+def test_nothing_is_decorated_with_paddles_own_no_grad():
+    assert [path for path, source in SOURCES.items() if "@paddle.no_grad" in source] == []

@@ -19,6 +19,7 @@ from ...transformers import (
     T5Tokenizer,
 )
 from ...utils.errors import InputError
+from ...utils.paddle_internals import no_grad
 from ..call_signature import Pictures, Texts
 from ..image_processor import VaeImageProcessor
 from ..pipeline_utils import DiffusionPipeline
@@ -114,7 +115,7 @@ class StableDiffusion3Base(
             arguments.skip_layer_guidance_stop,
         )
 
-    @paddle.no_grad()
+    @no_grad
     def encode_prompt(
         self,
         prompt: Texts,
@@ -170,7 +171,7 @@ class StableDiffusion3Base(
             return positive.embeds, None, positive.pooled, None
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 
-    @paddle.no_grad()
+    @no_grad
     def encode_image(self, image: Pictures, device: str | None = None) -> paddle.Tensor:
         """What the image encoder sees in pictures, as an IP-adapter reads it.
 
@@ -188,7 +189,7 @@ class StableDiffusion3Base(
         checks.check_device(device, self.device)
         return image_prompting.encode_image(self, image)
 
-    @paddle.no_grad()
+    @no_grad
     def prepare_ip_adapter_image_embeds(
         self,
         ip_adapter_image: Pictures = None,

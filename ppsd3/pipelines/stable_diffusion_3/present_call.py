@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import paddle
 
+from ...utils.paddle_internals import no_grad
 from .arguments import CallArguments
 from .call import Call
 from .pipeline_output import StableDiffusion3PipelineOutput
@@ -33,7 +33,7 @@ class PresentCall:
     def scheduler(self, scheduler: Any) -> None:
         self._scheduler = scheduler
 
-    @paddle.no_grad()
+    @no_grad
     def _draw(self, task: Task, arguments: CallArguments) -> StableDiffusion3PipelineOutput:
         """The pictures of one call; a tuple of its ``images`` without ``return_dict``."""
         thread = threading.get_ident()
