@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib.util
 import logging
 import os
 import pathlib
@@ -160,3 +161,10 @@ def meaning(block):
     if block.language == "python":
         return ast.dump(ast.parse(block.code))
     return block.commands() if block.language == "bash" else block.language
+
+
+def test_the_page_of_names_is_what_the_code_says():
+    spec = importlib.util.spec_from_file_location("make_api", DOCS / "make_api.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert text(DOCS / "api.md") == module.page(), "run: python docs/make_api.py"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-
 from ...utils.paddle_internals import no_grad
 from .arguments import CallArguments
 from .call import Call
