@@ -31,8 +31,11 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def no_grad(function: _Function) -> _Function:
-    """``paddle.no_grad`` as a decorator. Paddle's own keeps the mode that it restores on the decorator: calls that overlap,
-    in threads or inside one another, leave the wrong mode behind."""
+    """``paddle.no_grad`` as a decorator.
+
+    Paddle's own keeps the mode that it restores on the decorator: calls that overlap, in threads or inside one another,
+    leave the wrong mode behind.
+    """
 
     @functools.wraps(function)
     def without_gradients(*args: Any, **kwargs: Any) -> Any:
