@@ -46,7 +46,7 @@ setup(
         # Never a hard requirement: installing the CPU wheel over a GPU one breaks it.
         "cpu": ["paddlepaddle>=2.6.2,<3.4"],
         "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
-        "test": ["pytest>=7", "safetensors>=0.4", "scipy>=1.9", "sentencepiece>=0.1.99"],
+        "test": ["pytest>=7", "safetensors>=0.4", "scipy>=1.9", "sentencepiece>=0.1.99", "matplotlib>=3.6"],
         # What the parity tests compare with.
         "parity": [
             "torch>=2.4",
