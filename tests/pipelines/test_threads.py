@@ -165,11 +165,21 @@ def test_another_thread_interrupts_what_is_running(pipes):
     assert done == [0, 1]
 
 
-def test_a_call_leaves_the_scheduler_alone(pipes):
-    pipe = pipes["text"]
-    before = pipe.scheduler.timesteps
-    pipe("a star", num_inference_steps=3)
-    assert pipe.scheduler.timesteps is before
+def test_a_call_leaves_what_it_is_given_alone(pipes):
+    pipe, guidance = pipes["text"], AdaptiveProjectedGuidance(6.0, momentum=-0.5)
+    kwargs, names = {"scale": 0.5}, ["latents"]
+    timesteps, state = pipe.scheduler.timesteps, dict(vars(guidance))
+    pipe(
+        "a star",
+        num_inference_steps=3,
+        guidance=guidance,
+        joint_attention_kwargs=kwargs,
+        callback_on_step_end=lambda *_: {},
+        callback_on_step_end_tensor_inputs=names,
+    )
+    assert pipe.scheduler.timesteps is timesteps
+    assert vars(guidance) == state
+    assert (kwargs, names) == ({"scale": 0.5}, ["latents"])
 
 
 def test_a_call_inside_a_callback(pipes, alone):
