@@ -6,6 +6,7 @@ say what the last call of the pipeline saved.
 """
 
 import copy
+import dataclasses
 from typing import Any
 
 import paddle
@@ -13,6 +14,21 @@ import paddle
 from ...utils.errors import InputError
 from .denoising import Velocity, VelocityModel
 from .guidance import Query
+
+
+@dataclasses.dataclass
+class Asked:
+    """One call of the velocity that a cache is asked to answer.
+
+    ``whole`` asks for a full evaluation; ``memory`` is what the cache keeps of this guidance query.
+    """
+
+    velocity: VelocityModel
+    latents: paddle.Tensor
+    step: int
+    query: Query
+    whole: bool
+    memory: dict[str, Any]
 
 
 class StepCache:
@@ -53,28 +69,18 @@ class StepCache:
                 memory = {}
                 memories.append((query, memory))
                 del memories[:-4]  # a callback that replaces the condition leaves its memories behind
-            return own.answer(memory, velocity, latents, step, query, step < own.warmup or last)
+            return own.answer(Asked(velocity, latents, step, query, step < own.warmup or last, memory))
 
         return cached
 
-    def answer(
-        self,
-        memory: dict[str, Any],
-        velocity: VelocityModel,
-        latents: paddle.Tensor,
-        step: int,
-        query: Query,
-        whole: bool,
-    ) -> paddle.Tensor:
-        """The velocity; ``memory`` belongs to this query, ``whole`` asks for a full evaluation."""
+    def answer(self, asked: Asked) -> paddle.Tensor:
+        """The velocity that is asked for."""
         raise NotImplementedError
 
-    def evaluate(
-        self, velocity: VelocityModel, latents: paddle.Tensor, step: int, query: Query, **options: Any
-    ) -> paddle.Tensor:
-        """A full evaluation, counted."""
+    def evaluate(self, asked: Asked) -> paddle.Tensor:
+        """The velocity by a full evaluation, counted."""
         self._counts[1] += 1
-        return velocity(latents, step, query, **options)
+        return asked.velocity(asked.latents, asked.step, asked.query)
 
 
 class TaylorCache(StepCache):
@@ -94,20 +100,12 @@ class TaylorCache(StepCache):
                 raise InputError(f"{name} is {value!r}; it has to be a whole number, {least} or more.")
         self.interval, self.order = interval, order
 
-    def answer(
-        self,
-        memory: dict[str, Any],
-        velocity: VelocityModel,
-        latents: paddle.Tensor,
-        step: int,
-        query: Query,
-        whole: bool,
-    ) -> paddle.Tensor:
-        known = memory.setdefault("known", [])  # (time, velocity), the newest last
-        now = float(velocity.timesteps[step])
-        due = (step - self.warmup) % self.interval == self.interval - 1
-        if whole or due or not known:
-            result = self.evaluate(velocity, latents, step, query)
+    def answer(self, asked: Asked) -> paddle.Tensor:
+        known = asked.memory.setdefault("known", [])  # (time, velocity), the newest last
+        now = float(asked.velocity.timesteps[asked.step])
+        due = (asked.step - self.warmup) % self.interval == self.interval - 1
+        if asked.whole or due or not known:
+            result = self.evaluate(asked)
             # of two evaluations at one time, Heun's correction and the step after it, the newer is the nearer
             known[:] = [*(pair for pair in known if pair[0] != now), (now, result)][-self.order - 1 :]
             return result
@@ -123,7 +121,17 @@ class TaylorCache(StepCache):
         return total
 
 
-class EasyCache(StepCache):
+class _ThresholdCache(StepCache):
+    """A cache that evaluates when a measured change reaches ``threshold``."""
+
+    def __init__(self, threshold: float = 0.1, warmup: int = 6):
+        super().__init__(warmup)
+        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
+            raise InputError(f"threshold is {threshold!r}; it has to be a number, 0 or more.")
+        self.threshold = threshold
+
+
+class EasyCache(_ThresholdCache):
     """Repeats the last difference of velocity and latents as long as the change that must have built up is small
     (Zhou et al., 2025, "EasyCache"): how strongly the velocity answers to the latents is measured at evaluations.
 
@@ -132,26 +140,15 @@ class EasyCache(StepCache):
         warmup: as in :class:`StepCache`.
     """
 
-    def __init__(self, threshold: float = 0.1, warmup: int = 6):
-        super().__init__(warmup)
-        self.threshold = _checked_threshold(threshold)
-
-    def answer(
-        self,
-        memory: dict[str, Any],
-        velocity: VelocityModel,
-        latents: paddle.Tensor,
-        step: int,
-        query: Query,
-        whole: bool,
-    ) -> paddle.Tensor:
+    def answer(self, asked: Asked) -> paddle.Tensor:
+        latents, memory = asked.latents, asked.memory
         moved = _mean(latents - memory["latents"]) if "latents" in memory else None
         memory["latents"] = latents
-        if not whole and "rate" in memory:
+        if not asked.whole and "rate" in memory:
             memory["change"] += memory["rate"] * moved / memory["size"]
             if memory["change"] < self.threshold:
                 return memory["difference"] + _copies(latents, memory["difference"])
-        result = self.evaluate(velocity, latents, step, query)
+        result = self.evaluate(asked)
         if "result" in memory:
             since = _mean(latents - memory["evaluated at"])
             memory["rate"] = _mean(result - memory["result"]) / max(since, 1e-12)
@@ -160,7 +157,7 @@ class EasyCache(StepCache):
         return result
 
 
-class FirstBlockCache(StepCache):
+class FirstBlockCache(_ThresholdCache):
     """Runs the first block; if it changed little since the last full evaluation, the other blocks' part is repeated
     (first-block caching, as in ParaAttention).
 
@@ -169,23 +166,13 @@ class FirstBlockCache(StepCache):
         warmup: as in :class:`StepCache`.
     """
 
-    def __init__(self, threshold: float = 0.1, warmup: int = 6):
-        super().__init__(warmup)
-        self.threshold = _checked_threshold(threshold)
+    def answer(self, asked: Asked) -> paddle.Tensor:
+        memory = asked.memory
 
-    def answer(
-        self,
-        memory: dict[str, Any],
-        velocity: VelocityModel,
-        latents: paddle.Tensor,
-        step: int,
-        query: Query,
-        whole: bool,
-    ) -> paddle.Tensor:
         def run(blocks, hidden_states, context):
             context, after = blocks[0](hidden_states, context)
             first = after - hidden_states
-            if not whole and "rest" in memory:
+            if not asked.whole and "rest" in memory:
                 change = _mean(first - memory["first"]) / max(_mean(memory["first"]), 1e-12)
                 if change < self.threshold:
                     return after + memory["rest"]
@@ -196,13 +183,7 @@ class FirstBlockCache(StepCache):
             memory.update({"first": first, "rest": result - after})
             return result
 
-        return velocity(latents, step, query, run_blocks=run)
-
-
-def _checked_threshold(threshold):
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
-        raise InputError(f"threshold is {threshold!r}; it has to be a number, 0 or more.")
-    return threshold
+        return asked.velocity(asked.latents, asked.step, asked.query, run_blocks=run)
 
 
 def _mean(tensor):
