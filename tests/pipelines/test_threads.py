@@ -34,7 +34,8 @@ def mask():
 def pipes():
     first = tiny.make_pipeline()
     first.load_lora_weights(loras.for_pipeline(first))
-    net = tiny.randomize(SD3ControlNetModel(**{**tiny.TRANSFORMER, "num_layers": 2}), 30, 0.5).eval()
+    net = tiny.randomize(SD3ControlNetModel(**{**tiny.TRANSFORMER, "num_layers": 2}), 30, 0.5)
+    net.eval()
     made = {
         "text": first,
         "img2img": ppsd3.StableDiffusion3Img2ImgPipeline.from_pipe(first),
