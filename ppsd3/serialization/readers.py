@@ -115,7 +115,7 @@ class SafetensorsFile:
                 metadata = header.metadata() or {}
                 for name in header.offset_keys():
                     entry = header.get_slice(name)
-                    code, shape = entry.get_dtype(), tuple(entry.get_shape())
+                    code, shape = str(entry.get_dtype()), tuple(entry.get_shape())
                     info = TensorInfo(DTYPES.get(code, code), shape, start)
                     start += info.nbytes
                     infos[name] = info._replace(stop=start)

@@ -118,4 +118,4 @@ _BROKEN = {
     "deep_nesting_in_the_metadata": file('{"__metadata__":{"a":' * 50_000, b""),
 }
 
-KINDS = {name: (accepted, data) for accepted, kinds in ((True, _SOUND), (False, _BROKEN)) for name, data in kinds.items()}
+KINDS = {name: (True, data) for name, data in _SOUND.items()} | {name: (False, data) for name, data in _BROKEN.items()}

@@ -1,4 +1,4 @@
-"""Sound and broken safetensors files: this package's reader opens what the library opens, and refuses what it refuses."""
+"""Sound and broken safetensors files: the reader opens what the safetensors library opens, and refuses the rest."""
 
 import os
 import tracemalloc
@@ -14,31 +14,29 @@ from ppsd3.serialization import SafetensorsFile
 from ppsd3.serialization.writers import StoredTensor
 from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError
 
-SOUND = sorted(name for name, (accepted, _) in KINDS.items() if accepted)
+NEWER = {"f8_e4m3fnuz": (0, 8)}  # kind -> the version of the library that knows its dtype
+VERSION = tuple(map(int, safetensors.__version__.split(".")[:2]))
+SOUND = sorted(name for name, (accepted, _) in KINDS.items() if accepted and NEWER.get(name, VERSION) <= VERSION)
 BROKEN = sorted(set(KINDS) - set(SOUND))
 # Kinds whose tensor no array or no Paddle tensor can hold -> what the error says of it.
 UNREADABLE = {
     "f8_e8m0": "F8_E8M0", "f8_e4m3fnuz": "F8_E4M3FNUZ", "f4": "F4", "f6_e2m3": "F6_E2M3", "c64": "C64", "u16": "U16",
     "u32": "U32", "u64": "U64", "huger_empty_shape": "shape", "a_thousand_axes": "1000 axes",
 }  # fmt: skip
-NEWER = {"f8_e4m3fnuz": (0, 8)}  # kind -> the version of the library that knows its dtype
 MEMORY = 1 << 24  # bytes that opening may take; the largest file here has a few million
 
 
 @pytest.fixture
 def written(tmp_path, request):
     """The path of a file of the kind that the test is called with."""
-    kind = request.param
-    if tuple(map(int, safetensors.__version__.split(".")[:2])) < NEWER.get(kind, (0, 0)):
-        pytest.skip(f"safetensors {safetensors.__version__} does not know the dtype")
-    path = tmp_path / f"{kind}.safetensors"
-    path.write_bytes(KINDS[kind][1])
+    path = tmp_path / f"{request.param}.safetensors"
+    path.write_bytes(KINDS[request.param][1])
     return path
 
 
 def test_every_kind_is_there():
-    assert len(SOUND) >= 32 and len(BROKEN) >= 42
-    assert set(UNREADABLE) <= set(SOUND)
+    assert len(SOUND) >= 31 and len(BROKEN) >= 42
+    assert set(UNREADABLE) - set(NEWER) <= set(SOUND)
 
 
 @pytest.mark.parametrize("written", BROKEN, indirect=True)
@@ -72,7 +70,7 @@ def test_a_sound_file_is_read_as_the_library_reads_it(written):
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("written", sorted(UNREADABLE), indirect=True)
+@pytest.mark.parametrize("written", sorted(set(UNREADABLE) & set(SOUND)), indirect=True)
 def test_a_tensor_that_cannot_be_held_is_an_error_when_it_is_needed(written):
     read = SafetensorsFile(written)
     for need in (read.array, read.load, read.read, lambda name: StoredTensor(read, name)):
