@@ -4,11 +4,10 @@ With the prefix ``amx_`` products are made on AMX tiles.
 """
 
 import paddle
-from paddle.autograd import PyLayer
 
-from ..shapes import tracked
+from ..gradients import differentiable
 from . import lib
-from .tensors import dense, pointer
+from .tensors import pointer
 
 _SAME, _NONE, _RIGHT_BOTTOM = (1, 1, 1, 1), (0, 0, 0, 0), (0, 1, 0, 1)
 
@@ -23,12 +22,12 @@ def supports_conv2d(x, weight, bias, added, stride, padding):
 
 def conv2d(x, weight, bias, added, stride, padding, prefix=""):
     """Convolution of a geometry that :func:`supports_conv2d` accepts; ``bias`` and ``added`` may be None."""
-    return _Plain(x, weight, stride, prefix)(x, weight, bias, added)
+    return _convolution(x, weight, bias, added, kernels=_Plain(x, weight, stride, prefix))
 
 
 def upsample_conv2d(x, weight, bias, stride, padding, prefix=""):
     """3x3 convolution of stride 1, padded by 1, of ``x`` upsampled by 2 by nearest neighbour, without upsampling it."""
-    return _Upsampled(x, weight, prefix)(x, weight, bias)
+    return _convolution(x, weight, bias, kernels=_Upsampled(x, weight, prefix))
 
 
 class _Plain:
@@ -42,15 +41,10 @@ class _Plain:
         self.prefix, self.sizes = prefix, (batch, channels, height, width, out, kernel, stride)
         self.output_shape = [batch, out, height // stride, width // stride]
 
-    def __call__(self, *operands):
-        """``operands``: x, weight, bias and, for a plain convolution, what is added to it (or None)."""
-        if tracked(*operands):
-            return _Convolution.apply(self, *operands)
-        return self.forward(*operands)
-
     def forward(self, *operands):
+        """``operands``: x, weight, bias and, for a plain convolution, what is added to it (or None)."""
         y = paddle.empty(self.output_shape, dtype="float32")
-        return self.run(self.prefix + self.name, *(None if t is None else dense(t) for t in operands), y)
+        return self.run(self.prefix + self.name, *operands, y)
 
     def backward_data(self, dy, weight, x):
         return self.run(self.prefix + "conv2d_backward_data", dy, weight, paddle.empty_like(x))
@@ -74,23 +68,18 @@ class _Upsampled(_Plain):
         return self.run("upsample_conv2d_backward_data", dy, weight, paddle.empty_like(x))
 
 
-class _Convolution(PyLayer):
-    @staticmethod
-    def forward(ctx, kernels, x, weight, bias, *added):
-        ctx.kernels = kernels
-        ctx.wanted = [None if t is None else not t.stop_gradient for t in (x, weight, bias, *added)]
-        x, weight = dense(x), dense(weight)
-        ctx.save_for_backward(x, weight)
-        return kernels.forward(x, weight, bias, *added)
+def _forward(keep, x, weight, *others, kernels):
+    return kernels.forward(x, weight, *others), (x, weight)
 
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight = ctx.saved_tensor()
-        dy, dx, dweight, dbias = dense(dy), None, None, None
-        if ctx.wanted[0]:
-            dx = ctx.kernels.backward_data(dy, weight, x)
-        if any(ctx.wanted[1:3]):
-            dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
-            ctx.kernels.run(ctx.kernels.name + "_backward_weight", x, dy, dweight, dbias)
-        gradients = zip((dx, dweight, dbias, dy), ctx.wanted)
-        return tuple(g if wanted else None for g, wanted in gradients if wanted is not None)
+
+def _backward(dy, wanted, x, weight, kernels):
+    dx = dweight = dbias = None
+    if wanted[0]:
+        dx = kernels.backward_data(dy, weight, x)
+    if any(wanted[1:3]):
+        dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
+        kernels.run(kernels.name + "_backward_weight", x, dy, dweight, dbias)
+    return dx, dweight, dbias, dy
+
+
+_convolution = differentiable(_forward, _backward)
