@@ -26,6 +26,7 @@ DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
+    "U16": "bfloat16",  # as ppdiffusers and PaddleNLP write it, through numpy
     "BF16": "bfloat16",
     "I64": "int64",
     "I32": "int32",
