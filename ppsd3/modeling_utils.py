@@ -7,17 +7,14 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import paddle
-from paddle.distributed.fleet.utils import recompute
 
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
 from .ops.adapted import checkpoint_tensors
-from .ops.shapes import tracked
 from .quantization import (
     CONFIG_KEY,
     QuantizableModel,
@@ -380,20 +377,6 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
         self.gradient_checkpointing = value
-
-
-def recomputed(block: Callable[..., Any], *inputs: Any) -> Any:
-    """``block(*inputs)``, a tensor or several, with activations that are computed again in the backward pass.
-
-    Args:
-        inputs: the first is a tensor.
-    """
-    if not tracked(*(x for x in inputs if isinstance(x, paddle.Tensor))):  # as where adapters alone train
-        detached = inputs[0].detach()  # recompute() gives parameters no gradient if none of its inputs needs one
-        detached.stop_gradient = False
-        inputs = detached, *inputs[1:]
-    context = copy_context()  # on the way back the block runs as it does now, with the call's scale of LoRA layers
-    return recompute(lambda *inputs: context.run(block, *inputs), *inputs)
 
 
 _filling = threading.local()

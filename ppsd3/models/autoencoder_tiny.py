@@ -13,7 +13,8 @@ import paddle
 from paddle import nn
 
 from ..configuration_utils import register_to_config
-from ..modeling_utils import ModelMixin, recomputed
+from ..modeling_utils import ModelMixin
+from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput

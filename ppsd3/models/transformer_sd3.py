@@ -17,8 +17,8 @@ from paddle import nn
 
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
-from ..modeling_utils import recomputed
 from ..ops import Linear, adapter_scale, scaled_adapters
+from ..ops.gradients import recomputed
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams

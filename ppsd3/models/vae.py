@@ -13,8 +13,8 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ..modeling_utils import recomputed
 from ..ops import Linear
+from ..ops.gradients import recomputed
 from ..ops.shapes import shape_of, tracked
 from ..ops.vision import (
     Conv2D,

@@ -9,8 +9,9 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..configuration_utils import FrozenConfig
-from ..modeling_utils import ModelMixin, recomputed
+from ..modeling_utils import ModelMixin
 from ..ops import exact_gelu, gelu, quick_gelu
+from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..utils.errors import ConfigError, InputError
 

@@ -4,8 +4,8 @@ import math
 
 
 def dense(x):
-    """``x``, contiguous; None for no tensor."""
-    return x if x is None or x.is_contiguous() else x.contiguous()
+    """``x``, contiguous."""
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def pointer(x):
