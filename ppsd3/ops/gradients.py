@@ -19,8 +19,9 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) ->
     Args:
         forward: ``(keep, *tensors, **options)``, tensors being contiguous, gives the result and what ``backward`` needs
             (tensors or None); it need not make the latter unless ``keep``.
-        backward: ``(gradient of the result, wanted, *what forward gave, **options)`` gives a gradient for each tensor.
-            ``wanted`` says for each whether it is asked for; one that is not is dropped.
+        backward: ``(gradient, wanted, *what forward gave, **options)`` gives a gradient for each tensor. The first is
+            that of the result, a list if the result is a tuple; ``wanted`` says for each tensor whether its gradient
+            is asked for, and one that is not is dropped.
     """
 
     class Function(PyLayer):
@@ -32,8 +33,9 @@ def differentiable(forward: Callable[..., Any], backward: Callable[..., Any]) ->
             return result
 
         @staticmethod
-        def backward(ctx, gradient):
-            gradients = backward(dense(gradient), ctx.wanted, *ctx.saved_tensor(), **ctx.options)
+        def backward(ctx, *given):
+            given = [dense(g) for g in given]
+            gradients = backward(given if len(given) > 1 else given[0], ctx.wanted, *ctx.saved_tensor(), **ctx.options)
             return tuple(g if wanted else None for g, wanted in zip(gradients, ctx.wanted) if wanted is not None)
 
     def call(*tensors, **options):

@@ -22,63 +22,41 @@ def supports_conv2d(x, weight, bias, added, stride, padding):
 
 def conv2d(x, weight, bias, added, stride, padding, prefix=""):
     """Convolution of a geometry that :func:`supports_conv2d` accepts; ``bias`` and ``added`` may be None."""
-    return _convolution(x, weight, bias, added, kernels=_Plain(x, weight, stride, prefix))
+    batch, channels, height, width = x.shape
+    out, _, kernel, _ = weight.shape
+    sizes = batch, channels, height, width, out, kernel, stride
+    shape = [batch, out, height // stride, width // stride]
+    names = f"{prefix}conv2d", f"{prefix}conv2d_backward_data", "conv2d_backward_weight"
+    return _convolution(x, weight, bias, added, names=names, sizes=sizes, shape=shape)
 
 
 def upsample_conv2d(x, weight, bias, stride, padding, prefix=""):
     """3x3 convolution of stride 1, padded by 1, of ``x`` upsampled by 2 by nearest neighbour, without upsampling it."""
-    return _convolution(x, weight, bias, kernels=_Upsampled(x, weight, prefix))
+    batch, channels, height, width = x.shape
+    out = weight.shape[0]
+    names = f"{prefix}upsample_conv2d", "upsample_conv2d_backward_data", "upsample_conv2d_backward_weight"
+    sizes, shape = (batch, channels, height, width, out), [batch, out, 2 * height, 2 * width]
+    return _convolution(x, weight, bias, names=names, sizes=sizes, shape=shape)
 
 
-class _Plain:
-    """A convolution: the kernels' names, the sizes they take, the shape of the result."""
-
-    name = "conv2d"
-
-    def __init__(self, x, weight, stride, prefix):
-        batch, channels, height, width = x.shape
-        out, _, kernel, _ = weight.shape
-        self.prefix, self.sizes = prefix, (batch, channels, height, width, out, kernel, stride)
-        self.output_shape = [batch, out, height // stride, width // stride]
-
-    def forward(self, *operands):
-        """``operands``: x, weight, bias and, for a plain convolution, what is added to it (or None)."""
-        y = paddle.empty(self.output_shape, dtype="float32")
-        return self.run(self.prefix + self.name, *operands, y)
-
-    def backward_data(self, dy, weight, x):
-        return self.run(self.prefix + "conv2d_backward_data", dy, weight, paddle.empty_like(x))
-
-    def run(self, name, *tensors):
-        """Calls a kernel on ``tensors``; returns the last one."""
-        getattr(lib(), "ppsd3_" + name)(*map(pointer, tensors), *self.sizes)
-        return tensors[-1]
+def _run(name, sizes, *tensors):
+    getattr(lib(), "ppsd3_" + name)(*map(pointer, tensors), *sizes)
 
 
-class _Upsampled(_Plain):
-    name = "upsample_conv2d"
-
-    def __init__(self, x, weight, prefix):
-        batch, channels, height, width = x.shape
-        out = weight.shape[0]
-        self.prefix, self.sizes = prefix, (batch, channels, height, width, out)
-        self.output_shape = [batch, out, 2 * height, 2 * width]
-
-    def backward_data(self, dy, weight, x):
-        return self.run("upsample_conv2d_backward_data", dy, weight, paddle.empty_like(x))
+def _forward(keep, x, weight, *others, names, sizes, shape):
+    y = paddle.empty(shape, dtype="float32")
+    _run(names[0], sizes, x, weight, *others, y)
+    return y, (x, weight)
 
 
-def _forward(keep, x, weight, *others, kernels):
-    return kernels.forward(x, weight, *others), (x, weight)
-
-
-def _backward(dy, wanted, x, weight, kernels):
+def _backward(dy, wanted, x, weight, names, sizes, shape):
     dx = dweight = dbias = None
     if wanted[0]:
-        dx = kernels.backward_data(dy, weight, x)
+        dx = paddle.empty_like(x)
+        _run(names[1], sizes, dy, weight, dx)
     if any(wanted[1:3]):
         dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
-        kernels.run(kernels.name + "_backward_weight", x, dy, dweight, dbias)
+        _run(names[2], sizes, x, dy, dweight, dbias)
     return dx, dweight, dbias, dy
 
 
