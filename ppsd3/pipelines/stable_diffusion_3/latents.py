@@ -61,11 +61,11 @@ def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:
     return match_batch(latents, call, "image")
 
 
-def skip_encoding(call: Call, pixels: paddle.Tensor) -> None:
-    """Moves the call's generator on as ``encode_picture`` does, for pictures that diffusers encodes and never reads."""
+def skip_encoding(call: Call, rows: int) -> None:
+    """Moves the call's generator on as ``encode_picture`` of so many images does, which diffusers encodes and never
+    reads."""
     vae = call.pipe.vae
-    if pixels.shape[1] != vae.config.latent_channels and getattr(vae, "samples_latents", True):
-        rows = pixels.shape[0]
+    if getattr(vae, "samples_latents", True):
         shape = [rows, *call.latents_shape(vae.config.latent_channels)[1:]]
         randn(shape, generator=_generators_of_rows(call, rows), dtype=vae.dtype)
 

@@ -157,7 +157,7 @@ class Inpainting(Task):
         starts_from_picture = self.strength < 1 and call.arguments.latents is None
         clean = encode_picture(call, pixels).astype(dtype) if starts_from_picture or not reads_mask else None
         latents = noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
-        if starts_from_picture:
+        if starts_from_picture and clean is not None:
             latents = mix(call.scheduler, clean, timesteps[:1], noise)
         small = match_batch(F.interpolate(mask, size=shape[2:], mode="nearest"), call, "mask_image").astype(dtype)
         if reads_mask:
@@ -169,7 +169,8 @@ class Inpainting(Task):
             return Start(latents, timesteps, extra_channels, tensors=tensors)
 
         assert clean is not None  # as no mask is read
-        skip_encoding(call, pixels)  # of the masked picture
+        if pixels.shape[1] != own:
+            skip_encoding(call, max(pixels.shape[0], mask.shape[0]))  # of the masked image
         tensors = {"mask": small}
 
         def keep_outside(latents, step):
@@ -200,6 +201,8 @@ class Inpainting(Task):
             with pipe.using("vae") as vae:
                 scaled = vae.scale_latents(self.masked_image_latents)
             return match_batch(scaled, call, "masked_image_latents").astype(pipe.transformer.dtype)
+        if 1 not in (pixels.shape[0], mask.shape[0]):
+            pixels, mask = match_batch(pixels, call, "image"), match_batch(mask, call, "mask_image")
         masked = pixels * (mask < 0.5).astype(pixels.dtype)
         return encode_picture(call, masked).astype(pipe.transformer.dtype)
 
