@@ -58,6 +58,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _keep_in_fp32_modules: tuple[str, ...] = ()
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
+    gradient_checkpointing = False
     _components: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
