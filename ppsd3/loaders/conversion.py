@@ -340,7 +340,7 @@ def _write_network(directory, network, layout, dtype, variant, max_shard_size):
 
 def _add_vocabularies(directory):
     """The files that PaddleNLP reads vocabularies from, for tokenizers that are in tokenizer.json alone."""
-    for name, class_ in TOKENIZERS.items():
+    for name, (class_, _) in TOKENIZERS.items():
         folder = os.path.join(directory, name)
         if os.path.isdir(folder):
             class_.from_pretrained(folder).save_vocabulary(folder)
