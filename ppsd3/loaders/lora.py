@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from ..adapters import network as adapted
-from ..adapters.files import read_adapters, write_adapters
+from ..adapters.files import for_ppdiffusers, in_torch_layout, read_adapters, write_adapters
 from ..ops import scaled_adapters
 from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import write_tensors
@@ -24,6 +24,8 @@ from .host import PipelineHost
 from .weight_files import find_weights, to_paddle
 
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+PADDLE_LORA_WEIGHT_NAME = "paddle_lora_weights.safetensors"
+LORA_WEIGHT_NAMES = (LORA_WEIGHT_NAME, PADDLE_LORA_WEIGHT_NAME)  # the first that there is
 LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 
 _logger = get_logger(__name__)
@@ -109,7 +111,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         Args:
             pretrained_model_name_or_path_or_dict: as in :meth:`load_lora_weights`.
             weight_name: name of the file in a directory or a repository. Default
-                ``pytorch_lora_weights.safetensors``, or in a directory its only safetensors file.
+                ``pytorch_lora_weights.safetensors``, else ``paddle_lora_weights.safetensors``, or in a directory its
+                only safetensors file.
             subfolder: its folder there.
             return_lora_metadata: return a pair; the second is PEFT's configuration in the file, or None.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
@@ -118,8 +121,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         if isinstance(given, dict):
             tensors, metadata = {name: to_paddle(name, value) for name, value in given.items()}, None
         else:
-            file = SafetensorsFile(find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub_options))
-            tensors = {name: file.read(name) for name in file.keys()}
+            file = SafetensorsFile(find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub_options))
+            tensors = in_torch_layout({name: file.read(name) for name in file.keys()}, file)
             metadata = _read_metadata(file)
         return (tensors, metadata) if return_lora_metadata else tensors
 
@@ -134,6 +137,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        layout: str = "diffusers",
     ) -> None:
         """Writes an adapter of this pipeline into one file, which diffusers reads too.
 
@@ -147,9 +151,12 @@ class SD3LoraLoaderMixin(PipelineHost):
                 of this pipeline, key -> tensor without the component's name, e.g.
                 ``transformer_blocks.0.attn.to_q.lora_A.weight``.
             *_lora_adapter_metadata: PEFT's configuration for each of these.
+            layout: "diffusers", or "ppdiffusers" for ``paddle_lora_weights.safetensors``, which its pipeline reads: LoRA
+                of the transformer alone.
 
         Raises:
-            InputError: there is no such adapter, or it is not clear which.
+            InputError: there is no such adapter, or it is not clear which; another layout, or an adapter of a kind that
+                it does not have.
         """
         layers = {
             "transformer": (transformer_lora_layers, transformer_lora_adapter_metadata),
@@ -165,14 +172,19 @@ class SD3LoraLoaderMixin(PipelineHost):
             f"{name}.{key}": to_paddle(key, value) for name, (some, _) in layers.items() for key, value in some.items()
         }
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
-        metadata = {"format": "pt"}
+        if layout not in ("diffusers", "ppdiffusers"):
+            raise InputError(f"layout is {layout!r}; an adapter can be saved as 'diffusers' or 'ppdiffusers'.")
+        metadata, name = {"format": "pt"}, weight_name or LORA_WEIGHT_NAME
+        if layout == "ppdiffusers":
+            tensors, config = for_ppdiffusers(tensors, config), {}
+            metadata, name = {"format": "pd"}, weight_name or PADDLE_LORA_WEIGHT_NAME
         if config:
             config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
             metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config, indent=2, sort_keys=True)
         if os.path.isfile(save_directory):
             raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
         os.makedirs(save_directory, exist_ok=True)
-        with atomic_write(os.path.join(save_directory, weight_name or LORA_WEIGHT_NAME)) as file:
+        with atomic_write(os.path.join(save_directory, name)) as file:
             write_tensors(file, tensors, metadata)
 
     def _layers_to_save(self, adapter_name):
