@@ -252,7 +252,8 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         written = find_named_layout(layout, self.weights_name, type(self).__name__)
         if written.is_paddle and self.is_quantized:
             raise InputError(
-                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made from."
+                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made "
+                "from."
             )
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
         own = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}

@@ -109,7 +109,9 @@ def _is_paddle(found, linears):
 
 def _turned(parts):
     """``parts`` of a module with A and B transposed."""
-    return {part: tensor.t() if part in ("down", "up") and tensor.ndim == 2 else tensor for part, tensor in parts.items()}
+    return {
+        part: tensor.t() if part in ("down", "up") and tensor.ndim == 2 else tensor for part, tensor in parts.items()
+    }
 
 
 def layout_of_file(file: TensorSource) -> str:
@@ -146,8 +148,8 @@ def for_ppdiffusers(tensors: Mapping[str, paddle.Tensor], config: Mapping[str, A
         module, part = split_key(key)
         if part not in ("down", "up") or module not in ranks or not key.startswith("transformer."):
             raise InputError(
-                f"ppdiffusers' pipeline for Stable Diffusion 3 takes LoRA of the transformer alone, and {key} is another "
-                "thing. Save without layout='ppdiffusers', or fuse_lora() and save the pipeline in that layout."
+                f"ppdiffusers' pipeline for Stable Diffusion 3 takes LoRA of the transformer only, which {key} is not. "
+                "Save without layout='ppdiffusers', or fuse_lora() and save the pipeline in that layout."
             )
         scaling = _scaling(ranks[module], _alpha_of({}, "transformer", module[len("transformer.") :], config))
         made[key] = (tensor if part == "down" or scaling == 1.0 else tensor * scaling).t().contiguous()
@@ -207,8 +209,8 @@ def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | 
         shape = [up.shape[0], down.shape[1]]
         if up.shape[1] != down.shape[0]:
             raise WeightMismatchError(
-                f"{path}: {key} has lora_A {down.shape} and lora_B {up.shape}, which are no [r, in] and [out, r] of one "
-                "rank r. Download the file again, or ask who made it."
+                f"{path}: {key} has lora_A {down.shape} and lora_B {up.shape}, which are not [r, in] and [out, r]. "
+                "Download the file again, or ask who made it."
             )
     elif any(name.startswith("hada") for name in parts):
         up1, down1, up2, down2 = get("hada_w1_a", rows), get("hada_w1_b"), get("hada_w2_a", rows), get("hada_w2_b")

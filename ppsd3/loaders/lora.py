@@ -151,8 +151,8 @@ class SD3LoraLoaderMixin(PipelineHost):
                 of this pipeline, key -> tensor without the component's name, e.g.
                 ``transformer_blocks.0.attn.to_q.lora_A.weight``.
             *_lora_adapter_metadata: PEFT's configuration for each of these.
-            layout: "diffusers", or "ppdiffusers" for ``paddle_lora_weights.safetensors``, which its pipeline reads: LoRA
-                of the transformer alone.
+            layout: "diffusers", or "ppdiffusers" for ``paddle_lora_weights.safetensors``, which its pipeline reads:
+                LoRA of the transformer alone.
 
         Raises:
             InputError: there is no such adapter, or it is not clear which; another layout, or an adapter of a kind that
