@@ -209,7 +209,7 @@ def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | 
         shape = [up.shape[0], down.shape[1]]
         if up.shape[1] != down.shape[0]:
             raise WeightMismatchError(
-                f"{path}: {key} has lora_A {down.shape} and lora_B {up.shape}, which are not [r, in] and [out, r]. "
+                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not [r, in] and [out, r]. "
                 "Download the file again, or ask who made it."
             )
     elif any(name.startswith("hada") for name in parts):
