@@ -31,6 +31,7 @@ from .serialization.source import TensorSource
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import tune_process
+from .utils.elsewhere import no_attribute
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -60,10 +61,17 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
     _components: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
         super().__init__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise no_attribute(self, name) from None
 
     @classmethod
     def from_pretrained(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .errors import NoSuchImportError, UnknownArgumentError
+from .errors import NoSuchImportError, UnknownArgumentError, UnknownNameError
 
 # Names that people import.
 NAMES = {
@@ -69,8 +69,7 @@ NAMES = {
     r"deprecate|BACKENDS_MAPPING|replace_example_docstring|DIFFUSERS_CACHE|PPDIFFUSERS_CACHE|hub_utils|hf_upload": (
         "It is a part of diffusers' own machinery. Leave it out; the cache is from_pretrained(cache_dir=)."
     ),
-    r"torch_utils_|custom_op|patches": "ppsd3 patches nothing of Paddle. Leave it out.",
-    r"guiders|modular_pipelines|hooks|quantizers|experimental|pipelines_legacy|patch_to": (
+    r"guiders|modular_pipelines|hooks|quantizers|experimental|patches": (
         "ppsd3 has guidances (ppsd3.ClassifierFreeGuidance and others), caches and int8 of its own."
     ),
     r"unet_2d_condition|unet_2d_blocks|unets|controlnets|autoencoders|transformers": (
@@ -94,6 +93,7 @@ METHODS = {
         "The kernel is chosen by ppsd3.ops.use_kernels(attention=...); `ppsd3 info` lists those of this machine."
     ),
     r"compile_repeated_blocks": "Call compile(): it traces each block once, for all sizes and steps.",
+    r"unet": "The network that denoises is pipe.transformer.",
     r"upcast_vae": "The VAE computes in its own dtype: pipe.vae.to(dtype='float32').",
     r"(en|dis)able_forward_chunking|set_chunk_feed_forward|(en|dis)able_chunk_feed_forward": (
         "Feed-forward layers run in one piece. For less memory, quantize('int8') or enable_vae_tiling()."
@@ -163,14 +163,26 @@ def remedy_for(name: str, table: Mapping[str, str]) -> str | None:
     return next((remedy for pattern, remedy in table.items() if re.fullmatch(pattern, name)), None)
 
 
-def explain(owner: str, name: str, known: Iterable[str], table: Mapping[str, str]) -> str:
-    """"``owner`` has no ``name``.", and what to use: the nearest of ``known``, the table's remedy, or all of ``known``."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.8)
+def explain(owner: str, name: str, known: Iterable[str], table: Mapping[str, str], kind: str = "") -> str:
+    """What ``owner`` lacks, and what to use: the nearest of ``known``, the table's remedy, or else all of ``known``."""
+    known = list(known)
     remedy = remedy_for(name, table)
+    near = difflib.get_close_matches(name, known, 1, cutoff=0.6 if remedy is None else 0.9)
+    if near:
+        remedy = f"Did you mean {near[0]!r}?"
     if remedy is None:
-        remedy = f"Did you mean {near[0]!r}?" if near else f"It has {', '.join(known)}."
-    return f"{owner} has no {name!r}. {remedy}"
+        remedy = f"It {'takes' if kind else 'has'} {', '.join(known)}."
+    return f"{owner} has no {kind}{name!r}. {remedy}"
+
+
+def no_attribute(owner: Any, name: str) -> AttributeError:
+    """The error about ``name``, which neither the pipeline or network ``owner`` nor its class has."""
+    class_ = type(owner).__name__
+    remedy = remedy_for(name, METHODS)
+    if remedy is None and not name.startswith("_"):  # Python itself asks for names with underscores
+        known = [known for known in dir(type(owner)) if not known.startswith("_")]
+        remedy = "".join(f"Did you mean {near!r}?" for near in difflib.get_close_matches(name, known, 1, cutoff=0.8))
+    return UnknownNameError(f"{class_} has no attribute {name!r}. {remedy or ''}".rstrip())
 
 
 def check_argument_names(
@@ -180,7 +192,7 @@ def check_argument_names(
     known = list(known)
     for name in given:
         if name not in known:
-            raise UnknownArgumentError(explain(owner, name, known, table or {}))
+            raise UnknownArgumentError(explain(owner, name, known, table or {}, "argument "))
 
 
 class _Finder(importlib.abc.MetaPathFinder):
