@@ -31,7 +31,7 @@ from .serialization.source import TensorSource
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import tune_process
-from .utils.elsewhere import no_attribute
+from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -71,7 +71,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise no_attribute(self, name) from None
+            raise NoAttributeError(type(self), name, METHODS) from None
 
     @classmethod
     def from_pretrained(

@@ -43,9 +43,7 @@ class PeftAdapterMixin(nn.Layer):
         names = _names(adapter_name)
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
-    def set_adapters(
-        self, adapter_names: Names, weights: float | Sequence[float | None] | None = None
-    ) -> None:
+    def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
 
         Raises:
@@ -83,9 +81,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.require(self, names)
         adapted.detach(self, names)
 
-    def fuse_lora(
-        self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None
-    ) -> None:
+    def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
         names = None if adapter_names is None else _names(adapter_names)
         adapted.require(self, names or ())

@@ -125,7 +125,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     @hybridmethod
     def save_lora_weights(
-        cls,
+        cls,  # noqa: N805 (or the pipeline)
         save_directory: PathLike,
         adapter_name: str | None = None,
         weight_name: str | None = None,
