@@ -11,6 +11,8 @@ import paddle
 from .configuration_utils import ConfigMixin, register_to_config
 from .utils.errors import InputError
 
+__path__: list[str] = []  # see utils/elsewhere.py
+
 
 class PipelineCallback(ConfigMixin, abc.ABC):
     """Base of callbacks that act at one step; a subclass lists its ``tensor_inputs`` and has a ``callback_fn``.

@@ -3,3 +3,5 @@
 from .pipelines.image_processor import VaeImageProcessor
 
 __all__ = ["VaeImageProcessor"]
+
+__path__: list[str] = []  # see utils/elsewhere.py

@@ -279,7 +279,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
         Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
@@ -288,10 +288,15 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
 
         Args:
             storage_dtype: "float16" or "bfloat16".
+            compute_dtype: can only be the dtype that the model has.
 
         Raises:
-            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+            InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
+        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+            raise InputError(
+                f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
+            )
         cast_layers_(self, storage_dtype)
         return self
 

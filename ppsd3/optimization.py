@@ -9,6 +9,8 @@ from paddle.optimizer.lr import LambdaDecay
 
 from .utils.errors import InputError
 
+__path__: list[str] = []  # see utils/elsewhere.py
+
 
 def _after_warmup(name: str, cycles: float, power: float) -> Any:
     """The rate, as a part of its peak, at ``progress`` (0 to 1) through the steps after the warm-up."""

@@ -19,6 +19,8 @@ from .utils.errors import InputError
 from .utils.random import Generator, TorchGenerator, randn
 from .utils.types import Dtype
 
+__path__: list[str] = []  # see utils/elsewhere.py
+
 
 def compute_density_for_timestep_sampling(
     weighting_scheme: str,
@@ -84,10 +86,3 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the global stream is what is meant)
     paddle.seed(seed)
-
-
-def __getattr__(name: str) -> Any:
-    from .utils.elsewhere import TRAINING, explain
-    from .utils.errors import UnknownNameError
-
-    raise UnknownNameError(explain(__name__, name, [n for n in globals() if "_" in n and n[0] != "_"], TRAINING))

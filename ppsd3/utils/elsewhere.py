@@ -58,8 +58,8 @@ NAMES = {
         "Training is ppsd3.training.trainer.Trainer, on several devices by paddle.distributed.launch; a seed is "
         "paddle.seed(seed)."
     ),
-    r"PeftModel|get_peft_model|inject_adapter_in_model|LoHaConfig|LoKrConfig|AdaLoraConfig": (
-        "Add a LoRA with transformer.add_adapter(ppsd3.LoraConfig(r=4))."
+    r"peft|PeftModel|get_peft_model|inject_adapter_in_model|LoHaConfig|LoKrConfig|AdaLoraConfig": (
+        "Add a LoRA with transformer.add_adapter(ppsd3.LoraConfig(r=4)); ppsd3.get_peft_model_state_dict() has its tensors."
     ),
     r"(StableDiffusion|StableDiffusionXL|Flux)?LoraLoaderMixin": "It is ppsd3.loaders.SD3LoraLoaderMixin here.",
     r"export_to_(video|gif|obj|ply)|load_video|\w*video\w*": "Stable Diffusion 3 draws pictures: image.save('x.png').",
@@ -74,9 +74,16 @@ NAMES = {
     r"guiders|modular_pipelines|hooks|quantizers|experimental|patches": (
         "ppsd3 has guidances (ppsd3.ClassifierFreeGuidance and others), caches and int8 of its own."
     ),
+    r"modeling_utils": "The base of the networks is ppsd3.ModelMixin.",
     r"unet_2d_condition|unet_2d_blocks|unets|controlnets|autoencoders|transformers": (
         "The networks are ppsd3.SD3Transformer2DModel, ppsd3.SD3ControlNetModel and ppsd3.AutoencoderKL."
     ),
+    r"EMAModel": "Use ppsd3.training.ema.EMA.",
+    r"compute_snr|compute_dream_and_update_latents": "It is for noise schedules of diffusion; this is a flow.",
+    r"unet_lora_state_dict": "Use ppsd3.get_peft_model_state_dict(transformer).",
+    r"free_memory": "Use ppsd3.utils.device.release_freed_memory().",
+    r"(un)?freeze_(params|model)|unwrap_model": "Use network.requires_grad_(True) or network.requires_grad_(False).",
+    r"main_process_first": "Use paddle.distributed.get_rank().",
 }
 
 # Methods and attributes of pipelines and networks.
@@ -141,16 +148,6 @@ CALL_ARGUMENTS = {
     r"control_mode|controlnet_keep": "Each ControlNet is a model of its own: pass several to the pipeline.",
     r"parse_prompt_type|max_embeddings_multiples|parse_weight": "Set pipe.prompt_reader = ppsd3.WeightedPrompts().",
     r"use_pooled|is_cancelled_callback": "A callback sets pipe._interrupt = True to stop.",
-}
-
-# Names of ppsd3.training_utils.
-TRAINING = {
-    r"EMAModel": "Use ppsd3.training.ema.EMA.",
-    r"compute_snr|compute_dream_and_update_latents": "It is for noise schedules of diffusion; this is a flow.",
-    r"unet_lora_state_dict": "Use ppsd3.get_peft_model_state_dict(transformer).",
-    r"free_memory": "Use ppsd3.utils.device.release_freed_memory().",
-    r"(un)?freeze_(params|model)|unwrap_model": "Use network.requires_grad_(True) or network.requires_grad_(False).",
-    r"main_process_first": "Use paddle.distributed.get_rank().",
 }
 
 # Methods, and arguments of the call, of a tokenizer.
@@ -231,7 +228,8 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Answers the import of a name below ``ppsd3`` that nothing else finds; the last of the finders.
 
     ``from ppsd3 import X`` looks for a module of that name when the package has no such attribute, and would end in a
-    message of Python's without a remedy.
+    message of Python's without a remedy. Modules from which programs import foreign names are made packages for that,
+    by an empty ``__path__``.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
