@@ -40,11 +40,12 @@ TEXTS = {
         "other": "[English](../compatibility.md)",
         "made": "<!-- 由 docs/make_compatibility.py 写出：请改代码或 tests/compat，不要改本页。 -->",
         "introduction": (
-            "为这两个库写的程序里的调用与参数，把 import 换成 `ppsd3` 之后逐个试过：每一个都由测试执行。被拒绝的调用会说明该用什么，"
-            "最后一列就是那条信息。完整程序的对照见[迁移](migrating.md)，原因见[差异](differences.md)。"
+            "为这两个库写的程序里的调用与参数，把 import 换成 `ppsd3` 之后逐个试过：每一个都由测试执行。"
+            "被拒绝的调用会说明该用什么，最后一列就是那条信息。完整程序的对照见[迁移](migrating.md)，原因见[差异](differences.md)。"
         ),
         "names": (
-            '`pipe`、`i2i`、`inpaint`、`control`、`pag` 是各种 pipeline；`few` 是 `{"num_inference_steps": 2}`；大写的名字是文件与目录。'
+            "`pipe`、`i2i`、`inpaint`、`control`、`pag` 是各种 pipeline；"
+            '`few` 是 `{"num_inference_steps": 2}`；大写的名字是文件与目录。'
         ),
         "summary": ("库", "调用", "可用", "行为不同", "拒绝", "原始错误"),
         "header": ("调用", "", "说明"),

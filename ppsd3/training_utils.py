@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import paddle

@@ -1,4 +1,4 @@
-"""docs/compatibility.md is what comes of the calls of programs for diffusers and ppdiffusers: no raw error among them."""
+"""docs/compatibility.md is what comes of the calls of programs for diffusers and ppdiffusers; no error is raw."""
 
 import importlib.util
 import pathlib

@@ -49,7 +49,7 @@ NAMES = {
     r"StableDiffusionSafetyChecker|safety_checker": "Stable Diffusion 3 comes without a safety checker. Leave it out.",
     r"IPAdapterScaleCutoffCallback": "Call pipe.set_ip_adapter_scale(scale) before drawing.",
     r"SD(XL)?(Controlnet)?CFGCutoffCallback": "It is ppsd3.callbacks.SD3CFGCutoffCallback here.",
-    r"JointAttnProcessor2_0|AttnProcessor\w*|XFormers\w*|Fused\w*AttnProcessor\w*|SlicedAttn\w*": (
+    r"AttnProcessor\w*|XFormers\w*|Fused\w*AttnProcessor\w*|SlicedAttn\w*": (
         "The attention processor is ppsd3.models.attention_processor.JointAttnProcessor2_5; fused projections are "
         "pipe.fuse_qkv_projections()."
     ),
@@ -59,7 +59,8 @@ NAMES = {
         "paddle.seed(seed)."
     ),
     r"peft|PeftModel|get_peft_model|inject_adapter_in_model|LoHaConfig|LoKrConfig|AdaLoraConfig": (
-        "Add a LoRA with transformer.add_adapter(ppsd3.LoraConfig(r=4)); ppsd3.get_peft_model_state_dict() has its tensors."
+        "Add a LoRA with transformer.add_adapter(ppsd3.LoraConfig(r=4)); its tensors are those of "
+        "ppsd3.get_peft_model_state_dict(transformer)."
     ),
     r"(StableDiffusion|StableDiffusionXL|Flux)?LoraLoaderMixin": "It is ppsd3.loaders.SD3LoraLoaderMixin here.",
     r"export_to_(video|gif|obj|ply)|load_video|\w*video\w*": "Stable Diffusion 3 draws pictures: image.save('x.png').",

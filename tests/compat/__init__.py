@@ -1,1 +1,1 @@
-"""What programs for diffusers and ppdiffusers call, and how each call fares here: the probes of docs/compatibility.md."""
+"""What programs for diffusers and ppdiffusers call, and what comes of it: the probes of docs/compatibility.md."""

@@ -1,7 +1,7 @@
 """Reads the probes of a ``.txt`` beside this file and runs them.
 
-A line is a probe: Python, statements separated by ``; ``, in which the names of :class:`Names` can be used. After it may
-stand, separated by two spaces:
+A line is a probe: Python, statements separated by ``; ``, in which the names of :class:`Names` can be used. After it
+may stand, separated by two spaces:
 
 - ``-> English | Chinese``: it does something else than in the other library, and what.
 - ``-> needs MODULE``: it is run only where that can be imported.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import json
 import os
 import pathlib
 import re
@@ -172,17 +171,10 @@ def run(probe, names):
                 exec(code, names.of(probe.code))
         except PPSD3Error as error:
             return Outcome("refused", names.shown(str(error)))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (that there are none is what is tested)
             return Outcome("raw error", names.shown(f"{type(error).__name__}: {error}"))
-        finally:
-            ppsd3.ops.use_kernels  # noqa: B018
     return Outcome("works", "")
 
 
 def _statements(code):
     return code.split("; ")
-
-
-def to_json(outcomes):
-    """For reading by eye."""
-    return json.dumps([outcome._asdict() for outcome in outcomes], indent=1, ensure_ascii=False)
