@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from .adapters import PeftAdapterMixin
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
@@ -32,6 +33,7 @@ from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import tune_process
+from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ModelMixin(QuantizableModel, ConfigMixin):
+class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -61,10 +63,17 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
     _components: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
         super().__init__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise NoAttributeError(type(self), name, METHODS) from None
 
     @classmethod
     def from_pretrained(
@@ -284,7 +293,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
         Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
@@ -293,10 +302,15 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
         Args:
             storage_dtype: "float16" or "bfloat16".
+            compute_dtype: can only be the dtype that the model has.
 
         Raises:
-            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+            InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
+        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+            raise InputError(
+                f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
+            )
         cast_layers_(self, storage_dtype)
         return self
 

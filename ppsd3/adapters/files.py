@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +13,72 @@ from typing import Any
 import paddle
 
 from ..serialization.layout import declared_layout
+from ..serialization.readers import SafetensorsFile
 from ..serialization.source import TensorSource
 from ..serialization.tensors import cast
+from ..serialization.writers import write_tensors
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
-from ..utils.types import Tensors
+from ..utils.files import atomic_write
+from ..utils.types import PathLike, Tensors
 from .keys import ModuleNames, Place, split_key
 from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
 
+LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+PADDLE_LORA_WEIGHT_NAME = "paddle_lora_weights.safetensors"
+LORA_WEIGHT_NAMES = (LORA_WEIGHT_NAME, PADDLE_LORA_WEIGHT_NAME)  # of a directory, the first that is there
+LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
+
 _SHOWN = 5  # keys that a message names
+
+
+def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
+    """``(tensors, PEFT's configuration or None)`` of a safetensors file, under the names in the file.
+
+    The tensors are as they are, but where only the file's format or name tells their layout: if all matrices are square,
+    as where the rank equals the width, :func:`read_adapters` cannot see that they are transposed.
+    """
+    file = SafetensorsFile(path)
+    text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
+    try:
+        metadata = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
+    tensors = {name: file.read(name) for name in file.keys()}
+    matrices = {key: tensor for key, tensor in tensors.items() if split_key(key)[1] in ("down", "up")}
+    if declared_layout(file) == "paddle" and not any(len(set(tensor.shape)) > 1 for tensor in matrices.values()):
+        tensors.update({key: tensor.t() for key, tensor in matrices.items()})
+    return tensors, metadata
+
+
+def save_lora_file(
+    save_directory: PathLike,
+    weight_name: str | None,
+    tensors: Tensors,
+    config: Mapping[str, Any],
+    layout: str = "diffusers",
+) -> None:
+    """Writes an adapter's ``tensors`` into ``save_directory``, with PEFT's configuration as metadata.
+
+    Args:
+        layout: "diffusers", or "ppdiffusers", see :func:`for_ppdiffusers`.
+
+    Raises:
+        InputError: ``save_directory`` is a file, another layout, or tensors that it does not have.
+    """
+    if layout not in ("diffusers", "ppdiffusers"):
+        raise InputError(f"layout is {layout!r}; an adapter can be saved as 'diffusers' or 'ppdiffusers'.")
+    metadata, name = {"format": "pt"}, weight_name or LORA_WEIGHT_NAME
+    if layout == "ppdiffusers":
+        tensors, config = for_ppdiffusers(tensors, config), {}
+        metadata, name = {"format": "pd"}, weight_name or PADDLE_LORA_WEIGHT_NAME
+    if config:
+        config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config, indent=2, sort_keys=True)
+    if os.path.isfile(save_directory):
+        raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
+    os.makedirs(save_directory, exist_ok=True)
+    with atomic_write(os.path.join(save_directory, name)) as file:
+        write_tensors(file, tensors, metadata)
 
 
 def read_adapters(
@@ -121,15 +181,6 @@ def layout_of_file(file: TensorSource) -> str:
     matrices = [shape if part == "down" else shape[::-1] for part, shape in shapes if part in ("down", "up")]
     votes = {shape[0] > shape[1] for shape in matrices if len(shape) == 2 and shape[0] != shape[1]}
     return ("paddle" if votes.pop() else "torch") if len(votes) == 1 else declared_layout(file)
-
-
-def in_torch_layout(tensors: Tensors, file: TensorSource) -> Tensors:
-    """``tensors`` of ``file`` as they are, but where only the file's format or name tells their layout: if all matrices
-    are square, as where the rank equals the width, :func:`read_adapters` cannot see that they are transposed."""
-    matrices = {key: tensor for key, tensor in tensors.items() if split_key(key)[1] in ("down", "up")}
-    if declared_layout(file) == "torch" or any(len(set(tensor.shape)) > 1 for tensor in matrices.values()):
-        return tensors
-    return {**tensors, **{key: tensor.t() for key, tensor in matrices.items()}}
 
 
 def for_ppdiffusers(tensors: Mapping[str, paddle.Tensor], config: Mapping[str, Any]) -> Tensors:
