@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from .adapters import PeftAdapterMixin
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
@@ -24,12 +25,15 @@ from .quantization import (
     quantize_,
 )
 from .serialization import Checkpoint, LoadReport, SingleFile, load_weights
+from .serialization.layout import find_named_layout, in_layout, own_names
 from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
 from .serialization.source import TensorSource
+from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import tune_process
+from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ModelMixin(QuantizableModel, ConfigMixin):
+class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -60,10 +64,17 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _tied_keys: dict[str, str] = {}
     gradient_checkpointing = False
     _components: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
         super().__init__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise NoAttributeError(type(self), name, METHODS) from None
 
     @classmethod
     def from_pretrained(
@@ -188,8 +199,8 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:
-        """``source`` with this class's parameter names, for classes whose files have several naming schemes."""
-        return source
+        """``source`` with this class's parameter names, whichever library has written the file."""
+        return own_names(source)
 
     @classmethod
     def _component_in(cls, file: SingleFile, subfolder: str | None) -> str:
@@ -227,6 +238,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
         safe_serialization: bool = True,
+        layout: str = "diffusers",
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
 
@@ -237,17 +249,28 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
             safe_serialization: can only be True: pickles are not written.
+            layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
+                can be saved for PaddleNLP itself, as "paddlenlp".
 
         Raises:
-            InputError, CheckpointError: see :func:`ppsd3.serialization.writers.write_checkpoint`.
+            InputError: another layout, or an int8 model in one that is not diffusers'; and what
+                :func:`ppsd3.serialization.writers.write_checkpoint` raises.
+            CheckpointError: the disk has too little space.
         """
         if not safe_serialization:
             raise InputError("safe_serialization=False would write a pickle; ppsd3 writes safetensors only.")
+        written = find_named_layout(layout, self.weights_name, type(self).__name__)
+        if written.is_paddle and self.is_quantized:
+            raise InputError(
+                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made "
+                "from."
+            )
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
-        tensors = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
-        write_checkpoint(
-            os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
-        )
+        own = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
+        tensors = in_layout(TensorDict(own), self, written) if written.is_paddle else own
+        stem, mark = written.files[self.weights_name]
+        texts = {self.config_name: config}
+        write_checkpoint(os.fspath(save_directory), stem, tensors, variant, max_shard_size, texts, mark)
 
     def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, ``extra_saved_config`` included."""
@@ -271,7 +294,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
         Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
@@ -280,10 +303,15 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
         Args:
             storage_dtype: "float16" or "bfloat16".
+            compute_dtype: can only be the dtype that the model has.
 
         Raises:
-            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+            InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
+        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+            raise InputError(
+                f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
+            )
         cast_layers_(self, storage_dtype)
         return self
 

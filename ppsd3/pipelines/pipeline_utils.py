@@ -13,10 +13,12 @@ from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig
 from ..loaders import FromSingleFileMixin
 from ..quantization import choose_layers
+from ..utils import logging
 from ..utils.errors import InputError
 from ..utils.paddle_internals import Place, current_place
 from .call_signature import Argument, describe
 from .component_classes import index_entry
+from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
     ModelOffload,
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -249,7 +251,7 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
         """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
         from tqdm.auto import tqdm
 
-        return tqdm(iterable, total=total, **self._progress_bar_config)
+        return tqdm(iterable, total=total, **{"disable": not logging.progress_bars, **self._progress_bar_config})
 
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]
