@@ -250,7 +250,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
                 for i in range(num_layers)
             ]
         )
-        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim)
+        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.ip_adapter = None
 
