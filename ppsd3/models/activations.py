@@ -32,11 +32,14 @@ class GELU(nn.Layer):
         super().__init__()
         self.proj = Linear(dim_in, dim_out)
         self.approximate = approximate
+        self._after = linear_gelu if approximate == "tanh" else _exact_gelu_after
 
     def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
-        if self.approximate == "tanh":
-            return linear_gelu(hidden_states, self.proj)
-        return exact_gelu(self.proj(hidden_states))
+        return self._after(hidden_states, self.proj)
+
+
+def _exact_gelu_after(x, layer):
+    return exact_gelu(layer(x))
 
 
 class GEGLU(nn.Layer):

@@ -57,8 +57,11 @@ class FeedForward(nn.Layer):
         size = hidden_states.shape[self.chunk_dim]
         if self.chunk_size is None or size <= self.chunk_size:
             return self._run(hidden_states)
-        starts = range(0, size, self.chunk_size)
-        chunks = [hidden_states.slice([self.chunk_dim], [i], [min(i + self.chunk_size, size)]) for i in starts]
+        return self._run_in_chunks(hidden_states, size, self.chunk_size)
+
+    def _run_in_chunks(self, hidden_states, size, chunk_size):
+        starts = range(0, size, chunk_size)
+        chunks = [hidden_states.slice([self.chunk_dim], [i], [min(i + chunk_size, size)]) for i in starts]
         return paddle.concat([self._run(chunk) for chunk in chunks], axis=self.chunk_dim)
 
     def _run(self, hidden_states):
@@ -126,12 +129,11 @@ class JointTransformerBlock(nn.Layer):
         kwargs, processors = joint_attention_kwargs or {}, attn_processors or {}
         for_image, for_text = temb if isinstance(temb, tuple) else (temb, temb)
         image = self.norm1(hidden_states, emb=for_image)
-        text = (
-            self.norm1_context(encoder_hidden_states, for_text)
-            if self.context_pre_only
-            else self.norm1_context(encoder_hidden_states, emb=for_text)
-        )
-        text_input = text if self.context_pre_only else text.hidden_states
+        if self.context_pre_only:
+            text_input = self.norm1_context(encoder_hidden_states, for_text)
+        else:
+            text = self.norm1_context(encoder_hidden_states, emb=for_text)
+            text_input = text.hidden_states
 
         image_output, text_output = self.attn(
             image.hidden_states, text_input, processor=processors.get("attn"), **kwargs
@@ -237,13 +239,16 @@ class AttentionMixin(ModelMixin):
         if not kwargs and not processors:
             return
         own = self.attn_processors
+        self._check_names(processors, own)
+        check_attention_kwargs({**own, **processors}.values(), kwargs)
+
+    def _check_names(self, processors, own):
         unknown = sorted(set(processors) - set(own))
         if unknown:
             raise InputError(
                 f"attn_processors has {unknown[:5]}, which this {type(self).__name__} does not have. Take names from "
                 "model.attn_processors."
             )
-        check_attention_kwargs({**own, **processors}.values(), kwargs)
 
     def fuse_qkv_projections(self) -> None:
         """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""

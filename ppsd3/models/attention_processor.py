@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any, Callable
 
 import paddle
@@ -18,7 +19,7 @@ from paddle import nn
 from ..ops import Linear, QuantizedLinear, adapt, attention, base_of, joint_attention, linear, shared_input
 from ..utils.errors import ConfigError, InputError
 from ..utils.paddle_internals import no_grad
-from .attention_masks import bias_of
+from .attention_inputs import are_tokens, as_tokens, bias_of
 from .normalization import RMSNorm
 
 # ``processor(attn, hidden_states, encoder_hidden_states, **joint_attention_kwargs)`` -> what the attention returns.
@@ -116,24 +117,16 @@ class Attention(nn.Layer):
 
     def normalize(self, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor) -> QKV:
         """What :meth:`project` gave, Q and K normalised where the model does."""
-        return _normalized(q, self.norm_q), _normalized(k, self.norm_k), v
+        return _through(self.norm_q, q), _through(self.norm_k, k), v
 
     def qkv(self, hidden_states: paddle.Tensor) -> QKV:
         """Q, K, V of the image tokens, each [B, N, h, d], Q and K normalised where the model does."""
         return self.normalize(*self.project(hidden_states))
 
     def added_qkv(self, encoder_hidden_states: paddle.Tensor) -> QKV:
-        """Q, K, V of the text tokens, each [B, L, h, d]; Q is None without ``has_text_queries``.
-
-        Raises:
-            InputError: this attention has no projections for text.
-        """
-        if not self.has_context:
-            raise InputError(
-                "This attention is for image tokens alone. Build it with added_kv_proj_dim, or leave text out."
-            )
+        """Q, K, V of the text tokens, each [B, L, h, d]; Q is None without ``has_text_queries``."""
         q, k, v = self._project(encoder_hidden_states, self._added_names)
-        return _normalized(q, self.norm_added_q), _normalized(k, self.norm_added_k), v
+        return _through(self.norm_added_q, q), _through(self.norm_added_k, k), v
 
     def project_out(self, tokens: paddle.Tensor) -> paddle.Tensor:
         """The output of the image tokens: [B, N, h, d] -> [B, N, D]."""
@@ -142,9 +135,7 @@ class Attention(nn.Layer):
     def project_added_out(self, tokens: paddle.Tensor | None) -> paddle.Tensor | None:
         """The output of the text tokens: [B, L, h, d] -> [B, L, D], or [B, L, h * d] where the text stream ends; None
         stays None."""
-        if tokens is None:
-            return None
-        return tokens.flatten(2) if self.to_add_out is None else self.to_add_out(tokens.flatten(2))
+        return _through(self.to_add_out, None if tokens is None else tokens.flatten(2))
 
     @property
     def _added_names(self):
@@ -188,8 +179,8 @@ class Attention(nn.Layer):
         return (processor or self.processor)(self, hidden_states, encoder_hidden_states, **kwargs)
 
 
-def _normalized(x: Any, norm: RMSNorm | None) -> Any:
-    return x if x is None or norm is None else norm(x)
+def _through(layer: nn.Layer | None, x: Any) -> Any:
+    return x if x is None or layer is None else layer(x)
 
 
 def _fuse(layers):
@@ -229,21 +220,21 @@ class JointAttnProcessor2_5:
             hidden_states, encoder_hidden_states: image and text tokens. Either may be a picture [B, D, H, W], and is
                 given back as one.
             attention_mask: which of the N + L tokens are seen, [B, N + L] or per token; see
-                ``attention_masks.bias_of``.
+                ``attention_inputs.bias_of``.
             *args, **kwargs: refused.
 
         Raises:
             InputError: an argument that nothing uses, or a mask that does not fit the tokens.
         """
-        if args or kwargs:
-            given = ", ".join(map(repr, kwargs)) or f"{len(args)} more arguments"
-            raise InputError(f"{type(self).__name__} was given {given}, and uses attention_mask alone. Leave them out.")
-        image = attn.qkv(_tokens_of(hidden_states))
-        text = None if encoder_hidden_states is None else attn.added_qkv(_tokens_of(encoder_hidden_states))
+        if args or kwargs or not are_tokens(attn, hidden_states, encoder_hidden_states):
+            call = partial(JointAttnProcessor2_5.__call__, self, attn)
+            return as_tokens(call, attn, hidden_states, encoder_hidden_states, attention_mask, args, kwargs)
+        image = attn.qkv(hidden_states)
+        text = None if encoder_hidden_states is None else attn.added_qkv(encoder_hidden_states)
         options = {} if attention_mask is None else {"bias": bias_of(attention_mask, image, text)}
         image, learnt = self.attend(image, text, **options)
-        image = _as(hidden_states, attn.project_out(image))
-        return image if text is None else (image, _as(encoder_hidden_states, attn.project_added_out(learnt)))
+        image = attn.project_out(image)
+        return image if text is None else (image, attn.project_added_out(learnt))
 
     def attend(
         self, image: QKV, text: QKV | None = None, bias: paddle.Tensor | None = None
@@ -309,18 +300,6 @@ _PERTURBED = PAGJointAttnProcessor2_5()
 def perturbed(processor: AttentionProcessor) -> AttentionProcessor:
     """What stands in for ``processor`` in the weakened model of perturbed-attention guidance."""
     return processor.perturbed() if hasattr(processor, "perturbed") else _PERTURBED
-
-
-def _tokens_of(x):
-    """[B, S, D] of tokens, or of a picture [B, D, H, W]."""
-    return x if x.ndim == 3 else x.flatten(2).transpose([0, 2, 1])
-
-
-def _as(given, tokens):
-    """``tokens [B, S, D]`` in the form that ``given`` had; None stays None."""
-    if tokens is None or given.ndim == 3:
-        return tokens
-    return tokens.transpose([0, 2, 1]).reshape([0, tokens.shape[-1], *given.shape[2:]])
 
 
 def check_attention_kwargs(processors: Iterable[AttentionProcessor], kwargs: Mapping[str, Any]) -> None:

@@ -152,37 +152,48 @@ class PatchEmbed(nn.Layer):
             InputError: the grid is larger than the stored table.
         """
         side = self.pos_embed_max_size
-        if not side:
-            if (height, width) == (self.height, self.width):
-                return self.pos_embed
-            return self._table(self.pos_embed.shape[-1], (height, width)).astype(self.pos_embed.dtype)
-        if height > side or width > side:
-            raise InputError(
-                f"A latent of {height * self.patch_size} x {width * self.patch_size} needs {height} x {width} patches; "
-                f"this model stores positions for {side} x {side} (pos_embed_max_size). Ask for a smaller picture."
-            )
+        if not side or height > side or width > side:
+            return self._computed_positions(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         grid = self.pos_embed.reshape([1, side, side, -1])[:, top : top + height, left : left + width]
         return grid.reshape([1, height * width, -1])
 
+    def _computed_positions(self, height, width):
+        """:meth:`positions` of a grid of which no table has the centre."""
+        side = self.pos_embed_max_size
+        if side:
+            raise InputError(
+                f"A latent of {height * self.patch_size} x {width * self.patch_size} needs {height} x {width} patches; "
+                f"this model stores positions for {side} x {side} (pos_embed_max_size). Ask for a smaller picture."
+            )
+        if (height, width) == (self.height, self.width):
+            return self.pos_embed
+        return self._table(self.pos_embed.shape[-1], (height, width)).astype(self.pos_embed.dtype)
+
     def forward(self, latent: paddle.Tensor) -> paddle.Tensor:
-        channels_last = self.data_format == "NHWC"
-        *size, given = latent.shape[1:] if channels_last else (*latent.shape[2:], latent.shape[1])
-        if given != self.proj.weight.shape[1]:
-            taken = self.proj.weight.shape[1]
-            raise InputError(f"The latents have {given} channels, the transformer takes {taken} (in_channels).")
-        height, width = (cells // self.patch_size for cells in size)
-        tokens = self.proj(latent).flatten(1, 2) if channels_last else patch_tokens(latent, self.proj)  # [B, N, D]
-        if self.norm is not None:
-            tokens = self.norm(tokens)
+        sizes = latent.shape[1:]
+        channels, height, width = sizes if self.data_format == "NCHW" else (sizes[2], *sizes[:2])
+        if channels != self.proj.weight.shape[1]:
+            raise self._wrong_channels(channels)
+        height, width = height // self.patch_size, width // self.patch_size
+        tokens = self._projected(latent)  # [B, N, D]
         if self.add_pos_embed:
             positions = self.positions(height, width).astype(tokens.dtype)
             # all tokens as one axis, since Paddle broadcasts to the last axis ten times faster
             tokens = (tokens.flatten(1) + positions.flatten()).reshape([0, -1, positions.shape[-1]])
-        if self.flatten:
-            return tokens
+        return tokens if self.flatten else self._grid(tokens, height, width)
+
+    def _wrong_channels(self, channels):
+        taken = self.proj.weight.shape[1]
+        return InputError(f"The latents have {channels} channels, the transformer takes {taken} (in_channels).")
+
+    def _projected(self, latent):
+        tokens = patch_tokens(latent, self.proj) if self.data_format == "NCHW" else self.proj(latent).flatten(1, 2)
+        return tokens if self.norm is None else self.norm(tokens)
+
+    def _grid(self, tokens, height, width):
         grid = tokens.reshape([0, height, width, tokens.shape[-1]])
-        return grid if channels_last else grid.transpose([0, 3, 1, 2])
+        return grid.transpose([0, 3, 1, 2]) if self.data_format == "NCHW" else grid
 
 
 class Timesteps(nn.Layer):
@@ -247,12 +258,14 @@ class TimestepEmbedding(nn.Layer):
         self.post_act = None if post_act_fn is None else get_activation(post_act_fn)
 
     def forward(self, sample: paddle.Tensor, condition: paddle.Tensor | None = None) -> paddle.Tensor:
-        if condition is not None:
-            if self.cond_proj is None:
-                raise InputError("This TimestepEmbedding takes no condition. Build it with cond_proj_dim.")
-            sample = sample + self.cond_proj(condition.astype(sample.dtype))
+        sample = sample if condition is None else self._conditioned(sample, condition)
         sample = self.linear_2(self.act(self.linear_1(sample)))
         return sample if self.post_act is None else self.post_act(sample)
+
+    def _conditioned(self, sample, condition):
+        if self.cond_proj is None:
+            raise InputError("This TimestepEmbedding takes no condition. Build it with cond_proj_dim.")
+        return sample + self.cond_proj(condition.astype(sample.dtype))
 
 
 class PixArtAlphaTextProjection(nn.Layer):

@@ -100,6 +100,11 @@ class AdaLayerNormZero(_AdaLayerNorm):
             InputError: ``emb`` is missing, or ``timestep`` and ``class_labels`` where there is ``num_embeddings``; or
                 what the layer has no use for is given.
         """
+        if self.emb is not None or emb is None or timestep is not None or class_labels is not None:
+            emb = self._embedded(timestep, class_labels, hidden_dtype, emb)
+        return super().forward(x, emb)
+
+    def _embedded(self, timestep, class_labels, hidden_dtype, emb) -> paddle.Tensor:
         made_here, given = self.emb is not None, (timestep is not None, class_labels is not None, emb is not None)
         if given != (made_here, made_here, not made_here):
             wanted = "timestep and class_labels" if made_here else "emb, the conditioning vector (by its name)"
@@ -107,11 +112,11 @@ class AdaLayerNormZero(_AdaLayerNorm):
                 f"This AdaLayerNormZero was built {'with' if made_here else 'without'} num_embeddings: beside x it "
                 f"takes {wanted}, and nothing else."
             )
-        return super().forward(x, emb if self.emb is None else self.emb(timestep, class_labels, hidden_dtype))
+        embed: Any = self.emb
+        return embed(timestep, class_labels, hidden_dtype)
 
     def _modulated(self, x, shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp):
-        x = norm_modulate(x, self.norm, shift_msa, scale_msa)
-        return Modulated(x, gate_msa, shift_mlp, scale_mlp, gate_mlp)
+        return Modulated(norm_modulate(x, self.norm, shift_msa, scale_msa), gate_msa, shift_mlp, scale_mlp, gate_mlp)
 
 
 class SD35AdaLayerNormZeroX(_AdaLayerNorm):

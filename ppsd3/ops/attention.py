@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from . import onednn
-from .dispatch import Implementation, native, onednn as by_onednn, operation
+from .dispatch import Implementation, native, onednn as by_onednn, operation, reference
 from .native import attention as kernels
 from .shapes import shape_of
 
@@ -115,12 +115,8 @@ def _joint_pays_on_tiles(*tensors):
     native(_in_pieces),
     deciding=6,
 )
-def _joint_attention(q, k, v, text_q, text_k, text_v):
+def _joint_attention(q, k, v, text_q, text_k, text_v, bias=None):
     """The outputs for ``q`` and, if it is there, ``text_q``."""
-    return _concatenated(q, k, v, text_q, text_k, text_v)
-
-
-def _concatenated(q, k, v, text_q, text_k, text_v, bias=None):
     joined = [paddle.concat(pieces, axis=1) for pieces in _joined(q, k, v, text_q, text_k, text_v)]
     joint = attention(joined[0], joined[1], joined[2], bias)
     images = shape_of(q)[1]
@@ -140,7 +136,8 @@ def joint_attention(
     Returns:
         ``[B, N, h, d]``, and ``[B, L, h, d]`` or None.
     """
-    outputs = _joint_attention(*image, *text) if bias is None else _concatenated(*image, *text, bias)
+    joint = _joint_attention if bias is None else partial(reference(_joint_attention), bias=bias)
+    outputs = joint(*image, *text)
     return outputs[0], outputs[1] if len(outputs) == 2 else None
 
 

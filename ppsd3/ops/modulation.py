@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -27,7 +29,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def __init__(self, dim: int, eps: float = 1e-6, weight: bool = False, bias: bool = False) -> None:
-        attributes = {"weight_attr": None if weight else False, "bias_attr": None if bias else False}
+        attributes: dict[str, Any] = {"weight_attr": None if weight else False, "bias_attr": None if bias else False}
         super().__init__(dim, epsilon=eps, **attributes)
         self.epsilon: float = eps
         self.is_plain: bool = not weight and not bias
