@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
-from helpers import tiny
+from helpers import markdown, tiny
 from paddle import nn
 
 import ppsd3
@@ -27,11 +27,13 @@ from ppsd3.models.embeddings import (
     get_2d_sincos_pos_embed,
 )
 from ppsd3.models.normalization import AdaLayerNormContinuous, AdaLayerNormZero, RMSNorm
+from ppsd3.training.flow_matching import RectifiedFlow
 from ppsd3.utils.errors import ConfigError, InputError
 
 B, N, L, D, P, HEADS = 2, 6, 5, 32, 12, 4
 ROUNDING = 2e-6
-WALK = pathlib.Path(__file__).parent.parent / "examples" / "document_walk.py"
+ROOT = pathlib.Path(__file__).parent.parent
+WALK, PAGE = ROOT / "examples" / "document_walk.py", ROOT / "docs" / "document.md"
 REQUIRED = inspect.Parameter.empty
 
 
@@ -75,10 +77,58 @@ SIGNATURES = {
 }
 
 
+def test_the_code_of_the_page_runs():
+    names = {}
+    for block in markdown.blocks(PAGE.read_text(encoding="utf-8")):
+        exec(compile("\n" * (block.line - 1) + block.code, PAGE, "exec"), names)
+    shapes = {name: list(names[name].shape) for name in ("prompt_embeds", "hidden_states", "encoder_hidden_states")}
+    assert shapes == {
+        "prompt_embeds": [2, 288, 192],
+        "hidden_states": [2, 16, 192],
+        "encoder_hidden_states": [2, 288, 192],
+    }
+
+
+def test_the_page_names_what_is_there():
+    text = PAGE.read_text(encoding="utf-8")
+    modules = re.findall(r"`((?:models|ops|pipelines|training|transformers)/[\w/]+\.py)`", text)
+    assert len(modules) > 8
+    assert [name for name in modules if not (ROOT / "ppsd3" / name).is_file()] == []
+
+
 @pytest.mark.parametrize("kind", SIGNATURES, ids=lambda kind: kind.__name__)
 def test_signatures(kind):
     parameters = list(inspect.signature(kind).parameters.values())[: len(SIGNATURES[kind])]
     assert {p.name: p.default for p in parameters} == SIGNATURES[kind]
+
+
+# 2 and 3, flows.
+
+
+def test_objective_is_weighted_noise_prediction():
+    """The formulas of section 2 at the rectified flow's a_t and b_t, with derivatives by autograd."""
+    flow, t = RectifiedFlow(), paddle.to_tensor([0.1, 0.5, 0.8], stop_gradient=False)
+    x0, eps, v = (paddle.randn([3, 4]) for _ in range(3))
+    a, b = flow.alpha(t), flow.sigma(t)
+    log_snr = paddle.log(a**2 / b**2)
+    da, dlambda = (paddle.grad(y.sum(), t, retain_graph=True)[0].unsqueeze(1) for y in (a, log_snr))
+    a, b, z = a.unsqueeze(1).detach(), b.unsqueeze(1).detach(), flow.interpolate(x0, eps, t).detach()
+    field = da / a * z - b / 2 * dlambda * eps
+    close(field, flow.target(x0, eps))
+    predicted = -2 / (dlambda * b) * (v - da / a * z)
+    weight = -0.5 * dlambda * b**2
+    close(-0.5 * weight * dlambda * (predicted - eps) ** 2, (v - field) ** 2, 1e-5)
+    close(weight, t.unsqueeze(1) / (1 - t.unsqueeze(1)))
+
+
+def test_a_step_is_eulers():
+    scheduler = ppsd3.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(5)
+    z, v = paddle.randn([1, 16, 4, 4]), paddle.randn([1, 16, 4, 4])
+    for i, timestep in enumerate(scheduler.timesteps):
+        step = scheduler.sigmas[i + 1] - scheduler.sigmas[i]
+        close(scheduler.step(v, timestep, z).prev_sample, z + step * v)
+    assert float(scheduler.sigmas[0]) == 1 and float(scheduler.sigmas[-1]) == 0
 
 
 # 4, text encoders.
