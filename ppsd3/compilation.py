@@ -32,25 +32,27 @@ class CompiledFunction:
 
     Args:
         network: owns the parameters that ``function`` reads; later changes of their values take effect.
-        function: tensors -> one tensor. Its Paddle operations must not depend on the sizes of open axes.
-        shapes: of each argument; -1 is an open axis, whose size may differ between calls.
-        dtype: of the arguments.
+        function: tensors -> a tensor, or several. Its Paddle operations must not depend on the sizes of open axes.
+        specs: shape and dtype of each argument; -1 is an open axis, whose size may differ between calls.
     """
 
     def __init__(
         self,
         network: nn.Layer,
-        function: Callable[..., paddle.Tensor],
-        shapes: Sequence[Sequence[int]],
-        dtype: paddle.dtype,
+        function: Callable[..., Any],
+        specs: Sequence[InputSpec],
     ) -> None:
-        specs = [InputSpec(shape, dtype) for shape in shapes]
         entry = _Entry(network, function)
         entry.training = False  # an inference program; eval() would switch the network itself
-        self._call = paddle.jit.to_static(entry, input_spec=[specs], full_graph=True)
+        self._call = paddle.jit.to_static(entry, input_spec=[list(specs)], full_graph=True)
 
-    def __call__(self, *tensors: paddle.Tensor) -> paddle.Tensor:
+    def __call__(self, *tensors: paddle.Tensor) -> Any:
         return self._call(list(tensors))
+
+    def save(self, path: str) -> None:
+        """Writes the program and the parameters that it reads as a model for Paddle Inference: ``path`` and ``.json``
+        (before Paddle 3 ``.pdmodel``), ``path`` and ``.pdiparams``. It takes the tensors by the names of the specs."""
+        paddle.jit.save(self._call, path)
 
 
 class _Entry(nn.Layer):
@@ -142,7 +144,7 @@ class Compilable:
         assert self._graphs is not None
         key = (name, self.dtype, *variant)
         if key not in self._graphs:
-            self._graphs[key] = CompiledFunction(self, function, shapes, self.dtype)
+            self._graphs[key] = CompiledFunction(self, function, [InputSpec(shape, self.dtype) for shape in shapes])
         return self._graphs[key]
 
     def _forget_graphs(self) -> None:
