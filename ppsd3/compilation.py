@@ -73,7 +73,6 @@ class Compilable:
     _graphs: dict[tuple[Hashable, ...], CompiledFunction] | None = None  # by part, dtype, variant; None until compile()
 
     if TYPE_CHECKING:  # what the model has
-
         forward: Callable[..., Any]
 
         @property

@@ -67,8 +67,7 @@ def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str
         InputError: the directory has other files in it, or a component cannot be written as a model.
         CheckpointError: the disk has too little space, or could not be written.
     """
-    target = os.path.realpath(os.path.expanduser(os.fspath(save_directory)))
-    _check_target(target)
+    target = check_target(save_directory)
     _check_components(pipe)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with staging_directory(target) as staging:
@@ -89,9 +88,15 @@ def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str
     return target
 
 
-def _check_target(target: str) -> None:
+def check_target(save_directory: PathLike) -> str:
+    """The absolute path of a directory that an export may write.
+
+    Raises:
+        InputError: it may not: it is a file, or holds what is no export.
+    """
+    target = os.path.realpath(os.path.expanduser(os.fspath(save_directory)))
     if not os.path.lexists(target):
-        return
+        return target
     if not os.path.isdir(target):
         raise InputError(f"{target} is a file already. Models are written into a directory: choose another name.")
     if os.path.ismount(target) or os.path.samefile(target, os.getcwd()):
@@ -101,6 +106,7 @@ def _check_target(target: str) -> None:
         )
     if os.listdir(target) and not os.path.isfile(os.path.join(target, INDEX)):
         raise InputError(f"{target} has other files in it, and no {INDEX}. Name a new directory, or an empty one.")
+    return target
 
 
 def _check_components(pipe: StableDiffusion3Base) -> None:
