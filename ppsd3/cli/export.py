@@ -11,6 +11,9 @@ def add_arguments(parser):
     parser.add_argument("model", metavar="MODEL", help="directory, hub id, .safetensors file or the bundled shapes")
     parser.add_argument("target", metavar="TARGET", help="a new or empty directory, or one of an earlier export")
     add_loading_options(parser)
+    parser.set_defaults(
+        quantize=None, cache=None, on_demand=False, prompt_weighting=False
+    )  # what a model has no place for
 
 
 def run(arguments):

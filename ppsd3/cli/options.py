@@ -68,7 +68,6 @@ def add_loading_options(parser):
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
-    parser.set_defaults(quantize=None, cache=None, on_demand=False, prompt_weighting=False)
 
 
 def load_pipeline(arguments: Any, quiet: bool, pipeline_class: Any = None, **components: Any) -> Any:

@@ -76,7 +76,7 @@ class PreparedCondition:
 
 @dataclass
 class GivenCondition:
-    """Text and one timestep as they are given, in the place of a :class:`PreparedCondition` for a ``forward`` that takes
+    """Text and one timestep as they are given: in the place of a :class:`PreparedCondition` where ``forward`` takes
     tensors alone.
 
     Attributes:
@@ -272,7 +272,6 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.ip_adapter = None
 
-    @paddle.jit.not_to_static  # a graph is traced from what runs, not from a rewritten source
     def forward(
         self,
         hidden_states: paddle.Tensor,
@@ -369,7 +368,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         ip_adapter_image_embeds: paddle.Tensor | None = None,
     ) -> list[PreparedCondition]:
         """As :meth:`ConditionedBlocks.prepare`, and ``ip_adapter_image_embeds [B, ...]``: what the IP-adapter reads."""
-        if self.is_inference_model:
+        if "forward" in vars(self) and self.is_inference_model:
             return self._as_given(encoder_hidden_states, pooled_projections, timesteps, ip_adapter_image_embeds)
         steps = super().prepare(encoder_hidden_states, pooled_projections, timesteps)
         if ip_adapter_image_embeds is not None:

@@ -6,6 +6,7 @@ scheduler included, is in the directory too.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +23,6 @@ from ..utils.errors import CheckpointError, InputError
 from ..utils.files import replace_directory, staging_directory
 from ..utils.paddle_internals import WRONG_PASSES
 from ..utils.types import PathLike
-from .residency import is_network
 
 if TYPE_CHECKING:
     from .stable_diffusion_3.base import StableDiffusion3Base
@@ -32,7 +32,8 @@ _STEM = "inference"
 _PARTS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 
 
-class Port(NamedTuple):
+@dataclasses.dataclass
+class Port:
     """An input or output of a model: -1 in ``shape`` is a size that may differ between calls."""
 
     name: str
@@ -52,7 +53,7 @@ class Graph(NamedTuple):
 def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str:
     """Writes the networks of ``pipe`` as models for Paddle Inference, with active LoRAs in them.
 
-    ``inference_index.json`` says which models there are, and name, shape, dtype and meaning of what each takes and gives.
+    ``inference_index.json`` says which models there are, and name, shape, dtype and meaning of what they take and give.
     Tokenizers and scheduler are saved beside them. All is written under a temporary name beside ``save_directory`` and
     renamed at the end.
 
@@ -242,4 +243,4 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
 
 
 def _described(ports: Sequence[Port]) -> list[dict[str, Any]]:
-    return [port._asdict() for port in ports]
+    return [dataclasses.asdict(port) for port in ports]
