@@ -68,8 +68,13 @@ class _Entry(nn.Layer):
 
 
 class Compilable:
-    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`."""
+    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`.
 
+    Attributes:
+        _output_class: dataclass of what ``forward`` returns, unless ``return_dict`` is False.
+    """
+
+    _output_class: Callable[..., Any]
     _is_compilable = True
     _graphs: dict[tuple[Hashable, ...], CompiledFunction] | None = None  # by part, dtype, variant; None until compile()
 
@@ -104,9 +109,12 @@ class Compilable:
         given = dict(list(inspect.signature(own).bind(self, *inputs, **arguments).arguments.items())[1:])
         if self.is_inference_model:
             return self._call_inference_model(given)
-        if is_static_function(vars(self)["forward"]) and not all(map(_is_plain, given.values())):
+        if not is_static_function(vars(self)["forward"]):
+            return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
+        if not all(map(_is_plain, given.values())):
             return own(self, **given)  # in its own graphs: ``is_compiled``
-        return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
+        tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})  # type: ignore[arg-type]
+        return self._output_class(*tensors) if given.get("return_dict", True) else tensors
 
     def _call_inference_model(self, arguments: Mapping[str, Any]) -> Any:
         """The tensor that the graph of ``paddle.incubate.jit.inference`` makes of the arguments of ``forward``.

@@ -216,6 +216,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
     _weight_only_modules = ("norm1", "norm1_context")
     _components = ("transformer",)
+    _output_class = Transformer2DModelOutput
 
     norm_out: AdaLayerNormContinuous
     ip_adapter: Any
