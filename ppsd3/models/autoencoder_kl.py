@@ -59,6 +59,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
     """
 
     _components = ("vae",)
+    _output_class = DecoderOutput
 
     @register_to_config
     def __init__(

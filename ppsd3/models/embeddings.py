@@ -13,6 +13,7 @@ from paddle import nn
 
 from ..modeling_utils import is_to_be_filled
 from ..ops import LayerNorm, Linear
+from ..ops.shapes import sizes_of
 from ..ops.vision import patch_tokens
 from ..utils.errors import ConfigError, InputError
 from .activations import get_activation
@@ -152,11 +153,11 @@ class PatchEmbed(nn.Layer):
             InputError: the grid is larger than the stored table.
         """
         side = self.pos_embed_max_size
-        if not side or height > side or width > side:
+        if not side or any(isinstance(size, int) and size > side for size in (height, width)):
             return self._computed_positions(height, width)
         top, left = (side - height) // 2, (side - width) // 2
         grid = self.pos_embed.reshape([1, side, side, -1])[:, top : top + height, left : left + width]
-        return grid.reshape([1, height * width, -1])
+        return grid.reshape([1, height * width, self.pos_embed.shape[-1]])
 
     def _computed_positions(self, height, width):
         """:meth:`positions` of a grid of which no table has the centre."""
@@ -171,7 +172,7 @@ class PatchEmbed(nn.Layer):
         return self._table(self.pos_embed.shape[-1], (height, width)).astype(self.pos_embed.dtype)
 
     def forward(self, latent: paddle.Tensor) -> paddle.Tensor:
-        sizes = latent.shape[1:]
+        sizes = sizes_of(latent)[1:]
         channels, height, width = sizes if self.data_format == "NCHW" else (sizes[2], *sizes[:2])
         if channels != self.proj.weight.shape[1]:
             raise self._wrong_channels(channels)
