@@ -167,12 +167,16 @@ def encode_conditions(
     if negative is None:
         return positive.repeat(num_images_per_prompt), None
     if list(negative.embeds.shape) != list(positive.embeds.shape):
-        raise InputError(
-            f"The positive condition has the shape {list(positive.embeds.shape)} and the negative one "
-            f"{list(negative.embeds.shape)}. Pass embeddings for both, or the max_sequence_length that the given one "
-            "was encoded with."
-        )
+        raise _different_shapes(positive, negative)
     return positive.repeat(num_images_per_prompt), negative.repeat(num_images_per_prompt)
+
+
+def _different_shapes(positive, negative):
+    return InputError(
+        f"The positive condition has the shape {list(positive.embeds.shape)} and the negative one "
+        f"{list(negative.embeds.shape)}. Pass embeddings for both, or the max_sequence_length that the given one "
+        "was encoded with."
+    )
 
 
 def _given(encoders, embeds, pooled):
@@ -217,14 +221,18 @@ def encode_prompts(
     t5 = encode_t5(encoders, [r.prompt_3 for r in requests], max_sequence_length)
     features, pooled = _join_clip(clip, encoders, sum(sizes))
     if features.shape[-1] > encoders.joint_attention_dim or pooled.shape[-1] != encoders.pooled_projection_dim:
-        raise InputError(
-            f"The CLIP encoders give features of width {features.shape[-1]} and pooled ones of {pooled.shape[-1]}; the "
-            f"transformer takes at most {encoders.joint_attention_dim} and exactly {encoders.pooled_projection_dim}. "
-            "Use the text encoders that belong to this transformer."
-        )
+        raise _other_widths(encoders, features, pooled)
     features = F.pad(features, [0, encoders.joint_attention_dim - features.shape[-1]], data_format="NCL")
     embeds = paddle.concat([features, t5], axis=1)
     return [TextCondition(*rows) for rows in zip(_split(embeds, sizes), _split(pooled, sizes))]
+
+
+def _other_widths(encoders, features, pooled):
+    return InputError(
+        f"The CLIP encoders give features of width {features.shape[-1]} and pooled ones of {pooled.shape[-1]}; the "
+        f"transformer takes at most {encoders.joint_attention_dim} and exactly {encoders.pooled_projection_dim}. "
+        "Use the text encoders that belong to this transformer."
+    )
 
 
 def _split(rows, sizes):
