@@ -228,7 +228,7 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     folder = os.path.join(directory, model)
     os.makedirs(folder)
     require_space(directory, sum(byte_size(parameter) for parameter in network.parameters()))
-    specs = [InputSpec(port.shape, port.dtype, name=port.name) for port in graph.inputs]
+    specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
     CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
     if not is_whole(os.path.join(folder, weights)):

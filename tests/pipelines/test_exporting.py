@@ -150,7 +150,7 @@ def test_weights_that_a_full_disk_cut_short_are_noticed(pipe, tmp_path, monkeypa
         os.truncate(f"{path}.pdiparams", 0 if lost is None else size - lost)
 
     monkeypatch.setattr(paddle.jit, "save", fills_the_disk)
-    with pytest.raises(CheckpointError, match="disk of .* is full"):
+    with pytest.raises(CheckpointError, match=r"disk of .* is full"):
         ppsd3.export_pipeline(pipe, tmp_path / "x")
     assert os.listdir(tmp_path) == []
 
