@@ -105,15 +105,16 @@ class Compilable:
         return "forward" in vars(self) and is_inference_function(self.forward)
 
     def _call_replaced(self, *inputs, **arguments):
+        assert isinstance(self, nn.Layer)
         own = type(self).forward
         given = dict(list(inspect.signature(own).bind(self, *inputs, **arguments).arguments.items())[1:])
         if self.is_inference_model:
             return self._call_inference_model(given)
         if not is_static_function(vars(self)["forward"]):
-            return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
+            return nn.Layer.__call__(self, *inputs, **arguments)
         if not all(map(_is_plain, given.values())):
             return own(self, **given)  # in its own graphs: ``is_compiled``
-        tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})  # type: ignore[arg-type]
+        tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})
         return self._output_class(*tensors) if given.get("return_dict", True) else tensors
 
     def _call_inference_model(self, arguments: Mapping[str, Any]) -> Any:
@@ -122,6 +123,7 @@ class Compilable:
         Raises:
             InputError: an argument that it cannot take.
         """
+        assert isinstance(self, nn.Layer)
         given = {name: value for name, value in arguments.items() if not _is_left_out(value)}
         given.pop("return_dict", None)  # such a call returns its one tensor, whatever it says here
         others = [name for name, value in given.items() if not isinstance(value, paddle.Tensor)]

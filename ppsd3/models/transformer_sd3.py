@@ -374,7 +374,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         return steps
 
     @staticmethod
-    def _as_given(text, pooled, timesteps, picture):
+    def _as_given(text, pooled, timesteps, picture) -> Any:
         """:meth:`prepare` for a graph that takes tensors alone."""
         kwargs = {} if picture is None else {"ip_adapter_image_embeds": picture}
         return [GivenCondition(text, pooled, t.expand([pooled.shape[0]]), kwargs) for t in timesteps]

@@ -17,6 +17,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from ..compilation import CompiledFunction
+from ..serialization.combined import is_whole
 from ..serialization.tensors import dtype_name
 from ..serialization.writers import byte_size, require_space
 from ..utils.errors import CheckpointError, InputError
@@ -227,12 +228,14 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     folder = os.path.join(directory, model)
     os.makedirs(folder)
     require_space(directory, sum(byte_size(parameter) for parameter in network.parameters()))
-    specs = [InputSpec(port.shape, port.dtype, name=port.name) for port in graph.inputs]
-    try:
-        CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
-    except OSError as error:
-        raise CheckpointError(f"{model} could not be written to {directory}: {error}") from error
+    specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
+    CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
+    if not is_whole(os.path.join(folder, weights)):
+        raise CheckpointError(
+            f"The weights of {model} could not be written: the disk of {os.path.dirname(directory)} is full. Free some "
+            "space, or choose another directory."
+        )
     (program,) = (name for name in os.listdir(folder) if name in (f"{_STEM}.json", f"{_STEM}.pdmodel"))
     return {
         "program": f"{model}/{program}",
