@@ -50,7 +50,7 @@ class PeftAdapterMixin(nn.Layer):
             InputError: an unknown adapter, or not as many weights as names.
         """
         names = _names(adapter_names)
-        given = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
+        given: list[Any] = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(given) != len(names):
             raise InputError(f"There are {len(names)} adapter_names and {len(given)} weights.")
         adapted.require(self, names)

@@ -176,7 +176,8 @@ class SD3LoraLoaderMixin(PipelineHost):
                 "get_peft_model_state_dict), or call it on the pipeline that has the adapter."
             )
         if not layers:
-            layers = cls._layers_to_save(adapter_name)
+            pipe: Any = cls
+            layers = pipe._layers_to_save(adapter_name)
         elif adapter_name is not None:
             raise InputError("Both adapter_name and layers are given. Give one of the two.")
         tensors = {

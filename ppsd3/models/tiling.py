@@ -70,9 +70,10 @@ class Tileable:
         Raises:
             InputError: a value outside these ranges, or sides that differ.
         """
-        sides = {tile_sample_min_size, tile_sample_min_height, tile_sample_min_width} - {None}
+        given = (tile_sample_min_size, tile_sample_min_height, tile_sample_min_width)
+        sides = sorted({side for side in given if side is not None})
         if len(sides) > 1:
-            raise InputError(f"A tile of the sides {sorted(sides)} is asked for; tiles are square. Name one side.")
+            raise InputError(f"A tile of the sides {sides} is asked for; tiles are square. Name one side.")
         tile_sample_min_size = next(iter(sides), None)
         tile = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
         overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor

@@ -212,7 +212,7 @@ def randn_tensor(
     return values if device is None else values.to(device)
 
 
-def _seed_on(seed, device):
+def _seed_on(seed: Any, device: Any) -> Any:
     """The seed of ``TorchGenerator(seed, device)``, where torch's order, the device first, is understood too."""
     if isinstance(seed, str) and seed.split(":")[0] in _DEVICES:
         seed, device = _FIRST_SEED, seed
