@@ -18,6 +18,7 @@ from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import write_tensors
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
+from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
@@ -51,8 +52,8 @@ class SD3LoraLoaderMixin(PipelineHost):
                 of tensors (Paddle's, torch's or numpy's).
             adapter_name: default ``default_0``, ``default_1`` and so on.
             strict: whether a key that matches no layer is an error, or else a warning.
-            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token``: see
-                :meth:`lora_state_dict`. ``network_alphas``: alphas beside those in a dict.
+            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token`` and
+                ``force_download``: see :meth:`lora_state_dict`. ``network_alphas``: alphas beside those in a dict.
 
         Raises:
             CheckpointFormatError: no key matches a layer, or it is not a safetensors file.
@@ -96,6 +97,7 @@ class SD3LoraLoaderMixin(PipelineHost):
     ) -> Tensors: ...
 
     @classmethod
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS, closed=True)
     def lora_state_dict(
         cls,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -112,7 +114,8 @@ class SD3LoraLoaderMixin(PipelineHost):
                 ``pytorch_lora_weights.safetensors``, or in a directory its only safetensors file.
             subfolder: its folder there.
             return_lora_metadata: return a pair; the second is PEFT's configuration in the file, or None.
-            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
         """
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, dict):

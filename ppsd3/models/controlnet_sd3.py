@@ -22,7 +22,8 @@ from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
-from ..utils.types import PathLike
+from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from ..utils.types import Dtype, PathLike
 from .attention import JointTransformerBlock, SD3SingleTransformerBlock
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from .transformer_sd3 import ConditionedBlocks, PreparedCondition, SD3Transformer2DModel
@@ -290,7 +291,8 @@ class SD3MultiControlNetModel(ModelMixin):
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
 
     @classmethod
-    def from_pretrained(
+    @takes_keywords_of(LOADING, also=("variant", "paddle_dtype", "storage_dtype", *HUB_KEYWORDS))
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride] (it has several reports, hence none)
         cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
     ) -> Self:
         """Loads a directory and those beside it with ``_1``, ``_2``, ... after its name; ``options`` are those of
@@ -311,9 +313,9 @@ class SD3MultiControlNetModel(ModelMixin):
         return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Fresh ControlNets of these configurations."""
-        return cls([SD3ControlNetModel.from_config(net) for net in config["nets"]])
+    def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
+        """Fresh ControlNets of these configurations; the arguments are those of :class:`SD3ControlNetModel`'s."""
+        return cls([SD3ControlNetModel.from_config(net, paddle_dtype, **overrides) for net in config["nets"]])
 
 
 def add_residuals(lists: Iterable[list[paddle.Tensor]]) -> list[paddle.Tensor] | None:
