@@ -32,7 +32,7 @@ from .serialization.writers import write_checkpoint
 from .utils.device import device_name, tune_process, usable_device
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
-from .utils.keywords import LOADING, MOVING, SAVING, refuse_unknown, takes_keywords_of
+from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
 from .utils.types import Dtype, Names, PathLike
 
@@ -90,7 +90,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     ) -> Self: ...
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: PathLike,
@@ -134,7 +134,6 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             ConfigError: ``config.json`` has an unknown key.
             WeightMismatchError: tensors are missing, unexpected or of another shape.
         """
-        refuse_unknown(overrides, cls._known_keys(), f"{cls.__name__}.from_pretrained")
         dtype = floating_dtype(paddle_dtype)
         if storage_dtype is not None:
             check_storage_dtype(storage_dtype)
@@ -156,7 +155,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         return (model, report.as_loading_info()) if output_loading_info else model
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
     def from_single_file(
         cls,
         pretrained_model_link_or_path: PathLike,
@@ -191,7 +190,6 @@ class ModelMixin(QuantizableModel, ConfigMixin):
                 here.
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as from_pretrained.
         """
-        refuse_unknown(overrides, cls._known_keys(), f"{cls.__name__}.from_single_file")
         dtype = floating_dtype(paddle_dtype)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
         hub.update(token=token, force_download=force_download)
@@ -293,7 +291,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         self._note_dtype()
         return report
 
-    @takes_keywords_of(SAVING, closed=True)
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
         save_directory: PathLike,
@@ -400,7 +398,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         held = (layer.weight for layer in self.sublayers() if isinstance(layer, (CastingLinear, QuantizedLinear)))
         return number if only_trainable else number + sum(int(weight.size) for weight in held)
 
-    @takes_keywords_of(MOVING, closed=True)
+    @takes_keywords_of(MOVING, also=())
     def to(self, device: Any = None, dtype: Any = None, blocking: bool | None = None, **others: Any) -> Self:
         """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to("float16")``.
 

@@ -29,7 +29,7 @@ PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's 
 class SD3IPAdapterMixin(PipelineHost):
     """IP-adapter methods of pipelines with ``transformer``, ``image_encoder`` and ``feature_extractor``."""
 
-    @takes_keywords_of(LOADING, also=HUB_KEYWORDS, closed=True)
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
     def load_ip_adapter(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -107,7 +107,7 @@ class SD3IPAdapterMixin(PipelineHost):
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(f"{error} {remedy}") from error
 
-    @takes_keywords_of(LOADING, also=HUB_KEYWORDS, closed=True)
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
     def load_image_encoder(
         self, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **hub_options: Any
     ) -> None:

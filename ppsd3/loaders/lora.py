@@ -97,7 +97,7 @@ class SD3LoraLoaderMixin(PipelineHost):
     ) -> Tensors: ...
 
     @classmethod
-    @takes_keywords_of(LOADING, also=HUB_KEYWORDS, closed=True)
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
     def lora_state_dict(
         cls,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],

@@ -20,7 +20,7 @@ from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.types import Dtype, PathLike
-from .host import PipelineHost
+from .host import PipelineHost, components_taken
 from .on_demand import OnDemandNetwork, check_load_components
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class FromSingleFileMixin(PipelineHost):
     """``from_single_file`` of pipelines whose ``__init__`` arguments are their components."""
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=components_taken)
     def from_single_file(
         cls,
         pretrained_model_link_or_path: PathLike,
@@ -90,7 +90,6 @@ class FromSingleFileMixin(PipelineHost):
             ConfigError, WeightMismatchError: configuration or weights do not fit.
         """
         check_load_components(load_components)
-        cls._refuse_unknown(components)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
         hub.update(token=token, force_download=force_download)
         if config is not None:

@@ -54,7 +54,7 @@ class _Word(NamedTuple):
 class TextualInversionLoaderMixin(PipelineHost):
     """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
-    @takes_keywords_of(LOADING, also=_FILE_OPTIONS, closed=True)
+    @takes_keywords_of(LOADING, also=_FILE_OPTIONS)
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,

@@ -15,6 +15,7 @@ from paddle import nn
 
 from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
+from ..loaders.host import components_taken
 from ..loaders.on_demand import check_load_components
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
@@ -50,7 +51,7 @@ class PipelineCheckpointMixin:
     _held_components: ClassVar[tuple[str, ...]] = ("transformer", "controlnet", "text_encoder", "image_encoder")
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=components_taken)
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -90,8 +91,6 @@ class PipelineCheckpointMixin:
             InputError: an unknown keyword, one that is not done here, or another ``load_components``.
         """
         check_load_components(load_components)
-        if cls._component_signature():
-            cls._refuse_unknown(components)
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
             variant=variant,
@@ -104,7 +103,7 @@ class PipelineCheckpointMixin:
         )
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         chosen = cls._resolve_class(index, directory)
-        chosen._refuse_unknown(components)
+        refuse_unknown(components, (*chosen._component_signature(), *chosen._settings), chosen.__name__)
         classes = chosen._saved_classes(index, directory, given=components)
         networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
@@ -151,10 +150,6 @@ class PipelineCheckpointMixin:
         parameters = inspect.signature(cls.__init__).parameters.values()
         names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         return [name for name in names if name not in ("self", *cls._settings)]
-
-    @classmethod
-    def _refuse_unknown(cls, components):
-        refuse_unknown(components, (*cls._component_signature(), *cls._settings), cls.__name__)
 
     @classmethod
     def _resolve_class(cls, index, directory):
@@ -206,7 +201,7 @@ class PipelineCheckpointMixin:
                 f"pass `{missing[0]}=` a component of your own or None."
             )
 
-    @takes_keywords_of(SAVING, closed=True)
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],

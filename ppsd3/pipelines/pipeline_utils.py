@@ -12,6 +12,7 @@ from paddle import nn
 from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig
 from ..loaders import FromSingleFileMixin
+from ..loaders.host import components_taken
 from ..modeling_utils import read_destination
 from ..quantization import choose_layers
 from ..utils.errors import InputError
@@ -43,6 +44,7 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
 
     config_name: ClassVar[str] = INDEX_NAME
     _component_names: tuple[str, ...] = ()
+    _carried: ClassVar[tuple[str, ...]] = ()  # attributes that from_pipe takes along, where the other pipeline has them
     _quantized_components: ClassVar[tuple[str, ...]] = ("transformer", "controlnet", "text_encoder_3")
 
     def __init__(self, **components: Any):
@@ -72,7 +74,7 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
         return FrozenConfig({name: index_entry(name, part) for name, part in self.components.items()})
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=components_taken)
     def from_pipe(cls, pipeline: DiffusionPipeline, paddle_dtype: Any = None, **components: Any) -> Self:
         """A pipeline of this class over the components of another: to change the task without loading twice.
 
@@ -91,7 +93,6 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
             raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
         if not cls._component_signature():
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
-        cls._refuse_unknown(components)
         known = cls._component_signature()
         settings = {name: getattr(pipeline, name) for name in cls._settings if hasattr(pipeline, name)}
         parts = {**settings, **{n: part for n, part in pipeline.components.items() if n in known}, **components}
@@ -100,9 +101,11 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
         made = cls(**parts)
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
+        for name in cls._carried:
+            setattr(made, name, getattr(pipeline, name, getattr(made, name)))
         return made if paddle_dtype is None else made.to(dtype=paddle_dtype)
 
-    @takes_keywords_of(MOVING, closed=True)
+    @takes_keywords_of(MOVING, also=())
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Self:
         """Moves the networks to a device and / or a dtype; returns the pipeline.
 

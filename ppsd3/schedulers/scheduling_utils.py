@@ -83,7 +83,7 @@ class SchedulerMixin(ConfigMixin):
         )
         return cls.from_config(cls.load_config(os.path.join(directory, subfolder or "")), **overrides)
 
-    @takes_keywords_of(SAVING, closed=True)
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
         """Writes ``save_directory/scheduler_config.json``, which diffusers reads too; ``others`` are keywords of other
         libraries, see :mod:`ppsd3.utils.keywords`."""

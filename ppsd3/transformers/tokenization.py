@@ -260,7 +260,7 @@ class PretrainedTokenizer:
     # -- files -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    @takes_keywords_of(LOADING, also=(*HUB_KEYWORDS, *_TOKEN_NAMES), closed=True)
+    @takes_keywords_of(LOADING, also=(*HUB_KEYWORDS, *_TOKEN_NAMES))
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: PathLike,
@@ -310,7 +310,7 @@ class PretrainedTokenizer:
         """
         raise NotImplementedError
 
-    @takes_keywords_of(SAVING, closed=True)
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
         """Writes files that ppsd3, transformers and diffusers load, with the same ids.
 

@@ -17,7 +17,7 @@ import functools
 import inspect
 import os
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar, cast
 
 from .device import device_name, is_present_device
@@ -197,26 +197,27 @@ MOVING: dict[str, Keyword] = {
 
 
 def takes_keywords_of(
-    table: Mapping[str, Keyword], also: Iterable[str] = (), closed: bool = False
+    table: Mapping[str, Keyword], also: Iterable[str] | Callable[[Any], Iterable[str] | None] | None = None
 ) -> Callable[[Function], Function]:
     """Decorator of a method (under ``@classmethod``, where it is one) that may be called with keywords of ``table``.
 
     Args:
         table: ``LOADING``, ``SAVING`` or ``MOVING``.
-        also: keywords that the method's ``**options`` take.
-        closed: whether they take no others.
+        also: the keywords that the method's ``**options`` take, or a function of the class (or object) that gives them.
+            None: any, which the method checks itself.
     """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[1:]
-        own = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)] + list(also)
-        is_open = not closed and any(p.kind is p.VAR_KEYWORD for p in parameters)
+        declared = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
         @functools.wraps(function)
         def call(owner: Any, *args: Any, **kwargs: Any) -> Any:
             name = f"{(owner if isinstance(owner, type) else type(owner)).__name__}.{function.__name__}"
-            kwargs = own_keywords(kwargs, own, table, name, is_open)
+            more = also(owner) if callable(also) else also
+            own = [*declared, *(more or ())]
+            kwargs = own_keywords(kwargs, own, table, name, is_open=more is None)
             try:
                 signature.bind(owner, *args, **kwargs)
             except TypeError as error:
@@ -229,19 +230,19 @@ def takes_keywords_of(
 
 
 def own_keywords(
-    given: Mapping[str, Any], own: Iterable[str], table: Mapping[str, Keyword], call: str, is_open: bool = False
+    given: Mapping[str, Any], own: Sequence[str], table: Mapping[str, Keyword], call: str, is_open: bool = False
 ) -> dict[str, Any]:
     """``given`` under the names in ``own``, without what changes nothing; see the rules of this module.
 
     Args:
         call: its name, for errors.
-        is_open: whether the call takes further keywords.
+        is_open: whether the call takes further keywords, which it checks itself.
 
     Raises:
         InputError: a value that would change something, or one argument under two names.
         UnknownArgumentError: an unknown keyword.
     """
-    own, kept = list(own), {name: value for name, value in given.items() if name in own}
+    kept = {name: value for name, value in given.items() if name in own}
     for name, value in given.items():
         if name in own:
             continue
@@ -252,7 +253,7 @@ def own_keywords(
             kept[meant] = value
         elif name in table:
             check_harmless(name, value, table, call)
-        elif is_open:
+        elif is_open and name not in ALIASES:
             kept[name] = value
         elif name not in ALIASES:
             refuse_unknown([name], own, call)
@@ -272,9 +273,8 @@ def _text(value):
     return str(value).rpartition(".")[2]
 
 
-def refuse_unknown(names: Iterable[str], known: Iterable[str], call: str) -> None:
+def refuse_unknown(names: Iterable[str], known: Sequence[str], call: str) -> None:
     """Raises UnknownArgumentError, with the nearest spelling, if one of ``names`` is not ``known``."""
-    known = list(known)
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

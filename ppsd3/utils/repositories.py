@@ -10,6 +10,7 @@ import contextlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from .errors import CheckpointNotFoundError, InputError
 from .types import PathLike
@@ -120,14 +121,12 @@ class HuggingFaceRepository(Repository):
     def download(self, files: Sequence[str]) -> str:
         from huggingface_hub import hf_hub_download, snapshot_download
 
-        options = {"cache_dir": self.cache_dir, "revision": self.revision, "token": self.token}
+        options: dict[str, Any] = {"cache_dir": self.cache_dir, "revision": self.revision, "token": self.token}
+        options["force_download"] = self.force_download
         with self._explained_errors():
             if len(files) == 1:  # one question instead of two
-                path = hf_hub_download(self.repo_id, files[0], force_download=self.force_download, **options)
-                return path[: -len(files[0]) - 1]
-            return snapshot_download(
-                self.repo_id, allow_patterns=list(files), force_download=self.force_download, **options
-            )
+                return hf_hub_download(self.repo_id, files[0], **options)[: -len(files[0]) - 1]
+            return snapshot_download(self.repo_id, allow_patterns=list(files), **options)
 
     def cached(self, file: str) -> str | None:
         from huggingface_hub import try_to_load_from_cache
@@ -218,7 +217,7 @@ class ModelScopeRepository(Repository):
                 return path
         return None
 
-    def _snapshot(self, **options: object) -> str:
+    def _snapshot(self, **options: Any) -> str:
         from modelscope.hub.snapshot_download import snapshot_download
 
         if self.token:

@@ -96,6 +96,6 @@ def check_dtypes(components):
 
 def check_device(device, own):
     """``device`` is None or the one that the pipeline is on."""
-    name, own = device_name(device), device_name(own)
-    if device is not None and name not in (own, own.partition(":")[0]):
+    own = device_name(own) or str(own)
+    if device is not None and device_name(device) not in (own, own.partition(":")[0]):
         raise InputError(f"`device` is {device}, but the pipeline is on {own}. Call pipe.to({str(device)!r}) first.")

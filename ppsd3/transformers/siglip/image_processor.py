@@ -14,7 +14,7 @@ from ...configuration_utils import ConfigMixin, register_to_config
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
 from ...utils.hub import resolve_checkpoint
-from ...utils.keywords import HUB_KEYWORDS, LOADING, SAVING, refuse_unknown, takes_keywords_of
+from ...utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ...utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class SiglipImageProcessor(ConfigMixin):
         return super().extract_init_arguments(given, source)
 
     @classmethod
-    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
+    @takes_keywords_of(LOADING, also=lambda cls: (*HUB_KEYWORDS, *cls._known_keys()))
     def from_pretrained(
         cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
     ) -> Self:
@@ -97,12 +97,11 @@ class SiglipImageProcessor(ConfigMixin):
             ConfigError: an unknown key, or a value that cannot be used.
         """
         hub = {name: options.pop(name) for name in HUB_KEYWORDS if name in options}
-        refuse_unknown(options, cls._known_keys(), f"{cls.__name__}.from_pretrained")
         directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
         directory = os.path.join(directory, subfolder) if subfolder else directory
         return cls.from_config(cls.load_config(directory), **options)
 
-    @takes_keywords_of(SAVING, closed=True)
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
         """Writes ``preprocessor_config.json`` (into a directory that is made if missing) as transformers reads it;
         ``others`` are keywords of other libraries, see :mod:`ppsd3.utils.keywords`."""
