@@ -53,7 +53,7 @@ class PipelineHost:
         def _storage_dtypes(cls, storage_dtype: Any, networks: list[str]) -> dict[str, Dtype]: ...
 
 
-def components_taken(pipeline: type[PipelineHost]) -> list[str] | None:
+def components_taken(pipeline: type[Any]) -> list[str] | None:
     """Names that a class's ``**components`` may have; None for the base class, which can be any pipeline."""
     names = pipeline._component_signature()
     return [*names, *pipeline._settings] if names else None

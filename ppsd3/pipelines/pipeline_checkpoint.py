@@ -103,7 +103,9 @@ class PipelineCheckpointMixin:
         )
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         chosen = cls._resolve_class(index, directory)
-        refuse_unknown(components, (*chosen._component_signature(), *chosen._settings), chosen.__name__)
+        if not cls._component_signature():  # any pipeline, whose components are known by now
+            own = inspect.signature(cls.from_pretrained).parameters
+            refuse_unknown(components, [*own, *(components_taken(chosen) or ())], f"{chosen.__name__}.from_pretrained")
         classes = chosen._saved_classes(index, directory, given=components)
         networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
