@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from urllib.parse import unquote
 
 from .errors import CheckpointNotFoundError, InputError
 from .keywords import HUB_VARIABLE, LOADING
@@ -134,7 +135,7 @@ def resolve_file(
         )
     hub = match["hub"] if match["host"] is None else "modelscope" if "modelscope" in match["host"] else "huggingface"
     made = _repository(hub)(match["repo"], cache_dir, match["revision"] or revision, token, force_download)
-    return _fetch_file(made, match["file"], local_files_only)
+    return _fetch_file(made, unquote(match["file"]), local_files_only)
 
 
 def _repository(hub: str | None) -> type[Repository]:

@@ -230,7 +230,7 @@ class ModelScopeRepository(Repository):
         try:
             yield
         except Exception as error:
-            response = getattr(error, "response", None)
+            response, said = getattr(error, "response", None), (str(error).splitlines() or [""])[0]
             status = getattr(error, "status_code", None) or getattr(response, "status_code", None)
             named = f"{self.page}" + (f" with the revision {self.revision!r}" if self.revision else "")
             if status == 404 or type(error).__name__ in ("NotExistError", "RevisionNotFoundError"):
@@ -239,11 +239,11 @@ class ModelScopeRepository(Repository):
                 ) from error
             if status in (401, 403):
                 raise self.error(
-                    f"may not be read ({error}): accept its licence at {self.page}, then run `modelscope login`, set "
+                    f"may not be read ({said}): accept its licence at {self.page}, then run `modelscope login`, set "
                     "MODELSCOPE_API_TOKEN, or pass `token`"
                 ) from error
             raise HubUnreachable(
-                f"{self.page} cannot be reached ({type(error).__name__}: {error})", self.remedy
+                f"{self.page} cannot be reached ({type(error).__name__}: {said})", self.remedy
             ) from error
 
 
