@@ -56,6 +56,9 @@ setup(
             "safetensors>=0.4",
             "sentencepiece>=0.1.99",
         ],
+        # Text encoders and tokenizers of PaddleNLP as components; install it with `-c constraints-paddlenlp.txt`, which
+        # says how. The release for Paddle 3 is a beta.
+        "paddlenlp": ["paddlenlp>=2.8.1rc0,<3.1"],
         # Checks that `.ci/run lint` runs; basedpyright carries its own node.
         "dev": [
             "pytest>=7",

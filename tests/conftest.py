@@ -11,9 +11,11 @@ tune_process()
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Parity tests, and the libraries that they import, are left alone by a run that has none of them."""
-    deselected = "not parity" in config.getoption("markexpr")
-    return True if deselected and collection_path.name.endswith("_parity.py") else None
+    """Comparisons, and the libraries that they import, are left alone by a run that has none of them."""
+    marks = config.getoption("markexpr")
+    parity = "not parity" in marks and collection_path.name.endswith("_parity.py")
+    interop = marks and ("interop" not in marks or "not interop" in marks) and collection_path.name == "interop"
+    return True if parity or interop else None
 
 
 @pytest.fixture(autouse=True)

@@ -142,6 +142,8 @@ def test_the_sentencepiece_reader_agrees_with_the_library(spiece):
 
 def test_missing_files(tmp_path, clip_bpe, spiece):
     with pytest.raises(CheckpointNotFoundError, match=r"nowhere.*tokenizer\.json or vocab\.json with merges\.txt"):
+        CLIPTokenizer.from_pretrained(tmp_path, subfolder="nowhere")
+    with pytest.raises(CheckpointNotFoundError, match=r"no directory .*nowhere.*Check the path"):
         CLIPTokenizer.from_pretrained(tmp_path / "nowhere")
     shutil.copyfile(clip_bpe / "vocab.json", tmp_path / "vocab.json")
     with pytest.raises(CheckpointNotFoundError, match=r"merges\.txt; found: vocab\.json"):
