@@ -19,7 +19,7 @@ from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..ops import Linear, adapter_scale, scaled_adapters
 from ..ops.gradients import recomputed
-from ..ops.shapes import sizes_of, tracked
+from ..ops.shapes import sizes_of
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
