@@ -65,6 +65,7 @@ from .transformers import (
     T5EncoderModel as T5EncoderModel,
     T5Tokenizer as T5Tokenizer,
 )
+from .transformers.paddlenlp import from_paddlenlp as from_paddlenlp
 from .utils.device import tune_process as tune_process
 from .utils.random import TorchGenerator as TorchGenerator
 

@@ -14,6 +14,7 @@ from paddle import nn
 from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
+from ..transformers.paddlenlp import require_own
 from ..utils.errors import InputError
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Names
@@ -97,6 +98,7 @@ def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "defa
     Raises:
         InputError: the name is taken or impossible, or no layer matches.
     """
+    require_own("An adapter", network)
     with paddle.no_grad():
         chosen = {
             name: config.make(name, layer) for name, layer in linear_layers(network).items() if config.matches(name)

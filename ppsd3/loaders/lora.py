@@ -13,9 +13,11 @@ from paddle import nn
 
 from ..adapters import network as adapted
 from ..adapters.files import read_adapters, write_adapters
+from ..adapters.keys import component_of
 from ..ops import scaled_adapters
 from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import write_tensors
+from ..transformers.paddlenlp import require_own
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
 from ..utils.logging import get_logger
@@ -70,6 +72,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         )
         self._refuse_on_demand()
         networks = self._lora_networks()
+        for name in {component_of(key) for key in tensors}:
+            require_own(f"A LoRA for the {name}", networks.get(name), name)
         if adapter_name is None:
             taken = {name for network in networks.values() for name in adapted.adapter_names(network)}
             adapter_name = next(f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)

@@ -18,6 +18,7 @@ from ..serialization.readers import SafetensorsFile
 from ..serialization.tensors import from_numpy
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
+from ..transformers.paddlenlp import require_own
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.types import Names, PathLike
@@ -198,6 +199,8 @@ class TextualInversionLoaderMixin(PipelineHost):
 
     def _check_tokenizer(self, tower: str) -> None:
         tokenizer, encoder = getattr(self, TOKENIZERS[tower]), getattr(self, tower)
+        require_own("A textual inversion", encoder, tower)
+        require_own("A textual inversion", tokenizer, TOKENIZERS[tower])
         if not isinstance(tokenizer, CLIPTokenizer):
             raise InputError(
                 f"The {TOKENIZERS[tower]} is {'absent' if tokenizer is None else 'a ' + type(tokenizer).__name__}, and "

@@ -13,6 +13,7 @@ from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig
 from ..loaders import FromSingleFileMixin
 from ..quantization import choose_layers
+from ..transformers.paddlenlp import require_own
 from ..utils.errors import InputError
 from ..utils.paddle_internals import Place, current_place
 from .call_signature import Argument, describe
@@ -125,6 +126,9 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
         if components is None:
             components = [name for name in self._quantized_components if getattr(self, name, None) is not None]
         networks = self._chosen(components, nn.Layer, "the networks of this pipeline are")
+        for name, part in self.components.items():
+            if part in networks:
+                require_own("int8", part, name)
         for network in networks:
             choose_layers(network, kind)
         for network in networks:
