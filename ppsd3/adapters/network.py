@@ -14,8 +14,8 @@ from paddle import nn
 from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
-from ..transformers.paddlenlp import require_own
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Names
 from .layers import LowRank

@@ -17,9 +17,9 @@ from ..adapters.keys import component_of
 from ..ops import scaled_adapters
 from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import write_tensors
-from ..transformers.paddlenlp import require_own
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
+from ..utils.foreign import require_own
 from ..utils.logging import get_logger
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost

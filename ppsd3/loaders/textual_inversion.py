@@ -18,9 +18,9 @@ from ..serialization.readers import SafetensorsFile
 from ..serialization.tensors import from_numpy
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
-from ..transformers.paddlenlp import require_own
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
+from ..utils.foreign import require_own
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost

@@ -7,8 +7,8 @@ import importlib
 from paddle import nn
 
 from ..modeling_utils import ModelMixin
-from ..transformers.paddlenlp import counterpart, described, is_foreign
 from ..utils.errors import ConfigError, InputError
+from ..utils.foreign import convertible_name, described, is_foreign
 from .residency import OnDemandNetwork
 
 # Class name in a saved index -> (library that we write beside it, module of ppsd3, class there). The only place that
@@ -96,7 +96,7 @@ def require_savable(name, component):
     """Raises InputError if a component's files would be of no use: a network, or any object, of another library that
     cannot be converted either."""
     unknown = is_foreign(component) or (isinstance(component, nn.Layer) and not isinstance(component, ModelMixin))
-    if unknown and counterpart(component) is None:
+    if unknown and convertible_name(component) is None:
         raise InputError(
             f"The component {name!r} is {described(component)}, which would write files that ppsd3 does not load. Use "
             f"the class of that name of ppsd3, or save the pipeline with {name}=None."

@@ -17,9 +17,10 @@ from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders.on_demand import check_load_components
 from ..serialization import Checkpoint
-from ..transformers.paddlenlp import from_paddlenlp, is_foreign
+from ..transformers.paddlenlp import from_paddlenlp
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
+from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
 from ..utils.weight_names import choose_variants
 from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable

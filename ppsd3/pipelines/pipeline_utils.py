@@ -13,8 +13,8 @@ from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig
 from ..loaders import FromSingleFileMixin
 from ..quantization import choose_layers
-from ..transformers.paddlenlp import require_own
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.paddle_internals import Place, current_place
 from .call_signature import Argument, describe
 from .component_classes import index_entry

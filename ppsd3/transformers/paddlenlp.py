@@ -1,7 +1,4 @@
-"""Text encoders and tokenizers of PaddleNLP, and of ppdiffusers, which has its own versions of them, as ppsd3's own.
-
-Neither library is imported: what an object is, the names and modules of its classes tell.
-"""
+"""Text encoders and tokenizers of PaddleNLP, and of ppdiffusers, which has its own versions of them, as ppsd3's own."""
 
 from __future__ import annotations
 
@@ -11,11 +8,11 @@ from typing import Any
 from ..modeling_utils import ModelMixin
 from ..serialization.tensor_dict import TensorDict
 from ..utils.errors import InputError
+from ..utils.foreign import CONVERTIBLE, convertible_name, described
 from .clip import CLIPTextModelWithProjection, CLIPTokenizer
 from .t5 import T5EncoderModel, T5Tokenizer
 
-_LIBRARIES = ("paddlenlp", "ppdiffusers")
-_CLASSES = {kind.__name__: kind for kind in (CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer)}
+_CLASSES = {kind.__name__: kind for kind in (CLIPTextModelWithProjection, T5EncoderModel, CLIPTokenizer, T5Tokenizer)}
 
 
 def from_paddlenlp(part: Any) -> Any:
@@ -42,52 +39,16 @@ def from_paddlenlp(part: Any) -> Any:
     """
     if isinstance(part, tuple(_CLASSES.values())):
         return part
-    kind = counterpart(part)
-    if kind is None:
+    name = convertible_name(part)
+    if name is None:
         raise InputError(
-            f"from_paddlenlp takes a {', '.join(_CLASSES)} of PaddleNLP or ppdiffusers, not {described(part)}. Load "
+            f"from_paddlenlp takes a {', '.join(CONVERTIBLE)} of PaddleNLP or ppdiffusers, not {described(part)}. Load "
             "other parts with ppsd3's classes."
         )
+    kind = _CLASSES[name]
     if not issubclass(kind, ModelMixin):
         with tempfile.TemporaryDirectory() as directory:
             part.save_pretrained(directory)
             return kind.from_pretrained(directory)
-    config = {name: getattr(part.config, name) for name in kind._known_keys() if hasattr(part.config, name)}
+    config = {key: getattr(part.config, key) for key in kind._known_keys() if hasattr(part.config, key)}
     return kind.from_source(TensorDict(part.state_dict(), described(part), {"format": "np"}), config)
-
-
-def counterpart(part: Any) -> Any:
-    """The class that :func:`from_paddlenlp` makes of ``part``; None for what it does not take."""
-    names = [kind.__name__ for kind in type(part).__mro__ if _library(kind)]
-    return next((_CLASSES[name] for name in names if name in _CLASSES), None)
-
-
-def is_foreign(part: Any) -> bool:
-    """Whether ``part`` is an object of PaddleNLP or ppdiffusers, or of a class that extends one of theirs."""
-    return any(_library(kind) for kind in type(part).__mro__)
-
-
-def require_own(what: str, part: Any, name: str | None = None) -> None:
-    """Raises InputError, with the remedy, if ``part`` is an object of PaddleNLP or ppdiffusers.
-
-    Args:
-        what: needs ppsd3's own, for the message.
-        name: of the component, if ``part`` is one.
-    """
-    if is_foreign(part):
-        remedy = "Load ppsd3's class of that name."
-        if counterpart(part):
-            remedy = f"Convert it: pipe.{name} = ppsd3.from_paddlenlp(pipe.{name})."
-            remedy = remedy if name else "Convert it with ppsd3.from_paddlenlp."
-        raise InputError(f"{what} needs ppsd3's own {name or 'network'}, and this is {described(part)}. {remedy}")
-
-
-def described(part: Any) -> str:
-    """What messages call ``part``: "a ppdiffusers T5EncoderModel"."""
-    library = next((name for name in map(_library, type(part).__mro__) if name), None)
-    return f"a {library} {type(part).__name__}" if library else f"a {type(part).__name__}"
-
-
-def _library(kind: type) -> str | None:
-    root = kind.__module__.partition(".")[0]
-    return root if root in _LIBRARIES else None

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ...transformers.paddlenlp import require_own
 from ...utils.errors import InputError
+from ...utils.foreign import require_own
 from ...utils.logging import get_logger
 
 logger = get_logger(__name__)
