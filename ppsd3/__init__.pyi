@@ -1,14 +1,16 @@
 """The public names and the modules that define them: for type checkers, and for ``__init__.py``, which reads them."""
 
 from .adapters import (
-    IPAdapter as IPAdapter,
     LoraConfig as LoraConfig,
     add_adapter as add_adapter,
+    get_peft_model_state_dict as get_peft_model_state_dict,
+    set_peft_model_state_dict as set_peft_model_state_dict,
 )
 from .loaders.conversion import convert as convert
 from .models import (
     AutoencoderKL as AutoencoderKL,
     AutoencoderTiny as AutoencoderTiny,
+    IPAdapter as IPAdapter,
     SD3ControlNetModel as SD3ControlNetModel,
     SD3MultiControlNetModel as SD3MultiControlNetModel,
     SD3Transformer2DModel as SD3Transformer2DModel,

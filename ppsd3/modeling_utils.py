@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
+from .adapters import PeftAdapterMixin
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
@@ -32,6 +33,7 @@ from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import tune_process
+from .utils.elsewhere import no_attribute
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ModelMixin(QuantizableModel, ConfigMixin):
+class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -61,10 +63,17 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
     _components: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
         super().__init__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise no_attribute(self, name) from None
 
     @classmethod
     def from_pretrained(

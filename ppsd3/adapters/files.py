@@ -3,20 +3,58 @@
 from __future__ import annotations
 
 import collections
+import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import paddle
 
+from ..serialization.readers import SafetensorsFile
 from ..serialization.tensors import cast
-from ..utils.errors import CheckpointFormatError, WeightMismatchError
-from ..utils.types import Tensors
+from ..serialization.writers import write_tensors
+from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
+from ..utils.files import atomic_write
+from ..utils.types import PathLike, Tensors
 from .keys import ModuleNames, Place, split_key
 from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
 
+LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
+
 _SHOWN = 5  # keys that a message names
+
+
+def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
+    """``(tensors, PEFT's configuration or None)`` of a safetensors file, under the names in the file."""
+    file = SafetensorsFile(path)
+    text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
+    try:
+        metadata = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
+    return {name: file.read(name) for name in file.keys()}, metadata
+
+
+def save_lora_file(
+    save_directory: PathLike, weight_name: str | None, tensors: Tensors, config: Mapping[str, Any]
+) -> None:
+    """Writes an adapter's ``tensors`` into ``save_directory``, with PEFT's configuration as metadata.
+
+    Raises:
+        InputError: ``save_directory`` is a file.
+    """
+    metadata = {"format": "pt"}
+    if config:
+        config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+        metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config, indent=2, sort_keys=True)
+    if os.path.isfile(save_directory):
+        raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
+    os.makedirs(save_directory, exist_ok=True)
+    with atomic_write(os.path.join(save_directory, weight_name or LORA_WEIGHT_NAME)) as file:
+        write_tensors(file, tensors, metadata)
 
 
 def read_adapters(

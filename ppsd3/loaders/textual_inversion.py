@@ -16,6 +16,7 @@ import paddle
 
 from ..serialization.readers import SafetensorsFile
 from ..serialization.tensors import from_numpy
+from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
@@ -24,7 +25,6 @@ from ..utils.foreign import require_own
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
-from .weight_files import find_weights, to_paddle
 
 TEXT_INVERSION_NAME_SAFE = "learned_embeds.safetensors"
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}

@@ -46,7 +46,13 @@ class Tileable:
         """Whole batches again."""
         self.use_slicing = False
 
-    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None) -> None:
+    def enable_tiling(
+        self,
+        tile_sample_min_size: int | None = None,
+        tile_overlap_factor: float | None = None,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+    ) -> None:
         """Encode and decode pictures larger than a tile in overlapping tiles that are blended linearly.
 
         Memory then depends on the tile and no longer on the picture. Normalisation and attention see one tile at a
@@ -58,10 +64,16 @@ class Tileable:
                 ``sample_size``, 1024 for SD3, and so tiles nothing up to 1024x1024.)
             tile_overlap_factor: part of a tile shared with its neighbour, in [0, 1). None keeps the
                 present one; it starts as 0.25.
+            tile_sample_min_height, tile_sample_min_width: diffusers' names for ``tile_sample_min_size``; tiles are
+                square.
 
         Raises:
-            InputError: a value outside these ranges.
+            InputError: a value outside these ranges, or sides that differ.
         """
+        sides = {tile_sample_min_size, tile_sample_min_height, tile_sample_min_width} - {None}
+        if len(sides) > 1:
+            raise InputError(f"A tile of the sides {sorted(sides)} is asked for; tiles are square. Name one side.")
+        tile_sample_min_size = next(iter(sides), None)
         tile = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
         overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
         if tile < self.spatial_factor or tile % self.spatial_factor:

@@ -188,7 +188,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
 
     Attributes:
         ip_adapter: ``(image embeddings [B, ...], timestep [B]) -> dict`` of arguments for the attention processors,
-            with the weights of these; see ``ppsd3.adapters.ip_adapter``.
+            with the weights of these; see ``ppsd3.models.ip_adapter``.
 
     Raises:
         ConfigError: ``qk_norm`` is unknown, or the text is not projected to the model's width.

@@ -45,6 +45,7 @@ class PipelineCheckpointMixin:
     components: Any
     config: Any
     dtype: Any
+    name_or_path: str
     _optional_components: ClassVar[tuple[str, ...]] = ()
     _settings: ClassVar[tuple[str, ...]] = ()  # attributes, and arguments of __init__, that the index keeps as they are
     # prefixes of what storage_dtype is for
@@ -119,7 +120,9 @@ class PipelineCheckpointMixin:
             loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
         absent = dict.fromkeys(chosen._component_signature())
         settings = {name: index[name] for name in chosen._settings if name in index}
-        return chosen(**{**absent, **settings, **loaded, **components})
+        made = chosen(**{**absent, **settings, **loaded, **components})
+        made.name_or_path = os.fspath(pretrained_model_name_or_path)
+        return made
 
     def _read_more(self, class_, directory, subfolder):
         """A network that joins the others: of their dtypes, and on demand where some of them are."""

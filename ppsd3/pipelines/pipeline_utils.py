@@ -18,6 +18,7 @@ from ..utils.foreign import require_own
 from ..utils.paddle_internals import Place, current_place
 from .call_signature import Argument, describe
 from .component_classes import index_entry
+from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
     ModelOffload,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;

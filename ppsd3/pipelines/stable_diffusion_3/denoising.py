@@ -163,17 +163,18 @@ def prepare_timesteps(
     sigmas: Optional[list[float]],
     mu: Optional[float],
     image_seq_len: int,
+    timesteps: Optional[list[float]] = None,
 ) -> paddle.Tensor:
     """Sets the scheduler's schedule and returns its timesteps [n].
 
     Args:
         scheduler: changed in place, so a call passes its own copy.
-        num_inference_steps: n, unless ``sigmas`` (n noise levels before the shift) are given.
+        num_inference_steps: n, unless ``sigmas`` (n noise levels before the shift) or ``timesteps`` are given.
         mu: shift of a scheduler with ``use_dynamic_shifting``; None: from ``image_seq_len``, the number of image
             tokens N.
 
     Raises:
-        InputError: ``sigmas`` for a scheduler that takes none, or what the scheduler refuses, e.g. ``mu`` without use.
+        InputError: ``sigmas`` or ``timesteps`` for a scheduler that takes none, or what the scheduler refuses, e.g. ``mu`` without use.
     """
     config = scheduler.config
     if mu is None and config.get("use_dynamic_shifting", False):
@@ -184,8 +185,10 @@ def prepare_timesteps(
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.16),
         )
-    given = {"num_inference_steps": num_inference_steps if sigmas is None else None, "sigmas": sigmas, "mu": mu}
+    given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
     given = {name: value for name, value in given.items() if value is not None}
+    if not given.keys() - {"mu"}:
+        given["num_inference_steps"] = num_inference_steps
     for name in given:
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise InputError(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import paddle
 
-from ..serialization.readers import refuse_pickle
-from ..serialization.tensors import from_numpy
+from .readers import refuse_pickle
+from .tensors import from_numpy
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_file
 from ..utils.types import PathLike

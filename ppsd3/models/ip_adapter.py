@@ -22,10 +22,10 @@ from paddle import nn
 from ..configuration_utils import FrozenConfig
 from ..layerwise_casting import cast_layers_, held_weights
 from ..modeling_utils import to_be_filled
-from ..models.attention_processor import JointAttnProcessor2_5
-from ..models.embeddings import TimestepEmbedding, Timesteps
-from ..models.normalization import AdaLayerNorm, RMSNorm
-from ..models.transformer_sd3 import SD3Transformer2DModel
+from .attention_processor import JointAttnProcessor2_5
+from .embeddings import TimestepEmbedding, Timesteps
+from .normalization import AdaLayerNorm, RMSNorm
+from .transformer_sd3 import SD3Transformer2DModel
 from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
