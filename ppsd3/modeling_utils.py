@@ -36,11 +36,13 @@ from .utils.device import tune_process
 from .utils.elsewhere import no_attribute
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
-from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
+from .utils.paddle_internals import LazyGuard, Place, run_as_written, set_layer_dtype
 from .utils.types import Dtype, Names, PathLike
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+run_as_written(os.path.dirname(__file__))  # whichever network paddle.jit.to_static is called for
 
 
 class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):

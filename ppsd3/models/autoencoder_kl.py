@@ -96,6 +96,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     # ------------------------------------------------------------------------------------------ picture <-> latents
 
+    @paddle.jit.not_to_static  # a graph is traced from what runs, not from a rewritten source
     def encode(
         self, x: paddle.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -108,6 +109,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @paddle.jit.not_to_static
     def decode(
         self, z: paddle.Tensor, return_dict: bool = True, generator: Generator | Sequence[Generator] | None = None
     ) -> DecoderOutput | tuple[paddle.Tensor]:
