@@ -1,7 +1,7 @@
 """ppdiffusers 0.29.0 on Paddle 3.3, and programs written for it.
 
-As a program: ``python interop.py LIBRARY PROGRAM ARGUMENTS...`` runs PROGRAM, which imports ppdiffusers, with the imports
-of LIBRARY instead.
+As a program: ``python interop.py LIBRARY PROGRAM ARGUMENTS...`` runs PROGRAM, which imports ppdiffusers, with
+LIBRARY in its place.
 """
 
 import pathlib

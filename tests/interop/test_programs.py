@@ -73,6 +73,5 @@ def test_program(drawn, program, request):
     arguments = [request.getfixturevalue("lora")] if program == "dreambooth_lora" else []
     expected = drawn("ppdiffusers", OURS_ALONE.get(program, program), *arguments)
     picture = drawn("ppsd3", program, *arguments)
-    print(program, np.abs(picture - expected).mean(), expected.std())
     assert expected.std() > 10
-    assert np.abs(picture - expected).mean() < 2
+    assert np.abs(picture - expected).mean() < 1.5
