@@ -4,13 +4,14 @@ import copy
 import importlib
 import json
 import logging
+import pathlib
 import re
 import shutil
 
 import numpy as np
 import paddle
 import pytest
-from helpers import loras
+from helpers import loras, markdown
 
 import ppsd3
 from ppsd3.utils.errors import InputError
@@ -146,6 +147,19 @@ def test_a_part_that_cannot_be_saved(ours, their_parts, tmp_path, name):
     with pytest.raises(InputError, match=f"'{name}' is a ppdiffusers .*class of that name of ppsd3"):
         pipe.save_pretrained(tmp_path / "saved")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_code_of_the_guide(tmp_path, monkeypatch):
+    import paddlenlp.transformers as library
+
+    page = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "components.md"
+    (block,) = [block for block in markdown.blocks(page.read_text(encoding="utf-8")) if "paddlenlp" in block.code]
+    own = ppsd3.T5EncoderModel.from_pretrained("shapes", subfolder="text_encoder_3")
+    own.save_pretrained(tmp_path / "path" / "to" / "t5", layout="paddlenlp")
+    monkeypatch.chdir(tmp_path)
+    names = {"ppsd3": ppsd3}
+    exec(compile(block.code, str(page), "exec"), names)
+    assert isinstance(names["t5"], library.T5EncoderModel) and type(names["pipe"].text_encoder_3) is type(own)
 
 
 # ------------------------------------------------------------------------------------ what needs ours says what to call
