@@ -7,6 +7,7 @@ from typing import Any
 
 from ..modeling_utils import ModelMixin
 from ..serialization.tensor_dict import TensorDict
+from ..serialization.tensors import is_floating
 from ..utils.errors import InputError
 from ..utils.foreign import CONVERTIBLE, convertible_name, described
 from .clip import CLIPTextModelWithProjection, CLIPTokenizer
@@ -30,8 +31,8 @@ def from_paddlenlp(part: Any) -> Any:
             that extends one. It stays as it is. One of ppsd3 is given back.
 
     Returns:
-        The class of the same name, in ``ppsd3``. A text encoder has copies of the weights, in their dtype and on their
-        device, and is in evaluation mode.
+        The class of the same name, in ``ppsd3``. A text encoder has copies of the weights, of the first one's dtype (in
+        float16, T5's layers that overflow are float32) and on its device, and is in evaluation mode.
 
     Raises:
         InputError: another class.
@@ -51,4 +52,6 @@ def from_paddlenlp(part: Any) -> Any:
             part.save_pretrained(directory)
             return kind.from_pretrained(directory)
     config = {key: getattr(part.config, key) for key in kind._known_keys() if hasattr(part.config, key)}
-    return kind.from_source(TensorDict(part.state_dict(), described(part), {"format": "np"}), config)
+    tensors = part.state_dict()
+    dtype = next(tensor.dtype for tensor in tensors.values() if is_floating(tensor.dtype))
+    return kind.from_source(TensorDict(tensors, described(part), {"format": "np"}), config, dtype)

@@ -97,10 +97,14 @@ def test_a_conversion_owns_its_weights(parts):
         assert np.array_equal(tensor.numpy(), before[name]), name
 
 
-def test_dtype(parts):
-    half = copy.deepcopy(parts["text_encoder"])
+@pytest.mark.parametrize("name", ["text_encoder", "text_encoder_3"])
+def test_dtype(parts, name):
+    half = copy.deepcopy(parts[name])
     half.to(dtype="float16")
-    assert ppsd3.from_paddlenlp(half).dtype == paddle.float16
+    converted = ppsd3.from_paddlenlp(half)
+    assert converted.dtype == paddle.float16
+    dtypes = {tensor.dtype for key, tensor in converted.state_dict().items() if ".wo." in key}
+    assert dtypes <= {paddle.float32} and bool(dtypes) == (name == "text_encoder_3")
 
 
 def test_what_is_not_taken(parts, their_parts, ours):
@@ -115,6 +119,20 @@ def test_what_is_not_taken(parts, their_parts, ours):
 
 def test_pictures(ours, pipe):
     np.testing.assert_allclose(draw(pipe), draw(ours), rtol=0, atol=0.005 / 255)
+
+
+def test_prompts_are_kept(ours, pipe):
+    cache = ppsd3.PromptCache()
+    pipe.enable_prompt_cache(cache)
+    first, second = draw(pipe), draw(pipe)
+    assert cache.hits and np.array_equal(first, second)
+    np.testing.assert_allclose(first, draw(ours), rtol=0, atol=0.005 / 255)
+
+
+def test_moving(ours, pipe):
+    before = draw(pipe)
+    assert pipe.to("cpu").to(dtype="float32") is pipe
+    assert np.array_equal(draw(pipe), before)
 
 
 def test_what_is_cut_off_is_said(ours, pipe, caplog):

@@ -28,6 +28,16 @@ def test_text_encoders(parts, name, library):
     assert np.array_equal(made(ids)[0].numpy(), own(ids)[0].numpy())
 
 
+def test_layers_of_t5_that_overflow(parts):
+    other = stand_in(parts["text_encoder_3"].to(dtype="float16"))
+    parts["text_encoder_3"].to(dtype="float32")
+    for name in other.state_dict():
+        other.state_dict()[name] = other.state_dict()[name].astype("float16")
+    made = ppsd3.from_paddlenlp(other)
+    assert made.dtype == paddle.float16
+    assert {t.dtype for name, t in made.state_dict().items() if ".wo." in name} == {paddle.float32}
+
+
 def test_weights_are_copied_in_their_dtype(parts):
     other = stand_in(parts["text_encoder"].to(dtype="float16"))
     made = ppsd3.from_paddlenlp(other)
