@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import paddle
 from paddle import nn
@@ -64,6 +65,8 @@ class AutoencoderTiny(Tileable, ModelMixin):
 
     ignored_config_keys = ("block_out_channels",)  # diffusers derives it and saves it
     _components = ("vae",)
+    # Whether a generator is drawn from when a picture is encoded.
+    samples_latents: ClassVar[bool] = False
 
     @register_to_config
     def __init__(

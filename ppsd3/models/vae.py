@@ -56,9 +56,14 @@ class DiagonalGaussianDistribution:
             self.std, self.var = paddle.exp(0.5 * self.logvar), paddle.exp(self.logvar)
 
     def sample(self, generator: Generator | Sequence[Generator] | None = None) -> paddle.Tensor:
-        """``mean + std * noise`` [B, C, H, W]; ``generator`` is whatever ``ppsd3.utils.random.randn`` takes."""
+        """``mean + std * noise`` [B, C, H, W]; ``generator`` is whatever ``ppsd3.utils.random.randn`` takes.
+
+        A deterministic posterior draws no noise, so that the generator stays where it is.
+        """
         from ..utils.random import randn
 
+        if self.deterministic:
+            return self.mean
         return self.mean + self.std * randn(self.mean.shape, generator, self.mean.dtype)
 
     def mode(self) -> paddle.Tensor:
