@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, Callable
 
 import paddle
@@ -80,11 +81,9 @@ class Encoder(ModelMixin):
 
     def _run_blocks(self, blocks, hidden, *args):
         """Calls ``block(hidden, *args)`` in turn; returns the list ``[hidden, after block 0, after block 1, ...]``."""
-        states = [hidden]
         again = self.gradient_checkpointing and self.training and tracked(hidden, *self.parameters())
-        for block in blocks:
-            states.append(recomputed(block, states[-1], *args) if again else block(states[-1], *args))
-        return states
+        run = recomputed if again else lambda block, *inputs: block(*inputs)
+        return list(accumulate(blocks, lambda hidden, block: run(block, hidden, *args), initial=hidden))
 
 
 class PreNormLayer(nn.Layer):
