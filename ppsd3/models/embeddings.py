@@ -176,10 +176,9 @@ class PatchEmbed(nn.Layer):
         channels, height, width = sizes if self.data_format == "NCHW" else (sizes[2], *sizes[:2])
         if channels != self.proj.weight.shape[1]:
             raise self._wrong_channels(channels)
-        height, width = height // self.patch_size, width // self.patch_size
         tokens = self._projected(latent)  # [B, N, D]
         if self.add_pos_embed:
-            positions = self.positions(height, width).astype(tokens.dtype)
+            positions = self.positions(height // self.patch_size, width // self.patch_size).astype(tokens.dtype)
             # all tokens as one axis, since Paddle broadcasts to the last axis ten times faster
             tokens = (tokens.flatten(1) + positions.flatten()).reshape([0, -1, positions.shape[-1]])
         return tokens if self.flatten else self._grid(tokens, height, width)
@@ -193,7 +192,7 @@ class PatchEmbed(nn.Layer):
         return tokens if self.norm is None else self.norm(tokens)
 
     def _grid(self, tokens, height, width):
-        grid = tokens.reshape([0, height, width, tokens.shape[-1]])
+        grid = tokens.reshape([0, height // self.patch_size, width // self.patch_size, tokens.shape[-1]])
         return grid.transpose([0, 3, 1, 2]) if self.data_format == "NCHW" else grid
 
 

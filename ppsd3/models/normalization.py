@@ -45,7 +45,7 @@ class _AdaLayerNorm(nn.Layer):
     """Projects the conditioning vector to ``chunks`` vectors of the width it modulates.
 
     The projection depends on time and text alone, so sampling makes it for many steps at once (:meth:`modulation`)
-    and calls the layer with a step's part of it in the place of ``emb``. ``norm`` is by default a layer norm without
+    and calls the layer with a step's part of it in the place of the vector. ``norm`` is by default a layer norm without
     weight and bias.
     """
 
@@ -62,8 +62,9 @@ class _AdaLayerNorm(nn.Layer):
         """``emb [..., B, D]`` -> ``chunks`` tensors [..., B, D]."""
         return self.linear(self.silu(emb)).chunk(self.chunks, axis=-1)
 
-    def forward(self, x: paddle.Tensor, emb: Conditioning) -> Any:
-        return self._modulated(x, *(emb if isinstance(emb, list) else self.modulation(emb)))
+    def forward(self, x: paddle.Tensor, conditioning_embedding: Conditioning) -> Any:
+        given = conditioning_embedding
+        return self._modulated(x, *(given if isinstance(given, list) else self.modulation(given)))
 
     def _modulated(self, x, *chunks):
         """``x [B, S, D]``, normalised and modulated by ``chunks`` [B, D]."""
@@ -130,6 +131,9 @@ class SD35AdaLayerNormZeroX(_AdaLayerNorm):
     def __init__(self, embedding_dim: int) -> None:
         super().__init__(embedding_dim, embedding_dim, chunks=9)
 
+    def forward(self, x: paddle.Tensor, emb: Conditioning) -> DualModulated:
+        return super().forward(x, emb)
+
     def _modulated(
         self, x, shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp, shift_msa2, scale_msa2, gate_msa2
     ):
@@ -193,9 +197,6 @@ class AdaLayerNormContinuous(_AdaLayerNorm):
         else:
             norm = RMSNorm(embedding_dim, eps, elementwise_affine)
         super().__init__(conditioning_embedding_dim, embedding_dim, 2, norm, bias)
-
-    def forward(self, x: paddle.Tensor, conditioning_embedding: Conditioning) -> paddle.Tensor:
-        return super().forward(x, conditioning_embedding)
 
     def _modulated(self, x, scale, shift):
         return norm_modulate(x, self.norm, shift, scale)
