@@ -24,7 +24,7 @@ def test_a_checkpoint_becomes_models(tiny_checkpoint, tmp_path, capsys):
         ("nowhere/at-all", "x", "nowhere/at-all"),
         ("shapes", "file", "is a file"),
         ("shapes", ".", "current directory"),
-        ("shapes", "file/x", "file"),
+        ("shapes", "file/new/x", "is no directory"),
     ],
 )
 def test_what_cannot_be_used(tmp_path, monkeypatch, capsys, model, target, message):
