@@ -16,6 +16,10 @@ def test_a_checkpoint_becomes_models(tiny_checkpoint, tmp_path, capsys):
     models = json.loads((target / "inference_index.json").read_text())["models"]
     assert set(models) == {"transformer", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"}
     ppsd3.FlowMatchHeunDiscreteScheduler.from_pretrained(target / "scheduler")
+    assert main(["info", str(target)]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in models)
+    assert "takes timestep" in told and "[-1, 4, -1, -1]" in told
 
 
 @pytest.mark.parametrize(
