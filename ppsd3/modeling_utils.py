@@ -6,12 +6,13 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import paddle
 from paddle import nn
 
+from .adapters import PeftAdapterMixin
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
@@ -25,14 +26,18 @@ from .quantization import (
     quantize_,
 )
 from .serialization import Checkpoint, LoadReport, SingleFile, load_weights
+from .serialization.layout import find_named_layout, in_layout, own_names
 from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
 from .serialization.source import TensorSource
-from .serialization.tensors import cast, floating_dtype, is_floating, put
+from .serialization.tensor_dict import TensorDict
+from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
-from .utils.device import tune_process
+from .utils.device import device_name, tune_process, usable_device
+from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
+from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
 from .utils.paddle_internals import (
     LazyGuard,
     Place,
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
 run_as_written(os.path.dirname(__file__))  # whichever network paddle.jit.to_static is called for
 
 
-class ModelMixin(QuantizableModel, ConfigMixin):
+class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -68,6 +73,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _keep_in_fp32_modules: tuple[str, ...] = ()
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
+    gradient_checkpointing: bool = False
     _components: tuple[str, ...] = ()
     _is_compilable = False
 
@@ -99,6 +105,19 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         tune_process()
         super().__init__(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise NoAttributeError(type(self), name, METHODS) from None
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: PathLike, *, output_loading_info: Literal[True], **options: Any
+    ) -> tuple[Self, dict[str, list[str]]]: ...
+
+    @overload
     @classmethod
     def from_pretrained(
         cls,
@@ -111,7 +130,28 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
-    ) -> Self:
+        force_download: bool = False,
+        output_loading_info: Literal[False] = False,
+        **overrides: Any,
+    ) -> Self: ...
+
+    @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        paddle_dtype: Dtype | None = None,
+        storage_dtype: Dtype | None = None,
+        cache_dir: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        token: str | None = None,
+        force_download: bool = False,
+        output_loading_info: bool = False,
+        **overrides: Any,
+    ) -> Self | tuple[Self, dict[str, list[str]]]:
         """Loads a model, in evaluation mode, from a diffusers-format checkpoint in torch or Paddle layout.
 
         Loading is strict: every tensor must fit. On the CPU, tensors that already have the wanted dtype are mapped, not
@@ -124,10 +164,17 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             paddle_dtype: dtype of the floating-point tensors. Default: ``paddle.get_default_dtype()``, float32 unless
                 it was changed. int8 weights stay int8.
             storage_dtype: "float16" or "bfloat16" for layerwise casting, see :meth:`enable_layerwise_casting`.
-            cache_dir, revision, local_files_only, token: for the hub, see :func:`ppsd3.utils.hub.resolve_checkpoint`.
+            cache_dir, revision, local_files_only, token, force_download: for the hub, see
+                :func:`ppsd3.utils.hub.resolve_checkpoint`.
+            output_loading_info: return a pair; the second has the names of tensors by ``missing_keys``,
+                ``unexpected_keys``, ``mismatched_keys`` and ``error_msgs``. Only unexpected ones that may be left
+                unused can be there: the others are errors.
+            **overrides: entries that replace those of ``config.json``, e.g. ``extra_conditioning_channels=1``; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError: ``paddle_dtype`` is not a floating-point dtype, or ``storage_dtype`` not a 16-bit one.
+            InputError: ``paddle_dtype`` is not a floating-point dtype, or ``storage_dtype`` not a 16-bit one; or a
+                keyword that is not done here.
             CheckpointNotFoundError: no such directory, model, variant, or shard.
             CheckpointFormatError: a damaged file or a pickle.
             ConfigError: ``config.json`` has an unknown key.
@@ -144,13 +191,17 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             revision=revision,
             local_files_only=local_files_only,
             token=token,
+            force_download=force_download,
         )
         directory = os.path.join(directory, subfolder) if subfolder else directory
-        config = cls.load_config(directory)
+        config = {**cls.load_config(directory), **overrides}
         checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
-        return cls.from_source(checkpoint, config, dtype, storage_dtype, os.path.join(directory, cls.config_name))
+        path = os.path.join(directory, cls.config_name)
+        model, report = cls._filled_from(checkpoint, config, dtype, storage_dtype, path)
+        return (model, report.as_loading_info()) if output_loading_info else model
 
     @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
     def from_single_file(
         cls,
         pretrained_model_link_or_path: PathLike,
@@ -162,6 +213,8 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
+        force_download: bool = False,
+        **overrides: Any,
     ) -> Self:
         """Loads a model, in evaluation mode, from one safetensors file.
 
@@ -175,14 +228,17 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             subfolder: "text_encoder" or "text_encoder_2", if the file holds several networks of this class; also the
                 folder of ``config``.
             paddle_dtype, storage_dtype: see :meth:`from_pretrained`.
-            cache_dir, revision, local_files_only, token: for the hub.
+            cache_dir, revision, local_files_only, token, force_download: for the hub.
+            **overrides: as in :meth:`from_pretrained`.
 
         Raises:
-            InputError: an impossible dtype or ``subfolder``, or ``subfolder`` is needed.
+            InputError: an impossible dtype or ``subfolder``, or ``subfolder`` is needed; or a keyword that is not done
+                here.
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as from_pretrained.
         """
         dtype = floating_dtype(paddle_dtype)
-        hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
+        hub.update(token=token, force_download=force_download)
         file = SingleFile(resolve_file(pretrained_model_link_or_path, **hub))
         component = cls._component_in(file, subfolder)
         if isinstance(config, (str, os.PathLike)):
@@ -191,7 +247,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             config = cls.load_config(folder if os.path.isdir(folder) else directory)
         source = file.source(component)
         config = config or file.configs.get(component) or infer_config(component, source)
-        return cls.from_source(source, config, dtype, storage_dtype)
+        return cls.from_source(source, {**config, **overrides}, dtype, storage_dtype)
 
     @classmethod
     def from_source(
@@ -207,6 +263,18 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         ``dtype`` and ``storage_dtype`` are as in :meth:`from_pretrained`, None being the source's own dtype;
         ``config_path`` is what errors call the configuration.
         """
+        return cls._filled_from(source, config, dtype, storage_dtype, config_path)[0]
+
+    @classmethod
+    def _filled_from(
+        cls,
+        source: TensorSource,
+        config: Mapping[str, Any],
+        dtype: paddle.dtype | None,
+        storage_dtype: Dtype | None,
+        config_path: str,
+    ) -> tuple[Self, LoadReport]:
+        """See :meth:`from_source`."""
         if storage_dtype is not None:
             check_storage_dtype(storage_dtype)
         config, source = dict(config), cls.with_own_names(source)
@@ -216,14 +284,28 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
             cast_layers_(model, storage_dtype, compute_dtype=dtype or floating_dtype(None))
-        model.load_weights(source, dtype)
+        report = model.load_weights(source, dtype)
         model.eval()
-        return model
+        return model, report
+
+    @classmethod
+    @takes_keywords_of(LOADING)
+    def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
+        """The model that ``config`` describes, with ``overrides`` on top and weights drawn at random.
+
+        Args:
+            paddle_dtype: default ``paddle.get_default_dtype()``.
+
+        Raises:
+            ConfigError: a key is not an argument of the class; the message gives the nearest one.
+        """
+        model = super().from_config(config, **overrides)
+        return model if paddle_dtype is None else model.to(dtype=paddle_dtype)
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:
-        """``source`` with this class's parameter names, for classes whose files have several naming schemes."""
-        return source
+        """``source`` with this class's parameter names, whichever library has written the file."""
+        return own_names(source)
 
     @classmethod
     def _component_in(cls, file: SingleFile, subfolder: str | None) -> str:
@@ -255,12 +337,14 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         self._note_dtype()
         return report
 
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
         save_directory: PathLike,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
-        safe_serialization: bool = True,
+        layout: str = "diffusers",
+        **others: Any,
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
 
@@ -270,18 +354,27 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             save_directory: made if missing.
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
-            safe_serialization: can only be True: pickles are not written.
+            layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
+                can be saved for PaddleNLP itself, as "paddlenlp".
+            **others: keywords of other libraries, e.g. ``safe_serialization=True``: see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError, CheckpointError: see :func:`ppsd3.serialization.writers.write_checkpoint`.
+            InputError: another layout, or an int8 model in one that is not diffusers'; and what
+                :func:`ppsd3.serialization.writers.write_checkpoint` raises.
+            CheckpointError: the disk has too little space.
         """
-        if not safe_serialization:
-            raise InputError("safe_serialization=False would write a pickle; ppsd3 writes safetensors only.")
+        written = find_named_layout(layout, self.weights_name, type(self).__name__)
+        if written.is_paddle and self.is_quantized:
+            raise InputError(
+                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made "
+                "from."
+            )
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
-        tensors = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
-        write_checkpoint(
-            os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
-        )
+        own = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
+        tensors = in_layout(TensorDict(own), self, written) if written.is_paddle else own
+        stem, mark = written.files[self.weights_name]
+        texts = {self.config_name: config}
+        write_checkpoint(os.fspath(save_directory), stem, tensors, variant, max_shard_size, texts, mark)
 
     def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, ``extra_saved_config`` included."""
@@ -305,7 +398,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
         Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
@@ -314,10 +407,15 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
         Args:
             storage_dtype: "float16" or "bfloat16".
+            compute_dtype: can only be the dtype that the model has.
 
         Raises:
-            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+            InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
+        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+            raise InputError(
+                f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
+            )
         cast_layers_(self, storage_dtype)
         return self
 
@@ -363,15 +461,24 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         held = (layer.weight for layer in self.sublayers() if isinstance(layer, (CastingLinear, QuantizedLinear)))
         return number if only_trainable else number + sum(int(weight.size) for weight in held)
 
-    def to(self, device: Any = None, dtype: Dtype | None = None, blocking: bool | None = None) -> Self:
+    @takes_keywords_of(MOVING, also=())
+    def to(self, device: Any = None, dtype: Any = None, blocking: bool | None = None, **others: Any) -> Self:
         """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to("float16")``.
 
         ``_keep_in_fp32_modules`` stay float32 in a float16 model; integers and booleans keep their dtype.
+
+        Args:
+            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". A dtype may stand in its place.
+            dtype: Paddle's or torch's, or its name.
+            blocking: whether the copies are complete on return.
+            **others: keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
+
+        Raises:
+            InputError: a device that Paddle has not, or something that is neither device nor dtype.
         """
-        if dtype is None and _is_dtype(device):
-            device, dtype = None, device
+        device, dtype = read_destination([device, dtype])
         if dtype is not None:
-            self._cast(floating_dtype(dtype))
+            self._cast(dtype)
         if device is not None:
             super().to(device=device, blocking=blocking)
         return self
@@ -435,5 +542,22 @@ def is_to_be_filled() -> bool:
     return getattr(_filling, "on", False)
 
 
-def _is_dtype(value):
-    return isinstance(value, paddle.dtype) or (isinstance(value, str) and is_floating(value))
+def read_destination(given: Iterable[Any]) -> tuple[str | None, paddle.dtype | None]:
+    """``(device, dtype)`` of what ``.to()`` is given: each of both at most once, None left out, in any order.
+
+    Raises:
+        InputError: a device that Paddle has not, something that is neither device nor dtype, or two of a kind.
+    """
+    device, dtype = None, None
+    for value in given:
+        if value is None:
+            continue
+        if device_name(value) is not None:
+            device, twice = usable_device(value), device
+        elif dtype_name(value) in NUMPY_DTYPES:
+            dtype, twice = floating_dtype(value), dtype
+        else:
+            raise InputError(f"to() is given {value!r}; it takes a device ('cpu', 'gpu:0') and a dtype ('float16').")
+        if twice is not None:
+            raise InputError(f"to() is given {value!r} beside {twice}; it takes one device and one dtype.")
+    return device, dtype

@@ -15,12 +15,12 @@ LAYERS = (
     ("ops",),
     ("serialization",),
     ("quantization", "layerwise_casting", "compilation"),
+    ("adapters",),
     ("modeling_utils",),
     ("models", "transformers", "schedulers"),
-    ("adapters",),
     ("loaders",),
-    ("pipelines",),
-    ("training", "evaluation", "shapes"),
+    ("pipelines", "callbacks", "image_processor"),
+    ("training", "evaluation", "shapes", "training_utils", "optimization"),
     ("bench",),
     ("cli", "__main__"),
 )
@@ -29,8 +29,8 @@ SEPARATE = ("models", "transformers", "schedulers")
 
 # Nothing here is needed before a function that uses it is called, and some of it may not be installed.
 LAZY = (
-    "diffusers", "huggingface_hub", "paddlenlp", "safetensors", "scipy", "sentencepiece", "tokenizers", "torch",
-    "transformers",
+    "diffusers", "huggingface_hub", "modelscope", "paddlenlp", "safetensors", "scipy", "sentencepiece", "tokenizers",
+    "torch", "transformers",
 )  # fmt: skip
 # Importing paddle takes PIL and tqdm along, or they are cheap.
 TOP_LEVEL = {"numpy", "paddle", "PIL", "tqdm"}

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from ..utils.errors import ConfigError, InputError
+from ..utils.keywords import LOADING, takes_keywords_of
 from .scheduling_utils import SchedulerMixin
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class FlowScheduler(SchedulerMixin):
     _config_aliases: dict[str, str] = {}  # another sampler's key -> ours for the same thing
 
     @classmethod
+    @takes_keywords_of(LOADING)
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Makes the sampler from its own configuration, or from that of another sampler of flows.
 
@@ -208,6 +210,17 @@ class FlowScheduler(SchedulerMixin):
 def cast(tensor: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     """``tensor`` in ``dtype``, without a copy if it is so already."""
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
+
+
+def float32_array(name: str, values: Any) -> np.ndarray:
+    """``values`` as float32 [n]; raises InputError if they are not numbers in a row."""
+    try:
+        array = np.array(values).astype(np.float32)
+    except (TypeError, ValueError):
+        array = np.zeros([0, 0])
+    if array.ndim != 1:
+        raise InputError(f"`{name}` is {values!r}; it has to be a list of numbers.")
+    return array
 
 
 def refuse_integer(timestep: Timestep) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import paddle
 
@@ -32,9 +32,7 @@ from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encod
 from .prompt_inputs import PromptInputs
 from .prompt_reading import PromptReader
 from .step_caching import StepCache
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from .tower_encoding import TowerEncoding
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -65,7 +63,13 @@ class ImageEncoderComponents:
 
 
 class StableDiffusion3Base(
-    Components, PresentCall, SD3LoraLoaderMixin, SD3IPAdapterMixin, TextualInversionLoaderMixin, DiffusionPipeline
+    Components,
+    PresentCall,
+    TowerEncoding,
+    SD3LoraLoaderMixin,
+    SD3IPAdapterMixin,
+    TextualInversionLoaderMixin,
+    DiffusionPipeline,
 ):
     """Base of the pipelines: a subclass is a dataclass over this and its further components, and its call makes a task
     (``tasks.py``) and hands it to ``_draw``.
@@ -76,7 +80,14 @@ class StableDiffusion3Base(
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->image_encoder->transformer->vae"
     _optional_components = ("image_encoder", "feature_extractor")
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    _carried = ("prompt_reader", "_cache", "_prompt_cache")
+    _callback_tensor_inputs = [
+        "latents",
+        "prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ]
     image_encoder: SiglipVisionModel | None
     feature_extractor: SiglipImageProcessor | None
 
@@ -221,14 +232,6 @@ class StableDiffusion3Base(
         rows = [half for half in (negative, positive) if half is not None]
         return paddle.concat([half.repeat_interleave(num_images_per_prompt, axis=0) for half in rows])
 
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
-        """See :meth:`DiffusionPipeline.from_pipe`; the prompt reader and the caches come along."""
-        made = super().from_pipe(pipeline, **components)
-        for name in ("prompt_reader", "_cache", "_prompt_cache"):  # of another kind of pipeline, they are not there
-            setattr(made, name, getattr(pipeline, name, getattr(made, name)))
-        return made
-
     def enable_cache(self, cache: StepCache) -> None:
         """Answers some steps from what earlier ones computed, from the next call on: faster, nearly the same picture.
 
@@ -277,6 +280,46 @@ class StableDiffusion3Base(
     def disable_prompt_cache(self) -> None:
         """Encodes every prompt again."""
         self._prompt_cache = None
+
+    def check_inputs(
+        self,
+        prompt: Texts = None,
+        prompt_2: Texts = None,
+        prompt_3: Texts = None,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: Texts = None,
+        negative_prompt_2: Texts = None,
+        negative_prompt_3: Texts = None,
+        prompt_embeds: Tensor = None,
+        negative_prompt_embeds: Tensor = None,
+        pooled_prompt_embeds: Tensor = None,
+        negative_pooled_prompt_embeds: Tensor = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        max_sequence_length: int | None = None,
+    ) -> None:
+        """Refuses what a call would refuse of these arguments; the call does it by itself.
+
+        Raises:
+            InputError: as in the call.
+        """
+        size = self.default_sample_size * self.vae_scale_factor
+        checks.check_picture_size(self, height or size, width or size)
+        PromptInputs(
+            prompt,
+            prompt_2,
+            prompt_3,
+            negative_prompt,
+            negative_prompt_2,
+            negative_prompt_3,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        ).check()
+        checks.check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if max_sequence_length is not None:
+            checks.check_sequence_length(max_sequence_length)
 
     def _check_components(self) -> None:
         """Raises an InputError if a component that every call needs is missing, or has a dtype that cannot compute."""

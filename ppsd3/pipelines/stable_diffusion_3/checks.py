@@ -1,5 +1,6 @@
 """Checks of a call's arguments, each with its remedy, before any work is done."""
 
+from ...utils.device import device_name
 from ...utils.errors import InputError
 from .guidance import Guidance
 
@@ -20,6 +21,12 @@ def check_size(height, width, multiple, largest):
                 f"`{name}` is {size}, but this transformer's positional embedding ends at {largest} pixels "
                 f"(pos_embed_max_size). Use {largest} or less."
             )
+
+
+def check_picture_size(pipe, height, width):
+    """``pipe`` can draw so many pixels."""
+    multiple = pipe.vae_scale_factor * pipe.patch_size
+    check_size(height, width, multiple, pipe.transformer.config.pos_embed_max_size * multiple)
 
 
 def check_guidance(arguments, num_layers):
@@ -95,6 +102,6 @@ def check_dtypes(components):
 
 def check_device(device, own):
     """``device`` is None or the one that the pipeline is on."""
-    kind = "cpu" if own.is_cpu_place() else "gpu"
-    if device is not None and str(device).split(":")[0].replace("cuda", "gpu") not in (kind, str(own)):
+    own = device_name(own) or str(own)
+    if device is not None and device_name(device) not in (own, own.partition(":")[0]):
         raise InputError(f"`device` is {device}, but the pipeline is on {own}. Call pipe.to({str(device)!r}) first.")
