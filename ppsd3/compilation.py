@@ -103,12 +103,9 @@ class Compilable:
         if name == "decode" and is_inference_function(
             value
         ):  # whose calls give the tensor alone, [0] of which is a row
-            graph, output = value, self._output_class
-
-            def value(*inputs, **arguments):
-                return output(graph(*inputs, **arguments))
-
-        super().__setattr__(name, value)
+            super().__setattr__(name, lambda *inputs, **arguments: self._output_class(value(*inputs, **arguments)))
+        else:
+            super().__setattr__(name, value)
 
     @property
     def is_inference_model(self) -> bool:
