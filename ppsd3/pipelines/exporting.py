@@ -233,7 +233,7 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     """Writes one model; returns its entry in the index."""
     folder = os.path.join(directory, model)
     os.makedirs(folder)
-    require_space(directory, sum(byte_size(parameter) for parameter in network.parameters()))
+    require_space(os.path.dirname(directory), sum(byte_size(parameter) for parameter in network.parameters()))
     specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
     CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
