@@ -99,6 +99,14 @@ class Compilable:
         asked = self._graphs is not None or ("forward" in vars(self) and is_static_function(self.forward))
         return asked and not paddle.is_grad_enabled() and paddle.in_dynamic_mode()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "decode" and is_inference_function(
+            value
+        ):  # whose calls give the tensor alone, [0] of which is a row
+            super().__setattr__(name, lambda *inputs, **arguments: self._output_class(value(*inputs, **arguments)))
+        else:
+            super().__setattr__(name, value)
+
     @property
     def is_inference_model(self) -> bool:
         """Whether ``paddle.incubate.jit.inference`` has replaced ``forward``, whose calls take tensors alone then."""

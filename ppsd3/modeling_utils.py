@@ -91,8 +91,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         super().__setattr__(name, value)
 
     def __call__(self, *inputs: Any, **arguments: Any) -> Any:
-        call = nn.Layer.__call__ if "forward" not in vars(self) else type(self)._call_replaced
-        return call(self, *inputs, **arguments)  # type: ignore[arg-type]
+        return (self._call_replaced if "forward" in vars(self) else super().__call__)(*inputs, **arguments)
 
     def _call_replaced(self, *inputs, **arguments):
         """A call after something has replaced ``forward``. Static functions of Paddle cannot give or take all that

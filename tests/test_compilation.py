@@ -173,41 +173,11 @@ def test_a_static_transformer_is_called_as_before(pipe, make, options, tmp_path)
         np.testing.assert_allclose(pipe.transformer(**call, **options, return_dict=False)[0], eager, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", INFERENCE)
-def test_what_cannot_go_through_an_inference_graph_is_named(pipe, make, tmp_path):
-    make(pipe, "transformer", tmp_path)
-    skipping = dict(skip_guidance_layers=[0], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)
-    for name, options in {
-        "skip_layers": skipping,
-        "joint_attention_kwargs": {"joint_attention_kwargs": {"unknown": 1}},
-        "attn_processors": {"guidance": PerturbedAttentionGuidance(layers=[1])},
-    }.items():
-        with pytest.raises(InputError, match=rf"^{name} cannot go through.*compile\(\)"):
-            drawn(pipe, **options)
-    pipe.enable_cache(ppsd3.FirstBlockCache())
-    with pytest.raises(InputError, match="run_blocks"):
-        drawn(pipe)
-
-
 def add_lora(network):
     ppsd3.add_adapter(network, ppsd3.LoraConfig(r=2))
     for name, parameter in network.named_parameters():
         if "adapters" in name:
             parameter.set_value(0.2 * paddle.randn(parameter.shape))
-
-
-@pytest.mark.parametrize("make", INFERENCE)
-def test_an_inference_graph_does_not_outlive_a_change(pipe, make, tmp_path, caplog):
-    make(pipe, "transformer", tmp_path)
-    drawn(pipe)
-    add_lora(pipe.transformer)
-    changed = drawn(pipe)
-    assert "paddle.incubate.jit.inference once more" in caplog.text
-    assert "forward" not in vars(pipe.transformer)
-    make(pipe, "transformer", tmp_path)
-    np.testing.assert_allclose(drawn(pipe), changed, atol=1e-4)
-    with pytest.raises(InputError, match="scale of LoRA layers"):
-        drawn(pipe, joint_attention_kwargs={"scale": 0.5})
 
 
 def test_a_static_function_does_not_outlive_a_change(pipe):
@@ -236,11 +206,43 @@ def test_decoding_may_be_replaced(pipe, make, tmp_path, monkeypatch):
     np.testing.assert_allclose(drawn(pipe), eager, atol=1e-4)
 
 
-@pytest.mark.parametrize("make", INFERENCE)
-def test_networks_that_take_more_than_tensors_refuse_an_inference_graph(pipe, make, tmp_path):
-    for name in ("text_encoder", "text_encoder_3"):
-        with pytest.raises(InputError, match="to_static"):
-            make(pipe, name, tmp_path)
-    pipe.controlnet = SD3ControlNetModel(**{**tiny.TRANSFORMER, "num_layers": 2})
-    with pytest.raises(InputError, match="SD3ControlNetModel"):
-        make(pipe, "controlnet", tmp_path)
+class InferenceGraphs:
+    """Collected where Paddle has them."""
+
+    def test_what_cannot_go_through_an_inference_graph_is_named(self, pipe, tmp_path):
+        inference(pipe, "transformer", tmp_path)
+        skipping = dict(skip_guidance_layers=[0], skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0)
+        for name, options in {
+            "skip_layers": skipping,
+            "joint_attention_kwargs": {"joint_attention_kwargs": {"unknown": 1}},
+            "attn_processors": {"guidance": PerturbedAttentionGuidance(layers=[1])},
+        }.items():
+            with pytest.raises(InputError, match=rf"^{name} cannot go through.*compile\(\)"):
+                drawn(pipe, **options)
+        pipe.enable_cache(ppsd3.FirstBlockCache())
+        with pytest.raises(InputError, match="run_blocks"):
+            drawn(pipe)
+
+    def test_an_inference_graph_does_not_outlive_a_change(self, pipe, tmp_path, caplog):
+        inference(pipe, "transformer", tmp_path)
+        drawn(pipe)
+        add_lora(pipe.transformer)
+        changed = drawn(pipe)
+        assert "paddle.incubate.jit.inference once more" in caplog.text
+        assert "forward" not in vars(pipe.transformer)
+        inference(pipe, "transformer", tmp_path)
+        np.testing.assert_allclose(drawn(pipe), changed, atol=1e-4)
+        with pytest.raises(InputError, match="scale of LoRA layers"):
+            drawn(pipe, joint_attention_kwargs={"scale": 0.5})
+
+    def test_networks_that_take_more_than_tensors_refuse_an_inference_graph(self, pipe, tmp_path):
+        for name in ("text_encoder", "text_encoder_3"):
+            with pytest.raises(InputError, match="to_static"):
+                inference(pipe, name, tmp_path)
+        pipe.controlnet = SD3ControlNetModel(**{**tiny.TRANSFORMER, "num_layers": 2})
+        with pytest.raises(InputError, match="SD3ControlNetModel"):
+            inference(pipe, "controlnet", tmp_path)
+
+
+if INFERENCE:
+    TestInferenceGraphs = InferenceGraphs

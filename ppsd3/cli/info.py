@@ -10,6 +10,7 @@ from .. import __version__
 from ..configuration_utils import read_json
 from ..loaders.recognition import Component, recognize
 from ..pipelines.component_classes import component_class
+from ..pipelines.exporting import INDEX as EXPORT_INDEX
 from ..pipelines.pipeline_checkpoint import INDEX_NAME
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, InputError
@@ -81,7 +82,9 @@ def _show_picture(name):
 
 
 def _show_directory(directory, variant):
-    """A directory that is no pipeline: one component, or files of weights."""
+    """A directory that is no pipeline: one component, files of weights, or models for Paddle Inference."""
+    if os.path.isfile(os.path.join(directory, EXPORT_INDEX)):
+        return _show_export(directory)
     for config, purpose in _CONFIGS.items():
         if os.path.isfile(os.path.join(directory, config)):
             return _show_component(directory, read_json(os.path.join(directory, config), purpose), variant)
@@ -94,6 +97,17 @@ def _show_directory(directory, variant):
     for name in files:
         _show(recognize(os.path.join(directory, name)))
         print()
+
+
+def _show_export(directory):
+    index = read_json(os.path.join(directory, EXPORT_INDEX), purpose="the list of an export's models")
+    print(f"{directory}: models for Paddle {index['paddle_version']}'s inference\n")
+    for name, model in index["models"].items():
+        print(f"{name:16} {_size(os.path.getsize(os.path.join(directory, model['weights'])))}")
+        for verb, ports in (("takes", model["inputs"]), ("gives", model["outputs"])):
+            for port in ports:
+                print(f"  {verb} {port['name']:24} {port['dtype']} {port['shape']}: {port['meaning']}")
+    print("\ndocs/guide/export.md has a program that draws with them.")
 
 
 # File that makes a directory a component -> what it holds.

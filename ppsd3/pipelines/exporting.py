@@ -22,6 +22,7 @@ from ..serialization.tensors import dtype_name
 from ..serialization.writers import byte_size, require_space
 from ..utils.errors import CheckpointError, InputError
 from ..utils.files import replace_directory, staging_directory
+from ..utils.interruption import interruptible
 from ..utils.paddle_internals import WRONG_PASSES
 from ..utils.types import PathLike
 
@@ -72,7 +73,7 @@ def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str
     target = check_target(save_directory)
     _check_components(pipe)
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    with staging_directory(target) as staging:
+    with staging_directory(target) as staging, interruptible():
         index: dict[str, Any] = {**_facts(pipe), "models": {}}
         for name, graphs in _GRAPHS.items():
             if getattr(pipe, name, None) is not None:
@@ -98,6 +99,11 @@ def check_target(save_directory: PathLike) -> str:
     """
     target = os.path.realpath(os.path.expanduser(os.fspath(save_directory)))
     if not os.path.lexists(target):
+        parent = os.path.dirname(target)
+        while not os.path.lexists(parent):
+            parent = os.path.dirname(parent)
+        if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+            raise InputError(f"{target} cannot be made: {parent} is no directory that may be written. Choose another.")
         return target
     if not os.path.isdir(target):
         raise InputError(f"{target} is a file already. Models are written into a directory: choose another name.")
@@ -227,7 +233,7 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     """Writes one model; returns its entry in the index."""
     folder = os.path.join(directory, model)
     os.makedirs(folder)
-    require_space(directory, sum(byte_size(parameter) for parameter in network.parameters()))
+    require_space(os.path.dirname(directory), sum(byte_size(parameter) for parameter in network.parameters()))
     specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
     CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))

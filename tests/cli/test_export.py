@@ -16,6 +16,10 @@ def test_a_checkpoint_becomes_models(tiny_checkpoint, tmp_path, capsys):
     models = json.loads((target / "inference_index.json").read_text())["models"]
     assert set(models) == {"transformer", "vae_decoder", "vae_encoder", "text_encoder", "text_encoder_2"}
     ppsd3.FlowMatchHeunDiscreteScheduler.from_pretrained(target / "scheduler")
+    assert main(["info", str(target)]) == 0
+    told = capsys.readouterr().out
+    assert all(name in told for name in models)
+    assert "takes timestep" in told and "[-1, 4, -1, -1]" in told
 
 
 @pytest.mark.parametrize(
@@ -24,7 +28,7 @@ def test_a_checkpoint_becomes_models(tiny_checkpoint, tmp_path, capsys):
         ("nowhere/at-all", "x", "nowhere/at-all"),
         ("shapes", "file", "is a file"),
         ("shapes", ".", "current directory"),
-        ("shapes", "file/x", "file"),
+        ("shapes", "file/new/x", "is no directory"),
     ],
 )
 def test_what_cannot_be_used(tmp_path, monkeypatch, capsys, model, target, message):

@@ -1,0 +1,52 @@
+"""An interruption is one, whatever the code that it reached has made of it."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from ppsd3.utils.interruption import interruptible
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(0.1)  # a handler runs between two instructions
+
+
+def swallowing():
+    try:
+        interrupt()
+    except KeyboardInterrupt:
+        return
+
+
+def turning_it_into_an_error():
+    swallowing()
+    raise SystemError("returned a result with an exception set")
+
+
+@pytest.mark.parametrize("work", [interrupt, swallowing, turning_it_into_an_error])
+def test_it_ends_the_block(work):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        work()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(ZeroDivisionError), interruptible():
+        divmod(1, 0)
+
+
+def test_another_thread_may_use_it():
+    done = []
+
+    def run():
+        with interruptible():
+            done.append(True)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done
