@@ -34,8 +34,8 @@ _SHOWN = 5  # keys that a message names
 def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
     """``(tensors, PEFT's configuration or None)`` of a safetensors file, under the names in the file.
 
-    The tensors are as they are, but where only the file's format or name tells their layout: if all matrices are square,
-    as where the rank equals the width, :func:`read_adapters` cannot see that they are transposed.
+    The tensors are as they are, but where only the file's format or name tells their layout: if all matrices are
+    square, as where the rank equals the width, :func:`read_adapters` cannot see that they are transposed.
     """
     file = SafetensorsFile(path)
     text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
@@ -260,8 +260,8 @@ def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | 
         shape = [up.shape[0], down.shape[1]]
         if up.shape[1] != down.shape[0]:
             raise WeightMismatchError(
-                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not [r, in] and [out, r]. "
-                "Download the file again, or ask who made it."
+                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not "
+                "[r, in] and [out, r]. Download the file again, or ask who made it."
             )
     elif any(name.startswith("hada") for name in parts):
         up1, down1, up2, down2 = get("hada_w1_a", rows), get("hada_w1_b"), get("hada_w2_a", rows), get("hada_w2_b")
