@@ -34,6 +34,7 @@ from .pipelines import (
     StableDiffusion3PipelineOutput as StableDiffusion3PipelineOutput,
     VaeImageProcessor as VaeImageProcessor,
 )
+from .pipelines.exporting import export_pipeline as export_pipeline
 from .pipelines.latent_preview import LatentPreview as LatentPreview
 from .pipelines.stable_diffusion_3.guidance import (
     AdaptiveProjectedGuidance as AdaptiveProjectedGuidance,
@@ -72,6 +73,7 @@ from .transformers import (
     T5Tokenizer as T5Tokenizer,
     T5TokenizerFast as T5TokenizerFast,
 )
+from .transformers.paddlenlp import from_paddlenlp as from_paddlenlp
 from .utils.device import tune_process as tune_process
 from .utils.random import TorchGenerator as TorchGenerator
 
