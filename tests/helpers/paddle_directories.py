@@ -132,7 +132,7 @@ def write_tokenizer(directory, tokenizer):
     tokens = {f"{name}_token": getattr(tokenizer, f"{name}_token") for name in ("bos", "eos", "unk", "pad")}
     tokens = {name: token for name, token in tokens.items() if token is not None}
     (directory / "special_tokens_map.json").write_text(json.dumps(tokens))
-    more = {"extra_ids": 0, "additional_special_tokens": [], "sp_model_kwargs": None}
+    more = {"extra_ids": getattr(tokenizer, "extra_ids", 0), "additional_special_tokens": [], "sp_model_kwargs": None}
     config = {
         "errors": "replace",
         "max_len": tokenizer.model_max_length,

@@ -1,6 +1,7 @@
 """The files that the guide's reader has: images, checkpoints and adapters under the names that the pages use."""
 
 import os
+import pickle
 
 import paddle
 from PIL import Image, ImageDraw
@@ -9,7 +10,7 @@ import ppsd3
 from ppsd3.cli.main import main
 from ppsd3.utils.hub import BUNDLED
 
-from . import ip_adapters, loras, tiny
+from . import ip_adapters, loras, paddle_directories, tiny
 from .originals import T5_PREFIX, read, single_file, small_published_models, write
 
 # Names of checkpoints, local or on the hub -> what stands in for them. A directory goes before a hub id of its name.
@@ -61,6 +62,10 @@ def _adapters(directory):
     pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
     for seed, name in enumerate(("style", "hero")):
         write(directory / f"{name}.safetensors", loras.for_pipeline(pipe, seed))
+    paddle_directories.write_pipeline(directory / "from-ppdiffusers", pipe)
+    paddle_directories.write_pipeline(directory / "pickles-of-ppdiffusers", pipe, "pickle", "paddlenlp")
+    adapter = {k: v.T for k, v in loras.for_pipeline(pipe).items() if k.startswith("transformer.")}
+    (directory / "paddle_lora_weights.pdparams").write_bytes(pickle.dumps(adapter, 4))
     towers = {"clip_l": pipe.text_encoder, "clip_g": pipe.text_encoder_2}
     vectors = {name: tower.get_input_embeddings().weight[:2].numpy() for name, tower in towers.items()}
     write(directory / "cat.safetensors", vectors)

@@ -6,7 +6,6 @@ the fixture ``ppdiffusers``. ``.ci/run interop`` makes an environment that has b
 
 import importlib
 import importlib.util
-import json
 import shutil
 
 import pytest
@@ -27,27 +26,11 @@ def ppdiffusers():
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Directory of the bundled model in diffusers layout, with the ``spiece.model`` that PaddleNLP's T5 tokenizer
-    needs. Not to be changed: copy it first."""
+    """Directory of the bundled model in diffusers layout; PaddleNLP reads the ``spiece.model`` that is made for it. Not
+    to be changed: copy it first."""
     directory = tmp_path_factory.mktemp("interop") / "shapes"
     StableDiffusion3Pipeline.from_pretrained("shapes").save_pretrained(directory)
-    _write_spiece_model(directory / "tokenizer_3")
     return directory
-
-
-def _write_spiece_model(directory):
-    """The vocabulary of ``tokenizer.json`` as a protocol buffer, in the words of the sentencepiece library."""
-    from sentencepiece import sentencepiece_model_pb2 as protocol
-
-    vocabulary = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    kinds = protocol.ModelProto.SentencePiece
-    special = {"<pad>": kinds.CONTROL, "</s>": kinds.CONTROL, "<unk>": kinds.UNKNOWN}
-    model = protocol.ModelProto()
-    for piece, score in vocabulary:
-        model.pieces.add(piece=piece, score=score, type=special.get(piece, kinds.NORMAL))
-    spec = model.trainer_spec
-    spec.model_type, spec.pad_id, spec.eos_id, spec.unk_id, spec.bos_id = protocol.TrainerSpec.UNIGRAM, 0, 1, 2, -1
-    (directory / "spiece.model").write_bytes(model.SerializeToString())
 
 
 @pytest.fixture(scope="session")

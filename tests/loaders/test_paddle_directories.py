@@ -301,6 +301,16 @@ def test_bfloat16_and_shards_for_them(pipe, tmp_path):
         np.testing.assert_array_equal(loaded.state_dict()[name].numpy(), tensor.numpy(), err_msg=name)
 
 
+def test_their_keyword(pipe, tmp_path):
+    """``to_diffusers=True`` is the default here."""
+    pipe.save_pretrained(tmp_path / "x", to_diffusers=True)
+    pipe.vae.save_pretrained(tmp_path / "y", to_diffusers=None)
+    assert (tmp_path / "x" / "vae" / "diffusion_pytorch_model.safetensors").exists()
+    for part in (pipe, pipe.vae):
+        with pytest.raises(InputError, match="layout='ppdiffusers'"):
+            part.save_pretrained(tmp_path / "z", to_diffusers=False)
+
+
 def test_what_cannot_be_saved_for_them(pipe, tmp_path):
     with pytest.raises(InputError, match="layout is 'torch'; a pipeline can be saved as 'diffusers' or 'ppdiffusers'"):
         pipe.save_pretrained(tmp_path / "x", layout="torch")
