@@ -317,7 +317,7 @@ class SD3MultiControlNetModel(ModelMixin):
         return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=lambda cls: SD3ControlNetModel._known_keys())
     def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
         """Fresh ControlNets of these configurations; the arguments are those of :class:`SD3ControlNetModel`'s."""
         return cls([SD3ControlNetModel.from_config(net, paddle_dtype, **overrides) for net in config["nets"]])

@@ -38,6 +38,8 @@ ALIASES = {
     "paddle_dtype": ("dtype",),
     "use_auth_token": ("hf_token", "token"),
     "hf_token": ("token",),
+    "pretrained_model_link_or_path_or_dict": ("pretrained_model_link_or_path",),
+    "directory": ("pretrained_model_name_or_path", "save_directory"),
 }
 
 
@@ -137,6 +139,8 @@ LOADING: dict[str, Keyword] = {
     "proxies": Keyword(_EMPTY, _PROXY),
     "local_dir": Keyword(_only(), "Pass cache_dir, or download the files and pass their directory."),
     "custom_revision": Keyword(_only(), "Pass revision."),
+    "config_revision": Keyword(_only(), "Pass revision; it is that of config= too."),
+    "return_commit_hash": Keyword(_OFF, "The path that ppsd3.utils.hub.resolve_checkpoint() returns has it."),
     "return_cached_folder": Keyword(_OFF, "ppsd3.utils.hub.resolve_checkpoint() returns the directory."),
     # What else would be made of it.
     "custom_pipeline": Keyword(_only(), "Import the pipeline's class and call its from_pretrained()."),
@@ -149,6 +153,7 @@ LOADING: dict[str, Keyword] = {
     "use_keep_in_fp32_modules": Keyword(_only(True), "T5 needs them in float16; load it with paddle_dtype='bfloat16'."),
     "original_config": Keyword(_only(), "Pass config=, a directory in diffusers format; shapes say the rest."),
     "original_config_file": Keyword(_only(), "Pass config=, a directory in diffusers format; shapes say the rest."),
+    "scaling_factor": Keyword(_only(), "Pass vae=, made by AutoencoderKL.from_single_file(..., scaling_factor=...)."),
     "extract_ema": Keyword(_OFF, "Files of Stable Diffusion 3 have one set of weights; leave it out."),
     # Where it will be.
     "map_location": Keyword(_names_present_device, _DEVICE),
