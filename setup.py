@@ -50,7 +50,6 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
         "test": [
             "pytest>=7",
-            "safetensors>=0.4",
             "scipy>=1.9",
             "sentencepiece>=0.1.99",
             "matplotlib>=3.6",
@@ -64,7 +63,6 @@ setup(
             "diffusers==0.42.1",
             "transformers>=5,<6",
             "accelerate>=1",
-            "safetensors>=0.4",
             "sentencepiece>=0.1.99",
         ],
         # Text encoders and tokenizers of PaddleNLP as components; install it with `-c constraints-paddlenlp.txt`, which

@@ -13,6 +13,8 @@ import pathlib
 import zlib  # noqa: F401
 
 from .utils.device import import_paddle
+from .utils.elsewhere import NAMES, answer_imports, explain
+from .utils.errors import UnknownNameError
 
 __version__ = "0.1.0"
 
@@ -30,7 +32,7 @@ __all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604  # pyright: ignore[reportUn
 
 def __getattr__(name):
     if name not in _PUBLIC:
-        raise AttributeError(f"module 'ppsd3' has no attribute {name!r}; it has {', '.join(sorted(_PUBLIC))}.")
+        raise UnknownNameError(explain("ppsd3", name, _PUBLIC, NAMES))
     value = getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
     globals()[name] = value
     return value
@@ -41,3 +43,4 @@ def __dir__():
 
 
 import_paddle()
+answer_imports()

@@ -1,14 +1,18 @@
 """The public names and the modules that define them: for type checkers, and for ``__init__.py``, which reads them."""
 
 from .adapters import (
-    IPAdapter as IPAdapter,
     LoraConfig as LoraConfig,
     add_adapter as add_adapter,
+    get_peft_model_state_dict as get_peft_model_state_dict,
+    set_peft_model_state_dict as set_peft_model_state_dict,
 )
+from .configuration_utils import ConfigMixin as ConfigMixin
 from .loaders.conversion import convert as convert
+from .modeling_utils import ModelMixin as ModelMixin
 from .models import (
     AutoencoderKL as AutoencoderKL,
     AutoencoderTiny as AutoencoderTiny,
+    IPAdapter as IPAdapter,
     SD3ControlNetModel as SD3ControlNetModel,
     SD3MultiControlNetModel as SD3MultiControlNetModel,
     SD3Transformer2DModel as SD3Transformer2DModel,
@@ -30,6 +34,7 @@ from .pipelines import (
     StableDiffusion3PipelineOutput as StableDiffusion3PipelineOutput,
     VaeImageProcessor as VaeImageProcessor,
 )
+from .pipelines.exporting import export_pipeline as export_pipeline
 from .pipelines.latent_preview import LatentPreview as LatentPreview
 from .pipelines.stable_diffusion_3.guidance import (
     AdaptiveProjectedGuidance as AdaptiveProjectedGuidance,
@@ -55,16 +60,20 @@ from .schedulers import (
     FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler as FlowMatchLCMScheduler,
+    SchedulerMixin as SchedulerMixin,
     UniPCMultistepScheduler as UniPCMultistepScheduler,
 )
 from .transformers import (
     CLIPTextModelWithProjection as CLIPTextModelWithProjection,
     CLIPTokenizer as CLIPTokenizer,
+    CLIPTokenizerFast as CLIPTokenizerFast,
     SiglipImageProcessor as SiglipImageProcessor,
     SiglipVisionModel as SiglipVisionModel,
     T5EncoderModel as T5EncoderModel,
     T5Tokenizer as T5Tokenizer,
+    T5TokenizerFast as T5TokenizerFast,
 )
+from .transformers.paddlenlp import from_paddlenlp as from_paddlenlp
 from .utils.device import tune_process as tune_process
 from .utils.random import TorchGenerator as TorchGenerator
 

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import paddle
+from paddle import nn
 
+from .adapters import PeftAdapterMixin
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
@@ -24,23 +26,35 @@ from .quantization import (
     quantize_,
 )
 from .serialization import Checkpoint, LoadReport, SingleFile, load_weights
+from .serialization.layout import find_named_layout, in_layout, own_names
 from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
 from .serialization.source import TensorSource
+from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import device_name, tune_process, usable_device
+from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
-from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
+from .utils.paddle_internals import (
+    LazyGuard,
+    Place,
+    is_inference_function,
+    is_static_function,
+    run_as_written,
+    set_layer_dtype,
+)
 from .utils.types import Dtype, Names, PathLike
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+run_as_written(os.path.dirname(__file__))  # whichever network paddle.jit.to_static is called for
 
-class ModelMixin(QuantizableModel, ConfigMixin):
+
+class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -59,11 +73,43 @@ class ModelMixin(QuantizableModel, ConfigMixin):
     _keep_in_fp32_modules: tuple[str, ...] = ()
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
+    gradient_checkpointing: bool = False
     _components: tuple[str, ...] = ()
+    _is_compilable = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in {"forward", "encode", "decode"} & set(vars(cls)):
+            paddle.jit.not_to_static(getattr(cls, name))  # to_static traces what runs, not a source it has rewritten
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and not self._is_compilable and is_inference_function(value):
+            raise InputError(
+                f"paddle.incubate.jit.inference takes no {type(self).__name__}, whose calls give or take more than "
+                "tensors. Call paddle.jit.to_static() for it instead, or write a model by ppsd3.export_pipeline()."
+            )
+        super().__setattr__(name, value)
+
+    def __call__(self, *inputs: Any, **arguments: Any) -> Any:
+        call = nn.Layer.__call__ if "forward" not in vars(self) else type(self)._call_replaced
+        return call(self, *inputs, **arguments)  # type: ignore[arg-type]
+
+    def _call_replaced(self, *inputs, **arguments):
+        """A call after something has replaced ``forward``. Static functions of Paddle cannot give or take all that
+        networks do; which that have graphs of their own are :class:`~ppsd3.compilation.Compilable`."""
+        if is_static_function(vars(self)["forward"]):
+            return type(self).forward(self, *inputs, **arguments)
+        return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
         super().__init__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise NoAttributeError(type(self), name, METHODS) from None
 
     @overload
     @classmethod
@@ -259,8 +305,8 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:
-        """``source`` with this class's parameter names, for classes whose files have several naming schemes."""
-        return source
+        """``source`` with this class's parameter names, whichever library has written the file."""
+        return own_names(source)
 
     @classmethod
     def _component_in(cls, file: SingleFile, subfolder: str | None) -> str:
@@ -298,6 +344,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         save_directory: PathLike,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
+        layout: str = "diffusers",
         **others: Any,
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
@@ -308,16 +355,27 @@ class ModelMixin(QuantizableModel, ConfigMixin):
             save_directory: made if missing.
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
+            layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
+                can be saved for PaddleNLP itself, as "paddlenlp".
             **others: keywords of other libraries, e.g. ``safe_serialization=True``: see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError, CheckpointError: see :func:`ppsd3.serialization.writers.write_checkpoint`.
+            InputError: another layout, or an int8 model in one that is not diffusers'; and what
+                :func:`ppsd3.serialization.writers.write_checkpoint` raises.
+            CheckpointError: the disk has too little space.
         """
+        written = find_named_layout(layout, self.weights_name, type(self).__name__)
+        if written.is_paddle and self.is_quantized:
+            raise InputError(
+                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made "
+                "from."
+            )
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
-        tensors = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
-        write_checkpoint(
-            os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
-        )
+        own = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
+        tensors = in_layout(TensorDict(own), self, written) if written.is_paddle else own
+        stem, mark = written.files[self.weights_name]
+        texts = {self.config_name: config}
+        write_checkpoint(os.fspath(save_directory), stem, tensors, variant, max_shard_size, texts, mark)
 
     def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, ``extra_saved_config`` included."""
@@ -341,7 +399,7 @@ class ModelMixin(QuantizableModel, ConfigMixin):
         self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
         Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
@@ -350,10 +408,15 @@ class ModelMixin(QuantizableModel, ConfigMixin):
 
         Args:
             storage_dtype: "float16" or "bfloat16".
+            compute_dtype: can only be the dtype that the model has.
 
         Raises:
-            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+            InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
+        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+            raise InputError(
+                f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
+            )
         cast_layers_(self, storage_dtype)
         return self
 

@@ -18,7 +18,7 @@ DOCS = ROOT / "docs"
 GUIDE = sorted((DOCS / "guide").glob("*.md"))
 RUN = [ROOT / "README.md", *GUIDE]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *DOCS.rglob("*.md")])
-NOT_RUN = 4  # Python blocks that need a GPU, torch or diffusers: no more than these
+NOT_RUN = 5  # Python blocks that need a GPU, torch, diffusers or PaddleNLP: no more than these
 PAGE_LENGTH = range(60, 121)
 # Commands that only have to be understood: they take minutes, or a GPU.
 LONG = ("bench", "samplers", "gpu")

@@ -1,18 +1,20 @@
-"""Adapters of linear layers (LoRA, DoRA, LoHa, LoKr) and of attention (IP-adapter), without pipelines."""
+"""Adapters of linear layers (LoRA, DoRA, LoHa, LoKr), without networks of a certain kind and without pipelines."""
 
 from .files import read_adapters, write_adapters
-from .ip_adapter import IPAdapter
 from .layers import Dense, Kronecker, LowRank
 from .network import LoraConfig, add_adapter, train_adapter
+from .peft import PeftAdapterMixin, get_peft_model_state_dict, set_peft_model_state_dict
 
 __all__ = [
     "Dense",
-    "IPAdapter",
     "Kronecker",
     "LoraConfig",
     "LowRank",
+    "PeftAdapterMixin",
     "add_adapter",
+    "get_peft_model_state_dict",
     "read_adapters",
+    "set_peft_model_state_dict",
     "train_adapter",
     "write_adapters",
 ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import linear
@@ -90,6 +91,7 @@ class LowRank(WeightChange):
 
     def __init__(self, down: paddle.Tensor, up: paddle.Tensor, **options: Any) -> None:
         super().__init__(**options)
+        self.dropout = 0.0  # part of the input that is left out while training
         self.lora_A: paddle.Tensor = _parameter(down)
         self.lora_B: paddle.Tensor = _parameter(up)
 
@@ -99,6 +101,8 @@ class LowRank(WeightChange):
         return self.lora_A.shape[0]
 
     def product(self, x: paddle.Tensor) -> paddle.Tensor:
+        if self.dropout:
+            x = F.dropout(x, self.dropout, training=self.training)
         return linear(linear(x, self.lora_A), self.lora_B)
 
     def matrix(self) -> paddle.Tensor:

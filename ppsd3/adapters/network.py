@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import paddle
@@ -14,7 +14,10 @@ from paddle import nn
 from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
+from ..utils import elsewhere
+from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Names
 from .layers import LowRank
@@ -30,29 +33,65 @@ class LoraConfig:
     """Configuration of a LoRA to train, with PEFT's names.
 
     Attributes:
-        r: rank.
+        r: rank; PEFT's own default is 8, as of ``lora_alpha``.
         lora_alpha: the change is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
-        target_modules: ends of the names of linear layers, or a regular expression of whole names. Default: the
-            projections of the transformer's attention.
+        target_modules: ends of the names of linear layers, a regular expression of whole names, or "all-linear".
+            Default: the projections of the transformer's attention.
         init_lora_weights: initial A; the initial B is zero. "gaussian": normal with standard deviation 1 / r;
             True: uniform, as PEFT's own default.
         rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers.
+        exclude_modules: layers that stay as they are, written as ``target_modules``.
+        lora_dropout: part of a layer's input that its LoRA does not see, while training.
+        lora_bias: whether each LoRA trains a bias too.
+        bias, modules_to_save, layers_to_transform, layers_pattern, fan_in_fan_out: can only have PEFT's defaults.
+        task_type, inference_mode, base_model_name_or_path, revision: notes of PEFT's, without effect.
+
+    Raises:
+        InputError: a value that cannot be used.
+        UnknownArgumentError: another name.
     """
 
     r: int = 4
     lora_alpha: float = 4
-    target_modules: Names = ATTENTION_MODULES
+    target_modules: Names | None = ATTENTION_MODULES
     init_lora_weights: str | bool = "gaussian"
     use_dora: bool = False
     use_rslora: bool = False
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
+    exclude_modules: Names | None = None
+    lora_dropout: float = 0.0
+    lora_bias: bool = False
+    bias: str = "none"
+    modules_to_save: Names | None = None
+    layers_to_transform: Any = None
+    layers_pattern: Any = None
+    fan_in_fan_out: bool = False
+    task_type: Any = None
+    inference_mode: bool = False
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+
+    def __new__(cls, *args: Any, **settings: Any) -> LoraConfig:
+        check_argument_names("LoraConfig", settings, [field.name for field in fields(cls)], elsewhere.LORA_SETTINGS)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name in ("bias", "modules_to_save", "layers_to_transform", "layers_pattern", "fan_in_fan_out"):
+            value = getattr(self, name)
+            if value and value != "none":
+                raise InputError(f"{name} is {value!r}. {elsewhere.LORA_SETTINGS[name]}")
+        if not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout is {self.lora_dropout!r}; it is a number from 0 to below 1.")
+        if self.lora_dropout and self.use_dora:
+            raise InputError("use_dora=True takes the length of whole rows, so it has no lora_dropout. Leave one out.")
+        if self.target_modules is None:
+            self.target_modules = ATTENTION_MODULES
 
     def matches(self, name: str) -> bool:
         """Whether the linear layer called ``name`` gets an adapter."""
-        if isinstance(self.target_modules, str):
-            return re.fullmatch(self.target_modules, name) is not None
-        return any(name == target or name.endswith("." + target) for target in self.target_modules)
+        wanted = self.target_modules == "all-linear" or _names_module(self.target_modules, name)
+        return wanted and not _names_module(self.exclude_modules, name)
 
     def make(self, name: str, layer: Any) -> LowRank:
         """A new :class:`LowRank` for ``layer``, which changes nothing before it is trained."""
@@ -72,7 +111,16 @@ class LoraConfig:
             magnitude = dense_weight(base_of(layer)).square().sum(axis=1).sqrt().astype(dtype)
         scaling = alpha / (math.sqrt(rank) if self.use_rslora else rank)
         up = paddle.zeros([layer.out_features, rank], dtype)
-        return LowRank(down.astype(dtype), up, scaling=scaling, magnitude=magnitude)
+        bias = paddle.zeros([layer.out_features], dtype) if self.lora_bias else None
+        made = LowRank(down.astype(dtype), up, scaling=scaling, magnitude=magnitude, bias=bias)
+        made.dropout = self.lora_dropout
+        return made
+
+
+def _names_module(targets: Names | None, name: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith("." + target) for target in targets or ())
 
 
 def _own(pattern, name, default):
@@ -97,6 +145,7 @@ def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "defa
     Raises:
         InputError: the name is taken or impossible, or no layer matches.
     """
+    require_own("An adapter", network)
     with paddle.no_grad():
         chosen = {
             name: config.make(name, layer) for name, layer in linear_layers(network).items() if config.matches(name)
@@ -116,7 +165,7 @@ def train_adapter(network: nn.Layer, adapter_name: str) -> None:
     Raises:
         InputError: there is no such adapter.
     """
-    _require(network, [adapter_name])
+    require(network, [adapter_name])
     for parameter in network.parameters():
         parameter.stop_gradient = True
     for adapter in adapters_called(network, adapter_name).values():
@@ -217,6 +266,52 @@ def set_enabled(network: nn.Layer, enabled: bool) -> None:
     _changed(network)
 
 
+def strength_of(network: nn.Layer, name: str) -> float:
+    """The weight of the adapter ``name``; raises InputError if there is none."""
+    require(network, [name])
+    return next(layer.strengths[name] for layer in adapted_layers(network).values() if name in layer.strengths)
+
+
+def name_to_load(networks: Collection[nn.Layer], name: str | None, hotswap: bool) -> str:
+    """The name that a loaded adapter gets: ``name``, or else a new one; to exchange one, the only one that is there.
+
+    Raises:
+        InputError: it is taken, or impossible; or there is none to exchange.
+    """
+    there = list(dict.fromkeys(n for network in networks for n in adapter_names(network)))
+    if not hotswap:
+        name = (
+            next(f"default_{i}" for i in range(len(there) + 1) if f"default_{i}" not in there) if name is None else name
+        )
+        for network in networks:
+            check_name(network, name)
+        return name
+    name = there[0] if name is None and len(there) == 1 else name
+    if name is None or name not in there:
+        raise InputError(
+            f"hotswap=True exchanges an adapter, and adapter_name is {name!r}; there is {', '.join(there) or 'none'}. "
+            "Name one of them, or load without hotswap."
+        )
+    return name
+
+
+def swap(network: nn.Layer, name: str, adapters: Mapping[str, Adapter]) -> None:
+    """Puts ``adapters``, by module, in place of those called ``name``: its weight, and whether it is active, stay.
+
+    Raises:
+        InputError: it is fused.
+    """
+    layers = adapted_layers(network).values()
+    strength = next((layer.strengths[name] for layer in layers if name in layer.strengths), 1.0)
+    active = all(name in layer.active for layer in layers if name in layer.strengths)
+    detach(network, [name])
+    attach(network, name, adapters)
+    for layer in adapted_layers(network).values():
+        if name in layer.strengths:
+            layer.strengths[name] = strength
+            layer.active = layer.active if active else tuple(n for n in layer.active if n != name)
+
+
 def detach(network: nn.Layer, names: Collection[str]) -> None:
     """Removes adapters; a layer without adapters is unwrapped.
 
@@ -285,7 +380,8 @@ def unfuse(network: nn.Layer) -> None:
     _changed(network)
 
 
-def _require(network, names):
+def require(network: nn.Layer, names: Collection[str]) -> None:
+    """Raises InputError if an adapter in ``names`` is not there."""
     unknown = [name for name in names if name not in adapter_names(network)]
     if unknown:
         known = ", ".join(adapter_names(network)) or "none"

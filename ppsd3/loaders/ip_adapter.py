@@ -10,17 +10,17 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..adapters import ip_adapter as adapters
+from ..models import ip_adapter as adapters
 from ..serialization.readers import SafetensorsFile
 from ..serialization.source import TensorInfo
 from ..serialization.tensors import cast
+from ..serialization.weight_files import find_weights, to_paddle
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.types import Dtype, PathLike
 from .host import PipelineHost
-from .weight_files import find_weights, to_paddle
 
 IP_ADAPTER_WEIGHT_NAME = "ip-adapter.safetensors"
 PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's adapter was trained with

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -12,20 +10,17 @@ import paddle
 from paddle import nn
 
 from ..adapters import network as adapted
-from ..adapters.files import read_adapters, write_adapters
+from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
+from ..adapters.keys import component_of
 from ..ops import scaled_adapters
-from ..serialization.readers import SafetensorsFile
-from ..serialization.writers import write_tensors
-from ..utils.errors import CheckpointFormatError, InputError
-from ..utils.files import atomic_write
-from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.errors import InputError
+from ..utils.foreign import require_own
+from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.logging import get_logger
+from ..utils.methods import hybridmethod
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
-from .weight_files import find_weights, to_paddle
-
-LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
-LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 
 _logger = get_logger(__name__)
 
@@ -43,6 +38,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
         adapter_name: str | None = None,
         strict: bool = True,
+        hotswap: bool = False,
         **options: Any,
     ) -> None:
         """Loads a LoRA, DoRA, LoHa or LoKr, in any of the dialects of :mod:`ppsd3.adapters.keys`.
@@ -50,15 +46,16 @@ class SD3LoraLoaderMixin(PipelineHost):
         Args:
             pretrained_model_name_or_path_or_dict: a file, a directory, a hub id, a link to a file on the hub, or a dict
                 of tensors (Paddle's, torch's or numpy's).
-            adapter_name: default ``default_0``, ``default_1`` and so on.
+            adapter_name: default ``default_0``, ``default_1`` and so on; with ``hotswap`` the only one there is.
             strict: whether a key that matches no layer is an error, or else a warning.
+            hotswap: exchange the adapter called ``adapter_name`` in place; its weights (:meth:`set_adapters`) stay.
             **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token`` and
                 ``force_download``: see :meth:`lora_state_dict`. ``network_alphas``: alphas beside those in a dict.
 
         Raises:
             CheckpointFormatError: no key matches a layer, or it is not a safetensors file.
             WeightMismatchError: some keys match no layer (with ``strict``), or tensors have other shapes.
-            InputError: the name is taken; a network is loaded on demand.
+            InputError: the name is taken, or with ``hotswap`` not there; a network is loaded on demand.
         """
         alphas = options.pop("network_alphas", None)
         tensors, metadata = self.lora_state_dict(
@@ -71,18 +68,26 @@ class SD3LoraLoaderMixin(PipelineHost):
         )
         self._refuse_on_demand()
         networks = self._lora_networks()
-        if adapter_name is None:
-            taken = {name for network in networks.values() for name in adapted.adapter_names(network)}
-            adapter_name = next(f"default_{i}" for i in range(len(taken) + 1) if f"default_{i}" not in taken)
-        for network in networks.values():
-            adapted.check_name(network, adapter_name)
+        for name in {component_of(key) for key in tensors}:
+            require_own(f"A LoRA for the {name}", networks.get(name), name)
+        adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
         linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
         with paddle.no_grad():
             found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
         if lost:
             _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
+        if hotswap:
+            for name, network in networks.items():
+                adapted.swap(network, adapter_name, found.get(name, {}))
+            return
         for name, adapters in found.items():
             adapted.attach(networks[name], adapter_name, adapters)
+
+    def enable_lora_hotswap(self, **options: Any) -> None:
+        """Changes nothing: any adapter can be exchanged (``hotswap=True``), whatever its rank and layers.
+
+        ``options`` are those of diffusers, ``target_rank`` and ``check_compiled``.
+        """
 
     @overload
     @classmethod
@@ -111,7 +116,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         Args:
             pretrained_model_name_or_path_or_dict: as in :meth:`load_lora_weights`.
             weight_name: name of the file in a directory or a repository. Default
-                ``pytorch_lora_weights.safetensors``, or in a directory its only safetensors file.
+                ``pytorch_lora_weights.safetensors``, else ``paddle_lora_weights.safetensors``, or in a directory its
+                only safetensors file.
             subfolder: its folder there.
             return_lora_metadata: return a pair; the second is PEFT's configuration in the file, or None.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``; and
@@ -121,13 +127,14 @@ class SD3LoraLoaderMixin(PipelineHost):
         if isinstance(given, dict):
             tensors, metadata = {name: to_paddle(name, value) for name, value in given.items()}, None
         else:
-            file = SafetensorsFile(find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub_options))
-            tensors = {name: file.read(name) for name in file.keys()}
-            metadata = _read_metadata(file)
+            path = find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub_options)
+            tensors, metadata = read_lora_file(path)
         return (tensors, metadata) if return_lora_metadata else tensors
 
+    @hybridmethod
+    @takes_keywords_of(SAVING)
     def save_lora_weights(
-        self,
+        cls,  # noqa: N805 (or the pipeline)
         save_directory: PathLike,
         adapter_name: str | None = None,
         weight_name: str | None = None,
@@ -137,6 +144,10 @@ class SD3LoraLoaderMixin(PipelineHost):
         transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        is_main_process: bool = True,
+        save_function: None = None,
+        safe_serialization: bool = True,
+        layout: str = "diffusers",
     ) -> None:
         """Writes an adapter of this pipeline into one file, which diffusers reads too.
 
@@ -150,33 +161,43 @@ class SD3LoraLoaderMixin(PipelineHost):
                 of this pipeline, key -> tensor without the component's name, e.g.
                 ``transformer_blocks.0.attn.to_q.lora_A.weight``.
             *_lora_adapter_metadata: PEFT's configuration for each of these.
+            is_main_process: False writes nothing, for the other processes of a distributed training.
+            save_function: can only be None.
+            safe_serialization: can only be True: pickles are not written.
+            layout: "diffusers", or "ppdiffusers" for ``paddle_lora_weights.safetensors``, which its pipeline reads:
+                LoRA of the transformer alone.
+
+        Called on the class, as training scripts do, it needs layers.
 
         Raises:
-            InputError: there is no such adapter, or it is not clear which.
+            InputError: there is no such adapter, or it is not clear which; neither an adapter nor layers; another
+                layout, or an adapter of a kind that it does not have.
         """
+        if not safe_serialization or save_function is not None:
+            raise InputError("Adapters are written as safetensors. Leave out save_function and safe_serialization.")
+        if not is_main_process:
+            return
         layers = {
             "transformer": (transformer_lora_layers, transformer_lora_adapter_metadata),
             "text_encoder": (text_encoder_lora_layers, text_encoder_lora_adapter_metadata),
             "text_encoder_2": (text_encoder_2_lora_layers, text_encoder_2_lora_adapter_metadata),
         }
         layers = {name: (tensors, config or {}) for name, (tensors, config) in layers.items() if tensors}
+        if not layers and isinstance(cls, type):
+            raise InputError(
+                "save_lora_weights of the class has nothing to save. Pass transformer_lora_layers= (of "
+                "get_peft_model_state_dict), or call it on the pipeline that has the adapter."
+            )
         if not layers:
-            layers = self._layers_to_save(adapter_name)
+            pipe: Any = cls
+            layers = pipe._layers_to_save(adapter_name)
         elif adapter_name is not None:
             raise InputError("Both adapter_name and layers are given. Give one of the two.")
         tensors = {
             f"{name}.{key}": to_paddle(key, value) for name, (some, _) in layers.items() for key, value in some.items()
         }
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
-        metadata = {"format": "pt"}
-        if config:
-            config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
-            metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config, indent=2, sort_keys=True)
-        if os.path.isfile(save_directory):
-            raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
-        os.makedirs(save_directory, exist_ok=True)
-        with atomic_write(os.path.join(save_directory, weight_name or LORA_WEIGHT_NAME)) as file:
-            write_tensors(file, tensors, metadata)
+        save_lora_file(save_directory, weight_name, tensors, config, layout)
 
     def _layers_to_save(self, adapter_name):
         names = self._adapter_names()
@@ -341,11 +362,3 @@ def _weight_of(weight, component, networks):
     if isinstance(weight, bool) or not isinstance(weight, (int, float)):
         raise InputError(f"adapter_weights has {weight!r}; a weight is a number, or a dict of one for each component.")
     return float(weight)
-
-
-def _read_metadata(file: SafetensorsFile) -> dict[str, Any] | None:
-    text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
-    try:
-        return None if text is None else json.loads(text)
-    except ValueError as error:
-        raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable
 from typing import Any
 
+from ..adapters.files import layout_of_file
 from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
 from ..adapters.network import linear_layers
 from ..modeling_utils import to_be_filled
@@ -21,7 +23,7 @@ from ..serialization.sd3_configs import infer_config, published_name
 from ..serialization.source import TensorSource
 from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
 from ..utils.errors import CheckpointFormatError
-from ..utils.types import PathLike, Shape
+from ..utils.types import PathLike
 from .single_file import NETWORKS
 from .textual_inversion import KEYS
 
@@ -54,14 +56,13 @@ class Component:
     def of(cls, name: str, class_name: str, source: TensorSource, bytes_on_disk: int | None = None) -> Component:
         """Counted from the headers of ``source``."""
         infos = [source.info(tensor) for tensor in source.keys()]
-        sizes = [_product(info.shape) for info in infos]
-        stored = sum(size * _bytes(info.dtype) for size, info in zip(sizes, infos))
+        sizes = [math.prod(info.shape) for info in infos]
         return cls(
             name,
             class_name,
             sum(sizes),
             collections.Counter(info.dtype for info in infos),
-            stored if bytes_on_disk is None else bytes_on_disk,
+            sum(info.nbytes for info in infos) if bytes_on_disk is None else bytes_on_disk,
             sum(size for size, info in zip(sizes, infos) if info.dtype == "int8"),
         )
 
@@ -183,6 +184,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     names = ModuleNames(_modules())
     parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
     width, lost, blocks, dual = None, [], set(), False
+    is_paddle = layout_of_file(file) == "paddle"
     for key in keys:
         module, part = split_key(key)
         place = None if part is None else names.find(module)
@@ -193,6 +195,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
         parts[part] += 1
         modules[component].add(module)
         shape = file.info(key).shape
+        shape = shape[::-1] if is_paddle and part in ("down", "up") else shape
         if part in ("down", "hada_w1_b", "lokr_w2_b"):
             ranks[shape[0]] += 1
         if component == "transformer":
@@ -216,6 +219,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     if lost:
         facts.append(f"{len(lost)} keys of no layer here, e.g. {lost[0]}: load with strict=False to leave them out")
     what = f"an adapter ({adapter_kind(parts)}), under the names of {dialect(keys[0])}"
+    what += ", in ppdiffusers' layout" if is_paddle else ""
     component = Component.of(adapter_kind(parts), "", file, os.path.getsize(file.path))
     return Recognized(file.path, what, facts, [component], [f"pipe.load_lora_weights({file.path!r})"])
 
@@ -278,14 +282,3 @@ def _embedding(file: SafetensorsFile, keys: list[str]) -> Recognized:
         facts.append(f"the word: {says}")
     load = [f"pipe.load_textual_inversion({file.path!r}{token})"]
     return Recognized(file.path, "a learnt word (textual inversion)", facts, [component], load)
-
-
-def _product(shape: Shape) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _bytes(dtype: str) -> int:
-    return 1 if dtype == "bool" else int(re.findall(r"\d+", dtype)[0]) // 8

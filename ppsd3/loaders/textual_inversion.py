@@ -16,15 +16,16 @@ import paddle
 
 from ..serialization.readers import SafetensorsFile
 from ..serialization.tensors import from_numpy
+from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
+from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
-from .weight_files import find_weights, to_paddle
 
 TEXT_INVERSION_NAME_SAFE = "learned_embeds.safetensors"
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -203,6 +204,8 @@ class TextualInversionLoaderMixin(PipelineHost):
 
     def _check_tokenizer(self, tower: str) -> None:
         tokenizer, encoder = getattr(self, TOKENIZERS[tower]), getattr(self, tower)
+        require_own("A textual inversion", encoder, tower)
+        require_own("A textual inversion", tokenizer, TOKENIZERS[tower])
         if not isinstance(tokenizer, CLIPTokenizer):
             raise InputError(
                 f"The {TOKENIZERS[tower]} is {'absent' if tokenizer is None else 'a ' + type(tokenizer).__name__}, and "

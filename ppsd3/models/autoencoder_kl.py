@@ -58,7 +58,9 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         ConfigError: an unsupported block type or activation, or lengths that do not match.
     """
 
+    absent_features = ("down_block_out_channels", "up_block_out_channels")  # ppdiffusers' asymmetric ones
     _components = ("vae",)
+    _output_class = DecoderOutput
 
     @register_to_config
     def __init__(

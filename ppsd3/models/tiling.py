@@ -5,6 +5,7 @@ from __future__ import annotations
 import paddle
 
 from ..utils.errors import InputError
+from ..utils.keywords import takes_keywords_of
 
 _MAX_DEFAULT_TILE = 512  # pixels; SD3's sample_size of 1024 as a tile would leave a 1024x1024 picture in one piece
 
@@ -46,7 +47,14 @@ class Tileable:
         """Whole batches again."""
         self.use_slicing = False
 
-    def enable_tiling(self, tile_sample_min_size: int | None = None, tile_overlap_factor: float | None = None) -> None:
+    @takes_keywords_of({})
+    def enable_tiling(
+        self,
+        tile_sample_min_size: int | None = None,
+        tile_overlap_factor: float | None = None,
+        tile_sample_min_height: int | None = None,
+        tile_sample_min_width: int | None = None,
+    ) -> None:
         """Encode and decode pictures larger than a tile in overlapping tiles that are blended linearly.
 
         Memory then depends on the tile and no longer on the picture. Normalisation and attention see one tile at a
@@ -58,10 +66,17 @@ class Tileable:
                 ``sample_size``, 1024 for SD3, and so tiles nothing up to 1024x1024.)
             tile_overlap_factor: part of a tile shared with its neighbour, in [0, 1). None keeps the
                 present one; it starts as 0.25.
+            tile_sample_min_height, tile_sample_min_width: diffusers' names for ``tile_sample_min_size``; tiles are
+                square.
 
         Raises:
-            InputError: a value outside these ranges.
+            InputError: a value outside these ranges, or sides that differ.
         """
+        given = (tile_sample_min_size, tile_sample_min_height, tile_sample_min_width)
+        sides = sorted({side for side in given if side is not None})
+        if len(sides) > 1:
+            raise InputError(f"A tile of the sides {sides} is asked for; tiles are square. Name one side.")
+        tile_sample_min_size = next(iter(sides), None)
         tile = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
         overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor
         if tile < self.spatial_factor or tile % self.spatial_factor:
@@ -125,7 +140,7 @@ class Tileable:
                 f"{type(self).__name__}.{method} takes [B, {channels}, height, width] ({channels} channels by its "
                 f"configuration); got {shape}."
             )
-        if shape[2] % multiple_of or shape[3] % multiple_of or 0 in shape:
+        if any(side % multiple_of for side in shape[2:] if side != -1) or 0 in shape:  # -1: open, in a static graph
             fitting = [max(side // multiple_of, 1) * multiple_of for side in shape[2:]]
             raise InputError(
                 f"{type(self).__name__}.{method} takes a non-empty batch whose height and width are positive multiples "

@@ -7,7 +7,6 @@ D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -15,12 +14,12 @@ from typing import Any, Callable
 
 import paddle
 from paddle import nn
-from paddle.distributed.fleet.utils import recompute
 
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..ops import Linear, adapter_scale, scaled_adapters
-from ..ops.shapes import tracked
+from ..ops.gradients import recomputed
+from ..ops.shapes import sizes_of
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
@@ -74,6 +73,24 @@ class PreparedCondition:
         return paddle.concat([*chunks, *self.out], axis=-1)
 
 
+@dataclass
+class GivenCondition:
+    """Text and one timestep as they are given: in the place of a :class:`PreparedCondition` where ``forward`` takes
+    tensors alone.
+
+    Attributes:
+        encoder_hidden_states: text tokens [B, L, joint_attention_dim].
+        pooled_projections: pooled text [B, pooled_projection_dim].
+        timestep: [B].
+        joint_attention_kwargs: what the IP-adapter reads, if there is such.
+    """
+
+    encoder_hidden_states: paddle.Tensor
+    pooled_projections: paddle.Tensor
+    timestep: paddle.Tensor
+    joint_attention_kwargs: dict[str, paddle.Tensor]
+
+
 class ConditionedBlocks(AttentionMixin):
     """What the transformer and its ControlNets share: blocks that text and timestep steer.
 
@@ -85,7 +102,6 @@ class ConditionedBlocks(AttentionMixin):
     time_text_embed: CombinedTimestepTextProjEmbeddings
     transformer_blocks: nn.LayerList
     norm_out: AdaLayerNormContinuous | None
-    gradient_checkpointing = False
 
     def prepare(
         self,
@@ -125,16 +141,18 @@ class ConditionedBlocks(AttentionMixin):
         return PreparedCondition(self._context(encoder_hidden_states), [temb] * len(self.transformer_blocks), temb)
 
     def _context(self, encoder_hidden_states):
-        if encoder_hidden_states is None and self.context_embedder is None:
-            return None
-        if encoder_hidden_states is None:
-            raise InputError(f"This {type(self).__name__} reads text tokens. Pass encoder_hidden_states.")
-        if self.context_embedder is None:
-            raise InputError(
-                f"This {type(self).__name__} has blocks without text (joint_attention_dim is None). Leave "
-                "encoder_hidden_states out."
-            )
-        return self.context_embedder(encoder_hidden_states)  # [B, L, D]
+        embedder = self.context_embedder
+        if (encoder_hidden_states is None) != (embedder is None):
+            raise self._wrong_text()
+        return None if embedder is None else embedder(encoder_hidden_states)  # [B, L, D]
+
+    def _wrong_text(self):
+        if self.context_embedder is not None:
+            return InputError(f"This {type(self).__name__} reads text tokens. Pass encoder_hidden_states.")
+        return InputError(
+            f"This {type(self).__name__} has blocks without text (joint_attention_dim is None). Leave "
+            "encoder_hidden_states out."
+        )
 
     def _blocks_of(self, condition: PreparedCondition, kwargs: Mapping, processors: Mapping) -> list[Block]:
         """The blocks, steered by ``condition``; ``kwargs`` and ``processors`` are those of the call."""
@@ -152,14 +170,9 @@ class ConditionedBlocks(AttentionMixin):
         modulated = isinstance(temb, tuple)
         if modulated or not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return block(*arguments)
-        if not tracked(hidden_states, encoder_hidden_states, temb):  # where adapters alone train: recompute() gives
-            hidden_states = hidden_states.detach()  # parameters no gradient if none of its inputs needs one
-            hidden_states.stop_gradient = False
-            arguments = hidden_states, *arguments[1:]
-        context = copy_context()  # on the way back the block runs as it does now, with the call's scale of LoRA layers
         if block.context_pre_only:  # recompute() cannot return the None that stands for the ended text stream
-            return None, recompute(lambda *inputs: context.run(block, *inputs)[1], *arguments)
-        return recompute(lambda *inputs: context.run(block, *inputs), *arguments)
+            return None, recomputed(lambda *inputs: block(*inputs)[1], *arguments)
+        return recomputed(block, *arguments)
 
     def _split_attention_kwargs(self, kwargs, processors):
         """``(scale, what is left for the processors)``, checked."""
@@ -188,7 +201,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
 
     Attributes:
         ip_adapter: ``(image embeddings [B, ...], timestep [B]) -> dict`` of arguments for the attention processors,
-            with the weights of these; see ``ppsd3.adapters.ip_adapter``.
+            with the weights of these; see ``ppsd3.models.ip_adapter``.
 
     Raises:
         ConfigError: ``qk_norm`` is unknown, or the text is not projected to the model's width.
@@ -198,6 +211,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
     _weight_only_modules = ("norm1", "norm1_context")
     _components = ("transformer",)
+    _output_class = Transformer2DModelOutput
 
     norm_out: AdaLayerNormContinuous
     ip_adapter: Any
@@ -250,7 +264,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
                 for i in range(num_layers)
             ]
         )
-        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim)
+        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.ip_adapter = None
 
@@ -292,7 +306,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         Raises:
             InputError: a layer index, a size, an attention argument or a processor that this model does not have.
         """
-        rows, columns = (size // self.config.patch_size for size in hidden_states.shape[-2:])
+        rows, columns = (size // self.config.patch_size for size in sizes_of(hidden_states)[2:])
         skip_layers, processors = self._check_skip_layers(skip_layers), dict(attn_processors or {})
         image_embeds, kwargs = self._split_picture(joint_attention_kwargs, prepared)
         scale, kwargs = self._split_attention_kwargs(kwargs, processors)
@@ -350,12 +364,30 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         ip_adapter_image_embeds: paddle.Tensor | None = None,
     ) -> list[PreparedCondition]:
         """As :meth:`ConditionedBlocks.prepare`, and ``ip_adapter_image_embeds [B, ...]``: what the IP-adapter reads."""
+        if "forward" in vars(self) and self.is_inference_model:
+            return self._as_given(encoder_hidden_states, pooled_projections, timesteps, ip_adapter_image_embeds)
         steps = super().prepare(encoder_hidden_states, pooled_projections, timesteps)
         if ip_adapter_image_embeds is not None:
             for t, step in enumerate(steps):
                 timestep = timesteps[t : t + 1].expand([pooled_projections.shape[0]])
                 self._add_picture(step, ip_adapter_image_embeds, timestep)
         return steps
+
+    @staticmethod
+    def _as_given(text, pooled, timesteps, picture) -> Any:
+        """:meth:`prepare` for a graph that takes tensors alone."""
+        kwargs = {} if picture is None else {"ip_adapter_image_embeds": picture}
+        return [GivenCondition(text, pooled, t.expand([pooled.shape[0]]), kwargs) for t in timesteps]
+
+    def _call_inference_model(self, arguments):
+        condition = arguments.get("prepared")
+        if not isinstance(condition, GivenCondition):
+            return super()._call_inference_model(arguments)
+        latents = arguments["hidden_states"]
+        rows = paddle.concat([latents] * (condition.pooled_projections.shape[0] // latents.shape[0]))
+        kwargs = {**(arguments.get("joint_attention_kwargs") or {}), **condition.joint_attention_kwargs}
+        given = {**vars(condition), "hidden_states": rows, "joint_attention_kwargs": kwargs, "prepared": None}
+        return (super()._call_inference_model({**arguments, **given}),)
 
     def _split_picture(self, kwargs, prepared):
         """``(ip_adapter_image_embeds or None, joint_attention_kwargs without it)``."""

@@ -7,7 +7,6 @@ from them: options of a command, a form, a schema, a table. The arguments themse
 """
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import textwrap
@@ -18,6 +17,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from ..utils.elsewhere import CALL_ARGUMENTS, check_argument_names
 from ..utils.errors import UnknownArgumentError
 
 if TYPE_CHECKING:
@@ -147,16 +147,14 @@ def _with_arguments(doc: str, arguments: list[Argument]) -> str:
 
 def _bind(kind: type[A], args: Any, kwargs: dict[str, Any]) -> A:
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    for name in kwargs:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            raise UnknownArgumentError(
-                f"The call has no argument {name!r}. "
-                + (f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(names)}.")
-            )
-    if len(args) > len(names):
-        raise UnknownArgumentError(f"The call takes {len(names)} arguments, but {len(args)} were given by position.")
-    twice = [name for name in names[: len(args)] if name in kwargs]
-    if twice:
-        raise UnknownArgumentError(f"{twice[0]!r} is given twice: by position and by name.")
+    check_argument_names("The call", kwargs, names, CALL_ARGUMENTS)
+    if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+        raise _misplaced(names, args, kwargs)
     return kind(*args, **kwargs)
+
+
+def _misplaced(names: list[str], args: Any, kwargs: dict[str, Any]) -> UnknownArgumentError:
+    if len(args) > len(names):
+        return UnknownArgumentError(f"The call takes {len(names)} arguments, but {len(args)} were given by position.")
+    twice = next(name for name in names if name in kwargs)
+    return UnknownArgumentError(f"{twice!r} is given twice: by position and by name.")

@@ -15,11 +15,14 @@ from ..loaders import FromSingleFileMixin
 from ..loaders.host import components_taken
 from ..modeling_utils import read_destination
 from ..quantization import choose_layers
+from ..utils import logging
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
 from .call_signature import Argument, describe
 from .component_classes import index_entry
+from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
     ModelOffload,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -141,6 +144,9 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
         if components is None:
             components = [name for name in self._quantized_components if getattr(self, name, None) is not None]
         networks = self._chosen(components, nn.Layer, "the networks of this pipeline are")
+        for name, part in self.components.items():
+            if part in networks:
+                require_own("int8", part, name)
         for network in networks:
             choose_layers(network, kind)
         for network in networks:
@@ -265,7 +271,7 @@ class DiffusionPipeline(PipelineCheckpointMixin, FromSingleFileMixin):
         """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
         from tqdm.auto import tqdm
 
-        return tqdm(iterable, total=total, **self._progress_bar_config)
+        return tqdm(iterable, total=total, **{"disable": not logging.progress_bars, **self._progress_bar_config})
 
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]

@@ -212,6 +212,17 @@ def cast(tensor: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
+def float32_array(name: str, values: Any) -> np.ndarray:
+    """``values`` as float32 [n]; raises InputError if they are not numbers in a row."""
+    try:
+        array = np.array(values).astype(np.float32)
+    except (TypeError, ValueError):
+        array = np.zeros([0, 0])
+    if array.ndim != 1:
+        raise InputError(f"`{name}` is {values!r}; it has to be a list of numbers.")
+    return array
+
+
 def refuse_integer(timestep: Timestep) -> None:
     """Raises InputError if ``timestep`` is an index rather than an entry of ``timesteps``."""
     is_integer = isinstance(timestep, (int, np.integer)) or (

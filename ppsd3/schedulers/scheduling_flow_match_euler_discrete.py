@@ -14,7 +14,7 @@ from ..utils.errors import ConfigError, InputError
 from ..utils.logging import get_logger
 from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, refuse_integer
+from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, float32_array, refuse_integer
 from .scheduling_utils import SchedulerOutput
 
 logger = get_logger(__name__)
@@ -128,9 +128,9 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             InputError: lengths that disagree, nothing to count steps by, or ``mu`` missing or without use.
         """
         num_steps = self._check_schedule_arguments(num_inference_steps, sigmas, mu, timesteps)
-        given = None if timesteps is None else np.array(timesteps).astype(np.float32)
+        given = None if timesteps is None else float32_array("timesteps", timesteps)
         if sigmas is not None:
-            schedule = np.array(sigmas).astype(np.float32)
+            schedule = float32_array("sigmas", sigmas)
         elif given is not None:
             schedule = given / self.config.num_train_timesteps
             logger.warning(

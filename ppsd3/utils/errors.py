@@ -19,6 +19,14 @@ class UnknownArgumentError(InputError, TypeError):
     """A call names an argument that it does not have."""
 
 
+class UnknownNameError(PPSD3Error, AttributeError):
+    """A module or an object has no such name; the message says what to use instead."""
+
+
+class NoSuchImportError(PPSD3Error, ImportError):
+    """A name or a module is imported that ppsd3 does not have; the message says what to use instead."""
+
+
 class ConfigError(PPSD3Error, ValueError):
     """A configuration file or a constructor argument holds an unknown key or an impossible value."""
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
 import paddle
 
+from .device import usable_device
 from .errors import InputError
 from .paddle_internals import Generator as PaddleGenerator, default_cpu_generator, default_gpu_generators
 from .types import Dtype
 
 _BLOCK = 16  # torch turns uniforms into normals in runs of 16: 8 radii, then 8 angles
+_FIRST_SEED = 67280421310721  # of a new torch.Generator
 _FRACTION_BITS = {"float32": 24, "float64": 53}
+_DEVICES = ("cpu", "cuda", "gpu", "xpu", "npu", "mps")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # Byte layout of torch.Generator("cpu").get_state(): the C struct that torch has kept since Lua, padding included.
@@ -39,14 +43,17 @@ class TorchGenerator:
 
     Args:
         seed: -2**63 <= seed < 2**64. As in torch a negative one counts back from 2**64, and only the low
-            32 bits reach the engine.
+            32 bits reach the engine. Or "cpu", torch's argument, or nothing: then torch's own first seed.
+        device: "cpu", for programs that name it.
 
     Raises:
-        InputError: ``seed`` is not an integer or out of range.
+        InputError: ``seed`` is not an integer or out of range, or another device.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.manual_seed(seed)
+    device = "cpu"
+
+    def __init__(self, seed: int | str = _FIRST_SEED, device: Any = "cpu") -> None:
+        self.manual_seed(seed if isinstance(seed, int) and device == "cpu" else _seed_on(seed, device))
 
     def manual_seed(self, seed: int) -> TorchGenerator:
         """Restarts the stream at ``seed`` and returns the generator itself."""
@@ -58,6 +65,10 @@ class TorchGenerator:
         self._engine.state = state
         self._next_normal = None  # the second value of a scalar Box-Muller pair waits here for the next call
         return self
+
+    def seed(self) -> int:
+        """Restarts the stream at a seed from the system, and returns that."""
+        return self.manual_seed(int.from_bytes(os.urandom(8), "little")).initial_seed()
 
     def initial_seed(self) -> int:
         """The seed as an unsigned 64-bit integer."""
@@ -113,6 +124,11 @@ class TorchGenerator:
             values = self._block_normals(size, dtype)
         return _rounded(values, dtype).reshape(shape)
 
+    def rand(self, shape: Sequence[int]) -> np.ndarray:
+        """Uniform numbers in [0, 1), float32, equal to ``torch.rand(shape, generator=g)``."""
+        shape = _checked_shape(shape)
+        return self._uniform(math.prod(shape), "float32").reshape(shape)
+
     def _uniform(self, count, dtype):
         """``count`` uniforms in [0, 1) of float32 or float64: a fraction's worth of low bits, scaled."""
         bits = _FRACTION_BITS[dtype]
@@ -160,6 +176,7 @@ def randn(
 
             - None: Paddle's global stream, the one that ``paddle.seed`` sets.
             - a ``TorchGenerator``: torch's CPU stream.
+            - a ``torch.Generator`` of torch itself, on the CPU: its stream, and it advances as if torch had drawn.
             - a Paddle generator: drawn on the CPU, so a seed gives the same noise on every device; only that
               generator advances. (``paddle.Generator()`` and ``paddle.seed(s)`` return the global one.) A GPU's own
               default generator draws on that GPU.
@@ -169,7 +186,7 @@ def randn(
 
     Raises:
         InputError: the list's length is not B, the list repeats one Paddle generator, ``generator`` is something
-            else (an int, a torch.Generator), or the dtype is not among the four.
+            else (an int, a torch.Generator on a GPU), or the dtype is not among the four.
     """
     shape, dtype = _checked_shape(shape), _dtype_name(dtype)
     generators = list(generator) if isinstance(generator, (list, tuple)) else [generator]
@@ -180,12 +197,40 @@ def randn(
     return paddle.concat(rows, axis=0).astype(dtype)
 
 
+def randn_tensor(
+    shape: Sequence[int],
+    generator: Generator | Sequence[Generator] | None = None,
+    device: Any = None,
+    dtype: Dtype | None = None,
+) -> paddle.Tensor:
+    """:func:`randn` with the arguments of diffusers' function of this name.
+
+    Args:
+        device: where the tensor is. Default: Paddle's present device.
+        dtype: default ``paddle.get_default_dtype()``.
+    """
+    values = randn(shape, generator, paddle.get_default_dtype() if dtype is None else dtype)
+    return values if device is None else values.to(usable_device(device))
+
+
+def _seed_on(seed: Any, device: Any) -> Any:
+    """The seed of ``TorchGenerator(seed, device)``, where torch's order, the device first, is understood too."""
+    if isinstance(seed, str) and seed.split(":")[0] in _DEVICES:
+        seed, device = _FIRST_SEED, seed
+    if str(device) not in ("cpu", "Place(cpu)"):
+        raise InputError(
+            f"device is {str(device)!r}; a TorchGenerator draws what torch draws on the CPU, and the pipeline brings "
+            "it to its device. Use TorchGenerator('cpu').manual_seed(seed)."
+        )
+    return seed
+
+
 def _check_rows(generators, shape):
     if not shape or len(generators) != shape[0]:
         raise InputError(
             f"{len(generators)} generators for noise of shape {list(shape)}; give one generator, or one per batch row."
         )
-    paddle_ids = [id(one) for one in generators if not isinstance(one, TorchGenerator)]
+    paddle_ids = [id(one) for one in generators if one is None or isinstance(one, PaddleGenerator)]
     if len(set(paddle_ids)) < len(paddle_ids):
         raise InputError(
             "The list of generators holds one Paddle generator several times (paddle.Generator() and paddle.seed(s) "
@@ -201,12 +246,27 @@ def _draw(shape, generator, dtype):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
         return paddle.randn(shape, dtype=compute)
-    if not isinstance(generator, PaddleGenerator):
+    if isinstance(generator, PaddleGenerator):
+        return _draw_from_paddle_generator(shape, generator, compute)
+    return _draw_from_torch(shape, generator, dtype)
+
+
+def _draw_from_torch(shape, generator, dtype):
+    """Draws with torch's own generator, which is told apart without importing torch."""
+    on_cpu = str(getattr(generator, "device", "")) == "cpu"
+    if not (type(generator).__module__.partition(".")[0] == "torch" and hasattr(generator, "get_state") and on_cpu):
+        where = f" on {generator.device}" if hasattr(generator, "device") else ""
         raise InputError(
-            f"generator={generator!r} of type {type(generator).__name__} cannot draw noise here; "
-            "use ppsd3.TorchGenerator(seed), a paddle generator, None, or a list of them."
+            f"generator={generator!r} of type {type(generator).__name__}{where} cannot draw noise here; "
+            f"use ppsd3.TorchGenerator({generator if isinstance(generator, int) else 'seed'}), a paddle generator, a "
+            "torch.Generator('cpu'), None, or a list of them."
         )
-    return _draw_from_paddle_generator(shape, generator, compute)
+    state, ours = generator.get_state(), TorchGenerator()
+    ours.set_state(state.numpy())
+    values = _draw(shape, ours, dtype)
+    state.numpy()[:] = ours.get_state()  # the tensor's own memory
+    generator.set_state(state)
+    return values
 
 
 def _draw_from_paddle_generator(shape, generator, dtype):

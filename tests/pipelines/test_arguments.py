@@ -102,6 +102,7 @@ TABLE = {
     "skip_layer_guidance_stop": Beside(SKIPPING, skip_layer_guidance_stop=0.3),
     "skip_layer_guidance_start": Beside(SKIPPING, skip_layer_guidance_start=0.3),
     "mu": Refused("mu", mu=0.5),
+    "timesteps": {"timesteps": [1000.0, 100.0]},
     "guidance": {"guidance": NoGuidance()},
     "pag_scale": {"pag_scale": 0.0},
     "pag_adaptive_scale": {"pag_adaptive_scale": 0.01},

@@ -73,7 +73,7 @@ def test_by_position_and_by_name():
         ((), {"control_images": 1}, "Did you mean 'control_image'?"),
         ((), {"zzz": 1}, "It takes prompt, prompt_2"),
         (("a",), {"prompt": "b"}, "'prompt' is given twice"),
-        (range(99), {}, "takes 34 arguments, but 99 were given"),
+        (range(99), {}, "takes 35 arguments, but 99 were given"),
     ],
 )
 def test_refusals(args, kwargs, message):

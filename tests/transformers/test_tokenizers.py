@@ -4,10 +4,11 @@ import json
 import shutil
 
 import numpy as np
+import paddle
 import pytest
 
 from ppsd3.transformers import CLIPTokenizer, T5Tokenizer
-from ppsd3.transformers.t5.sentencepiece_model import read_sentencepiece_model
+from ppsd3.transformers.t5.sentencepiece_model import read_sentencepiece_model, write_sentencepiece_model
 from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 
 
@@ -139,6 +140,58 @@ def test_the_sentencepiece_reader_agrees_with_the_library(spiece):
     assert model.charsmap
 
 
+class TestMadeSpieceModel:
+    """PaddleNLP reads T5's vocabulary from ``spiece.model`` alone; from a ``tokenizer.json``, one is made."""
+
+    @pytest.fixture
+    def made(self, t5, tmp_path):
+        t5.save_pretrained(tmp_path / "json")
+        (tmp_path / "json" / "spiece.model").unlink()
+        T5Tokenizer.from_pretrained(tmp_path / "json").save_pretrained(tmp_path / "made")
+        return tmp_path / "made" / "spiece.model"
+
+    def test_the_library_reads_the_same_ids(self, made, spiece, varied_prompts):
+        sentencepiece = pytest.importorskip("sentencepiece")
+        ours, first = (
+            sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in (made, spiece / "spiece.model")
+        )
+        for text in varied_prompts:
+            assert ours.encode(text) == first.encode(text), text
+        for name in ("pad_id", "eos_id", "unk_id", "bos_id", "get_piece_size"):
+            assert getattr(ours, name)() == getattr(first, name)(), name
+        for id in range(ours.get_piece_size()):
+            assert ours.id_to_piece(id) == first.id_to_piece(id)
+            assert (ours.is_control(id), ours.is_unknown(id)) == (first.is_control(id), first.is_unknown(id))
+
+    def test_it_is_read_back(self, made, t5, varied_prompts, tmp_path):
+        (tmp_path / "alone").mkdir()
+        shutil.copy(made, tmp_path / "alone")
+        (tmp_path / "alone" / "tokenizer_config.json").write_text(json.dumps({"extra_ids": t5.extra_ids}))
+        again = T5Tokenizer.from_pretrained(tmp_path / "alone")
+        assert again(varied_prompts, padding=False).input_ids == t5(varied_prompts, padding=False).input_ids
+        assert again.vocab_size == t5.vocab_size
+
+    def test_negative_and_missing_ids(self):
+        data = write_sentencepiece_model([("<unk>", 0.0), ("a", -1.5)], 0, (), None)
+        model = read_sentencepiece_model(data, "x")
+        assert (model.pieces, model.unk_id, model.charsmap) == ([("<unk>", 0.0), ("a", -1.5)], 0, None)
+        library = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_proto=data)
+        assert (library.pad_id(), library.eos_id(), library.unk_id(), library.encode("a")) == (-1, -1, 0, [0, 1])
+
+    @pytest.mark.parametrize(
+        "pieces, unk_id", [([("a", 0.0), ("a", 0.0)], 0), ([("", 0.0)], 0), ([("a", 0.0)], None), ([("a", 0.0)], 1)]
+    )
+    def test_what_sentencepiece_cannot_hold(self, pieces, unk_id):
+        assert write_sentencepiece_model(pieces, unk_id, (), None) is None
+
+    def test_only_missing_vocabularies_are_added(self, t5, clip, clip_bpe, tmp_path):
+        (tmp_path / "spiece.model").write_bytes(b"theirs")
+        t5.save_vocabulary(tmp_path)
+        clip.save_vocabulary(tmp_path)
+        assert (tmp_path / "spiece.model").read_bytes() == b"theirs"
+        assert json.loads((tmp_path / "vocab.json").read_text()) == json.loads((clip_bpe / "vocab.json").read_text())
+
+
 def test_missing_files(tmp_path, clip_bpe, spiece):
     with pytest.raises(CheckpointNotFoundError, match=r"nowhere.*tokenizer\.json or vocab\.json with merges\.txt"):
         CLIPTokenizer.from_pretrained(tmp_path, subfolder="nowhere")
@@ -189,3 +242,37 @@ def test_spans_are_places_in_the_text():
     text = "a Photo,  of a CAT"
     spans = CLIPTokenizer.published().spans(text)
     assert [text[start:end] for _, start, end in spans] == ["a", "Photo", ",", "of", "a", "CAT"]
+
+
+def test_what_training_scripts_call(clip, t5):
+    text = "a photo of a cat"
+    ids = clip.encode(text)
+    assert ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert clip.encode(text, add_special_tokens=False) == ids[1:-1]
+    assert clip.tokenize(text) == ["a</w>", "photo</w>", "of</w>", "a</w>", "cat</w>"]
+    assert clip.convert_tokens_to_ids(clip.tokenize(text)) == ids[1:-1]
+    assert clip.convert_tokens_to_ids("no such entry") == clip.unk_token_id
+    assert clip.batch_decode(clip([text, "a cat"]).input_ids) == [text, "a cat"]
+    bare = t5(text, padding="max_length", max_length=77, add_special_tokens=False).input_ids
+    assert 1 not in bare and t5(text, max_length=77).input_ids[0].tolist().count(1) == 1
+    assert clip("a " * 99, add_special_tokens=False).input_ids.tolist() == [[320] * 77]  # no room kept for the ends
+
+
+def test_tensors_of_a_tokenizer(clip):
+    out = clip("a cat", return_tensors="pd", return_length=False, return_overflowing_tokens=False)
+    assert (
+        isinstance(out.input_ids, paddle.Tensor) and out.input_ids.numpy().tolist() == clip("a cat").input_ids.tolist()
+    )
+    assert out.attention_mask.numpy().sum() == 4
+    assert isinstance(clip("a cat", return_tensors="np").input_ids, np.ndarray)
+    for options, message in (
+        ({"return_tensors": "tf"}, "'pd' or 'pt'"),
+        ({"return_tensors": "pd", "padding": False}, "padding='longest'"),
+        ({"return_overflowing_tokens": True}, "truncated"),
+        ({"stride": 2}, "spans"),
+        ({"max_lenght": 2}, "no argument 'max_lenght'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            clip("a cat", **options)
+    with pytest.raises(AttributeError, match="convert_tokens_to_ids"):
+        clip.get_vocab()

@@ -189,7 +189,8 @@ class Options:
         list[str],
         Doc(
             "which of `latents`, `prompt_embeds`, `pooled_prompt_embeds` and the task's own tensors are in `tensors`; "
-            "with guidance prompts are [negative, positive].",
+            "with guidance prompts are [negative, positive]. `negative_prompt_embeds` and "
+            "`negative_pooled_prompt_embeds` are the first halves, None without guidance.",
             None,
         ),
     ] = dataclasses.field(default_factory=lambda: ["latents"])
@@ -219,6 +220,17 @@ class Shift:
     mu: Annotated[
         Optional[float],
         Doc("shift for a scheduler with `use_dynamic_shifting`. Default: from the size of the picture."),
+    ] = None
+
+
+@dataclass
+class OwnTimesteps:
+    timesteps: Annotated[
+        Optional[list[float]],
+        Doc(
+            "noise levels of the steps in units of 1000, from high to low, where the scheduler takes them; their "
+            "number replaces `num_inference_steps`. The scheduler shifts the sigmas made from them: see `sigmas`."
+        ),
     ] = None
 
 
@@ -284,20 +296,31 @@ class Conditioning(PromptEmbeds, Batch, NegativePrompts):
 
 
 @dataclass
-class Guided(Guiding, Shift, Options, OutputType, PicturePrompt, Conditioning):
+class Guided(OwnTimesteps, Guiding, Shift, Options, OutputType, PicturePrompt, Conditioning):
     pass
 
 
 @dataclass
 class TextToImageArguments(
-    Guiding, Shift, SkipLayers, Options, OutputType, PicturePrompt, Conditioning, Steps, Size, Prompts
+    OwnTimesteps, Guiding, Shift, SkipLayers, Options, OutputType, PicturePrompt, Conditioning, Steps, Size, Prompts
 ):
     """Of :class:`StableDiffusion3Pipeline`."""
 
 
 @dataclass
 class ImageToImageArguments(
-    Guiding, Shift, Options, PicturePrompt, OutputType, Conditioning, Steps, Strength, Picture, Size, Prompts
+    OwnTimesteps,
+    Guiding,
+    Shift,
+    Options,
+    PicturePrompt,
+    OutputType,
+    Conditioning,
+    Steps,
+    Strength,
+    Picture,
+    Size,
+    Prompts,
 ):
     """Of :class:`StableDiffusion3Img2ImgPipeline`."""
 
@@ -313,14 +336,25 @@ class InpaintingArguments(Guided, Steps, Strength, MaskCrop, Size, Mask, Picture
 
 @dataclass
 class PAGTextToImageArguments(
-    PicturePrompt, Shift, PerturbedAttention, Options, OutputType, Conditioning, Steps, Size, Prompts
+    OwnTimesteps, PicturePrompt, Shift, PerturbedAttention, Options, OutputType, Conditioning, Steps, Size, Prompts
 ):
     """Of :class:`StableDiffusion3PAGPipeline`."""
 
 
 @dataclass
 class PAGImageToImageArguments(
-    PicturePrompt, Shift, PerturbedAttention, Options, OutputType, Conditioning, Steps, Strength, Picture, Size, Prompts
+    OwnTimesteps,
+    PicturePrompt,
+    Shift,
+    PerturbedAttention,
+    Options,
+    OutputType,
+    Conditioning,
+    Steps,
+    Strength,
+    Picture,
+    Size,
+    Prompts,
 ):
     """Of :class:`StableDiffusion3PAGImg2ImgPipeline`."""
 

@@ -32,6 +32,7 @@ from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encod
 from .prompt_inputs import PromptInputs
 from .prompt_reading import PromptReader
 from .step_caching import StepCache
+from .tower_encoding import TowerEncoding
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -62,7 +63,13 @@ class ImageEncoderComponents:
 
 
 class StableDiffusion3Base(
-    Components, PresentCall, SD3LoraLoaderMixin, SD3IPAdapterMixin, TextualInversionLoaderMixin, DiffusionPipeline
+    Components,
+    PresentCall,
+    TowerEncoding,
+    SD3LoraLoaderMixin,
+    SD3IPAdapterMixin,
+    TextualInversionLoaderMixin,
+    DiffusionPipeline,
 ):
     """Base of the pipelines: a subclass is a dataclass over this and its further components, and its call makes a task
     (``tasks.py``) and hands it to ``_draw``.
@@ -74,7 +81,13 @@ class StableDiffusion3Base(
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->image_encoder->transformer->vae"
     _optional_components = ("image_encoder", "feature_extractor")
     _carried = ("prompt_reader", "_cache", "_prompt_cache")
-    _callback_tensor_inputs = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
+    _callback_tensor_inputs = [
+        "latents",
+        "prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    ]
     image_encoder: SiglipVisionModel | None
     feature_extractor: SiglipImageProcessor | None
 
@@ -267,6 +280,46 @@ class StableDiffusion3Base(
     def disable_prompt_cache(self) -> None:
         """Encodes every prompt again."""
         self._prompt_cache = None
+
+    def check_inputs(
+        self,
+        prompt: Texts = None,
+        prompt_2: Texts = None,
+        prompt_3: Texts = None,
+        height: int | None = None,
+        width: int | None = None,
+        negative_prompt: Texts = None,
+        negative_prompt_2: Texts = None,
+        negative_prompt_3: Texts = None,
+        prompt_embeds: Tensor = None,
+        negative_prompt_embeds: Tensor = None,
+        pooled_prompt_embeds: Tensor = None,
+        negative_pooled_prompt_embeds: Tensor = None,
+        callback_on_step_end_tensor_inputs: list[str] | None = None,
+        max_sequence_length: int | None = None,
+    ) -> None:
+        """Refuses what a call would refuse of these arguments; the call does it by itself.
+
+        Raises:
+            InputError: as in the call.
+        """
+        size = self.default_sample_size * self.vae_scale_factor
+        checks.check_picture_size(self, height or size, width or size)
+        PromptInputs(
+            prompt,
+            prompt_2,
+            prompt_3,
+            negative_prompt,
+            negative_prompt_2,
+            negative_prompt_3,
+            prompt_embeds,
+            negative_prompt_embeds,
+            pooled_prompt_embeds,
+            negative_pooled_prompt_embeds,
+        ).check()
+        checks.check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        if max_sequence_length is not None:
+            checks.check_sequence_length(max_sequence_length)
 
     def _check_components(self) -> None:
         """Raises an InputError if a component that every call needs is missing, or has a dtype that cannot compute."""

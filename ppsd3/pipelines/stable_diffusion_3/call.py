@@ -63,8 +63,14 @@ class Call:
     @property
     def steps(self) -> int:
         """Number of steps of the whole schedule."""
-        sigmas = self.arguments.sigmas
-        return self.arguments.num_inference_steps if sigmas is None else len(sigmas)
+        given = (self.arguments.sigmas, self.arguments.timesteps)
+        return next((len(levels) for levels in given if levels is not None), self.arguments.num_inference_steps)
+
+    @property
+    def asked_tensors(self) -> list[str]:
+        """What the callback is called with; one of ``ppsd3.callbacks`` knows it by itself."""
+        asked = self.arguments.callback_on_step_end_tensor_inputs
+        return getattr(self.arguments.callback_on_step_end, "tensor_inputs", asked)
 
     @property
     def guidance(self) -> Guidance:
@@ -91,9 +97,7 @@ class Call:
         # 2. Schedule and starting latents: cheap, and they show what is wrong with a generator, latents, sigmas or mu.
         _, _, height, width = self.latents_shape(0)
         image_seq_len = (height // pipe.patch_size) * (width // pipe.patch_size)
-        timesteps = prepare_timesteps(
-            self.scheduler, arguments.num_inference_steps, arguments.sigmas, arguments.mu, image_seq_len
-        )
+        timesteps = prepare_timesteps(self.scheduler, arguments, image_seq_len)
         start = self.task.start(self, timesteps)
         self.num_timesteps = len(start.timesteps)
 
@@ -119,14 +123,13 @@ class Call:
         pipe, arguments = self.pipe, self.arguments
         pipe._check_components()
         config = pipe.transformer.config
-        multiple = pipe.vae_scale_factor * pipe.patch_size
-        checks.check_size(self.height, self.width, multiple, config.pos_embed_max_size * multiple)
+        checks.check_picture_size(pipe, self.height, self.width)
         self.prompts.check()
         checks.check_whole("num_inference_steps", arguments.num_inference_steps, least=1)
         checks.check_whole("num_images_per_prompt", arguments.num_images_per_prompt, least=1)
         checks.check_sequence_length(arguments.max_sequence_length)
         checks.check_clip_skip(arguments.clip_skip, (pipe.text_encoder, pipe.text_encoder_2))
-        checks.check_callback_tensors(arguments.callback_on_step_end_tensor_inputs, pipe._callback_tensor_inputs)
+        checks.check_callback_tensors(self.asked_tensors, pipe._callback_tensor_inputs)
         checks.check_guidance(arguments, config.num_layers)
         image_prompting.check(self)
         check_output_type(arguments.output_type)
@@ -175,13 +178,11 @@ class Call:
     def _call_back(self, callback: Any, start: Start, step: int, timestep: paddle.Tensor, state: DenoisingState):
         """Lets the user's callback see what it asked for, and replace it, and the guidance scale, in ``state``."""
         arguments = self.arguments
-        tensors = {
-            "latents": state.latents,
-            "prompt_embeds": state.condition.embeds,
-            "pooled_prompt_embeds": state.condition.pooled,
-            **start.tensors,
-        }
-        asked = {name: tensors[name] for name in arguments.callback_on_step_end_tensor_inputs}
+        prompts = {"prompt_embeds": state.condition.embeds, "pooled_prompt_embeds": state.condition.pooled}
+        halved = state.condition.embeds.shape[0] == 2 * state.latents.shape[0]
+        negatives = {f"negative_{name}": both.chunk(2)[0] if halved else None for name, both in prompts.items()}
+        tensors = {"latents": state.latents, **prompts, **negatives, **start.tensors}
+        asked = {name: tensors[name] for name in self.asked_tensors}
         changed = callback(self.pipe, step, timestep, asked) or {}
         checks.check_callback_tensors(changed, self.pipe._callback_tensor_inputs)
         if getattr(arguments, "guidance", None) is not None and self.guidance_scale != arguments.guidance_scale:
@@ -190,8 +191,27 @@ class Call:
         state.latents = tensors["latents"]
         start.tensors.update({name: tensors[name] for name in start.tensors})
         state.guidance = self.guidance
-        embeds, pooled = tensors["prompt_embeds"], tensors["pooled_prompt_embeds"]
+        embeds, pooled = (
+            _with_negative(tensors[name], name, tensors[f"negative_{name}"], negatives[f"negative_{name}"])
+            for name in prompts
+        )
         # a condition that did not change stays the same object, and what is known about it with it
         if embeds is not state.condition.embeds or pooled is not state.condition.pooled:
             state.condition = state.condition.with_text(embeds, pooled)
         state.condition = state.guidance.fit(state.condition, state.latents.shape[0])
+
+
+def _with_negative(both: paddle.Tensor, name: str, negative: Any, before: Any) -> paddle.Tensor:
+    """``both`` [negative, positive] with the negative half that a callback returned, if it is another than ``before``.
+
+    Raises:
+        InputError: there is no negative half, or it has another shape.
+    """
+    if negative is before:
+        return both
+    if before is None or list(negative.shape) != [both.shape[0] // 2, *both.shape[1:]]:
+        raise InputError(
+            f"A callback returned negative_{name} of shape {list(negative.shape)}, where this call has "
+            f"{'none' if before is None else list(before.shape)}. Leave it out, or give it that shape."
+        )
+    return paddle.concat([negative.astype(both.dtype), both.chunk(2)[1]])

@@ -102,6 +102,11 @@ class PresentCall:
         return self._argument("joint_attention_kwargs")
 
     @property
+    def lora_scale(self) -> float:
+        """The factor of the weight of LoRA layers in the present or last call."""
+        return (self.joint_attention_kwargs or {}).get("scale", 1.0)
+
+    @property
     def num_timesteps(self) -> int | None:
         """Number of steps of the present or last call."""
         return None if self._present_call is None else self._present_call.num_timesteps
