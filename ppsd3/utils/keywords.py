@@ -176,6 +176,7 @@ SAVING: dict[str, Keyword] = {
     "push_to_hub": Keyword(
         _OFF, "Save it, and call huggingface_hub.upload_folder(repo_id='org/name', folder_path=...) for the directory."
     ),
+    "to_diffusers": Keyword(_only(True), "Pass layout='ppdiffusers' to a pipeline or a network."),
     # What only push_to_hub would read
     "repo_id": _ANY,
     "commit_message": _ANY,
