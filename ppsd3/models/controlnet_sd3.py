@@ -303,7 +303,7 @@ class SD3MultiControlNetModel(ModelMixin):
         path = os.path.join(os.fspath(pretrained_model_name_or_path), subfolder or "")
         return cls([SD3ControlNetModel.from_pretrained(folder, **options) for folder in _folders(path)])
 
-    @takes_keywords_of(SAVING)
+    @takes_keywords_of(SAVING, also=("variant", "max_shard_size", "layout"))
     def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
         ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""

@@ -30,8 +30,7 @@ HUB_KEYWORDS = ("cache_dir", "revision", "local_files_only", "token", "force_dow
 # Which of the public hubs is meant by "org/name".
 HUB_VARIABLE = "PPSD3_HUB"
 
-# Another name -> the argument that it means, if the call has it; the first that it has. A call without any of them has
-# nothing that the keyword could change: tokenizers and image processors have no dtype.
+# Another name -> the argument that it means: the first of these that the call has.
 ALIASES = {
     "torch_dtype": ("paddle_dtype", "dtype"),
     "dtype": ("paddle_dtype",),
@@ -106,6 +105,10 @@ LOADING: dict[str, Keyword] = {
     "attn_implementation": _ANY,  # kernels are chosen by ppsd3.ops
     "load_connected_pipeline": _ANY,  # Stable Diffusion 3 has none
     "variant": _ANY,  # what has no weights has no variants of them
+    "paddle_dtype": _ANY,  # and no dtype: tokenizers, image processors, schedulers; an adapter has the network's
+    "torch_dtype": _ANY,
+    "dtype": _ANY,
+    "use_auth_token": _ANY,
     "subfolder": Keyword(_only("", "."), "Pass the path with the folder in it; on a hub, a pipeline is at the root."),
     "use_safetensors": Keyword(_only(True), _SAFETENSORS),
     "disable_mmap": Keyword(_OFF, "Files are mapped into memory. Copy them to a local disk if theirs is slow."),
@@ -150,7 +153,9 @@ LOADING: dict[str, Keyword] = {
     "quantization_config": Keyword(_only(), _QUANTIZE),
     "load_in_8bit": Keyword(_OFF, _QUANTIZE),
     "load_in_4bit": Keyword(_OFF, _QUANTIZE),
-    "use_keep_in_fp32_modules": Keyword(_only(True), "T5 needs them in float16; load it with paddle_dtype='bfloat16'."),
+    "use_keep_in_fp32_modules": Keyword(
+        _only(True), "Leave it out: T5 overflows in float16 without them; bfloat16 does not."
+    ),
     "original_config": Keyword(_only(), "Pass config=, a directory in diffusers format; shapes say the rest."),
     "original_config_file": Keyword(_only(), "Pass config=, a directory in diffusers format; shapes say the rest."),
     "scaling_factor": Keyword(_only(), "Pass vae=, made by AutoencoderKL.from_single_file(..., scaling_factor=...)."),
@@ -259,9 +264,9 @@ def own_keywords(
             kept[meant] = value
         elif name in table:
             check_harmless(name, value, table, call)
-        elif is_open and name not in ALIASES:
+        elif is_open:
             kept[name] = value
-        elif name not in ALIASES:
+        else:
             refuse_unknown([name], own, call)
     return kept
 

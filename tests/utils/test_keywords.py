@@ -28,7 +28,7 @@ SWITCHED_OFF = (
 )
 # Keyword -> (values that change nothing, values that would); a line that is not here accepts anything.
 VALUES = {
-    "variant": ((None,), ()),
+    **dict.fromkeys(("variant", "paddle_dtype", "torch_dtype", "dtype", "use_auth_token"), ((None,), ())),
     "subfolder": ((None, ""), ("fp16",)),
     "use_safetensors": ((True, None), (False,)),
     "state_dict": ((None,), ({}, np.zeros(2))),
@@ -153,9 +153,10 @@ def test_saving(kind, tmp_path):
         kind.save_pretrained(made, tmp_path / "x", **keywords)
 
     assert_refusals(save, undeclared(kind.save_pretrained, SAVING))
-    if kind is not ppsd3.SD3MultiControlNetModel:  # which hands keywords to its parts
-        with pytest.raises(UnknownArgumentError, match=f"{kind.__name__}.save_pretrained does not know 'shard_size'"):
-            save(shard_size="1GB")
+    with pytest.raises(UnknownArgumentError, match="does not know 'torch_dtype'"):  # which would act when loading
+        save(torch_dtype="float16")
+    with pytest.raises(UnknownArgumentError, match=f"{kind.__name__}.save_pretrained does not know 'shard_size'"):
+        save(shard_size="1GB")
     assert not list(tmp_path.iterdir())
 
 
