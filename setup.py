@@ -7,6 +7,8 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 
+MODELSCOPE = "modelscope>=1.38; python_version >= '3.10'"  # earlier ones know neither endpoint nor token
+
 
 def read(name):
     return (ROOT / name).read_text(encoding="utf-8") if (ROOT / name).exists() else ""
@@ -46,7 +48,15 @@ setup(
         # Never a hard requirement: installing the CPU wheel over a GPU one breaks it.
         "cpu": ["paddlepaddle>=2.6.2,<3.4"],
         "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
-        "test": ["pytest>=7", "scipy>=1.9", "sentencepiece>=0.1.99", "matplotlib>=3.6"],
+        "test": [
+            "pytest>=7",
+            "scipy>=1.9",
+            "sentencepiece>=0.1.99",
+            "matplotlib>=3.6",
+            MODELSCOPE,
+        ],
+        # Models by "modelscope:org/name".
+        "modelscope": [MODELSCOPE],
         # What the parity tests compare with.
         "parity": [
             "torch>=2.4",

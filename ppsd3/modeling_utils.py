@@ -288,7 +288,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         return model, report
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
     def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
         """The model that ``config`` describes, with ``overrides`` on top and weights drawn at random.
 
@@ -296,9 +296,10 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
             paddle_dtype: default ``paddle.get_default_dtype()``.
 
         Raises:
-            ConfigError: a key is not an argument of the class; the message gives the nearest one.
+            ConfigError: a key of ``config`` is not an argument of the class; the message gives the nearest one.
+            UnknownArgumentError: the same of ``overrides``.
         """
-        model = super().from_config(config, **overrides)
+        model = cls(**cls.extract_init_arguments({**config, **overrides}))
         return model if paddle_dtype is None else model.to(dtype=paddle_dtype)
 
     @classmethod

@@ -303,7 +303,7 @@ class SD3MultiControlNetModel(ModelMixin):
         path = os.path.join(os.fspath(pretrained_model_name_or_path), subfolder or "")
         return cls([SD3ControlNetModel.from_pretrained(folder, **options) for folder in _folders(path)])
 
-    @takes_keywords_of(SAVING)
+    @takes_keywords_of(SAVING, also=("variant", "max_shard_size", "layout"))
     def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
         ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""
@@ -317,7 +317,7 @@ class SD3MultiControlNetModel(ModelMixin):
         return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 
     @classmethod
-    @takes_keywords_of(LOADING)
+    @takes_keywords_of(LOADING, also=lambda cls: SD3ControlNetModel._known_keys())
     def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
         """Fresh ControlNets of these configurations; the arguments are those of :class:`SD3ControlNetModel`'s."""
         return cls([SD3ControlNetModel.from_config(net, paddle_dtype, **overrides) for net in config["nets"]])

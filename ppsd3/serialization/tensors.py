@@ -34,9 +34,7 @@ PIECE = 1 << 17  # elements
 
 def dtype_name(dtype: Any) -> str:
     """``"float16"`` for Paddle's, torch's or numpy's dtype, or for ``"float16"``, ``"torch.float16"`` or ``"half"``."""
-    if not isinstance(dtype, str):
-        dtype = dtype.__name__ if isinstance(dtype, type) else str(dtype)
-    name = dtype.split(".")[-1]
+    name = (dtype.__name__ if isinstance(dtype, type) else str(dtype)).rpartition(".")[2]
     return _TORCH_NAMES.get(name, name)
 
 

@@ -82,7 +82,7 @@ def resolve_checkpoint(
         CheckpointNotFoundError: nothing of that name, or not that variant; the message says what was tried.
         InputError: a hub that is unknown or whose client is not installed.
     """
-    name = os.path.expanduser(os.fspath(name_or_path))
+    name = _as_path(name_or_path)
     if os.path.isdir(name) and (name not in BUNDLED or _holds_checkpoint(name)):
         return name
     if name in BUNDLED:
@@ -120,7 +120,7 @@ def resolve_file(
     Raises:
         CheckpointNotFoundError: no such file; the message says what was tried.
     """
-    name = os.path.expanduser(os.fspath(path_or_link))
+    name = _as_path(path_or_link)
     if os.path.isfile(name):
         return name
     if os.path.isdir(name):
@@ -136,6 +136,12 @@ def resolve_file(
     hub = match["hub"] if match["host"] is None else "modelscope" if "modelscope" in match["host"] else "huggingface"
     made = _repository(hub)(match["repo"], cache_dir, match["revision"] or revision, token, force_download)
     return _fetch_file(made, unquote(match["file"]), local_files_only)
+
+
+def _as_path(given: object) -> str:
+    if not isinstance(given, (str, os.PathLike)):
+        raise InputError(f"A checkpoint is found by a path, a hub id or a link, not by a {type(given).__name__}.")
+    return os.path.expanduser(os.fspath(given))
 
 
 def _repository(hub: str | None) -> type[Repository]:

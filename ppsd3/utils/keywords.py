@@ -30,14 +30,15 @@ HUB_KEYWORDS = ("cache_dir", "revision", "local_files_only", "token", "force_dow
 # Which of the public hubs is meant by "org/name".
 HUB_VARIABLE = "PPSD3_HUB"
 
-# Another name -> the argument that it means, if the call has it; the first that it has. A call without any of them has
-# nothing that the keyword could change: tokenizers and image processors have no dtype.
+# Another name -> the argument that it means: the first of these that the call has.
 ALIASES = {
     "torch_dtype": ("paddle_dtype", "dtype"),
     "dtype": ("paddle_dtype",),
     "paddle_dtype": ("dtype",),
     "use_auth_token": ("hf_token", "token"),
     "hf_token": ("token",),
+    "pretrained_model_link_or_path_or_dict": ("pretrained_model_link_or_path",),
+    "directory": ("pretrained_model_name_or_path", "save_directory"),
 }
 
 
@@ -104,6 +105,10 @@ LOADING: dict[str, Keyword] = {
     "attn_implementation": _ANY,  # kernels are chosen by ppsd3.ops
     "load_connected_pipeline": _ANY,  # Stable Diffusion 3 has none
     "variant": _ANY,  # what has no weights has no variants of them
+    "paddle_dtype": _ANY,  # and no dtype: tokenizers, image processors, schedulers; an adapter has the network's
+    "torch_dtype": _ANY,
+    "dtype": _ANY,
+    "use_auth_token": _ANY,
     "subfolder": Keyword(_only("", "."), "Pass the path with the folder in it; on a hub, a pipeline is at the root."),
     "use_safetensors": Keyword(_only(True), _SAFETENSORS),
     "disable_mmap": Keyword(_OFF, "Files are mapped into memory. Copy them to a local disk if theirs is slow."),
@@ -137,6 +142,8 @@ LOADING: dict[str, Keyword] = {
     "proxies": Keyword(_EMPTY, _PROXY),
     "local_dir": Keyword(_only(), "Pass cache_dir, or download the files and pass their directory."),
     "custom_revision": Keyword(_only(), "Pass revision."),
+    "config_revision": Keyword(_only(), "Pass revision; it is that of config= too."),
+    "return_commit_hash": Keyword(_OFF, "The path that ppsd3.utils.hub.resolve_checkpoint() returns has it."),
     "return_cached_folder": Keyword(_OFF, "ppsd3.utils.hub.resolve_checkpoint() returns the directory."),
     # What else would be made of it.
     "custom_pipeline": Keyword(_only(), "Import the pipeline's class and call its from_pretrained()."),
@@ -146,9 +153,12 @@ LOADING: dict[str, Keyword] = {
     "quantization_config": Keyword(_only(), _QUANTIZE),
     "load_in_8bit": Keyword(_OFF, _QUANTIZE),
     "load_in_4bit": Keyword(_OFF, _QUANTIZE),
-    "use_keep_in_fp32_modules": Keyword(_only(True), "T5 needs them in float16; load it with paddle_dtype='bfloat16'."),
+    "use_keep_in_fp32_modules": Keyword(
+        _only(True), "Leave it out: T5 overflows in float16 without them; bfloat16 does not."
+    ),
     "original_config": Keyword(_only(), "Pass config=, a directory in diffusers format; shapes say the rest."),
     "original_config_file": Keyword(_only(), "Pass config=, a directory in diffusers format; shapes say the rest."),
+    "scaling_factor": Keyword(_only(), "Pass vae=, made by AutoencoderKL.from_single_file(..., scaling_factor=...)."),
     "extract_ema": Keyword(_OFF, "Files of Stable Diffusion 3 have one set of weights; leave it out."),
     # Where it will be.
     "map_location": Keyword(_names_present_device, _DEVICE),
@@ -172,6 +182,7 @@ SAVING: dict[str, Keyword] = {
     "push_to_hub": Keyword(
         _OFF, "Save it, and call huggingface_hub.upload_folder(repo_id='org/name', folder_path=...) for the directory."
     ),
+    "to_diffusers": Keyword(_only(True), "Pass layout='ppdiffusers' to a pipeline or a network."),
     # What only push_to_hub would read
     "repo_id": _ANY,
     "commit_message": _ANY,
@@ -254,9 +265,9 @@ def own_keywords(
             kept[meant] = value
         elif name in table:
             check_harmless(name, value, table, call)
-        elif is_open and name not in ALIASES:
+        elif is_open:
             kept[name] = value
-        elif name not in ALIASES:
+        else:
             refuse_unknown([name], own, call)
     return kept
 

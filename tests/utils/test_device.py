@@ -1,4 +1,5 @@
-"""Threads and instruction sets: the user's choice stays, otherwise every core works and results stay accurate."""
+"""Devices by their names; threads and instruction sets: the user's choice stays, otherwise every core works and results
+stay accurate."""
 
 import os
 import platform
@@ -10,6 +11,7 @@ import paddle
 import pytest
 
 from ppsd3.utils import device
+from ppsd3.utils.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: x\nflags\t\t: {}\nbugs\t\t: y\n"
@@ -138,3 +140,44 @@ def test_products_are_as_accurate_as_fp32_allows(m, k, n):
     scale = np.abs(a.astype(np.float64)) @ np.abs(b.T.astype(np.float64))
     error = np.abs(product - a.astype(np.float64) @ b.T.astype(np.float64)) / scale
     assert error.max() < 4e-7
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Paddle says that it has two GPUs, and computes on the second."""
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:1")
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [
+        ("cuda", "gpu"),
+        ("cuda:1", "gpu:1"),
+        ("gpu:0", "gpu:0"),
+        (1, "gpu:1"),
+        ("Place(gpu:1)", "gpu:1"),
+        ("cpu", "cpu"),
+        ("cpu:0", "cpu"),
+        (paddle.CPUPlace(), "cpu"),
+    ],
+)
+def test_names_of_devices(two_gpus, given, name):
+    assert device.device_name(given) == device.usable_device(given) == name
+
+
+def test_devices_that_are_not_here(two_gpus):
+    for given in ("float16", "fast", None, True, 1.0):
+        assert device.device_name(given) is None
+        with pytest.raises(InputError, match="is no device"):
+            device.usable_device(given)
+    with pytest.raises(InputError, match="'cuda:2' is not here: this Paddle sees 2 GPUs"):
+        device.usable_device("cuda:2")
+    with pytest.raises(InputError, match="'npu:0' is not here: this Paddle is built without npu"):
+        device.usable_device("npu:0")
+
+
+def test_the_present_device(two_gpus):
+    assert all(map(device.is_present_device, ("cuda", "gpu", "cuda:1", 1)))
+    assert not any(map(device.is_present_device, ("cuda:0", "cpu", 0, "balanced", None)))

@@ -1,63 +1,16 @@
-"""Where checkpoints come from: directories, the bundled name, and a hub that runs on this machine.
+"""Where checkpoints come from: directories, the bundled name, and a hub that runs on this machine."""
 
-The hub is a small HTTP server that speaks as much of the protocol as huggingface_hub needs. The client runs in its
-own process, because huggingface_hub reads HF_ENDPOINT and HF_HOME when it is imported.
-"""
-
-import hashlib
-import http.server
-import json
 import os
-import re
-import subprocess
 import sys
-import threading
-import urllib.parse
 
 import pytest
+from helpers.hubs import COMMIT, INDEX, SD3, FakeHub, ask, downloaded, served
 
 import ppsd3
 from ppsd3.utils import hub
 from ppsd3.utils.errors import CheckpointNotFoundError, InputError
 from ppsd3.utils.hub import resolve_checkpoint, select_files
 from ppsd3.utils.weight_names import available_variants, index_file, parse_weight_name, shard_file, weights_file
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SD3 = [
-    "README.md",
-    "model_index.json",
-    "sd3_medium.safetensors",
-    "sd3_medium_incl_clips_t5xxlfp8.safetensors",
-    "text_encoders/clip_l.safetensors",
-    "scheduler/scheduler_config.json",
-    "text_encoder/config.json",
-    "text_encoder/model.safetensors",
-    "text_encoder/model.fp16.safetensors",
-    "text_encoder/pytorch_model.bin",
-    "text_encoder_3/config.json",
-    "text_encoder_3/model-00001-of-00002.safetensors",
-    "text_encoder_3/model-00002-of-00002.safetensors",
-    "text_encoder_3/model.fp16-00001-of-00002.safetensors",
-    "text_encoder_3/model.fp16-00002-of-00002.safetensors",
-    "text_encoder_3/model.safetensors.index.json",
-    "text_encoder_3/model.safetensors.index.fp16.json",
-    "tokenizer/vocab.json",
-    "tokenizer/merges.txt",
-    "tokenizer_3/spiece.model",
-    "transformer/config.json",
-    "transformer/diffusion_pytorch_model.safetensors",
-    "transformer/diffusion_pytorch_model.fp16.safetensors",
-]
-INDEX = {
-    "_class_name": "StableDiffusion3Pipeline",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModelWithProjection"],
-    "text_encoder_3": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_3": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "SD3Transformer2DModel"],
-    "image_encoder": [None, None],
-}
 
 
 class TestNames:
@@ -132,6 +85,12 @@ class TestLocal:
             resolve_checkpoint(path)
         assert os.path.expanduser(path) in str(caught.value)
 
+    @pytest.mark.parametrize("given", [None, 3, {"a": 1}, b"shapes"])
+    @pytest.mark.parametrize("resolve", [resolve_checkpoint, hub.resolve_file])
+    def test_no_path(self, given, resolve):
+        with pytest.raises(InputError, match=f"not by a {type(given).__name__}"):
+            resolve(given)
+
     def test_file(self, tmp_path):
         (tmp_path / "sd3.safetensors").write_bytes(b"")
         with pytest.raises(CheckpointNotFoundError, match="diffusers format"):
@@ -151,143 +110,9 @@ class TestLocal:
         assert resolve_checkpoint("shapes") == "shapes"
 
 
-class FakeHub(http.server.BaseHTTPRequestHandler):
-    """Serves org/sd3; org/gated and org/missing answer as the hub does for such repositories."""
-
-    requested = []
-
-    def log_message(self, *args):
-        pass
-
-    def content(self, name):
-        return json.dumps(INDEX if name == "model_index.json" else {"file": name}).encode()
-
-    def answer(self, status, body=b"", **headers):
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def do_GET(self):
-        path = self.path.split("?")[0]
-        if path.startswith("/api/models/org/missing"):
-            return self.answer(404, X_Error_Code="RepoNotFound")
-        if path.startswith("/api/models/org/sd3/revision/nobranch"):
-            return self.answer(404, X_Error_Code="RevisionNotFound")
-        if "/tree/" in path:
-            tree = [{"type": "file", "path": f, "size": len(self.content(f)), "oid": "0" * 40} for f in SD3]
-            return self.answer(200, json.dumps(tree).encode(), Content_Type="application/json")
-        if path.startswith("/api/models/"):
-            files = {"sha": COMMIT, "siblings": [{"rfilename": f} for f in SD3]}
-            about = {"private": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "library_name": None}
-            info = {"id": "org/sd3", "modelId": "org/sd3", **files, **about}
-            return self.answer(200, json.dumps(info).encode(), Content_Type="application/json")
-        if path.startswith("/org/gated/resolve/"):
-            return self.answer(403, X_Error_Code="GatedRepo")
-        if path.startswith("/org/sd3/resolve/"):
-            name = path.split("/", 5)[5]
-            if name not in SD3:
-                return self.answer(404, X_Error_Code="EntryNotFound")
-            if self.command == "GET":
-                self.requested.append(name)
-            etag = hashlib.sha256(name.encode()).hexdigest()
-            return self.answer(200, self.content(name), X_Repo_Commit=COMMIT, ETag=f'"{etag}"')
-        return self.answer(404)
-
-    do_HEAD = do_GET  # noqa: N815, http.server's name
-
-
-class FakeModelScope(FakeHub):
-    """The same repository as ModelScope's interface shows it; org/gated and org/missing answer as it does for such."""
-
-    requested = []
-
-    def do_GET(self):
-        path, _, query = self.path.partition("?")
-        asked = {key: values[0] for key, values in urllib.parse.parse_qs(query).items()}
-        if path == "/api/v1/models/org/gated/repo/files":
-            return self.answer_json(403, {"Code": 403, "Success": False, "Message": "no permission"})
-        known = path.startswith("/api/v1/models/org/sd3/") and asked.get("Revision") in ("master", "v1")
-        if known and path.endswith("/repo/files"):
-            files = [
-                {"Path": f, "Name": f.split("/")[-1], "Type": "blob", "Size": len(self.content(f)), "Sha256": ""}
-                for f in SD3
-            ]
-            folder = {"Path": "transformer", "Name": "transformer", "Type": "tree", "Size": 0}
-            return self.answer_json(200, {"Code": 200, "Success": True, "Data": {"Files": [folder, *files]}})
-        if known and path.endswith("/repo") and asked["FilePath"] in SD3:
-            if self.command == "GET":
-                self.requested.append(asked["FilePath"])
-            return self.answer(200, self.content(asked["FilePath"]))
-        return self.answer_json(404, {"Code": 10010205001, "Success": False, "Message": "not found"})
-
-    def answer_json(self, status, content):
-        return self.answer(status, json.dumps(content).encode(), Content_Type="application/json")
-
-    do_HEAD = do_GET  # noqa: N815, http.server's name
-
-
-def served(handler):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-
-
 @pytest.fixture(scope="module")
 def endpoint():
     yield from served(FakeHub)
-
-
-@pytest.fixture(scope="module")
-def modelscope():
-    yield from served(FakeModelScope)
-
-
-def ask(home, endpoint, *calls, function="resolve_checkpoint", client="huggingface_hub", **environment):
-    """Runs ``function`` of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or messages."""
-    pytest.importorskip(client)
-    code = """
-import json, sys, time, types
-time.sleep = lambda seconds: None  # which huggingface_hub does for half a minute before it gives up
-package = types.ModuleType("ppsd3"); package.__path__ = [sys.argv[1]]; sys.modules["ppsd3"] = package  # without Paddle
-from ppsd3.utils.errors import CheckpointNotFoundError, InputError
-from ppsd3.utils import hub
-for name, options in json.loads(sys.argv[2]):
-    try:
-        print(json.dumps(getattr(hub, sys.argv[3])(name, **options)))
-    except (CheckpointNotFoundError, InputError) as error:
-        print(json.dumps("error: " + str(error)))
-"""
-    ours = ("HF_", "MODELSCOPE_", "PPSD3_")
-    keep = {key: value for key, value in os.environ.items() if not key.startswith(ours) and "proxy" not in key.lower()}
-    settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
-    if client == "modelscope":
-        settings = {
-            "MODELSCOPE_CACHE": str(home / "cache"),
-            "MODELSCOPE_HOME": str(home),
-            "MODELSCOPE_ENDPOINT": endpoint,
-        }
-    package = os.path.dirname(os.path.dirname(hub.__file__))
-    result = subprocess.run(
-        [sys.executable, "-c", code, package, json.dumps(calls), function],
-        env={**keep, **settings, **environment},
-        cwd=home,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('"')]
-
-
-def downloaded(directory):
-    paths = [os.path.join(folder, name) for folder, _, names in os.walk(directory) for name in names]
-    return sorted(os.path.relpath(path, directory) for path in paths)
 
 
 def test_pipeline_fetches_one_variant_then_works_offline(tmp_path, endpoint):
@@ -364,72 +189,6 @@ def test_a_single_file_by_its_link(tmp_path, endpoint):
     calls = (name, {}), ("org/other/x.safetensors", {})
     offline, error = ask(tmp_path, "http://127.0.0.1:9", *calls, function="resolve_file")
     assert offline == path and "cannot be reached" in error
-
-
-def test_modelscope_fetches_one_variant_then_works_offline(tmp_path, modelscope):
-    FakeModelScope.requested.clear()
-    options = {"variant": "fp16", "skip_components": ["text_encoder_3", "tokenizer_3"]}
-    path, same = ask(
-        tmp_path, modelscope, ("modelscope:org/sd3", options), ("modelscope:org/sd3", options), client="modelscope"
-    )
-    expected = [
-        "model_index.json",
-        "scheduler/scheduler_config.json",
-        "text_encoder/config.json",
-        "text_encoder/model.fp16.safetensors",
-        "tokenizer/merges.txt",
-        "tokenizer/vocab.json",
-        "transformer/config.json",
-        "transformer/diffusion_pytorch_model.fp16.safetensors",
-    ]
-    assert path == same and set(expected) <= set(downloaded(path)) and path.startswith(str(tmp_path))
-    assert sorted(FakeModelScope.requested) == expected, "nothing else, and nothing twice"
-
-    offline = {"local_files_only": True}
-    cached = ("modelscope:org/sd3", offline), ("modelscope:org/sd3", {"subfolder": "transformer", **offline})
-    assert ask(tmp_path, modelscope, *cached, client="modelscope") == [path, path]
-    chosen = {"client": "modelscope", "PPSD3_HUB": "modelscope"}
-    assert ask(tmp_path, modelscope, ("org/sd3", {}), HF_HUB_OFFLINE="1", **chosen) == [path]
-    assert ask(tmp_path, "http://127.0.0.1:9", ("org/sd3", {}), **chosen) == [path], "unreachable hub: the cache serves"
-    assert sorted(FakeModelScope.requested) == expected
-
-
-def test_modelscope_component_revision_cache_and_files(tmp_path, modelscope):
-    cache = tmp_path / "elsewhere"
-    options = {"subfolder": "transformer", "cache_dir": str(cache), "revision": "v1", "token": "ms-1"}
-    (path,) = ask(tmp_path, modelscope, ("modelscope:org/sd3", options), client="modelscope")
-    assert path.startswith(str(cache))
-    files = {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"}
-    assert files <= set(downloaded(path)) and "vae" not in str(downloaded(path))
-    name = "modelscope:org/sd3/text_encoders/clip_l.safetensors"
-    links = (
-        name,
-        "https://www.modelscope.cn/models/org/sd3/resolve/master/text_encoders/clip_l.safetensors",
-        "https://modelscope.cn/models/org/sd3/file/view/master/text_encoders%2Fclip_l.safetensors?status=2",
-    )
-    calls = [(link, {}) for link in links] + [(name, {"local_files_only": True})]
-    found = ask(tmp_path, modelscope, *calls, client="modelscope", function="resolve_file")
-    assert len(set(found)) == 1 and os.path.isfile(found[0]) and found[0].endswith("text_encoders/clip_l.safetensors")
-
-
-def test_modelscope_errors_say_what_to_do(tmp_path, modelscope):
-    calls = {
-        "does not exist at .*/models/org/missing, or is private": ("modelscope:org/missing", {}),
-        "may not be read.*modelscope login.*MODELSCOPE_API_TOKEN": ("modelscope:org/gated", {}),
-        "with the revision 'nobranch'": ("modelscope:org/sd3", {"revision": "nobranch"}),
-        "variant='bf16'.*variant='fp16'": ("modelscope:org/sd3", {"variant": "bf16"}),
-        "has no files in 'unet'": ("modelscope:org/sd3", {"subfolder": "unet"}),
-        "org/other.*offline": ("modelscope:org/other", {"local_files_only": True}),
-        "no force_download.*scan-cache": ("modelscope:org/sd3", {"force_download": True}),
-        "AI Studio.*modelscope:org/name.*Hugging Face": ("aistudio:org/sd3", {}),
-        "gitee: names no hub; the hubs are huggingface and modelscope": ("gitee:org/sd3", {}),
-    }
-    answers = ask(tmp_path, modelscope, *calls.values(), client="modelscope")
-    assert len(answers) == len(calls)
-    for pattern, answer in zip(calls, answers):
-        assert answer.startswith("error: ") and re.search(pattern, answer), (pattern, answer)
-    (unreachable,) = ask(tmp_path, "http://127.0.0.1:9", ("modelscope:org/other", {}), client="modelscope")
-    assert "cannot be reached" in unreachable and "MODELSCOPE_ENDPOINT" in unreachable
 
 
 def test_the_chosen_hub(tmp_path, monkeypatch, endpoint):

@@ -22,18 +22,21 @@ ANYTHING = (True, False, None, "x", {"a": 1})
 SWITCHED_OFF = (
     *("disable_mmap", "use_flashpack", "use_onnx", "from_flax", "from_tf", "ignore_mismatched_sizes", "push_to_hub"),
     *("output_loading_info", "return_unused_kwargs", "from_aistudio", "return_cached_folder", "safety_checker", "copy"),
+    "return_commit_hash",
     *("requires_safety_checker", "load_safety_checker", "load_in_8bit", "load_in_4bit", "extract_ema"),
     *("add_prefix_space", "clean_up_tokenization_spaces"),
 )
 # Keyword -> (values that change nothing, values that would); a line that is not here accepts anything.
 VALUES = {
-    "variant": ((None,), ()),
+    **dict.fromkeys(("variant", "paddle_dtype", "torch_dtype", "dtype", "use_auth_token"), ((None,), ())),
     "subfolder": ((None, ""), ("fp16",)),
     "use_safetensors": ((True, None), (False,)),
     "state_dict": ((None,), ({}, np.zeros(2))),
     "strict": ((True,), (False,)),
     "custom_pipeline": ((None,), ("clip_guided",)),
     "custom_revision": ((None,), ("main",)),
+    "config_revision": ((None,), ("main",)),
+    "scaling_factor": ((None,), (1.5,)),
     "mirror": ((None,), ("tuna",)),
     "local_dir": ((None,), ("here",)),
     "dduf_file": ((None,), ("sd3.dduf",)),
@@ -112,14 +115,15 @@ def test_every_line_says_what_it_does():
 
 @pytest.mark.parametrize("owner, method", LOADERS, ids=name_of)
 def test_what_would_change_something_is_refused_before_anything_is_read(owner, method):
-    function = getattr(owner, method)
-    assert_refusals(lambda **keywords: function("no/such/place", **keywords), undeclared(function, LOADING))
+    function, keys = getattr(owner, method), owner._known_keys() if owner in NETWORKS else ()
+    lines = {name: line for name, line in undeclared(function, LOADING).items() if name not in keys}
+    assert_refusals(lambda **keywords: function("no/such/place", **keywords), lines)
 
 
 @pytest.mark.parametrize("owner, method", LOADERS, ids=name_of)
 def test_no_bare_type_error(owner, method):
     function = getattr(owner, method)
-    if method == "from_config" or owner in (ppsd3.DiffusionPipeline, *SCHEDULERS):  # entries of what is not known yet
+    if owner in (ppsd3.DiffusionPipeline, *SCHEDULERS):  # entries of what is not known yet
         with pytest.raises(InputError, match="argument"):
             function(*range(99))
         return
@@ -149,15 +153,17 @@ def test_saving(kind, tmp_path):
         kind.save_pretrained(made, tmp_path / "x", **keywords)
 
     assert_refusals(save, undeclared(kind.save_pretrained, SAVING))
-    if kind is not ppsd3.SD3MultiControlNetModel:  # which hands keywords to its parts
-        with pytest.raises(UnknownArgumentError, match=f"{kind.__name__}.save_pretrained does not know 'shard_size'"):
-            save(shard_size="1GB")
+    with pytest.raises(UnknownArgumentError, match="does not know 'torch_dtype'"):  # which would act when loading
+        save(torch_dtype="float16")
+    with pytest.raises(UnknownArgumentError, match=f"{kind.__name__}.save_pretrained does not know 'shard_size'"):
+        save(shard_size="1GB")
     assert not list(tmp_path.iterdir())
 
 
 def harmless(table, function, number):
     """The keywords of ``table`` that ``function`` does not declare, each with a value that changes nothing."""
-    values = {name: VALUES.get(name, (ANYTHING,))[0] for name in undeclared(function, table)}
+    keys = getattr(function.__self__, "_known_keys", list)() if inspect.ismethod(function) else ()
+    values = {name: VALUES.get(name, (ANYTHING,))[0] for name in undeclared(function, table) if name not in keys}
     return {name: some[number % len(some)] for name, some in values.items()}
 
 
@@ -281,6 +287,12 @@ def test_config_overrides_of_networks(checkpoint):
     wider = ppsd3.SD3ControlNetModel.from_config(load(folder).config, extra_conditioning_channels=1)
     wider.save_pretrained(checkpoint / "wider")
     assert state_of(load(checkpoint / "wider", extra_conditioning_channels=1)) == state_of(wider)
+    vae = ppsd3.AutoencoderKL.from_pretrained(checkpoint, subfolder="vae", scaling_factor=2.0)
+    assert (
+        vae.config.scaling_factor
+        == ppsd3.AutoencoderKL.from_config(tiny.VAE, scaling_factor=2.0).config.scaling_factor
+        == 2
+    )
     tower = ppsd3.CLIPTextModelWithProjection.from_pretrained(checkpoint, "text_encoder", hidden_act="gelu")
     assert tower.config.hidden_act == "gelu"
 
