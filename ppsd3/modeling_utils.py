@@ -42,7 +42,26 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
+class AttentionSwitches:
+    """Switches of other libraries with which attention does not hold all of its weights at once, as it never does here.
+
+    Mixed into networks and pipelines; they change nothing.
+    """
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Changes nothing: attention is memory-efficient by itself."""
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Changes nothing, as :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Changes nothing: attention runs in pieces by itself."""
+
+    def disable_attention_slicing(self) -> None:
+        """Changes nothing, as :meth:`enable_attention_slicing`."""
+
+
+class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
