@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
-# Keys beside the constructor's arguments that diffusers and ppsd3 write; they describe the file, not the object.
-_METADATA_KEYS = ("_class_name", "_diffusers_version", "_name_or_path", "_ppsd3_version", "_use_default_values")
+# Keys beside the constructor's arguments that describe the file, not the object: among them the versions of the
+# libraries that wrote it (_diffusers_version, _ppdiffusers_version, paddlenlp_version, ...).
+_METADATA_KEY = re.compile(r"_class_name|_name_or_path|_use_default_values|_?[a-z0-9]+_version")
 
 
 class FrozenConfig(dict[str, Any]):
@@ -68,10 +70,12 @@ class ConfigMixin:
     Attributes:
         config_name: file name of the JSON, e.g. ``"config.json"``.
         ignored_config_keys: keys of published files that cannot change the result here.
+        absent_features: keys of published files for what the class does not have; null there means to do without.
     """
 
     config_name: str
     ignored_config_keys: tuple[str, ...] = ()
+    absent_features: tuple[str, ...] = ()
     _internal_config: FrozenConfig
 
     @property
@@ -107,7 +111,13 @@ class ConfigMixin:
         for key, value in config.items():
             if key in known:
                 arguments[key] = tuple(value) if isinstance(value, list) else value
-            elif key not in _METADATA_KEYS and key not in cls.ignored_config_keys:
+            elif key in cls.absent_features:
+                if value is not None:
+                    raise ConfigError(
+                        f"{cls.__name__} has no {key}, which {source} sets to {value!r}: no Stable Diffusion 3 has "
+                        "such a network. Load it with the library that wrote it."
+                    )
+            elif key not in cls.ignored_config_keys and not _METADATA_KEY.fullmatch(key):
                 near = difflib.get_close_matches(key, known, n=1)
                 hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
                 raise ConfigError(f"{cls.__name__} does not know the key {key!r} (value {value!r}) of {source}.{hint}")

@@ -25,9 +25,11 @@ from .quantization import (
     quantize_,
 )
 from .serialization import Checkpoint, LoadReport, SingleFile, load_weights
+from .serialization.layout import find_named_layout, in_layout, own_names
 from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
 from .serialization.source import TensorSource
+from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import device_name, tune_process, usable_device
@@ -286,8 +288,8 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:
-        """``source`` with this class's parameter names, for classes whose files have several naming schemes."""
-        return source
+        """``source`` with this class's parameter names, whichever library has written the file."""
+        return own_names(source)
 
     @classmethod
     def _component_in(cls, file: SingleFile, subfolder: str | None) -> str:
@@ -325,6 +327,7 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
         save_directory: PathLike,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
+        layout: str = "diffusers",
         **others: Any,
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
@@ -335,16 +338,27 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
             save_directory: made if missing.
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
+            layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
+                can be saved for PaddleNLP itself, as "paddlenlp".
             **others: keywords of other libraries, e.g. ``safe_serialization=True``: see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError, CheckpointError: see :func:`ppsd3.serialization.writers.write_checkpoint`.
+            InputError: another layout, or an int8 model in one that is not diffusers'; and what
+                :func:`ppsd3.serialization.writers.write_checkpoint` raises.
+            CheckpointError: the disk has too little space.
         """
+        written = find_named_layout(layout, self.weights_name, type(self).__name__)
+        if written.is_paddle and self.is_quantized:
+            raise InputError(
+                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made "
+                "from."
+            )
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
-        tensors = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
-        write_checkpoint(
-            os.fspath(save_directory), self.weights_name, tensors, variant, max_shard_size, {self.config_name: config}
-        )
+        own = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
+        tensors = in_layout(TensorDict(own), self, written) if written.is_paddle else own
+        stem, mark = written.files[self.weights_name]
+        texts = {self.config_name: config}
+        write_checkpoint(os.fspath(save_directory), stem, tensors, variant, max_shard_size, texts, mark)
 
     def to_json_dict(self) -> dict[str, Any]:
         """The configuration as it is saved, ``extra_saved_config`` included."""

@@ -13,7 +13,7 @@ from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
-from .files import LORA_WEIGHT_NAME, read_adapters, read_lora_file, save_lora_file, write_adapters
+from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
 from .network import LoraConfig
 
 
@@ -142,7 +142,7 @@ class PeftAdapterMixin(nn.Layer):
             hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
             hub.update(token=token, force_download=force_download)
             path = str(given)
-            tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub))
+            tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub))
         name = adapted.name_to_load([self], adapter_name, hotswap)
         component = (self._components or ("transformer",))[0]
         with paddle.no_grad():

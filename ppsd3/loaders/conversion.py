@@ -16,8 +16,9 @@ import numpy as np
 from ..configuration_utils import read_json
 from ..modeling_utils import to_be_filled
 from ..serialization import Checkpoint
-from ..serialization.layout import linear_weights
+from ..serialization.layout import LAYOUTS as DIRECTORY_LAYOUTS, find_named_layout, in_layout
 from ..serialization.loading import fit
+from ..serialization.pdparams import PdparamsFile
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ..serialization.sd3_keys import original_table, to_original
 from ..serialization.single_file import COMPONENTS, CONFIGS_KEY
@@ -32,19 +33,13 @@ from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import choose_variants
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources
 
-LAYOUTS = ("original", "diffusers", "ppdiffusers")
+LAYOUTS = ("original", *DIRECTORY_LAYOUTS)
 _PIPELINE, _CONTROL_PIPELINE = "StableDiffusion3Pipeline", "StableDiffusion3ControlNetPipeline"
 _QUANTIZATION = "quantization_config"
-# Layout -> libraries in the index, of diffusers' classes and of transformers'.
-_LIBRARIES = {
-    "diffusers": ("diffusers", "transformers"),
-    "ppdiffusers": ("ppdiffusers", "ppdiffusers.transformers"),
-}
+_OF_TRANSFORMERS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
 # Components in directories: networks that are converted, and parts that are copied.
 _NETWORKS = {**NETWORKS, "image_encoder": SiglipVisionModel}
-_OF_TRANSFORMERS = ("text_encoder", "tokenizer", "image_encoder", "feature_extractor")
 _COPIED = ("scheduler", *TOKENIZERS, "feature_extractor")
-_PADDLE_FILES = {"diffusion_pytorch_model": ("diffusion_paddle_model", "pd"), "model": ("model", "np")}
 
 
 def convert(
@@ -64,10 +59,12 @@ def convert(
 
     Args:
         source: a single file (Stability AI's, ComfyUI's, or one with diffusers' names) or a link to one;
-            a directory or hub id in diffusers or ppdiffusers format, of a pipeline or of one network.
+            a directory or hub id in diffusers or ppdiffusers format, of a pipeline or of one network, whose weights may
+            be ``model_state.pdparams``; or one ``.pdparams`` file, whose tensors are written as they are. (It is a
+            pickle, but nothing in it is run: :mod:`ppsd3.serialization.pdparams`.)
         target: a ``.safetensors`` file for the original layout, else a directory.
-        layout: "original", "diffusers" or "ppdiffusers" (linear weights [in, out], as Paddle has them). Default:
-            "original" if ``target`` ends in ``.safetensors``, else "diffusers".
+        layout: "original", "diffusers", "ppdiffusers" (linear weights [in, out], as Paddle has them) or, for a text
+            encoder, "paddlenlp". Default: "original" if ``target`` ends in ``.safetensors``, else "diffusers".
         dtype: "float32", "float16" or "bfloat16". Default: as it is; 8-bit floats become bfloat16.
         variant: e.g. "fp16", in the names of a directory's weights.
         max_shard_size: most bytes of a file in a directory. A single file is never split.
@@ -85,6 +82,16 @@ def convert(
     """
     target = os.path.abspath(target)
     is_file = target.endswith(".safetensors")
+    if os.fspath(source).endswith(".pdparams"):
+        others = {
+            "layout": layout,
+            "variant": variant,
+            "source_variant": source_variant,
+            "config": config,
+            **components,
+        }
+        _write_pdparams(source, target, dtype, [name for name, value in others.items() if value is not None])
+        return target
     layout = layout or ("original" if is_file else "diffusers")
     _check_arguments(target, layout, is_file, variant)
     dtype = None if dtype is None else dtype_name(floating_dtype(dtype))
@@ -146,12 +153,7 @@ class _Network:
 
     def tensors(self, dtype: str | None, layout: str = "diffusers") -> dict[str, StoredTensor]:
         """The tensors by name in ``layout``."""
-        source = self.source
-        if layout == "ppdiffusers":
-            linear = linear_weights(self.model)
-            recipes = {n: Recipe((Piece(n),), "transposed" if n in linear else "same") for n in source.keys()}
-            source = RearrangedCheckpoint(source, recipes)
-        return {name: StoredTensor(source, name, dtype) for name in source.keys()}
+        return in_layout(self.source, self.model, DIRECTORY_LAYOUTS[layout], dtype)
 
     def original_tensors(self, dtype: str | None) -> dict[str, StoredTensor]:
         """The tensors by original name, with the prefix of the component in a single file."""
@@ -204,7 +206,7 @@ class _DirectoryParts:
 
     def network(self, name: str) -> _Network:
         folder = self.folder(name)
-        checkpoint = Checkpoint.open(folder, _NETWORKS[name].weights_name, self._variants[name])
+        checkpoint = Checkpoint.open(folder, _NETWORKS[name].weights_name, self._variants[name], pdparams=True)
         return _Network(name, _NETWORKS[name].load_config(folder), checkpoint)
 
     def scheduler_config(self) -> dict[str, Any] | None:
@@ -290,6 +292,23 @@ def _component_of(directory):
     return components[-1] if len(components) > 1 and config.get("hidden_act") == "gelu" else components[0]
 
 
+def _write_pdparams(source, target, dtype, others):
+    """Writes the tensors of one ``.pdparams`` file, under their names, as a safetensors file in Paddle layout."""
+    if others or not target.endswith(".safetensors"):
+        raise InputError(
+            f"{source} is one file of tensors, which is written to a file called ....safetensors as it is"
+            + (f", without {', '.join(others)}." if others else f", not to {target}.")
+            + " To convert a network, pass its directory, where its configuration is too."
+        )
+    file = PdparamsFile(source)
+    dtype = None if dtype is None else dtype_name(floating_dtype(dtype))
+    tensors = {name: StoredTensor(file, name, dtype) for name in file.keys()}
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    require_space(os.path.dirname(target), sum(byte_size(tensor) for tensor in tensors.values()))
+    with atomic_write(target) as opened:
+        write_tensors(opened, tensors, file.metadata)
+
+
 def _write_file(target, parts, dtype):
     tensors, configs = {}, {}
     if "image_encoder" in parts.networks:
@@ -317,20 +336,27 @@ def _arguments_only(config):
 
 
 def _write_network(directory, network, layout, dtype, variant, max_shard_size):
-    stem, mark = network.model.weights_name, "pt"
-    if layout == "ppdiffusers":
-        stem, mark = _PADDLE_FILES[stem]
+    kind = type(network.model)
+    stem, mark = find_named_layout(layout, kind.weights_name, kind.__name__).files[kind.weights_name]
     config = json.dumps(network.config_json(dtype), indent=2, sort_keys=True) + "\n"
     texts = {network.model.config_name: config}
     write_checkpoint(directory, stem, network.tensors(dtype, layout), variant, max_shard_size, texts, mark)
 
 
+def _add_vocabularies(directory):
+    """The files that PaddleNLP reads vocabularies from, for tokenizers that are in tokenizer.json alone."""
+    for name, (class_, _) in TOKENIZERS.items():
+        folder = os.path.join(directory, name)
+        if os.path.isdir(folder):
+            class_.from_pretrained(folder).save_vocabulary(folder)
+
+
 def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
     from .. import __version__
 
-    own, foreign = _LIBRARIES[layout]
-    index = {"_class_name": parts.pipeline}
-    index.update({"_diffusers_version": "0.42.1", "_ppsd3_version": __version__})
+    own, foreign = DIRECTORY_LAYOUTS[layout].libraries
+    key, version = DIRECTORY_LAYOUTS[layout].version
+    index: dict[str, Any] = {"_class_name": parts.pipeline, key: version, "_ppsd3_version": __version__}
     for name, class_name in sorted(parts.classes().items()):
         library = foreign if name.startswith(_OF_TRANSFORMERS) else own
         index[name] = [None, None] if class_name is None else [library, class_name]
@@ -340,6 +366,8 @@ def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
             folder = os.path.join(staging, name)
             _write_network(folder, parts.network(name), layout, dtype, variant, max_shard_size)
         parts.save_others(staging)
+        if DIRECTORY_LAYOUTS[layout].is_paddle:
+            _add_vocabularies(staging)
         with atomic_write(os.path.join(staging, PIPELINE_INDEX)) as file:
             file.write((json.dumps(index, indent=2) + "\n").encode())
         move_into(staging, target, last=PIPELINE_INDEX)

@@ -58,6 +58,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         ConfigError: an unsupported block type or activation, or lengths that do not match.
     """
 
+    absent_features = ("down_block_out_channels", "up_block_out_channels")  # ppdiffusers' asymmetric ones
     _components = ("vae",)
 
     @register_to_config

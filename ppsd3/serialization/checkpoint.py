@@ -13,18 +13,20 @@ from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import (
     PADDLE_STEMS,
+    PDPARAMS,
     PICKLE_SUFFIXES,
     available_variants,
     describe_variants,
     index_file,
     weights_file,
 )
+from .pdparams import PdparamsFile
 from .readers import SafetensorsFile, refuse_pickle
-from .source import TensorInfo
+from .source import TensorInfo, TensorSource
 
 
 class Checkpoint:
-    """The tensors of one or several safetensors files.
+    """The tensors of one or several safetensors (or ``.pdparams``) files.
 
     Attributes:
         path: what errors call the checkpoint; metadata: of the first file.
@@ -33,28 +35,34 @@ class Checkpoint:
     path: str
     metadata: dict[str, str]
 
-    def __init__(self, files: Sequence[SafetensorsFile], path: str) -> None:
+    def __init__(self, files: Sequence[TensorSource], path: str) -> None:
         self.path = path
         self._files = files
         self._owner = {name: file for file in files for name in file.keys()}
         self.metadata = files[0].metadata if files else {}
 
     @classmethod
-    def open(cls, directory: str, stem: str, variant: str | None = None) -> Checkpoint:
+    def open(cls, directory: str, stem: str, variant: str | None = None, pdparams: bool = False) -> Checkpoint:
         """Opens the weights called ``stem`` in ``directory`` (headers only).
+
+        Args:
+            pdparams: read ``model_state.pdparams`` where there is nothing else, see
+                :mod:`ppsd3.serialization.pdparams`.
 
         Raises:
             CheckpointNotFoundError: no weights, not that variant (the message lists the ones there are), or a shard
                 that the index names is missing.
             CheckpointFormatError: only pickles, a damaged file, or an index that contradicts its shards.
         """
-        for name in (stem,) + PADDLE_STEMS:
-            index = os.path.join(directory, index_file(name, variant))
+        names: list[tuple[str, str]] = [(name, "safetensors") for name in (stem, *PADDLE_STEMS)]
+        for name, suffix in [*names, PDPARAMS] if pdparams else names:
+            kind = PdparamsFile if (name, suffix) == PDPARAMS else SafetensorsFile
+            index = os.path.join(directory, index_file(name, variant, suffix))
             if os.path.isfile(index):
-                return cls._open_shards(index)
-            single = os.path.join(directory, weights_file(name, variant))
+                return cls._open_shards(index, kind)
+            single = os.path.join(directory, weights_file(name, variant, suffix))
             if os.path.isfile(single):
-                return cls.open_file(single)
+                return cls([kind(single)], single)
         raise _explain_absence(directory, stem, variant)
 
     @classmethod
@@ -63,7 +71,7 @@ class Checkpoint:
         return cls([SafetensorsFile(path)], os.fspath(path))
 
     @classmethod
-    def _open_shards(cls, index: str) -> Checkpoint:
+    def _open_shards(cls, index: str, kind: type[SafetensorsFile] | type[PdparamsFile]) -> Checkpoint:
         weight_map = read_json(index, purpose="the list of shards").get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointFormatError(f"{index} has no 'weight_map'. Download it again.")
@@ -77,7 +85,7 @@ class Checkpoint:
                 f"{index} needs {len(shards)} shards, and {len(missing)} of them are not beside it: "
                 f"{', '.join(missing[:5])}. Download them again."
             )
-        files = {shard: SafetensorsFile(os.path.join(directory, shard)) for shard in shards}
+        files = {shard: kind(os.path.join(directory, shard)) for shard in shards}
         names = {shard: set(file.keys()) for shard, file in files.items()}
         for tensor, shard in weight_map.items():
             if tensor not in names[shard]:

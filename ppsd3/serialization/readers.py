@@ -30,6 +30,7 @@ DTYPES = {
     "F64": "float64",
     "F32": "float32",
     "F16": "float16",
+    "U16": "bfloat16",  # as ppdiffusers and PaddleNLP write it, through numpy
     "BF16": "bfloat16",
     "I64": "int64",
     "I32": "int32",
@@ -46,6 +47,12 @@ _MAX_HEADER = 100_000_000  # the reference reader's own limit
 def refuse_pickle(path: PathLike, head: bytes = b"") -> None:
     """Raises CheckpointFormatError if the first bytes (``head``) or the name are a pickle's or a torch archive's."""
     is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    if str(path).lower().endswith(".pdparams"):
+        raise CheckpointFormatError(
+            f"{path} is a pickle, as Paddle writes it. Opening one can run code, so ppsd3 loads safetensors only. "
+            "`ppsd3 convert DIRECTORY NEW_DIRECTORY` converts its directory (the pipeline's, if it is in one) without "
+            "running anything; for a LoRA: `ppsd3 convert FILE NEW_FILE.safetensors`."
+        )
     if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(PICKLE_SUFFIXES):
         raise CheckpointFormatError(
             f"{path} is a pickle (torch or Paddle archive). Reading one can run code, so ppsd3 does not open it. "

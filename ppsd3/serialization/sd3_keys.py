@@ -1,11 +1,11 @@
-"""Names in the files that Stability AI and ComfyUI publish <-> names in diffusers and transformers, both ways.
+"""Names in the files of Stability AI, ComfyUI and PaddleNLP <-> names in diffusers and transformers, both ways.
 
 One table for each network, read from left to right and from right to left. In a name, ``#`` is a number, ``$`` the last
 block's number, ``~`` a number counted from the other end on the other side, and ``*`` is "weight" or "bias". Where one
 side has three names, the other has the three tensors joined along their rows. Earlier lines come first.
 
 Sources: the state dicts of Stability-AI/sd3.5 (``mmditx.py``, ``sd3_impls.py``, ``other_impls.py``), of mlfoundations/
-open_clip, of ComfyUI (prefixes, scaled 8-bit floats), and of diffusers and transformers.
+open_clip, of ComfyUI (prefixes, scaled 8-bit floats), of PaddleNLP 3.0.0b4, and of diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -135,6 +135,22 @@ _OPEN_CLIP = (
     _rule("transformer.resblocks.#.mlp.c_proj.*", "text_model.encoder.layers.#.mlp.fc2.*"),
 )
 
+# PaddleNLP's CLIP, whose linear weights are [in, out] besides, as all of Paddle's.
+PADDLENLP_CLIP = (
+    _rule("text_model.token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    _rule("text_model.positional_embedding.weight", "text_model.embeddings.position_embedding.weight"),
+    _rule("text_model.ln_final.*", "text_model.final_layer_norm.*"),
+    _rule("text_projection", "text_projection.weight"),
+    _rule("text_model.transformer.layers.#.norm1.*", "text_model.encoder.layers.#.layer_norm1.*"),
+    _rule("text_model.transformer.layers.#.norm2.*", "text_model.encoder.layers.#.layer_norm2.*"),
+    _rule("text_model.transformer.layers.#.linear1.*", "text_model.encoder.layers.#.mlp.fc1.*"),
+    _rule("text_model.transformer.layers.#.linear2.*", "text_model.encoder.layers.#.mlp.fc2.*"),
+    *(
+        _rule(f"text_model.transformer.layers.#.self_attn.{part}.*", f"text_model.encoder.layers.#.self_attn.{part}.*")
+        for part in ("q_proj", "k_proj", "v_proj", "out_proj")
+    ),
+)
+
 # In the place of a table: the file already has the names of diffusers or transformers.
 _SAME = "same"
 
@@ -169,8 +185,9 @@ LAYOUTS = (
     ("transformer", r"^transformer_blocks\.\d+\.attn\.add_q_proj\.", _SAME),
     ("vae", r"^(encoder\.down|decoder\.up)\.\d+\.", _VAE),
     ("vae", r"^(encoder\.down|decoder\.up)_blocks\.\d+\.", _SAME),
-    ("clip", r"^text_model\.", _SAME),
+    ("clip", r"^text_model\.(embeddings|encoder|final_layer_norm)\.", _SAME),
     ("clip", r"^transformer\.resblocks\.", _OPEN_CLIP),
+    ("clip", r"^text_model\.(token_embedding|transformer|ln_final)\.", PADDLENLP_CLIP),
     ("t5", r"^(encoder\.block\.\d+\.layer\.|shared\.)", _SAME),
 )
 

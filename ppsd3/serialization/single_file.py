@@ -137,7 +137,7 @@ class SingleFile:
         }
         if kind == "clip" and "text_projection.weight" not in recipes:
             _add_projection(checkpoint, recipes)
-        return RearrangedCheckpoint(checkpoint, recipes, factors)
+        return RearrangedCheckpoint(checkpoint, recipes, factors, checkpoint.metadata)
 
 
 def _add_projection(checkpoint, recipes):

@@ -23,6 +23,7 @@ from .source import TensorSource
 from .tensors import FLOATING, NUMPY_DTYPES, dtype_name
 
 _FORMAT_NAMES = {name: code for code, name in DTYPES.items()}
+_PADDLE_NAMES = {**_FORMAT_NAMES, "bfloat16": "U16"}  # ppdiffusers reads no other bfloat16
 _ALIGNMENT = 64  # of the data section, in bytes: mapped tensors are aligned for vector loads
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -100,8 +101,10 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Writable], metadata: Ma
     """Writes one safetensors file to the open binary ``file``, holding one tensor at a time in memory.
 
     Args:
-        metadata: stored in the header, e.g. ``{"format": "pt"}``.
+        metadata: stored in the header, e.g. ``{"format": "pt"}``; with the format "pd" or "np", bfloat16 is written as
+            ppdiffusers and PaddleNLP read it.
     """
+    codes = _PADDLE_NAMES if (metadata or {}).get("format") in ("pd", "np") else _FORMAT_NAMES
     # Wide dtypes first, as the reference writer does, so that every tensor is aligned to its own item size.
     names = sorted(tensors, key=lambda name: (-NUMPY_DTYPES[dtype_name(tensors[name].dtype)].itemsize, name))
     header: dict[str, Mapping] = {"__metadata__": metadata} if metadata else {}
@@ -109,7 +112,7 @@ def write_tensors(file: IO[bytes], tensors: Mapping[str, Writable], metadata: Ma
     for name in names:
         tensor, start = tensors[name], offset
         offset += byte_size(tensor)
-        code = _FORMAT_NAMES[dtype_name(tensor.dtype)]
+        code = codes[dtype_name(tensor.dtype)]
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, offset]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)

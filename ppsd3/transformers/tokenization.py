@@ -371,6 +371,14 @@ class PretrainedTokenizer:
             with atomic_write(os.path.join(save_directory, name)) as file:
                 file.write(content)
 
+    def save_vocabulary(self, directory: PathLike) -> None:
+        """Writes the classic vocabulary files that ``directory`` lacks; PaddleNLP does not read tokenizer.json."""
+        for name, content in self._vocabulary_contents().items():
+            path = os.path.join(directory, name)
+            if not os.path.isfile(path):
+                with atomic_write(path) as file:
+                    file.write(content)
+
     def _extra_settings(self):
         """Further keys of tokenizer_config.json."""
         return {}

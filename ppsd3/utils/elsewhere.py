@@ -18,7 +18,7 @@ from .errors import NoSuchImportError, UnknownArgumentError, UnknownNameError
 # Names that people import.
 NAMES = {
     r"(SD3)?ControlNetModel|MultiControlNetModel": "ControlNets of Stable Diffusion 3 are SD3ControlNetModel.",
-    r"(BitsAndBytes|PipelineQuantization|TorchAo|Quanto|GGUFQuantization|NVIDIAModelOpt|\w*Quantization)Config|quantizers": (
+    r"(BitsAndBytes|TorchAo|Quanto|NVIDIAModelOpt|\w*Quantization)Config|quantizers": (
         "Load the pipeline and call pipe.quantize('int8'), or load it with storage_dtype='float16'."
     ),
     r"UNet\w*|Transformer2DModel|\w*Transformer\w*Model|MotionAdapter|PriorTransformer": (

@@ -168,6 +168,7 @@ LOADING: dict[str, Keyword] = {
 # Of save_pretrained.
 SAVING: dict[str, Keyword] = {
     "safe_serialization": Keyword(_only(True), "That would write a pickle; ppsd3 writes safetensors only."),
+    "to_diffusers": Keyword(_only(True), "Pass layout='ppdiffusers' for files that ppdiffusers reads."),
     "push_to_hub": Keyword(
         _OFF, "Save it, and call huggingface_hub.upload_folder(repo_id='org/name', folder_path=...) for the directory."
     ),

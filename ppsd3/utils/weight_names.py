@@ -16,6 +16,8 @@ from typing import NamedTuple
 # ppdiffusers and PaddleNLP write the last two, in Paddle layout.
 STEMS = ("diffusion_pytorch_model", "model", "diffusion_paddle_model", "model_state")
 PADDLE_STEMS = STEMS[2:]
+# A pickle that ppdiffusers and PaddleNLP write unless told otherwise: stem, suffix. Only conversion reads it.
+PDPARAMS = ("model_state", "pdparams")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pdparams", ".pkl", ".pickle")
 
 
@@ -36,9 +38,9 @@ _PATTERNS = {
 }
 
 
-def weights_file(stem: str, variant: str | None = None) -> str:
+def weights_file(stem: str, variant: str | None = None, suffix: str = "safetensors") -> str:
     """Name of an unsharded weights file: ``weights_file("model", "fp16") == "model.fp16.safetensors"``."""
-    return f"{stem}{_dotted(variant)}.safetensors"
+    return f"{stem}{_dotted(variant)}.{suffix}"
 
 
 def shard_file(stem: str, number: int, count: int, variant: str | None = None) -> str:
@@ -46,9 +48,9 @@ def shard_file(stem: str, number: int, count: int, variant: str | None = None) -
     return f"{stem}{_dotted(variant)}-{number:05d}-of-{count:05d}.safetensors"
 
 
-def index_file(stem: str, variant: str | None = None) -> str:
+def index_file(stem: str, variant: str | None = None, suffix: str = "safetensors") -> str:
     """Name of a sharded checkpoint's index: ``index_file("model", "fp16") == "model.safetensors.index.fp16.json"``."""
-    return f"{stem}.safetensors.index{_dotted(variant)}.json"
+    return f"{stem}.{suffix}.index{_dotted(variant)}.json"
 
 
 def parse_weight_name(name: str) -> WeightName | None:

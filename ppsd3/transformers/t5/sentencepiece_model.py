@@ -1,4 +1,4 @@
-"""Reads ``spiece.model``: the five fields of SentencePiece's ``ModelProto`` that tokenizing needs.
+"""Reads and writes ``spiece.model``: the fields of SentencePiece's ``ModelProto`` that tokenizing needs.
 
 The file is a protocol buffer (sentencepiece_model.proto of google/sentencepiece). A reader of the wire format is
 thirty lines; protobuf would be one more dependency, and the sentencepiece library does not hand out the normalization
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from ...utils.errors import CheckpointFormatError
 
 _UNIGRAM = 1  # TrainerSpec.ModelType
-_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # SentencePiece.Type
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # SentencePiece.Type
 
 
 @dataclasses.dataclass
@@ -62,6 +62,54 @@ def read_sentencepiece_model(data: bytes, source: str) -> SentencePieceModel:
             if kind in (_CONTROL, _USER_DEFINED)
         ],
     )
+
+
+def write_sentencepiece_model(
+    pieces: Sequence[tuple[str, float]], unk_id: int | None, control: Collection[str], charsmap: bytes | None
+) -> bytes | None:
+    """The bytes of a ``spiece.model`` of a unigram vocabulary; None if SentencePiece cannot hold it.
+
+    It holds no piece twice, no empty one, and one for what is unknown.
+
+    Args:
+        pieces: token and log probability, in order of id.
+        unk_id: of the unknown piece.
+        control: tokens that no text becomes, e.g. ``</s>``.
+        charsmap: compiled normalization rules; None for no normalization.
+    """
+    names = [piece for piece, _ in pieces]
+    if unk_id is None or not 0 <= unk_id < len(names) or len(set(names)) < len(names) or "" in names:
+        return None
+    kinds = dict.fromkeys(control, _CONTROL)
+    kinds[names[unk_id]] = _UNKNOWN
+    ids = {name: names.index(name) if name in names else -1 for name in ("<s>", "</s>", "<pad>")}
+    # TrainerSpec: model_type, vocab_size, unk_id, bos_id, eos_id, pad_id, unk_piece
+    trainer = _field(3, _UNIGRAM) + _field(4, len(names)) + _field(40, unk_id)
+    trainer += _field(41, ids["<s>"]) + _field(42, ids["</s>"]) + _field(43, ids["<pad>"])
+    trainer += _field(45, names[unk_id].encode())
+    # NormalizerSpec: name, precompiled_charsmap; the rest (a space before the text, none twice) is the default
+    normalizer = _field(1, b"nmt_nfkc" if charsmap else b"identity") + _field(2, charsmap or b"")
+    listed = b"".join(
+        _field(1, _field(1, name.encode()) + b"\x15" + struct.pack("<f", score) + _field(3, kinds.get(name, _NORMAL)))
+        for name, score in pieces
+    )
+    return listed + _field(2, trainer) + _field(3, normalizer)
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """A varint field, or one of bytes."""
+    if isinstance(value, bytes):
+        return _as_varint(number << 3 | 2) + _as_varint(len(value)) + value
+    return _as_varint(number << 3) + _as_varint(value)
+
+
+def _as_varint(value: int) -> bytes:
+    value &= (1 << 64) - 1  # negative numbers in two's complement
+    parts = []
+    while value >= 0x80:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
 
 
 def _piece(message):

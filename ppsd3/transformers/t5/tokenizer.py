@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...utils.errors import CheckpointFormatError
 from ..tokenization import PretrainedTokenizer, check_model_type
-from .sentencepiece_model import read_sentencepiece_model
+from .sentencepiece_model import read_sentencepiece_model, write_sentencepiece_model
 
 _WORD_START = "▁"
 
@@ -26,7 +27,7 @@ class T5Tokenizer(PretrainedTokenizer):
         unk_id: id of the piece for what is not in the vocabulary.
         extra_ids: number of sentinels that the tokenizer has; those that ``vocab`` does not hold are added
             behind it. Default 100.
-        spiece: the file that all this was read from, to be saved again.
+        spiece: the file that all this was read from, to be saved again. Default: one is made, for PaddleNLP.
         tokens, added_tokens, model_max_length: see ``PretrainedTokenizer``. ``model_max_length`` is 512 by default.
     """
 
@@ -81,7 +82,18 @@ class T5Tokenizer(PretrainedTokenizer):
         return {"extra_ids": self.extra_ids}
 
     def _vocabulary_contents(self):
-        return {} if self._spiece is None else {"spiece.model": self._spiece}
+        spiece = self._spiece or self._made_spiece()
+        return {} if spiece is None else {"spiece.model": spiece}
+
+    def _made_spiece(self):
+        """The bytes of a ``spiece.model`` with this vocabulary, or None if SentencePiece cannot hold it."""
+        content = json.loads(self._backend.to_str())
+        pieces = [(piece, score) for piece, score in content["model"]["vocab"]]
+        behind = sentinels(self.extra_ids)  # which readers put behind the pieces themselves
+        while pieces and pieces[-1][0] in behind:
+            pieces.pop()
+        control = {token for token in (self.pad_token, self.eos_token, self.bos_token) if token is not None}
+        return write_sentencepiece_model(pieces, content["model"]["unk_id"], control, _charsmap(content))
 
 
 def sentinels(count: int) -> list[str]:
