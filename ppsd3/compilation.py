@@ -2,16 +2,26 @@
 
 A program runs without Python between its operations, which on a GPU takes most of the time at small sizes. A program
 cannot hold the native CPU kernels, so that on a CPU it is slower than running eagerly with them.
+
+``paddle.jit.to_static(network)`` and ``paddle.incubate.jit.inference(network)`` replace the network's ``forward``. A
+network that is :class:`Compilable` knows, and does in a pipeline what was asked for: after the first it runs its own
+graphs, as after ``compile()``; the second it calls with tensors alone, and says which argument cannot go through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Callable
+import inspect
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable
 
 import paddle
 from paddle import nn
 from paddle.static import InputSpec
+
+from .ops.adapted import adapter_scale
+from .utils.errors import InputError
+from .utils.logging import get_logger
+from .utils.paddle_internals import is_inference_function, is_static_function, leave_out_wrong_passes, untraced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,25 +32,27 @@ class CompiledFunction:
 
     Args:
         network: owns the parameters that ``function`` reads; later changes of their values take effect.
-        function: tensors -> one tensor. Its Paddle operations must not depend on the sizes of open axes.
-        shapes: of each argument; -1 is an open axis, whose size may differ between calls.
-        dtype: of the arguments.
+        function: tensors -> a tensor, or several. Its Paddle operations must not depend on the sizes of open axes.
+        specs: shape and dtype of each argument; -1 is an open axis, whose size may differ between calls.
     """
 
     def __init__(
         self,
         network: nn.Layer,
-        function: Callable[..., paddle.Tensor],
-        shapes: Sequence[Sequence[int]],
-        dtype: paddle.dtype,
+        function: Callable[..., Any],
+        specs: Sequence[InputSpec],
     ) -> None:
-        specs = [InputSpec(shape, dtype) for shape in shapes]
         entry = _Entry(network, function)
         entry.training = False  # an inference program; eval() would switch the network itself
-        self._call = paddle.jit.to_static(entry, input_spec=[specs], full_graph=True)
+        self._call = paddle.jit.to_static(entry, input_spec=[list(specs)], full_graph=True)
 
-    def __call__(self, *tensors: paddle.Tensor) -> paddle.Tensor:
+    def __call__(self, *tensors: paddle.Tensor) -> Any:
         return self._call(list(tensors))
+
+    def save(self, path: str) -> None:
+        """Writes the program and the parameters that it reads as a model for Paddle Inference: ``path`` and ``.json``
+        (before Paddle 3 ``.pdmodel``), ``path`` and ``.pdiparams``. It takes the tensors by the names of the specs."""
+        paddle.jit.save(self._call, path)
 
 
 class _Entry(nn.Layer):
@@ -56,11 +68,18 @@ class _Entry(nn.Layer):
 
 
 class Compilable:
-    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`."""
+    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`.
 
+    Attributes:
+        _output_class: dataclass of what ``forward`` returns, unless ``return_dict`` is False.
+    """
+
+    _output_class: Callable[..., Any]
+    _is_compilable = True
     _graphs: dict[tuple[Hashable, ...], CompiledFunction] | None = None  # by part, dtype, variant; None until compile()
 
     if TYPE_CHECKING:  # what the model has
+        forward: Callable[..., Any]
 
         @property
         def dtype(self) -> paddle.dtype: ...
@@ -77,19 +96,85 @@ class Compilable:
     @property
     def is_compiled(self) -> bool:
         """Whether the next call runs as a static graph."""
-        return self._graphs is not None and not paddle.is_grad_enabled()
+        asked = self._graphs is not None or ("forward" in vars(self) and is_static_function(self.forward))
+        return asked and not paddle.is_grad_enabled() and paddle.in_dynamic_mode()
+
+    @property
+    def is_inference_model(self) -> bool:
+        """Whether ``paddle.incubate.jit.inference`` has replaced ``forward``, whose calls take tensors alone then."""
+        return "forward" in vars(self) and is_inference_function(self.forward)
+
+    def _call_replaced(self, *inputs, **arguments):
+        assert isinstance(self, nn.Layer)
+        own = type(self).forward
+        given = dict(list(inspect.signature(own).bind(self, *inputs, **arguments).arguments.items())[1:])
+        if self.is_inference_model:
+            return self._call_inference_model(given)
+        if not is_static_function(vars(self)["forward"]):
+            return nn.Layer.__call__(self, *inputs, **arguments)
+        if not all(map(_is_plain, given.values())):
+            return own(self, **given)  # in its own graphs: ``is_compiled``
+        tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})
+        return self._output_class(*tensors) if given.get("return_dict", True) else tensors
+
+    def _call_inference_model(self, arguments: Mapping[str, Any]) -> Any:
+        """The tensor that the graph of ``paddle.incubate.jit.inference`` makes of the arguments of ``forward``.
+
+        Raises:
+            InputError: an argument that it cannot take.
+        """
+        assert isinstance(self, nn.Layer)
+        given = {name: value for name, value in arguments.items() if not _is_left_out(value)}
+        given.pop("return_dict", None)  # such a call returns its one tensor, whatever it says here
+        others = [name for name, value in given.items() if not isinstance(value, paddle.Tensor)]
+        if adapter_scale(self) != 1:
+            others.append("the scale of LoRA layers")
+        if others:
+            raise InputError(
+                f"{', '.join(others)} cannot go through the graph of paddle.incubate.jit.inference, which takes "
+                f"tensors alone. Leave it out, or make graphs of this {type(self).__name__} by compile() or "
+                "paddle.jit.to_static() instead, which know it."
+            )
+        leave_out_wrong_passes(vars(self)["forward"])
+        return nn.Layer.__call__(self, **given, return_dict=False)
 
     def _graph(
         self, name: str, function: Callable[..., paddle.Tensor], shapes: Sequence[Sequence[int]], *variant: Hashable
     ) -> CompiledFunction:
         """The graph of ``function``, traced at its first call; ``variant`` is what it depends on beside its tensors."""
-        assert self._graphs is not None and isinstance(self, nn.Layer)
+        assert isinstance(self, nn.Layer)
+        if self._graphs is None:
+            self.compile()
+        assert self._graphs is not None
         key = (name, self.dtype, *variant)
         if key not in self._graphs:
-            self._graphs[key] = CompiledFunction(self, function, shapes, self.dtype)
+            self._graphs[key] = CompiledFunction(self, function, [InputSpec(shape, self.dtype) for shape in shapes])
         return self._graphs[key]
 
     def _forget_graphs(self) -> None:
         """Drops the graphs, after a change that a traced graph would not see."""
         if self._graphs is not None:
             self._graphs.clear()
+        forward = vars(self).get("forward")
+        if is_static_function(forward):
+            object.__setattr__(self, "forward", untraced(forward))
+        elif is_inference_function(forward):
+            del self.forward
+            get_logger(__name__).warning(
+                f"This {type(self).__name__} has changed, and the graph that paddle.incubate.jit.inference made of it "
+                "has not: it runs eagerly again. Call paddle.incubate.jit.inference once more to have a graph."
+            )
+
+
+def _is_plain(value):
+    """Whether Paddle's static functions can take the argument."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, paddle.Tensor))
+
+
+def _is_left_out(value):
+    """Whether an argument says nothing: None, or an empty collection."""
+    return value is None or (isinstance(value, (dict, list, tuple)) and not value)

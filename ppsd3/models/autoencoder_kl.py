@@ -60,6 +60,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     absent_features = ("down_block_out_channels", "up_block_out_channels")  # ppdiffusers' asymmetric ones
     _components = ("vae",)
+    _output_class = DecoderOutput
 
     @register_to_config
     def __init__(

@@ -15,6 +15,7 @@ from paddle import nn
 
 from ..modeling_utils import is_to_be_filled
 from ..ops import Linear
+from ..ops.shapes import sizes_of
 from ..ops.vision import patch_tokens
 from ..utils.errors import ConfigError, InputError
 
@@ -103,20 +104,20 @@ class PatchEmbed(nn.Layer):
                 return self.pos_embed
             table = sincos_2d(self.pos_embed.shape[-1], height, width, self.base_size)
             return paddle.to_tensor(table[None]).astype(self.pos_embed.dtype)
-        if height > side or width > side:
+        if isinstance(height, int) and isinstance(width, int) and (height > side or width > side):
             raise InputError(
                 f"A latent of {height * self.patch_size} x {width * self.patch_size} needs {height} x {width} patches; "
                 f"this model stores positions for {side} x {side} (pos_embed_max_size). Ask for a smaller picture."
             )
         top, left = (side - height) // 2, (side - width) // 2
         grid = self.pos_embed.reshape([1, side, side, -1])[:, top : top + height, left : left + width]
-        return grid.reshape([1, height * width, -1])
+        return grid.reshape([1, height * width, self.pos_embed.shape[-1]])
 
     def forward(self, latent: paddle.Tensor) -> paddle.Tensor:
         given, taken = latent.shape[1], self.proj.weight.shape[1]
         if given != taken:
             raise InputError(f"The latents have {given} channels, the transformer takes {taken} (in_channels).")
-        height, width = (size // self.patch_size for size in latent.shape[-2:])
+        height, width = (size // self.patch_size for size in sizes_of(latent)[2:])
         tokens = patch_tokens(latent, self.proj)  # [B, N, D]
         if not self.has_positions:
             return tokens

@@ -140,7 +140,7 @@ class Tileable:
                 f"{type(self).__name__}.{method} takes [B, {channels}, height, width] ({channels} channels by its "
                 f"configuration); got {shape}."
             )
-        if shape[2] % multiple_of or shape[3] % multiple_of or 0 in shape:
+        if any(side % multiple_of for side in shape[2:] if side != -1) or 0 in shape:  # -1: open, in a static graph
             fitting = [max(side // multiple_of, 1) * multiple_of for side in shape[2:]]
             raise InputError(
                 f"{type(self).__name__}.{method} takes a non-empty batch whose height and width are positive multiples "

@@ -20,7 +20,7 @@ from paddle.distributed.fleet.utils import recompute
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..ops import Linear, adapter_scale, scaled_adapters
-from ..ops.shapes import tracked
+from ..ops.shapes import sizes_of, tracked
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
@@ -72,6 +72,24 @@ class PreparedCondition:
         """All modulation as one tensor [B, chunks * D]."""
         chunks = [chunk for block in self.blocks for stream in block for chunk in stream]
         return paddle.concat([*chunks, *self.out], axis=-1)
+
+
+@dataclass
+class GivenCondition:
+    """Text and one timestep as they are given: in the place of a :class:`PreparedCondition` where ``forward`` takes
+    tensors alone.
+
+    Attributes:
+        encoder_hidden_states: text tokens [B, L, joint_attention_dim].
+        pooled_projections: pooled text [B, pooled_projection_dim].
+        timestep: [B].
+        joint_attention_kwargs: what the IP-adapter reads, if there is such.
+    """
+
+    encoder_hidden_states: paddle.Tensor
+    pooled_projections: paddle.Tensor
+    timestep: paddle.Tensor
+    joint_attention_kwargs: dict[str, paddle.Tensor]
 
 
 class ConditionedBlocks(AttentionMixin):
@@ -198,6 +216,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
     _weight_only_modules = ("norm1", "norm1_context")
     _components = ("transformer",)
+    _output_class = Transformer2DModelOutput
 
     norm_out: AdaLayerNormContinuous
     ip_adapter: Any
@@ -292,7 +311,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         Raises:
             InputError: a layer index, a size, an attention argument or a processor that this model does not have.
         """
-        rows, columns = (size // self.config.patch_size for size in hidden_states.shape[-2:])
+        rows, columns = (size // self.config.patch_size for size in sizes_of(hidden_states)[2:])
         skip_layers, processors = self._check_skip_layers(skip_layers), dict(attn_processors or {})
         image_embeds, kwargs = self._split_picture(joint_attention_kwargs, prepared)
         scale, kwargs = self._split_attention_kwargs(kwargs, processors)
@@ -350,12 +369,30 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         ip_adapter_image_embeds: paddle.Tensor | None = None,
     ) -> list[PreparedCondition]:
         """As :meth:`ConditionedBlocks.prepare`, and ``ip_adapter_image_embeds [B, ...]``: what the IP-adapter reads."""
+        if "forward" in vars(self) and self.is_inference_model:
+            return self._as_given(encoder_hidden_states, pooled_projections, timesteps, ip_adapter_image_embeds)
         steps = super().prepare(encoder_hidden_states, pooled_projections, timesteps)
         if ip_adapter_image_embeds is not None:
             for t, step in enumerate(steps):
                 timestep = timesteps[t : t + 1].expand([pooled_projections.shape[0]])
                 self._add_picture(step, ip_adapter_image_embeds, timestep)
         return steps
+
+    @staticmethod
+    def _as_given(text, pooled, timesteps, picture) -> Any:
+        """:meth:`prepare` for a graph that takes tensors alone."""
+        kwargs = {} if picture is None else {"ip_adapter_image_embeds": picture}
+        return [GivenCondition(text, pooled, t.expand([pooled.shape[0]]), kwargs) for t in timesteps]
+
+    def _call_inference_model(self, arguments):
+        condition = arguments.get("prepared")
+        if not isinstance(condition, GivenCondition):
+            return super()._call_inference_model(arguments)
+        latents = arguments["hidden_states"]
+        rows = paddle.concat([latents] * (condition.pooled_projections.shape[0] // latents.shape[0]))
+        kwargs = {**(arguments.get("joint_attention_kwargs") or {}), **condition.joint_attention_kwargs}
+        given = {**vars(condition), "hidden_states": rows, "joint_attention_kwargs": kwargs, "prepared": None}
+        return (super()._call_inference_model({**arguments, **given}),)
 
     def _split_picture(self, kwargs, prepared):
         """``(ip_adapter_image_embeds or None, joint_attention_kwargs without it)``."""

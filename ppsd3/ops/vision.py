@@ -154,9 +154,16 @@ def _by_copies(x):
     return x.reshape([b, c, h, 1, w, 1]).expand([b, c, h, 2, w, 2]).reshape([b, c, 2 * h, 2 * w])
 
 
+def _by_stacking(x):
+    """In graphs, whose sizes are open: Paddle Inference's oneDNN has no ``F.interpolate`` by a factor."""
+    wide = paddle.stack([x, x], axis=4).flatten(3)  # [B, C, H, 2W]
+    return paddle.stack([wide, wide], axis=3).flatten(2, 3)
+
+
 @operation(
     Implementation("gemm", "paddle", _by_gemm, "cpu", ("float32", "float64"), pays=lambda x: x.shape[3] <= 128),
     Implementation("copies", "paddle", _by_copies, graphs=False),
+    Implementation("stacking", "paddle", _by_stacking, "cpu"),
 )
 def upsample_nearest_2x(x: Tensor) -> Tensor:
     """Each pixel becomes a 2x2 block: [B, C, H, W] -> [B, C, 2H, 2W], exactly."""

@@ -49,3 +49,22 @@ def move_into(staging: str, target: str, last: str) -> None:
         if os.path.isdir(final):
             shutil.rmtree(final)
         os.replace(os.path.join(staging, name), final)
+
+
+def replace_directory(staging: str, target: str) -> None:
+    """Renames ``staging`` to ``target``, which is new, or a directory that is removed then: whoever reads ``target``
+    finds all of the one or all of the other."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(staging, 0o777 & ~umask)  # mkdtemp made it private to its owner
+    former = staging + ".former"
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(target, former)
+    try:
+        os.rename(staging, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.rename(former, target)
+        raise
+    finally:
+        shutil.rmtree(former, ignore_errors=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ import paddle
 from paddle import nn
 from paddle.base import core
 from paddle.base.framework import _current_expected_place, _dygraph_tracer
+from paddle.jit.dy2static.program_translator import StaticFunction
 
 # Public since 2.4, but documented as experimental: parameters made inside have no memory until they are given some.
 LazyGuard = paddle.LazyGuard
@@ -123,3 +125,43 @@ def set_num_embeddings(layer: nn.Embedding, number: int) -> None:
 def group_norm_settings(norm: nn.GroupNorm) -> tuple[int, float]:
     """``(number of groups, epsilon)``, which the layer keeps to itself."""
     return norm._num_groups, norm._epsilon
+
+
+def run_as_written(directory: str) -> None:
+    """Keeps Paddle's bytecode tracer, which ``to_static`` uses unless ``full_graph=True``, out of the files under
+    ``directory``: it cannot trace all of Python, and fails where it should give up."""
+    core.eval_frame_skip_file_prefix((os.path.join(directory, ""),))
+
+
+def is_static_function(function: Any) -> bool:
+    """Whether ``paddle.jit.to_static`` made ``function``."""
+    return isinstance(function, StaticFunction)
+
+
+def untraced(function: Any) -> Any:
+    """A static function as it was before its first call: what it has traced is not in it."""
+    fresh = function._clone()
+    fresh._class_instance = function._class_instance
+    return fresh
+
+
+def is_inference_function(function: Any) -> bool:
+    """Whether ``paddle.incubate.jit.inference``, which came after 2.6, made ``function``."""
+    try:
+        from paddle.incubate.jit import is_inference_mode
+    except ImportError:
+        return False
+    return is_inference_mode(function)
+
+
+# What a predictor on a CPU must leave out. Paddle 3.3.1 gives two readers of a oneDNN result the same memory, and its
+# pass for operations in place lets the first of them write over what the second has yet to read.
+WRONG_PASSES = ("inplace_pass",)
+
+
+def leave_out_wrong_passes(function: Any) -> None:
+    """Makes what :func:`is_inference_function` knows optimize without :data:`WRONG_PASSES`; before its first call."""
+    for cell in function.__closure__ or ():
+        if isinstance(getattr(cell.cell_contents, "delete_pass_lists", None), list):
+            passes = cell.cell_contents.delete_pass_lists
+            cell.cell_contents.delete_pass_lists = [*passes, *(p for p in WRONG_PASSES if p not in passes)]

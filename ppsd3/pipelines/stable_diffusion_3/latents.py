@@ -47,7 +47,8 @@ def prepare_latents(shape: list[int], dtype: Any, generator: Generator = None, l
 
 def decode_latents(vae: AutoencoderKL, latents: paddle.Tensor) -> paddle.Tensor:
     """latents [B, C, H, W] as the transformer knows them -> picture [B, 3, 8H, 8W] in about [-1, 1]."""
-    return vae.decode(vae.unscale_latents(latents), return_dict=False)[0]
+    sample = vae.decode(vae.unscale_latents(latents), return_dict=False)
+    return sample if isinstance(sample, paddle.Tensor) else sample[0]  # as of paddle.incubate.jit.inference(vae.decode)
 
 
 def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:

@@ -16,6 +16,7 @@ from paddle import nn
 from ...configuration_utils import register_to_config
 from ...modeling_utils import to_be_filled
 from ...ops import Linear, attention, causal_bias
+from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
 from ...serialization.tensors import cast, from_numpy, put
 from ...utils.errors import ConfigError, InputError
@@ -176,7 +177,7 @@ def _end_of_text(ids, eos_token_id):
 
 def _rows_at(x, positions):
     """``x [B, L, D]``, ``positions [B]`` -> ``[B, D]``."""
-    return paddle.gather_nd(x, paddle.stack([paddle.arange(x.shape[0]), positions], axis=-1))
+    return paddle.gather_nd(x, paddle.stack([paddle.arange(sizes_of(x)[0]), positions], axis=-1))
 
 
 class _TextTransformer(nn.Layer):

@@ -16,6 +16,7 @@ from paddle import nn
 
 from ...configuration_utils import register_to_config
 from ...ops import Linear, attention, rms_norm, shared_input
+from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
 from ..encoder import activation, init_normal
@@ -23,6 +24,8 @@ from ..text_encoder import TextEncoder
 
 # transformers clamps fp16 activations here: the largest fp16 less 1000, so that a later addition stays finite.
 _FP16_LIMIT = 64504.0
+# Tokens that a static graph whose length is open can take: what T5 was trained on.
+_LONGEST_IN_GRAPHS = 512
 
 
 @dataclasses.dataclass
@@ -123,7 +126,7 @@ class T5EncoderModel(TextEncoder):
         """
         ids = self._token_ids(input_ids)
         hidden = self.dropout(self.shared(ids))
-        bias = self._position_bias(ids.shape[1])
+        bias = self._position_bias(sizes_of(ids)[1])
         if attention_mask is not None:
             bias = bias + _padding_bias(attention_mask, ids, bias.dtype)
         states = self._run_blocks(self.encoder.block, hidden, bias)
@@ -134,11 +137,13 @@ class T5EncoderModel(TextEncoder):
         """``[1, h, L, L]`` for all blocks; its table lives in block 0."""
         config = self.config
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, h]
-        buckets = relative_position_buckets(
-            length, config.relative_attention_num_buckets, config.relative_attention_max_distance
-        )
+        limits = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        if isinstance(length, int):
+            buckets = paddle.to_tensor(relative_position_buckets(length, *limits).ravel())
+        else:
+            buckets = _open_position_buckets(length, *limits)
         # Gathering columns of the transposed table gives [h, L * L] at once; transposing [L, L, h] is slow on CPU.
-        bias = paddle.gather(table.t(), paddle.to_tensor(buckets.ravel()), axis=1)
+        bias = paddle.gather(table.t(), buckets, axis=1)
         return bias.reshape([1, config.num_heads, length, length])
 
 
@@ -163,6 +168,15 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
     steps = logarithm / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
     far = np.minimum(exact + np.maximum(steps, 0).astype(np.int64), half - 1)
     return (offset > 0) * half + np.where(distance < exact, distance, far)
+
+
+def _open_position_buckets(length, num_buckets, max_distance):
+    """The same as a Tensor [length * length] in a static graph, where ``length`` is a Tensor: looked up by offset."""
+    known = relative_position_buckets(_LONGEST_IN_GRAPHS, num_buckets, max_distance)
+    of_offset = paddle.to_tensor(np.concatenate([known[:0:-1, 0], known[0]]))  # from 1 - longest to longest - 1
+    position = paddle.arange(length)
+    offset = position.unsqueeze(0) - position.unsqueeze(1)
+    return paddle.gather(of_offset, (offset + (_LONGEST_IN_GRAPHS - 1)).flatten())
 
 
 def _padding_bias(attention_mask, ids, dtype):
@@ -231,14 +245,13 @@ class _Attention(nn.Layer):
             init_normal(self.relative_attention_bias.weight, factor * width**-0.5)
 
     def forward(self, x, bias):
-        batch, length = x.shape[:2]
         x = shared_input(x, self.q, self.k, self.v)
         q, k, v = (
-            projection(x).reshape([batch, length, self.heads, self.head_width])  # [B, L, h, d]
+            projection(x).reshape([0, 0, self.heads, self.head_width])  # [B, L, h, d]
             for projection in (self.q, self.k, self.v)
         )
         out = attention(q, k, v, bias=bias, scale=1.0)
-        return self.o(out.reshape([batch, length, self.heads * self.head_width]))
+        return self.o(out.reshape([0, 0, self.heads * self.head_width]))
 
 
 class _FeedForward(nn.Layer):
