@@ -143,16 +143,18 @@ class ConditionedBlocks(AttentionMixin):
         return PreparedCondition(self._context(encoder_hidden_states), [temb] * len(self.transformer_blocks), temb)
 
     def _context(self, encoder_hidden_states):
-        if encoder_hidden_states is None and self.context_embedder is None:
-            return None
-        if encoder_hidden_states is None:
-            raise InputError(f"This {type(self).__name__} reads text tokens. Pass encoder_hidden_states.")
-        if self.context_embedder is None:
-            raise InputError(
-                f"This {type(self).__name__} has blocks without text (joint_attention_dim is None). Leave "
-                "encoder_hidden_states out."
-            )
-        return self.context_embedder(encoder_hidden_states)  # [B, L, D]
+        embedder = self.context_embedder
+        if (encoder_hidden_states is None) != (embedder is None):
+            raise self._wrong_text()
+        return None if embedder is None else embedder(encoder_hidden_states)  # [B, L, D]
+
+    def _wrong_text(self):
+        if self.context_embedder is not None:
+            return InputError(f"This {type(self).__name__} reads text tokens. Pass encoder_hidden_states.")
+        return InputError(
+            f"This {type(self).__name__} has blocks without text (joint_attention_dim is None). Leave "
+            "encoder_hidden_states out."
+        )
 
     def _blocks_of(self, condition: PreparedCondition, kwargs: Mapping, processors: Mapping) -> list[Block]:
         """The blocks, steered by ``condition``; ``kwargs`` and ``processors`` are those of the call."""
@@ -269,7 +271,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
                 for i in range(num_layers)
             ]
         )
-        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim)
+        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.ip_adapter = None
 
