@@ -73,6 +73,7 @@ from .transformers import (
     T5Tokenizer as T5Tokenizer,
     T5TokenizerFast as T5TokenizerFast,
 )
+from .transformers.paddlenlp import from_paddlenlp as from_paddlenlp
 from .utils.device import tune_process as tune_process
 from .utils.random import TorchGenerator as TorchGenerator
 

@@ -92,8 +92,8 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
     _keep_in_fp32_modules: tuple[str, ...] = ()
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
-    _components: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    _components: tuple[str, ...] = ()
     _is_compilable = False
 
     def __init_subclass__(cls, **options: Any) -> None:

@@ -101,6 +101,13 @@ def adapter_kind(tensors: Collection[str]) -> str:
     return next((kind for tensor, kind in _KINDS.items() if tensor in tensors), "adapter")
 
 
+def component_of(key: str) -> str:
+    """The component that the prefix of a key names, whether or not it has such a layer."""
+    flat = key.replace(".", "_")
+    found = ((prefix, name) for name, prefixes in PREFIXES.items() for prefix in prefixes if flat.startswith(prefix))
+    return max(found, key=lambda match: len(match[0]))[1]
+
+
 class ModuleNames:
     """Finds the linear layers that keys name.
 

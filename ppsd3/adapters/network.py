@@ -17,6 +17,7 @@ from ..quantization import replace_layer
 from ..utils import elsewhere
 from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Names
 from .layers import LowRank
@@ -144,6 +145,7 @@ def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "defa
     Raises:
         InputError: the name is taken or impossible, or no layer matches.
     """
+    require_own("An adapter", network)
     with paddle.no_grad():
         chosen = {
             name: config.make(name, layer) for name, layer in linear_layers(network).items() if config.matches(name)

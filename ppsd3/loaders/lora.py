@@ -11,9 +11,11 @@ from paddle import nn
 
 from ..adapters import network as adapted
 from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
+from ..adapters.keys import component_of
 from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
@@ -66,6 +68,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         )
         self._refuse_on_demand()
         networks = self._lora_networks()
+        for name in {component_of(key) for key in tensors}:
+            require_own(f"A LoRA for the {name}", networks.get(name), name)
         adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
         linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
         with paddle.no_grad():

@@ -21,6 +21,7 @@ from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
+from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
@@ -203,6 +204,8 @@ class TextualInversionLoaderMixin(PipelineHost):
 
     def _check_tokenizer(self, tower: str) -> None:
         tokenizer, encoder = getattr(self, TOKENIZERS[tower]), getattr(self, tower)
+        require_own("A textual inversion", encoder, tower)
+        require_own("A textual inversion", tokenizer, TOKENIZERS[tower])
         if not isinstance(tokenizer, CLIPTokenizer):
             raise InputError(
                 f"The {TOKENIZERS[tower]} is {'absent' if tokenizer is None else 'a ' + type(tokenizer).__name__}, and "

@@ -7,7 +7,6 @@ D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -15,12 +14,12 @@ from typing import Any, Callable
 
 import paddle
 from paddle import nn
-from paddle.distributed.fleet.utils import recompute
 
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..ops import Linear, adapter_scale, scaled_adapters
-from ..ops.shapes import sizes_of, tracked
+from ..ops.gradients import recomputed
+from ..ops.shapes import sizes_of
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
@@ -103,7 +102,6 @@ class ConditionedBlocks(AttentionMixin):
     time_text_embed: CombinedTimestepTextProjEmbeddings
     transformer_blocks: nn.LayerList
     norm_out: AdaLayerNormContinuous | None
-    gradient_checkpointing = False
 
     def prepare(
         self,
@@ -172,14 +170,9 @@ class ConditionedBlocks(AttentionMixin):
         modulated = isinstance(temb, tuple)
         if modulated or not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return block(*arguments)
-        if not tracked(hidden_states, encoder_hidden_states, temb):  # where adapters alone train: recompute() gives
-            hidden_states = hidden_states.detach()  # parameters no gradient if none of its inputs needs one
-            hidden_states.stop_gradient = False
-            arguments = hidden_states, *arguments[1:]
-        context = copy_context()  # on the way back the block runs as it does now, with the call's scale of LoRA layers
         if block.context_pre_only:  # recompute() cannot return the None that stands for the ended text stream
-            return None, recompute(lambda *inputs: context.run(block, *inputs)[1], *arguments)
-        return recompute(lambda *inputs: context.run(block, *inputs), *arguments)
+            return None, recomputed(lambda *inputs: block(*inputs)[1], *arguments)
+        return recomputed(block, *arguments)
 
     def _split_attention_kwargs(self, kwargs, processors):
         """``(scale, what is left for the processors)``, checked."""

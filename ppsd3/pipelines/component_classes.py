@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 
+from paddle import nn
+
+from ..modeling_utils import ModelMixin
 from ..utils.errors import ConfigError, InputError
+from ..utils.foreign import convertible_name, described, is_foreign
 from .residency import OnDemandNetwork
 
 # Class name in a saved index -> (library that we write beside it, module of ppsd3, class there). The only place that
@@ -86,3 +90,14 @@ def index_entry(name, component):
         f"The component {name!r} is a {type(component).__name__}, which has no name in a diffusers checkpoint. Use one "
         f"of {', '.join(COMPONENT_CLASSES)} or a subclass."
     )
+
+
+def require_savable(name, component):
+    """Raises InputError if a component's files would be of no use: a network, or any object, of another library that
+    cannot be converted either."""
+    unknown = is_foreign(component) or (isinstance(component, nn.Layer) and not isinstance(component, ModelMixin))
+    if unknown and convertible_name(component) is None:
+        raise InputError(
+            f"The component {name!r} is {described(component)}, which would write files that ppsd3 does not load. Use "
+            f"the class of that name of ppsd3, or save the pipeline with {name}=None."
+        )

@@ -19,12 +19,14 @@ from ..loaders.host import components_taken
 from ..loaders.on_demand import check_load_components
 from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS
+from ..transformers.paddlenlp import from_paddlenlp
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
+from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
 from ..utils.weight_names import choose_variants
-from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class
+from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
 
 if TYPE_CHECKING:
@@ -218,6 +220,8 @@ class PipelineCheckpointMixin:
     ) -> None:
         """Writes the pipeline as diffusers 0.42 reads it; absent components are listed as such.
 
+        Text encoders and tokenizers of PaddleNLP are written as :func:`ppsd3.from_paddlenlp` converts them.
+
         Everything is first written beside ``save_directory`` and moved there at the end, so a failure leaves what
         was there before.
 
@@ -237,6 +241,8 @@ class PipelineCheckpointMixin:
         save_directory = os.path.abspath(save_directory)
         if os.path.exists(save_directory) and not os.path.isdir(save_directory):
             raise InputError(f"{save_directory} is a file; a pipeline is saved into a directory. Choose another name.")
+        for name, component in self.components.items():
+            require_savable(name, component)
         # diffusers' name of a library -> the layout's
         libraries = dict(zip(LAYOUTS["diffusers"].libraries, LAYOUTS[layout].libraries))
         entries = {name: entry for name, entry in self.config.items() if self._is_listed(name)}
@@ -245,6 +251,7 @@ class PipelineCheckpointMixin:
         with staging_directory(save_directory) as staging:
             for name, component in self.components.items():
                 if component is not None:
+                    component = from_paddlenlp(component) if is_foreign(component) else component
                     options = {"variant": variant, "max_shard_size": max_shard_size, "layout": layout}
                     options = options if is_network(component) else {}
                     component.save_pretrained(os.path.join(staging, name), **options)

@@ -17,6 +17,7 @@ from ..modeling_utils import read_destination
 from ..quantization import choose_layers
 from ..utils import logging
 from ..utils.errors import InputError
+from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
 from .call_signature import Argument, describe
@@ -143,6 +144,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         if components is None:
             components = [name for name in self._quantized_components if getattr(self, name, None) is not None]
         networks = self._chosen(components, nn.Layer, "the networks of this pipeline are")
+        for name, part in self.components.items():
+            if part in networks:
+                require_own("int8", part, name)
         for network in networks:
             choose_layers(network, kind)
         for network in networks:

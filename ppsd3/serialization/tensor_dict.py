@@ -57,9 +57,10 @@ class TensorDict:
         return result
 
     def read(self, name: str, dtype: Dtype | None = None) -> paddle.Tensor:
-        """``name`` where it is, cast to ``dtype``."""
-        tensor = self._tensors[name]
-        return tensor if dtype is None else cast(tensor, dtype)
+        """A copy of ``name`` where it is, cast to ``dtype``."""
+        tensor = self._tensors[name].detach()
+        copied = tensor if dtype is None else cast(tensor, dtype)
+        return copied.clone() if copied is tensor else copied
 
     def forget(self, name: str) -> None:
         """Nothing to forget: the tensors belong to somebody else."""

@@ -9,27 +9,10 @@ import importlib.util
 import json
 import shutil
 
-import paddle.nn.functional as F
 import pytest
-from paddle import nn
+from helpers.interop import fill_gaps
 
 from ppsd3 import StableDiffusion3Pipeline
-
-
-def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, training=True, **_):
-    """[B, S, h, d], with a scale that Paddle's own has not."""
-    if scale is not None:
-        query = query * (scale * query.shape[-1] ** 0.5)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, training)
-
-
-def _fill_gaps():
-    """What ppdiffusers 0.29.0 calls and Paddle 3.3 does not have; ppdiffusers makes them on other versions alone."""
-    if not hasattr(F, "scaled_dot_product_attention_"):
-        F.scaled_dot_product_attention_ = _attention
-    for name in ("keys", "values", "items"):
-        if not hasattr(nn.ParameterDict, name):
-            setattr(nn.ParameterDict, name, lambda self, name=name: getattr(dict(self._parameters), name)())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,7 +21,7 @@ def ppdiffusers():
     for name in ("paddlenlp", "ppdiffusers"):
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed; .ci/run interop makes an environment that has it")
-    _fill_gaps()
+    fill_gaps()
     return importlib.import_module("ppdiffusers")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import paddle
 
 from ...utils.errors import InputError
+from ...utils.foreign import require_own
 from ...utils.logging import get_logger
 
 logger = get_logger(__name__)
@@ -75,7 +76,7 @@ class PromptReader:
             in_chunks: whether a longer prompt may go on in further rows.
         """
         tokens = tokenizer(prompts, padding="max_length", max_length=length, truncation=True)
-        for removed in getattr(tokens, "truncated", None) or ():
+        for removed in getattr(tokens, "truncated", None) or _cut_off(tokenizer, prompts, length):
             if removed:
                 _warn_of_cut(name, reason, removed)
         return PromptTokens(np.asarray(tokens.input_ids)[:, None])
@@ -115,6 +116,7 @@ class WeightedPrompts(PromptReader):
         self, name: str, tokenizer: Any, prompts: list[str], length: int, reason: str, in_chunks: bool
     ) -> PromptTokens:
         """See :meth:`PromptReader.read`."""
+        require_own("A prompt with weights", tokenizer, name)
         if not hasattr(tokenizer, "spans"):
             raise InputError(
                 f"`{name}` is a {type(tokenizer).__name__}, which does not say where its tokens are in the text. Use "
@@ -231,6 +233,15 @@ def _row(tokenizer, tokens, length):
     ids[: len(row)] = row
     weights[len(start) : len(start) + len(tokens)] = [weight for _, weight in tokens]
     return ids, weights
+
+
+def _cut_off(tokenizer, prompts, length):
+    """Of each prompt, the end that a tokenizer of another library cuts off, in the words of its tokens."""
+    if not hasattr(tokenizer, "decode"):
+        return []
+    rows = tokenizer(prompts, padding=False, truncation=False).input_ids
+    # The last id of a row is the end token, which is kept.
+    return [tokenizer.decode(row[length - 1 : -1], skip_special_tokens=True) for row in rows if len(row) > length]
 
 
 def _warn_of_cut(name, reason, removed):
