@@ -37,7 +37,7 @@ from .utils.device import device_name, tune_process, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
-from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
+from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import (
     LazyGuard,
     Place,
@@ -443,12 +443,15 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
         """Whether this model has int8 layers."""
         return is_quantized(self)
 
-    def train(self) -> None:
-        """Training mode.
+    def train(self, mode: bool = True) -> None:
+        """Training mode; evaluation mode with ``mode=False``.
 
         Raises:
             InputError: the model is quantized.
         """
+        if not mode:
+            self.eval()
+            return
         if self.is_quantized:
             raise InputError(
                 f"This {type(self).__name__} is in int8, and rounded weights cannot be trained. Train the model that "
@@ -522,6 +525,7 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
     def _forget_graphs(self) -> None:
         """For changes that a compiled graph would not see, see :class:`~ppsd3.compilation.Compilable`."""
 
+    @takes_keywords_of(SWITCHES)
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each block's activations in the backward pass: less memory, about a third more time."""
         self._set_gradient_checkpointing(True)

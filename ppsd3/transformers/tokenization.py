@@ -115,17 +115,21 @@ class PretrainedTokenizer:
         added = sorted(self._backend.get_added_tokens_decoder().items())
         return {token.content: id for id, token in added if id >= first and not token.special}
 
-    def add_tokens(self, tokens: Sequence[str]) -> None:
+    def add_tokens(self, tokens: Names) -> int:
         """Adds tokens that are found in a text before it is split into words, in any case of their letters.
 
         Args:
-            tokens: new ones.
+            tokens: one or several new ones.
+
+        Returns:
+            How many.
 
         Raises:
             InputError: one is empty, begins or ends with a space, or is there already.
         """
         from tokenizers import AddedToken
 
+        tokens = list(_listed(tokens))
         for index, token in enumerate(tokens):
             if not isinstance(token, str) or not token or token != token.strip():
                 raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
@@ -135,6 +139,7 @@ class PretrainedTokenizer:
                 )
         self._backend.add_tokens([AddedToken(token, normalized=True, special=False) for token in tokens])
         self._note_added()
+        return len(tokens)
 
     def remove_tokens(self, tokens: Iterable[str]) -> None:
         """Takes ``tokens`` (of ``added_tokens``) away; the ids of the other added ones move up."""

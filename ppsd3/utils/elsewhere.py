@@ -126,6 +126,8 @@ METHODS = {
     r"half|float|bfloat16": "Use to(dtype='float16'), to(dtype='float32') or to(dtype='bfloat16').",
     r"cuda": "Use to('gpu').",
     r"set_default_attn_processor": "Use set_attn_processor(JointAttnProcessor2_5()).",
+    r"(resize|set)_(token|input)_embeddings": "Add a word with pipe.load_textual_inversion().",
+    r"gradient_checkpointing_(enable|disable)": "Use enable_gradient_checkpointing().",
     r"dequantize": "Load the network again, without quantize().",
 }
 
@@ -165,6 +167,15 @@ TOKENIZER = {
     ),
     r"text_pair|is_split_into_words|pad_to_multiple_of|verbose": "It has no use for these encoders. Leave it out.",
     r"apply_chat_template|chat_template": "Stable Diffusion 3 reads plain text.",
+}
+
+# Methods and attributes of a scheduler.
+SCHEDULERS = {
+    r"add_noise": "Use scale_noise(sample, timestep, noise).",
+    r"scale_model_input": "The input of a flow's model is not scaled. Leave it out.",
+    r"get_velocity": "The velocity is noise - sample.",
+    r"alphas_cumprod|alphas|betas|final_alpha_cumprod": "A flow has sigmas: scheduler.sigmas.",
+    r"previous_timestep": "Use scheduler.timesteps, which has them in order.",
 }
 
 # Settings of a LoraConfig.

@@ -197,6 +197,14 @@ MOVING: dict[str, Keyword] = {
 }
 
 
+# Of methods that turn something on or off.
+SWITCHES: dict[str, Keyword] = {
+    "gradient_checkpointing_func": Keyword(_only(), "Blocks are recomputed by Paddle's own function; leave it out."),
+    "use_tiling": Keyword(_only(True), "Call disable_tiling()."),
+    "reset_to_overwritten_params": Keyword(_OFF, "No adapter of Stable Diffusion 3 replaces parameters; leave it out."),
+}
+
+
 def takes_keywords_of(
     table: Mapping[str, Keyword], also: Iterable[str] | Callable[[Any], Iterable[str] | None] | None = None
 ) -> Callable[[Function], Function]:

@@ -53,6 +53,7 @@ VALUES = {
     "padding_side": ((None, "right"), ("left",)),
     "truncation_side": ((None, "right"), ("left",)),
     "safe_serialization": ((None, True), (False,)),
+    "to_diffusers": ((None, True), (False,)),
     "is_main_process": ((None, True), (False,)),
     **dict.fromkeys(("tp_plan", "parallel_config", "provider", "sess_options"), ((None,), ("x",))),
     **dict.fromkeys(("runtime_options", "save_function"), ((None,), (print,))),
