@@ -124,13 +124,14 @@ class ConfigMixin:
         return arguments
 
     @classmethod
-    def load_config(cls, path: PathLike) -> dict[str, Any]:
-        """Reads the JSON file ``path``, or ``config_name`` in the directory ``path``.
+    def load_config(cls, path: PathLike, subfolder: str | None = None) -> dict[str, Any]:
+        """Reads the JSON file ``path``, or ``config_name`` in the directory ``path`` (or its ``subfolder``).
 
         Raises:
             CheckpointNotFoundError: no such file.
             ConfigError: the file is not a JSON object.
         """
+        path = os.path.join(path, subfolder or "") if os.path.isdir(path) else path
         file = os.path.join(path, cls.config_name) if os.path.isdir(path) else path
         return read_json(file, purpose=f"the configuration of {cls.__name__}")
 

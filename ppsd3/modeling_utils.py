@@ -37,7 +37,7 @@ from .utils.device import device_name, tune_process, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
-from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
+from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import (
     LazyGuard,
     Place,
@@ -54,7 +54,26 @@ if TYPE_CHECKING:
 run_as_written(os.path.dirname(__file__))  # whichever network paddle.jit.to_static is called for
 
 
-class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
+class AttentionSwitches:
+    """Switches of other libraries with which attention does not hold all of its weights at once, as it never does here.
+
+    Mixed into networks and pipelines; they change nothing.
+    """
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
+        """Changes nothing: attention is memory-efficient by itself."""
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """Changes nothing, as :meth:`enable_xformers_memory_efficient_attention`."""
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Changes nothing: attention runs in pieces by itself."""
+
+    def disable_attention_slicing(self) -> None:
+        """Changes nothing, as :meth:`enable_attention_slicing`."""
+
+
+class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -424,12 +443,15 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         """Whether this model has int8 layers."""
         return is_quantized(self)
 
-    def train(self) -> None:
-        """Training mode.
+    def train(self, mode: bool = True) -> None:
+        """Training mode; evaluation mode with ``mode=False``.
 
         Raises:
             InputError: the model is quantized.
         """
+        if not mode:
+            self.eval()
+            return
         if self.is_quantized:
             raise InputError(
                 f"This {type(self).__name__} is in int8, and rounded weights cannot be trained. Train the model that "
@@ -503,6 +525,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     def _forget_graphs(self) -> None:
         """For changes that a compiled graph would not see, see :class:`~ppsd3.compilation.Compilable`."""
 
+    @takes_keywords_of(SWITCHES)
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each block's activations in the backward pass: less memory, about a third more time."""
         self._set_gradient_checkpointing(True)

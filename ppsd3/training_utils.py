@@ -15,6 +15,7 @@ from paddle import nn
 
 from .serialization.tensors import cast, floating_dtype, put
 from .utils.errors import InputError
+from .utils.paddle_internals import no_grad
 from .utils.random import Generator, TorchGenerator, randn
 from .utils.types import Dtype
 
@@ -71,7 +72,7 @@ def compute_loss_weighting_for_sd3(weighting_scheme: str, sigmas: paddle.Tensor)
     return paddle.ones_like(sigmas)
 
 
-@paddle.no_grad()
+@no_grad
 def cast_training_params(model: nn.Layer | Sequence[nn.Layer], dtype: Dtype = "float32") -> None:
     """Casts the trainable parameters of one or several networks in place, e.g. a LoRA's beside frozen float16."""
     for network in [model] if isinstance(model, nn.Layer) else model:

@@ -16,9 +16,9 @@ from ppsd3.cli import main as program
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 GUIDE = sorted((DOCS / "guide").glob("*.md"))
-RUN = [ROOT / "README.md", *GUIDE]
+RUN = [ROOT / "README.md", *GUIDE, DOCS / "migrating.md"]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *DOCS.rglob("*.md")])
-NOT_RUN = 5  # Python blocks that need a GPU, torch, diffusers or PaddleNLP: no more than these
+NOT_RUN = 7  # Python blocks that need a GPU or another library: no more than these
 PAGE_LENGTH = range(60, 121)
 # Commands that only have to be understood: they take minutes, or a GPU.
 LONG = ("bench", "samplers", "gpu")

@@ -11,6 +11,7 @@ from paddle import nn
 from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
+from ..utils.paddle_internals import no_grad
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
 from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
@@ -193,7 +194,7 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
     return write_adapters(adapted.adapters_called(model, adapter_name))[0]
 
 
-@paddle.no_grad()
+@no_grad
 def set_peft_model_state_dict(model: nn.Layer, peft_model_state_dict: Mapping[str, Any], adapter_name: str = "default"):
     """Fills an adapter that ``model`` has with the tensors of :func:`get_peft_model_state_dict`.
 

@@ -16,7 +16,7 @@ from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
-from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
+from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
 from ..utils.types import Names, PathLike, Tensors
@@ -293,6 +293,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_components(components):
             adapted.unfuse(network)
 
+    @takes_keywords_of(SWITCHES)
     def unload_lora_weights(self) -> None:
         """Removes all adapters. Fused ones stay in the weights for good."""
         for network in self._lora_networks().values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import paddle
 
 from ..utils.errors import InputError
-from ..utils.keywords import takes_keywords_of
+from ..utils.keywords import SWITCHES, takes_keywords_of
 
 _MAX_DEFAULT_TILE = 512  # pixels; SD3's sample_size of 1024 as a tile would leave a 1024x1024 picture in one piece
 
@@ -47,7 +47,7 @@ class Tileable:
         """Whole batches again."""
         self.use_slicing = False
 
-    @takes_keywords_of({})
+    @takes_keywords_of(SWITCHES)
     def enable_tiling(
         self,
         tile_sample_min_size: int | None = None,

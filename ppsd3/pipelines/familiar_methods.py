@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ..modeling_utils import AttentionSwitches
 from ..utils.elsewhere import METHODS, NoAttributeError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, takes_keywords_of
@@ -17,7 +18,7 @@ from ..utils.types import PathLike
 from .image_processor import VaeImageProcessor
 
 
-class FamiliarMethods:
+class FamiliarMethods(AttentionSwitches):
     """Mixed into the pipelines."""
 
     name_or_path: str = ""  # what from_pretrained was given
@@ -28,20 +29,6 @@ class FamiliarMethods:
 
     def __getattr__(self, name: str) -> Any:
         raise NoAttributeError(type(self), name, METHODS)
-
-    # Attention never holds the whole matrix of weights: these have nothing to change.
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Any = None) -> None:
-        """Changes nothing: attention is memory-efficient by itself."""
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """Changes nothing, as :meth:`enable_xformers_memory_efficient_attention`."""
-
-    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
-        """Changes nothing: attention runs in pieces by itself."""
-
-    def disable_attention_slicing(self) -> None:
-        """Changes nothing, as :meth:`enable_attention_slicing`."""
 
     def maybe_free_model_hooks(self) -> None:
         """Changes nothing: offloaded networks leave the GPU as soon as they have been used."""

@@ -245,6 +245,27 @@ class VaeImageProcessor(ConfigMixin):
         return (pixels * 0.5 + 0.5).clip(0, 1)
 
     @staticmethod
+    def pil_to_numpy(images: Image.Image | list[Image.Image]) -> np.ndarray:
+        """PIL pictures of one size -> [B, H, W, c] float32 in [0, 1]."""
+        pictures = images if isinstance(images, list) else [images]
+        arrays = [np.asarray(picture, "float32") / 255.0 for picture in pictures]
+        return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
+
+    @staticmethod
+    def numpy_to_pt(images: np.ndarray) -> paddle.Tensor:
+        """[B, H, W, c] (or grey [B, H, W]) -> tensor [B, c, H, W]."""
+        images = images if images.ndim == 4 else images[..., None]
+        return paddle.to_tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+    @staticmethod
+    def pt_to_numpy(images: paddle.Tensor) -> np.ndarray:
+        """Tensor [B, c, H, W] -> [B, H, W, c] float32."""
+        return images.transpose([0, 2, 3, 1]).astype("float32").numpy()
+
+    numpy_to_pd = numpy_to_pt  # ppdiffusers' names
+    pd_to_numpy = pt_to_numpy
+
+    @staticmethod
     def numpy_to_pil(array: np.ndarray) -> list[Image.Image]:
         """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
         pixels = (array * 255).round().astype("uint8")

@@ -207,30 +207,33 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         else:
             getattr(part, method)(**options)
 
-    def enable_model_cpu_offload(self, device: str = "gpu") -> None:
+    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
         Memory of the GPU: the largest network, for some tenths of a second per call.
 
         Args:
-            device: "gpu" or e.g. "gpu:1".
+            gpu_id: number of the GPU; or its name, as ``device``.
+            device: "gpu" (default) or e.g. "gpu:1", in place of ``gpu_id``.
 
         Raises:
-            InputError: there is no such GPU, or networks are offloaded or loaded on demand already.
+            InputError: there is no such GPU, both are given, or networks are offloaded or loaded on demand already.
         """
-        self._offload(ModelOffload, device)
+        self._offload(ModelOffload, gpu_id, device)
 
-    def enable_sequential_cpu_offload(self, device: str = "gpu") -> None:
+    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
         """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
 
         Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
         :meth:`enable_model_cpu_offload`.
         """
-        self._offload(SequentialOffload, device)
+        self._offload(SequentialOffload, gpu_id, device)
 
-    def _offload(self, kind, device):
+    def _offload(self, kind, gpu_id, device):
         self._refuse_moving("offloading")
-        place = offload_place(device)
+        if gpu_id is not None and device is not None:
+            raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
+        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or device or "gpu")
         self._residency = kind(self._networks(), place)
 
     def _refuse_moving(self, what):

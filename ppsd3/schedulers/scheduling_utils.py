@@ -10,6 +10,7 @@ import paddle
 
 from ..configuration_utils import ConfigMixin
 from ..outputs import BaseOutput
+from ..utils.elsewhere import SCHEDULERS, NoAttributeError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, takes_keywords_of
 from ..utils.types import PathLike
@@ -38,6 +39,9 @@ class SchedulerMixin(ConfigMixin):
 
     config_name = "scheduler_config.json"
     _compatibles: tuple[type[SchedulerMixin], ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        raise NoAttributeError(type(self), name, SCHEDULERS)
 
     @property
     def compatibles(self) -> list[type[SchedulerMixin]]:

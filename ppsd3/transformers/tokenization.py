@@ -115,17 +115,21 @@ class PretrainedTokenizer:
         added = sorted(self._backend.get_added_tokens_decoder().items())
         return {token.content: id for id, token in added if id >= first and not token.special}
 
-    def add_tokens(self, tokens: Sequence[str]) -> None:
+    def add_tokens(self, tokens: Names) -> int:
         """Adds tokens that are found in a text before it is split into words, in any case of their letters.
 
         Args:
-            tokens: new ones.
+            tokens: one or several new ones.
+
+        Returns:
+            How many.
 
         Raises:
             InputError: one is empty, begins or ends with a space, or is there already.
         """
         from tokenizers import AddedToken
 
+        tokens = list(_listed(tokens))
         for index, token in enumerate(tokens):
             if not isinstance(token, str) or not token or token != token.strip():
                 raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
@@ -135,6 +139,7 @@ class PretrainedTokenizer:
                 )
         self._backend.add_tokens([AddedToken(token, normalized=True, special=False) for token in tokens])
         self._note_added()
+        return len(tokens)
 
     def remove_tokens(self, tokens: Iterable[str]) -> None:
         """Takes ``tokens`` (of ``added_tokens``) away; the ids of the other added ones move up."""
@@ -198,7 +203,7 @@ class PretrainedTokenizer:
         Args:
             text: one str is a batch of one.
             padding: fill every row on the right with ``pad_token`` up to
-                ``max_length``, up to the longest row, or not at all. Default "max_length".
+                ``max_length``, up to the longest row ("longest" or True), or not at all ("do_not_pad" or False).
             max_length: longest row, start and end tokens included. Default ``model_max_length``.
             truncation: cut longer texts, keeping the end token.
             add_special_tokens: begin and end each row with the start and end tokens that the encoder was trained with.
@@ -219,7 +224,7 @@ class PretrainedTokenizer:
         for index, item in enumerate(texts):
             if not isinstance(item, str):
                 raise InputError(f"text {index} is a {type(item).__name__} ({item!r}); it should be a str.")
-        if padding not in ("max_length", "longest", False):
+        if padding not in ("max_length", "longest", True, "do_not_pad", False):
             raise InputError(f"padding is {padding!r}; it should be 'max_length', 'longest' or False.")
         limit = self.model_max_length if max_length is None else max_length
         start = [self.bos_token_id] * (self.starts_with_bos and add_special_tokens)
@@ -240,7 +245,7 @@ class PretrainedTokenizer:
         return _in_form(made, return_tensors, options) if return_tensors or options else made
 
     def _padded(self, rows, truncated, padding, limit):
-        if padding is False:
+        if padding in ("do_not_pad", False):
             return TokenizerOutput(rows, [[1] * len(row) for row in rows], truncated)
         longest = max(map(len, rows), default=0)
         length = limit if padding == "max_length" else longest

@@ -18,18 +18,19 @@ from .errors import NoSuchImportError, UnknownArgumentError, UnknownNameError
 # Names that people import.
 NAMES = {
     r"(SD3)?ControlNetModel|MultiControlNetModel": "ControlNets of Stable Diffusion 3 are SD3ControlNetModel.",
-    r"(BitsAndBytes|PipelineQuantization|TorchAo|Quanto|GGUFQuantization|NVIDIAModelOpt|\w*Quantization)Config": (
+    r"(BitsAndBytes|TorchAo|Quanto|NVIDIAModelOpt|\w*Quantization)Config|quantizers": (
         "Load the pipeline and call pipe.quantize('int8'), or load it with storage_dtype='float16'."
     ),
     r"UNet\w*|Transformer2DModel|\w*Transformer\w*Model|MotionAdapter|PriorTransformer": (
         "ppsd3 has the networks of Stable Diffusion 3 alone: SD3Transformer2DModel, SD3ControlNetModel, AutoencoderKL."
     ),
     r"VQModel|\w*Autoencoder\w*|ConsistencyDecoderVAE": "Stable Diffusion 3 has AutoencoderKL, and AutoencoderTiny.",
-    r"FlowMatch\w*Scheduler|\w*Scheduler": (
+    r"(?!FlowMatch)\w*Scheduler": (
         "Stable Diffusion 3 is a flow, sampled by FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, "
         "FlowMatchLCMScheduler, DPMSolverMultistepScheduler or UniPCMultistepScheduler."
     ),
-    r"StableDiffusion(XL|Upscale|Inpaint|Img2Img|ControlNet|Instruct\w*|Depth\w*)?\w*Pipeline|\w+Pipeline": (
+    r"PaddleInfer\w*|FastDeploy\w*": "Run static graphs by pipe.compile(), or write them by `ppsd3 export`.",
+    r"(?!StableDiffusion3)\w+Pipeline": (
         "ppsd3 draws with Stable Diffusion 3 and 3.5 alone: StableDiffusion3Pipeline and its Img2Img, Inpaint, "
         "ControlNet and PAG relatives."
     ),
@@ -72,9 +73,10 @@ NAMES = {
     r"deprecate|BACKENDS_MAPPING|replace_example_docstring|DIFFUSERS_CACHE|PPDIFFUSERS_CACHE|hub_utils|hf_upload": (
         "It is a part of diffusers' own machinery. Leave it out; the cache is from_pretrained(cache_dir=)."
     ),
-    r"guiders|modular_pipelines|hooks|quantizers|experimental|patches": (
-        "ppsd3 has guidances (ppsd3.ClassifierFreeGuidance and others), caches and int8 of its own."
+    r"guiders|modular_pipelines|experimental|patches": (
+        "A call takes guidance=, e.g. ppsd3.ClassifierFreeGuidance(7.0); ppsd3 changes nothing of Paddle."
     ),
+    r"hooks": "Use pipe.enable_model_cpu_offload(), or pipe.enable_cache(ppsd3.TaylorCache()).",
     r"modeling_utils": "The base of the networks is ppsd3.ModelMixin.",
     r"unet_2d_condition|unet_2d_blocks|unets|controlnets|autoencoders|transformers": (
         "The networks are ppsd3.SD3Transformer2DModel, ppsd3.SD3ControlNetModel and ppsd3.AutoencoderKL."
@@ -124,6 +126,8 @@ METHODS = {
     r"half|float|bfloat16": "Use to(dtype='float16'), to(dtype='float32') or to(dtype='bfloat16').",
     r"cuda": "Use to('gpu').",
     r"set_default_attn_processor": "Use set_attn_processor(JointAttnProcessor2_5()).",
+    r"(resize|set)_(token|input)_embeddings": "Add a word with pipe.load_textual_inversion().",
+    r"gradient_checkpointing_(enable|disable)": "Use enable_gradient_checkpointing().",
     r"dequantize": "Load the network again, without quantize().",
 }
 
@@ -165,6 +169,15 @@ TOKENIZER = {
     r"apply_chat_template|chat_template": "Stable Diffusion 3 reads plain text.",
 }
 
+# Methods and attributes of a scheduler.
+SCHEDULERS = {
+    r"add_noise": "Use scale_noise(sample, timestep, noise).",
+    r"scale_model_input": "The input of a flow's model is not scaled. Leave it out.",
+    r"get_velocity": "The velocity is noise - sample.",
+    r"alphas_cumprod|alphas|betas|final_alpha_cumprod": "A flow has sigmas: scheduler.sigmas.",
+    r"previous_timestep": "Use scheduler.timesteps, which has them in order.",
+}
+
 # Settings of a LoraConfig.
 LORA_SETTINGS = {
     "bias": "The biases of the layers stay as they are: leave it 'none'; lora_bias=True trains one beside each LoRA.",
@@ -188,14 +201,12 @@ def remedy_for(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def explain(owner: str, name: str, known: Iterable[str], table: Mapping[str, str], kind: str = "") -> str:
-    """What ``owner`` lacks, and what to use: the nearest of ``known``, the table's remedy, or else all of ``known``."""
+    """What ``owner`` lacks, and what to use: the table's remedy, the nearest of ``known``, or else all of ``known``."""
     known = list(known)
     remedy = remedy_for(name, table)
-    near = difflib.get_close_matches(name, known, 1, cutoff=0.6 if remedy is None else 0.9)
-    if near:
-        remedy = f"Did you mean {near[0]!r}?"
     if remedy is None:
-        remedy = f"It {'takes' if kind else 'has'} {', '.join(known)}."
+        near = difflib.get_close_matches(name, known, 1)
+        remedy = f"Did you mean {near[0]!r}?" if near else f"It {'takes' if kind else 'has'} {', '.join(known)}."
     return f"{owner} has no {kind}{name!r}. {remedy}"
 
 

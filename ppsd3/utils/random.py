@@ -60,9 +60,8 @@ class TorchGenerator:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not -(2**63) <= seed < 2**64:
             raise InputError(f"seed={seed!r} cannot be used; give an integer from -2**63 to 2**64 - 1.")
         self._seed = int(seed) % 2**64
-        self._engine = np.random.MT19937()
-        state: Any = np.random.RandomState(self._seed % 2**32).get_state(legacy=False)
-        self._engine.state = state
+        self._engine: Any = np.random.MT19937()
+        self._engine.state = np.random.RandomState(self._seed % 2**32).get_state(legacy=False)
         self._next_normal = None  # the second value of a scalar Box-Muller pair waits here for the next call
         return self
 
@@ -246,9 +245,8 @@ def _draw(shape, generator, dtype):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
         return paddle.randn(shape, dtype=compute)
-    if isinstance(generator, PaddleGenerator):
-        return _draw_from_paddle_generator(shape, generator, compute)
-    return _draw_from_torch(shape, generator, dtype)
+    draw = _draw_from_paddle_generator if isinstance(generator, PaddleGenerator) else _draw_from_torch
+    return draw(shape, generator, dtype)
 
 
 def _draw_from_torch(shape, generator, dtype):
@@ -276,7 +274,7 @@ def _draw_from_paddle_generator(shape, generator, dtype):
     paddle.set_device("cpu")
     try:
         default.set_state(generator.get_state())
-        values = paddle.randn(shape, dtype=dtype)
+        values = paddle.randn(shape, dtype="float64" if dtype == "float64" else "float32")
         advanced = default.get_state()
     finally:
         default.set_state(saved)

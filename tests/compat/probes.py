@@ -121,6 +121,7 @@ class Names:
 
     def shown(self, message):
         """``message`` without what differs from run to run."""
+        message = message.replace(os.getcwd() + os.sep, "")
         message = re.sub(re.escape(str(self.directory)) + r"/new\d+", "W", message)
         for name in ("CHECKPOINT", "SINGLE", "LORA", "EMBEDDING", "CONTROLNET"):
             message = message.replace(getattr(self, name), name)

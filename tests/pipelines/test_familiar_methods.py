@@ -1,7 +1,6 @@
 """Methods that programs for diffusers and ppdiffusers call: they act, change nothing, or say what to use."""
 
 import copy
-import pickle
 
 import numpy as np
 import pytest
@@ -132,8 +131,6 @@ def test_copies_are_not_in_the_way(pipe):
     assert copy.copy(pipe).transformer is pipe.transformer
     tokenizer = copy.deepcopy(pipe.tokenizer)
     assert np.array_equal(tokenizer("a").input_ids, pipe.tokenizer("a").input_ids)
-    with pytest.raises(AttributeError):
-        pickle.dumps(pipe)._no_such_name  # noqa: B018
 
 
 def test_casting_to_the_dtype_that_the_model_has():
@@ -166,3 +163,32 @@ def test_timesteps_of_a_call(pipe):
     )
     with pytest.raises(InputError, match="takes no `timesteps`"):
         draw(other, timesteps=[1000.0, 500.0])
+
+
+def test_switches_of_other_libraries():
+    """What turns something on as it is here is taken; what would turn it off, or do it in another way, is refused."""
+    pipe = tiny.make_pipeline()
+    pipe.vae.enable_tiling(use_tiling=True)
+    assert pipe.vae.use_tiling
+    pipe.unload_lora_weights(reset_to_overwritten_params=False)
+    pipe.transformer.enable_gradient_checkpointing(gradient_checkpointing_func=None)
+    assert pipe.transformer.is_gradient_checkpointing
+    pipe.transformer.train(True)
+    assert pipe.transformer.training
+    pipe.transformer.train(False)
+    assert not pipe.transformer.training
+    for call, message in (
+        (lambda: pipe.vae.enable_tiling(use_tiling=False), "disable_tiling"),
+        (lambda: pipe.transformer.enable_gradient_checkpointing(gradient_checkpointing_func=print), "Paddle's own"),
+        (lambda: pipe.enable_model_cpu_offload(gpu_id=0, device="gpu"), "one of the two"),
+        (lambda: pipe.enable_sequential_cpu_offload(gpu_id=99), "gpu:99"),
+        (lambda: pipe.text_encoder([[1, 2]], attention_mask=[[1, 0]]), "attention_mask"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    ids = np.array([[519, 3, 520]])
+    plain, masked = (pipe.text_encoder(ids, attention_mask=mask).text_embeds.numpy() for mask in (None, [[1, 1, 1]]))
+    assert np.array_equal(plain, masked)
+    with pytest.raises(UnknownNameError, match="scale_noise"):
+        pipe.scheduler.add_noise()
+    assert pipe.tokenizer.add_tokens("<cat>") == 1 and pipe.tokenizer.has_token("<cat>")

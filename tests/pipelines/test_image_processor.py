@@ -102,3 +102,14 @@ def test_as_diffusers(size, options):
     for image in (picture(37, 29), np.asarray(picture(37, 29), "float32") / 255):
         theirs = image_processor.VaeImageProcessor(**options).preprocess(image, *size).numpy()
         assert np.array_equal(VaeImageProcessor(**options).preprocess(image, *size).numpy(), theirs)
+
+
+def test_forms_of_pictures():
+    """PIL, arrays and tensors, there and back."""
+    array = (np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3)) / 255).astype("float32")
+    pictures = VaeImageProcessor.numpy_to_pil(array)
+    np.testing.assert_array_equal(VaeImageProcessor.pil_to_numpy(pictures), array)
+    assert VaeImageProcessor.pil_to_numpy(pictures[0].convert("L")).shape == (1, 5, 7, 1)
+    tensor = VaeImageProcessor.numpy_to_pt(array)
+    assert tensor.shape == [2, 3, 5, 7] and VaeImageProcessor.numpy_to_pd(array[..., 0]).shape == [2, 1, 5, 7]
+    np.testing.assert_array_equal(VaeImageProcessor.pt_to_numpy(tensor), array)

@@ -303,8 +303,10 @@ class StableDiffusion3Base(
         Raises:
             InputError: as in the call.
         """
-        size = self.default_sample_size * self.vae_scale_factor
-        checks.check_picture_size(self, height or size, width or size)
+        size, multiple = self.default_sample_size * self.vae_scale_factor, self.vae_scale_factor * self.patch_size
+        self._check_components()
+        largest = self.transformer.config.pos_embed_max_size * multiple
+        checks.check_size(height or size, width or size, multiple, largest)
         PromptInputs(
             prompt,
             prompt_2,

@@ -123,7 +123,8 @@ class Call:
         pipe, arguments = self.pipe, self.arguments
         pipe._check_components()
         config = pipe.transformer.config
-        checks.check_picture_size(pipe, self.height, self.width)
+        multiple = pipe.vae_scale_factor * pipe.patch_size
+        checks.check_size(self.height, self.width, multiple, config.pos_embed_max_size * multiple)
         self.prompts.check()
         checks.check_whole("num_inference_steps", arguments.num_inference_steps, least=1)
         checks.check_whole("num_images_per_prompt", arguments.num_images_per_prompt, least=1)

@@ -23,12 +23,6 @@ def check_size(height, width, multiple, largest):
             )
 
 
-def check_picture_size(pipe, height, width):
-    """``pipe`` can draw so many pixels."""
-    multiple = pipe.vae_scale_factor * pipe.patch_size
-    check_size(height, width, multiple, pipe.transformer.config.pos_embed_max_size * multiple)
-
-
 def check_guidance(arguments, num_layers):
     """``guidance`` is a :class:`Guidance`, and the only one; skip-layer guidance names layers that exist."""
     guidance, layers = getattr(arguments, "guidance", None), getattr(arguments, "skip_guidance_layers", None)

@@ -129,20 +129,25 @@ class CLIPTextModelWithProjection(TextEncoder):
         known = {"eos_token_id": eos_token_id} if self.config.eos_token_id == _LEGACY_EOS_TOKEN_ID else {}
         self.register_to_config(vocab_size=first + len(rows), **known)
 
-    def forward(self, input_ids: Any, output_hidden_states: bool = False) -> CLIPTextModelOutput:
+    def forward(
+        self, input_ids: Any, output_hidden_states: bool = False, attention_mask: Any = None
+    ) -> CLIPTextModelOutput:
         """Encodes a batch of prompts.
 
         Args:
             input_ids: [B, L], with start and end tokens, as ``CLIPTokenizer`` gives them.
             output_hidden_states: whether to return ``hidden_states``.
+            attention_mask: None or all ones: Stable Diffusion 3 was trained with the padding in sight.
 
         Returns:
             CLIPTextModelOutput
 
         Raises:
-            InputError: ids outside the vocabulary, or more of them than there are positions.
+            InputError: a mask that hides something, ids outside the vocabulary, or more of them than positions.
         """
         config = self.config
+        if attention_mask is not None:
+            _refuse_hiding(attention_mask)
         ids = self._token_ids(input_ids)
         if ids.shape[1] > config.max_position_embeddings:
             raise InputError(
@@ -240,6 +245,13 @@ class _MLP(nn.Layer):
 
     def forward(self, x):
         return self.fc2(self.activation(self.fc1(x)))
+
+
+def _refuse_hiding(attention_mask):
+    if not np.asarray(attention_mask).all():
+        raise InputError(
+            "attention_mask hides tokens. Stable Diffusion 3 was trained with the padding in sight: leave it out."
+        )
 
 
 def _init_linear(linear, std):
