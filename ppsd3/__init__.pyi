@@ -6,7 +6,9 @@ from .adapters import (
     get_peft_model_state_dict as get_peft_model_state_dict,
     set_peft_model_state_dict as set_peft_model_state_dict,
 )
+from .configuration_utils import ConfigMixin as ConfigMixin
 from .loaders.conversion import convert as convert
+from .modeling_utils import ModelMixin as ModelMixin
 from .models import (
     AutoencoderKL as AutoencoderKL,
     AutoencoderTiny as AutoencoderTiny,
@@ -57,15 +59,18 @@ from .schedulers import (
     FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler,
     FlowMatchLCMScheduler as FlowMatchLCMScheduler,
+    SchedulerMixin as SchedulerMixin,
     UniPCMultistepScheduler as UniPCMultistepScheduler,
 )
 from .transformers import (
     CLIPTextModelWithProjection as CLIPTextModelWithProjection,
     CLIPTokenizer as CLIPTokenizer,
+    CLIPTokenizerFast as CLIPTokenizerFast,
     SiglipImageProcessor as SiglipImageProcessor,
     SiglipVisionModel as SiglipVisionModel,
     T5EncoderModel as T5EncoderModel,
     T5Tokenizer as T5Tokenizer,
+    T5TokenizerFast as T5TokenizerFast,
 )
 from .transformers.paddlenlp import from_paddlenlp as from_paddlenlp
 from .utils.device import tune_process as tune_process

@@ -112,8 +112,8 @@ class ConfigMixin:
             elif key in cls.absent_features:
                 if value is not None:
                     raise ConfigError(
-                        f"{cls.__name__} has no {key}, which {source} sets to {value!r}: it is a network of another kind "
-                        "than Stable Diffusion 3 has. Load it with the library that wrote it."
+                        f"{cls.__name__} has no {key}, which {source} sets to {value!r}: no Stable Diffusion 3 has "
+                        "such a network. Load it with the library that wrote it."
                     )
             elif key not in cls.ignored_config_keys and not _METADATA_KEY.fullmatch(key):
                 near = difflib.get_close_matches(key, known, n=1)

@@ -33,7 +33,7 @@ from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import cast, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
 from .utils.device import tune_process
-from .utils.elsewhere import no_attribute
+from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.paddle_internals import LazyGuard, Place, run_as_written, set_layer_dtype
@@ -75,7 +75,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            raise no_attribute(self, name) from None
+            raise NoAttributeError(type(self), name, METHODS) from None
 
     @classmethod
     def from_pretrained(
@@ -263,7 +263,8 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         written = find_named_layout(layout, self.weights_name, type(self).__name__)
         if written.is_paddle and self.is_quantized:
             raise InputError(
-                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made from."
+                f"This {type(self).__name__} is in int8, which {layout} does not read. Save the model that it was made "
+                "from."
             )
         config = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
         own = {name: t for name, t in checkpoint_tensors(self).items() if name not in self._tied_keys}
@@ -294,7 +295,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         self._forget_graphs()
         return self
 
-    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16") -> Self:
+    def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
         Half the memory of float32. Each layer casts its weights when it is used, so only the weights are rounded.
@@ -303,10 +304,15 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
 
         Args:
             storage_dtype: "float16" or "bfloat16".
+            compute_dtype: can only be the dtype that the model has.
 
         Raises:
-            InputError: see :func:`ppsd3.layerwise_casting.cast_layers_`.
+            InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
+        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+            raise InputError(
+                f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
+            )
         cast_layers_(self, storage_dtype)
         return self
 

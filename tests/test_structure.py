@@ -19,8 +19,8 @@ LAYERS = (
     ("modeling_utils",),
     ("models", "transformers", "schedulers"),
     ("loaders",),
-    ("pipelines",),
-    ("training", "evaluation", "shapes"),
+    ("pipelines", "callbacks", "image_processor"),
+    ("training", "evaluation", "shapes", "training_utils", "optimization"),
     ("bench",),
     ("cli", "__main__"),
 )

@@ -12,7 +12,9 @@ from typing import Any
 
 import paddle
 
+from ..serialization.layout import declared_layout
 from ..serialization.readers import SafetensorsFile
+from ..serialization.source import TensorSource
 from ..serialization.tensors import cast
 from ..serialization.writers import write_tensors
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
@@ -22,38 +24,60 @@ from .keys import ModuleNames, Place, split_key
 from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
 
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
+PADDLE_LORA_WEIGHT_NAME = "paddle_lora_weights.safetensors"
+LORA_WEIGHT_NAMES = (LORA_WEIGHT_NAME, PADDLE_LORA_WEIGHT_NAME)  # of a directory, the first that is there
 LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
 
 _SHOWN = 5  # keys that a message names
 
 
 def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
-    """``(tensors, PEFT's configuration or None)`` of a safetensors file, under the names in the file."""
+    """``(tensors, PEFT's configuration or None)`` of a safetensors file, under the names in the file.
+
+    The tensors are as they are, but where only the file's format or name tells their layout: if all matrices are
+    square, as where the rank equals the width, :func:`read_adapters` cannot see that they are transposed.
+    """
     file = SafetensorsFile(path)
     text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
     try:
         metadata = None if text is None else json.loads(text)
     except ValueError as error:
         raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
-    return {name: file.read(name) for name in file.keys()}, metadata
+    tensors = {name: file.read(name) for name in file.keys()}
+    matrices = {key: tensor for key, tensor in tensors.items() if split_key(key)[1] in ("down", "up")}
+    if declared_layout(file) == "paddle" and not any(len(set(tensor.shape)) > 1 for tensor in matrices.values()):
+        tensors.update({key: tensor.t() for key, tensor in matrices.items()})
+    return tensors, metadata
 
 
 def save_lora_file(
-    save_directory: PathLike, weight_name: str | None, tensors: Tensors, config: Mapping[str, Any]
+    save_directory: PathLike,
+    weight_name: str | None,
+    tensors: Tensors,
+    config: Mapping[str, Any],
+    layout: str = "diffusers",
 ) -> None:
     """Writes an adapter's ``tensors`` into ``save_directory``, with PEFT's configuration as metadata.
 
+    Args:
+        layout: "diffusers", or "ppdiffusers", see :func:`for_ppdiffusers`.
+
     Raises:
-        InputError: ``save_directory`` is a file.
+        InputError: ``save_directory`` is a file, another layout, or tensors that it does not have.
     """
-    metadata = {"format": "pt"}
+    if layout not in ("diffusers", "ppdiffusers"):
+        raise InputError(f"layout is {layout!r}; an adapter can be saved as 'diffusers' or 'ppdiffusers'.")
+    metadata, name = {"format": "pt"}, weight_name or LORA_WEIGHT_NAME
+    if layout == "ppdiffusers":
+        tensors, config = for_ppdiffusers(tensors, config), {}
+        metadata, name = {"format": "pd"}, weight_name or PADDLE_LORA_WEIGHT_NAME
     if config:
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
         metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config, indent=2, sort_keys=True)
     if os.path.isfile(save_directory):
         raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
     os.makedirs(save_directory, exist_ok=True)
-    with atomic_write(os.path.join(save_directory, weight_name or LORA_WEIGHT_NAME)) as file:
+    with atomic_write(os.path.join(save_directory, name)) as file:
         write_tensors(file, tensors, metadata)
 
 
@@ -96,6 +120,8 @@ def read_adapters(
     # An alpha without tensors is of a module that this file does not change.
     found = {place: parts for place, parts in found.items() if set(parts) - {"alpha", "key"}}
     _check_found(found, lost, path, list(linears), strict)
+    if _is_paddle(found, linears):
+        found = {place: _turned(parts) for place, parts in found.items()}
     adapters: dict[str, dict[str, WeightChange]] = {}
     for (component, places), parts in found.items():
         for place in places:
@@ -125,6 +151,65 @@ def _check_found(found, lost, path, components, strict):
         )
 
 
+# --------------------------------------------------------------------------------------------------------------- layout
+
+
+def _is_paddle(found, linears):
+    """Whether A is [in, r] and B [r, out], as ppdiffusers writes them under whatever name and format, by the layers."""
+    votes = set()
+    for (component, places), parts in found.items():
+        if {"down", "up"} <= set(parts) and len(places) == 1 and places[0].rows == ((0, 1),):
+            layer, down, up = linears[component][places[0].module], parts["down"].shape, parts["up"].shape
+            if len(down) == len(up) == 2:
+                is_torch = down[1] == layer.in_features and up[0] == layer.out_features
+                is_paddle = down[0] == layer.in_features and up[1] == layer.out_features
+                votes |= {is_paddle} if is_torch != is_paddle else set()
+    return votes == {True}
+
+
+def _turned(parts):
+    """``parts`` of a module with A and B transposed."""
+    return {
+        part: tensor.t() if part in ("down", "up") and tensor.ndim == 2 else tensor for part, tensor in parts.items()
+    }
+
+
+def layout_of_file(file: TensorSource) -> str:
+    """``"torch"`` or ``"paddle"``, without the network that a LoRA is for: a rank is smaller than a layer's width, and
+    where both are the same, the file's format or name decides."""
+    shapes = [(part, file.info(key).shape) for key in file.keys() for _, part in (split_key(key),)]
+    matrices = [shape if part == "down" else shape[::-1] for part, shape in shapes if part in ("down", "up")]
+    votes = {shape[0] > shape[1] for shape in matrices if len(shape) == 2 and shape[0] != shape[1]}
+    return ("paddle" if votes.pop() else "torch") if len(votes) == 1 else declared_layout(file)
+
+
+def for_ppdiffusers(tensors: Mapping[str, paddle.Tensor], config: Mapping[str, Any]) -> Tensors:
+    """A LoRA as ppdiffusers' SD3 pipeline reads it: A [in, r] and B [r, out], which contains alpha / r.
+
+    Args:
+        tensors: by diffusers' key, the component's name included.
+        config: PEFT's configuration of each component, as in :func:`read_adapters`.
+
+    Raises:
+        InputError: tensors of text encoders, or of another kind than A and B.
+    """
+    ranks = {split_key(key)[0]: tensor.shape[0] for key, tensor in tensors.items() if split_key(key)[1] == "down"}
+    made: Tensors = {}
+    for key, tensor in tensors.items():
+        module, part = split_key(key)
+        if part not in ("down", "up") or module not in ranks or not key.startswith("transformer."):
+            raise InputError(
+                f"ppdiffusers' pipeline for Stable Diffusion 3 takes LoRA of the transformer only, which {key} is not. "
+                "Save without layout='ppdiffusers', or fuse_lora() and save the pipeline in that layout."
+            )
+        scaling = _scaling(ranks[module], _alpha_of({}, "transformer", module[len("transformer.") :], config))
+        made[key] = (tensor if part == "down" or scaling == 1.0 else tensor * scaling).t().contiguous()
+    return made
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
 def _alpha_key(name):
     return name if name.endswith("alpha") else name + ".alpha"
 
@@ -145,6 +230,12 @@ def _alpha_of(parts, component, module, metadata):
     return None if alpha is None else float(alpha), stabilised
 
 
+def _scaling(rank: int, alpha: tuple[float | None, bool]) -> float:
+    """What B A is multiplied by, for ``alpha`` as :func:`_alpha_of` gives it."""
+    value, stabilised = alpha
+    return 1.0 if value is None else value / (math.sqrt(rank) if stabilised else rank)
+
+
 def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | None, bool], path: str) -> WeightChange:
     """The adapter of one layer, in the dtype that the layer computes in."""
     key, rows = parts["key"], place.rows
@@ -158,8 +249,7 @@ def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | 
         return cast(_rows(tensor, share or ((0, 1),), key, path), layer.compute_dtype)
 
     def scaling(rank):
-        value, stabilised = alpha
-        return 1.0 if value is None else value / (math.sqrt(rank) if stabilised else rank)
+        return _scaling(rank, alpha)
 
     options = {"bias": get("bias", rows)} if "bias" in parts else {}
     if "magnitude" in parts:
@@ -167,7 +257,12 @@ def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | 
     if "down" in parts or "up" in parts:
         down, up = get("down"), get("up", rows)
         adapter = LowRank(down, up, scaling=scaling(down.shape[0]), **options)
-        shape = [up.shape[0], down.shape[1]] if up.shape[1] == down.shape[0] else None
+        shape = [up.shape[0], down.shape[1]]
+        if up.shape[1] != down.shape[0]:
+            raise WeightMismatchError(
+                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not "
+                "[r, in] and [out, r]. Download the file again, or ask who made it."
+            )
     elif any(name.startswith("hada") for name in parts):
         up1, down1, up2, down2 = get("hada_w1_a", rows), get("hada_w1_b"), get("hada_w2_a", rows), get("hada_w2_b")
         adapter = hadamard(up1, down1, up2, down2, scaling=scaling(down1.shape[0]), **options)

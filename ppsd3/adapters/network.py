@@ -280,7 +280,9 @@ def name_to_load(networks: Collection[nn.Layer], name: str | None, hotswap: bool
     """
     there = list(dict.fromkeys(n for network in networks for n in adapter_names(network)))
     if not hotswap:
-        name = next(f"default_{i}" for i in range(len(there) + 1) if f"default_{i}" not in there) if name is None else name
+        name = (
+            next(f"default_{i}" for i in range(len(there) + 1) if f"default_{i}" not in there) if name is None else name
+        )
         for network in networks:
             check_name(network, name)
         return name

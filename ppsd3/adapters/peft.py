@@ -12,7 +12,7 @@ from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
-from .files import LORA_WEIGHT_NAME, read_adapters, read_lora_file, save_lora_file, write_adapters
+from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
 from .network import LoraConfig
 
 
@@ -43,9 +43,7 @@ class PeftAdapterMixin(nn.Layer):
         names = _names(adapter_name)
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
-    def set_adapters(
-        self, adapter_names: Names, weights: float | Sequence[float | None] | None = None
-    ) -> None:
+    def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
 
         Raises:
@@ -83,9 +81,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.require(self, names)
         adapted.detach(self, names)
 
-    def fuse_lora(
-        self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None
-    ) -> None:
+    def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
         names = None if adapter_names is None else _names(adapter_names)
         adapted.require(self, names or ())
@@ -142,7 +138,7 @@ class PeftAdapterMixin(nn.Layer):
         else:
             hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
             path = str(given)
-            tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub))
+            tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub))
         name = adapted.name_to_load([self], adapter_name, hotswap)
         component = (self._components or ("transformer",))[0]
         with paddle.no_grad():

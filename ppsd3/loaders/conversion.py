@@ -16,8 +16,7 @@ import numpy as np
 from ..configuration_utils import read_json
 from ..modeling_utils import to_be_filled
 from ..serialization import Checkpoint
-from ..serialization.layout import LAYOUTS as DIRECTORY_LAYOUTS
-from ..serialization.layout import find_named_layout, in_layout
+from ..serialization.layout import LAYOUTS as DIRECTORY_LAYOUTS, find_named_layout, in_layout
 from ..serialization.loading import fit
 from ..serialization.pdparams import PdparamsFile
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
@@ -84,7 +83,13 @@ def convert(
     target = os.path.abspath(target)
     is_file = target.endswith(".safetensors")
     if os.fspath(source).endswith(".pdparams"):
-        others = {"layout": layout, "variant": variant, "source_variant": source_variant, "config": config, **components}
+        others = {
+            "layout": layout,
+            "variant": variant,
+            "source_variant": source_variant,
+            "config": config,
+            **components,
+        }
         _write_pdparams(source, target, dtype, [name for name, value in others.items() if value is not None])
         return target
     layout = layout or ("original" if is_file else "diffusers")
@@ -340,7 +345,7 @@ def _write_network(directory, network, layout, dtype, variant, max_shard_size):
 
 def _add_vocabularies(directory):
     """The files that PaddleNLP reads vocabularies from, for tokenizers that are in tokenizer.json alone."""
-    for name, class_ in TOKENIZERS.items():
+    for name, (class_, _) in TOKENIZERS.items():
         folder = os.path.join(directory, name)
         if os.path.isdir(folder):
             class_.from_pretrained(folder).save_vocabulary(folder)
@@ -350,7 +355,8 @@ def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
     from .. import __version__
 
     own, foreign = DIRECTORY_LAYOUTS[layout].libraries
-    index = dict([("_class_name", parts.pipeline), DIRECTORY_LAYOUTS[layout].version, ("_ppsd3_version", __version__)])
+    key, version = DIRECTORY_LAYOUTS[layout].version
+    index: dict[str, Any] = {"_class_name": parts.pipeline, key: version, "_ppsd3_version": __version__}
     for name, class_name in sorted(parts.classes().items()):
         library = foreign if name.startswith(_OF_TRANSFORMERS) else own
         index[name] = [None, None] if class_name is None else [library, class_name]

@@ -10,7 +10,7 @@ import paddle
 from paddle import nn
 
 from ..adapters import network as adapted
-from ..adapters.files import LORA_WEIGHT_NAME, read_adapters, read_lora_file, save_lora_file, write_adapters
+from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
 from ..adapters.keys import component_of
 from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
@@ -114,7 +114,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         Args:
             pretrained_model_name_or_path_or_dict: as in :meth:`load_lora_weights`.
             weight_name: name of the file in a directory or a repository. Default
-                ``pytorch_lora_weights.safetensors``, or in a directory its only safetensors file.
+                ``pytorch_lora_weights.safetensors``, else ``paddle_lora_weights.safetensors``, or in a directory its
+                only safetensors file.
             subfolder: its folder there.
             return_lora_metadata: return a pair; the second is PEFT's configuration in the file, or None.
             **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
@@ -123,13 +124,13 @@ class SD3LoraLoaderMixin(PipelineHost):
         if isinstance(given, dict):
             tensors, metadata = {name: to_paddle(name, value) for name, value in given.items()}, None
         else:
-            path = find_weights(given, LORA_WEIGHT_NAME, weight_name, subfolder, hub_options)
+            path = find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub_options)
             tensors, metadata = read_lora_file(path)
         return (tensors, metadata) if return_lora_metadata else tensors
 
     @hybridmethod
     def save_lora_weights(
-        cls,
+        cls,  # noqa: N805 (or the pipeline)
         save_directory: PathLike,
         adapter_name: str | None = None,
         weight_name: str | None = None,
@@ -142,6 +143,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         is_main_process: bool = True,
         save_function: None = None,
         safe_serialization: bool = True,
+        layout: str = "diffusers",
     ) -> None:
         """Writes an adapter of this pipeline into one file, which diffusers reads too.
 
@@ -158,11 +160,14 @@ class SD3LoraLoaderMixin(PipelineHost):
             is_main_process: False writes nothing, for the other processes of a distributed training.
             save_function: can only be None.
             safe_serialization: can only be True: pickles are not written.
+            layout: "diffusers", or "ppdiffusers" for ``paddle_lora_weights.safetensors``, which its pipeline reads:
+                LoRA of the transformer alone.
 
         Called on the class, as training scripts do, it needs layers.
 
         Raises:
-            InputError: there is no such adapter, or it is not clear which; neither an adapter nor layers.
+            InputError: there is no such adapter, or it is not clear which; neither an adapter nor layers; another
+                layout, or an adapter of a kind that it does not have.
         """
         if not safe_serialization or save_function is not None:
             raise InputError("Adapters are written as safetensors. Leave out save_function and safe_serialization.")
@@ -187,7 +192,7 @@ class SD3LoraLoaderMixin(PipelineHost):
             f"{name}.{key}": to_paddle(key, value) for name, (some, _) in layers.items() for key, value in some.items()
         }
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
-        save_lora_file(save_directory, weight_name, tensors, config)
+        save_lora_file(save_directory, weight_name, tensors, config, layout)
 
     def _layers_to_save(self, adapter_name):
         names = self._adapter_names()

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ..adapters.files import layout_of_file
 from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
 from ..adapters.network import linear_layers
 from ..modeling_utils import to_be_filled
@@ -183,6 +184,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     names = ModuleNames(_modules())
     parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
     width, lost, blocks, dual = None, [], set(), False
+    is_paddle = layout_of_file(file) == "paddle"
     for key in keys:
         module, part = split_key(key)
         place = None if part is None else names.find(module)
@@ -193,6 +195,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
         parts[part] += 1
         modules[component].add(module)
         shape = file.info(key).shape
+        shape = shape[::-1] if is_paddle and part in ("down", "up") else shape
         if part in ("down", "hada_w1_b", "lokr_w2_b"):
             ranks[shape[0]] += 1
         if component == "transformer":
@@ -216,6 +219,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     if lost:
         facts.append(f"{len(lost)} keys of no layer here, e.g. {lost[0]}: load with strict=False to leave them out")
     what = f"an adapter ({adapter_kind(parts)}), under the names of {dialect(keys[0])}"
+    what += ", in ppdiffusers' layout" if is_paddle else ""
     component = Component.of(adapter_kind(parts), "", file, os.path.getsize(file.path))
     return Recognized(file.path, what, facts, [component], [f"pipe.load_lora_weights({file.path!r})"])
 

@@ -261,3 +261,8 @@ def check_attention_kwargs(processors: Iterable[AttentionProcessor], kwargs: Map
             f"joint_attention_kwargs has {', '.join(map(repr, unknown))}, which no attention processor here takes "
             f"(accepted: {', '.join(sorted(accepted)) or 'none'}). Remove it, or set a processor that uses it."
         )
+
+
+JointAttnProcessor2_0 = JointAttnProcessor2_5  # diffusers' name
+
+__path__: list[str] = []  # see utils/elsewhere.py

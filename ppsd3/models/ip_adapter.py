@@ -22,16 +22,16 @@ from paddle import nn
 from ..configuration_utils import FrozenConfig
 from ..layerwise_casting import cast_layers_, held_weights
 from ..modeling_utils import to_be_filled
-from .attention_processor import JointAttnProcessor2_5
-from .embeddings import TimestepEmbedding, Timesteps
-from .normalization import AdaLayerNorm, RMSNorm
-from .transformer_sd3 import SD3Transformer2DModel
 from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ..serialization.source import TensorSource
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.types import Dtype, Shape, Tensors
+from .attention_processor import JointAttnProcessor2_5
+from .embeddings import TimestepEmbedding, Timesteps
+from .normalization import AdaLayerNorm, RMSNorm
+from .transformer_sd3 import SD3Transformer2DModel
 
 HEAD_DIM = 64  # of the projection's attention, in every file
 DEFAULT_SCALE = 0.5

@@ -148,9 +148,13 @@ def _with_arguments(doc: str, arguments: list[Argument]) -> str:
 def _bind(kind: type[A], args: Any, kwargs: dict[str, Any]) -> A:
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     check_argument_names("The call", kwargs, names, CALL_ARGUMENTS)
-    if len(args) > len(names):
-        raise UnknownArgumentError(f"The call takes {len(names)} arguments, but {len(args)} were given by position.")
-    twice = [name for name in names[: len(args)] if name in kwargs]
-    if twice:
-        raise UnknownArgumentError(f"{twice[0]!r} is given twice: by position and by name.")
+    if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
+        raise _misplaced(names, args, kwargs)
     return kind(*args, **kwargs)
+
+
+def _misplaced(names: list[str], args: Any, kwargs: dict[str, Any]) -> UnknownArgumentError:
+    if len(args) > len(names):
+        return UnknownArgumentError(f"The call takes {len(names)} arguments, but {len(args)} were given by position.")
+    twice = next(name for name in names if name in kwargs)
+    return UnknownArgumentError(f"{twice!r} is given twice: by position and by name.")

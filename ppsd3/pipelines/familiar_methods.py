@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ..utils import elsewhere
+from ..utils.elsewhere import METHODS, NoAttributeError
 from ..utils.hub import resolve_checkpoint
 from ..utils.types import PathLike
 from .image_processor import VaeImageProcessor
@@ -26,7 +26,7 @@ class FamiliarMethods:
         def _tell(self, name: str, method: str, **options: Any) -> None: ...
 
     def __getattr__(self, name: str) -> Any:
-        raise elsewhere.no_attribute(self, name)
+        raise NoAttributeError(type(self), name, METHODS)
 
     # Attention never holds the whole matrix of weights: these have nothing to change.
 

@@ -17,6 +17,7 @@ from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders.on_demand import check_load_components
 from ..serialization import Checkpoint
+from ..serialization.layout import LAYOUTS
 from ..transformers.paddlenlp import from_paddlenlp
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
@@ -212,7 +213,11 @@ class PipelineCheckpointMixin:
             )
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], variant: str | None = None, max_shard_size: str | int = "10GB"
+        self,
+        save_directory: str | os.PathLike[str],
+        variant: str | None = None,
+        max_shard_size: str | int = "10GB",
+        layout: str = "diffusers",
     ) -> None:
         """Writes the pipeline as diffusers 0.42 reads it; absent components are listed as such.
 
@@ -225,14 +230,21 @@ class PipelineCheckpointMixin:
             save_directory: made if missing. Components of the same name in it are replaced.
             variant: put into the names of the weight files.
             max_shard_size: weight files are split above it.
+            layout: "diffusers", or "ppdiffusers" for what ppdiffusers reads. (ppdiffusers 0.29 has the networks of SD3,
+                not those of SD3.5, and no ControlNets.)
 
         Raises:
-            InputError: ``save_directory`` is a file, or a component cannot be saved.
+            InputError: ``save_directory`` is a file, another layout, or a component cannot be saved.
         """
+        if layout not in ("diffusers", "ppdiffusers"):
+            raise InputError(f"layout is {layout!r}; a pipeline can be saved as 'diffusers' or 'ppdiffusers'.")
         save_directory = os.path.abspath(save_directory)
         if os.path.exists(save_directory) and not os.path.isdir(save_directory):
             raise InputError(f"{save_directory} is a file; a pipeline is saved into a directory. Choose another name.")
-        index = {name: list(entry) for name, entry in self.config.items() if self._is_listed(name)}
+        # diffusers' name of a library -> the layout's
+        libraries = dict(zip(LAYOUTS["diffusers"].libraries, LAYOUTS[layout].libraries))
+        entries = {name: entry for name, entry in self.config.items() if self._is_listed(name)}
+        index = {name: [libraries.get(library), class_name] for name, (library, class_name) in entries.items()}
         for name, component in self.components.items():
             require_savable(name, component)
         os.makedirs(os.path.dirname(save_directory), exist_ok=True)
@@ -240,18 +252,14 @@ class PipelineCheckpointMixin:
             for name, component in self.components.items():
                 if component is not None:
                     component = from_paddlenlp(component) if is_foreign(component) else component
-                    options = {"variant": variant, "max_shard_size": max_shard_size}
+                    options = {"variant": variant, "max_shard_size": max_shard_size, "layout": layout}
                     options = options if is_network(component) else {}
                     component.save_pretrained(os.path.join(staging, name), **options)
             with atomic_write(os.path.join(staging, INDEX_NAME)) as file:
                 from .. import __version__
 
-                # diffusers reads the version that wrote a file to decide on legacy treatment; 0.42.1 needs none.
-                header = {
-                    "_class_name": type(self).__name__,
-                    "_diffusers_version": "0.42.1",
-                    "_ppsd3_version": __version__,
-                }
+                name, version = LAYOUTS[layout].version
+                header = {"_class_name": type(self).__name__, name: version, "_ppsd3_version": __version__}
                 settings = {name: getattr(self, name) for name in self._settings}
                 file.write((json.dumps({**header, **index, **settings}, indent=2) + "\n").encode())
             move_into(staging, save_directory, last=INDEX_NAME)

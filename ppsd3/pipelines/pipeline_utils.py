@@ -13,6 +13,7 @@ from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig
 from ..loaders import FromSingleFileMixin
 from ..quantization import choose_layers
+from ..utils import logging
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.paddle_internals import Place, current_place
@@ -254,7 +255,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
         from tqdm.auto import tqdm
 
-        return tqdm(iterable, total=total, **self._progress_bar_config)
+        return tqdm(iterable, total=total, **{"disable": not logging.progress_bars, **self._progress_bar_config})
 
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]

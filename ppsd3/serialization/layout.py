@@ -125,7 +125,7 @@ def own_names(source: TensorSource) -> TensorSource:
     names = source.keys()
     kind, table = find_layout(names)
     if table is PADDLENLP_CLIP:
-        return RearrangedCheckpoint(source, to_diffusers(names, table, source.path), metadata=source.metadata)
+        return RearrangedCheckpoint(source, to_diffusers(names, PADDLENLP_CLIP, source.path), metadata=source.metadata)
     return _without_norm_biases(source) if kind == "transformer" else source
 
 

@@ -1,10 +1,10 @@
 """Reads ``.pdparams`` files, which are pickles, without running anything that is in them.
 
-A pickle is a program for a machine with a stack, and the danger is one instruction that calls any function by its name.
-Here the instructions are read by the standard library's ``pickletools``, which runs none, and followed by a machine that
-knows what ``paddle.save`` makes of dicts, strings, numbers and numpy arrays. It calls nothing: a name stands for a mark
-that says what its arguments mean, and a name that is not among the few of numpy's arrays ends the reading. The bytes of
-an array stay in the mapped file until they are needed.
+A pickle is a program for a machine with a stack. One of the instructions calls any function by its name: the danger.
+Here the standard library's ``pickletools``, which runs nothing, reads the instructions, and a machine follows those
+that ``paddle.save`` uses for dicts, strings, numbers and numpy arrays. It calls nothing: a name stands for a mark that
+says what its arguments mean, and a name that is not among the few of numpy's arrays ends the reading. The bytes of an
+array stay in the mapped file until they are needed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ _MAX_ELEMENTS = 1 << 60  # that numpy can count the bytes of; an empty array's o
 _LARGE = 256  # bytes from which on an instruction's argument is left in the file
 
 
-class _Mark(str):
-    """A name that the pickle asks for, one of the values of ``_GLOBALS``."""
+@dataclass
+class _Mark:
+    """A name that the pickle asks for; ``meaning`` is one of the values of ``_GLOBALS``."""
+
+    meaning: str
 
 
 @dataclass
@@ -191,7 +194,8 @@ class _Machine:
     """
 
     def __init__(self, mapped: mmap.mmap, refuse: Callable[[str], NoReturn]) -> None:
-        self._file, self._refuse = _View(mapped), refuse
+        self._file: Any = _View(mapped)
+        self._refuse = refuse
         self._stack: list[Any] = []
         self._below: list[list[Any]] = []  # the stacks that marks have put aside
         self._memo: dict[int, Any] = {}
@@ -261,14 +265,14 @@ class _Machine:
         arguments, mark = self._stack.pop(), self._stack.pop()
         if not isinstance(mark, _Mark) or not isinstance(arguments, tuple):
             self._refuse(f"calls a {type(mark).__name__}")
-        if mark == "array":
+        if mark.meaning == "array":
             self._stack.append(_Array())
-        elif mark == "dtype" and isinstance(arguments[0], str):
+        elif mark.meaning == "dtype" and isinstance(arguments[0], str):
             self._stack.append(_DType(arguments[0]))
-        elif mark == "bytes" and arguments[1:] == ("latin1",):
+        elif mark.meaning == "bytes" and arguments[1:] == ("latin1",):
             self._stack.append(_Bytes(bytes(arguments[0], "latin1"), 0))
         else:
-            self._refuse(f"calls numpy's {mark} with other arguments than an array has")
+            self._refuse(f"calls numpy's {mark.meaning} with other arguments than an array has")
 
     def build(self, argument: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
@@ -289,7 +293,10 @@ class _Machine:
         array.dtype, array.shape, array.is_fortran = _DTYPES[dtype.name], tuple(shape), bool(is_fortran)
         array.data, array.start = content.data, content.start
         size = NUMPY_DTYPES[array.dtype].itemsize
-        if math.prod(array.shape) * size != len(content.data) or math.prod(n or 1 for n in array.shape) >= _MAX_ELEMENTS:
+        if (
+            math.prod(array.shape) * size != len(content.data)
+            or math.prod(n or 1 for n in array.shape) >= _MAX_ELEMENTS
+        ):
             self._refuse("has an array whose shape does not go with its bytes")
 
 

@@ -49,9 +49,9 @@ def refuse_pickle(path: PathLike, head: bytes = b"") -> None:
     is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     if str(path).lower().endswith(".pdparams"):
         raise CheckpointFormatError(
-            f"{path} is a pickle, as Paddle writes it. Opening one can run code, so ppsd3 loads safetensors only. Convert "
-            "its directory (all of the pipeline's, if it is in one), which reads it without running anything: "
-            "`ppsd3 convert DIRECTORY NEW_DIRECTORY`; or a LoRA by itself: `ppsd3 convert FILE NEW_FILE.safetensors`."
+            f"{path} is a pickle, as Paddle writes it. Opening one can run code, so ppsd3 loads safetensors only. "
+            "`ppsd3 convert DIRECTORY NEW_DIRECTORY` converts its directory (the pipeline's, if it is in one) without "
+            "running anything; for a LoRA: `ppsd3 convert FILE NEW_FILE.safetensors`."
         )
     if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(PICKLE_SUFFIXES):
         raise CheckpointFormatError(

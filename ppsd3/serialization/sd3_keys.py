@@ -1,4 +1,4 @@
-"""Names in the files that Stability AI, ComfyUI and PaddleNLP publish <-> those in diffusers and transformers, both ways.
+"""Names in the files of Stability AI, ComfyUI and PaddleNLP <-> names in diffusers and transformers, both ways.
 
 One table for each network, read from left to right and from right to left. In a name, ``#`` is a number, ``$`` the last
 block's number, ``~`` a number counted from the other end on the other side, and ``*`` is "weight" or "bias". Where one

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import paddle
 
-from .readers import refuse_pickle
-from .tensors import from_numpy
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_file
 from ..utils.types import PathLike
+from .readers import refuse_pickle
+from .tensors import from_numpy
 
 
 def find_weights(
     path: PathLike,
-    default_name: str,
+    default_name: str | tuple[str, ...],
     weight_name: str | None = None,
     subfolder: str | None = None,
     hub_options: Mapping[str, Any] | None = None,
@@ -27,7 +27,7 @@ def find_weights(
 
     Args:
         path: a file, a directory, a hub id, or a link to a file on the hub.
-        default_name: of the file in a directory or repository.
+        default_name: of the file in a directory or repository; of several, the first that is there.
         weight_name: another name. Without it, a directory's only safetensors file is used too.
         subfolder: its folder there.
         hub_options: see :func:`ppsd3.utils.hub.resolve_file`.
@@ -37,26 +37,31 @@ def find_weights(
         CheckpointFormatError: a pickle.
     """
     path, hub_options = os.path.expanduser(os.fspath(path)), hub_options or {}
+    default_names = (default_name,) if isinstance(default_name, str) else default_name
+    names = default_names if weight_name is None else (weight_name,)
     if not os.path.isdir(path):
         refuse_pickle(path)
-    refuse_pickle(weight_name or default_name)
+    refuse_pickle(names[0])
     if os.path.isdir(path):
         directory = os.path.join(path, subfolder or "")
-        name = weight_name or default_name
-        files = (
-            sorted(f for f in os.listdir(directory) if f.endswith(".safetensors")) if os.path.isdir(directory) else []
-        )
-        if weight_name is None and name not in files and len(files) == 1:
-            name = files[0]
-        if name not in files:
+        everything = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+        files = [name for name in everything if name.endswith(".safetensors")]
+        found = [name for name in names if name in files] or (files if weight_name is None and len(files) == 1 else [])
+        if not found:
+            for name in everything if not files else ():
+                refuse_pickle(os.path.join(directory, name))
             there = ", ".join(files) or "no safetensors file"
-            raise CheckpointNotFoundError(f"{directory} has no {name}; it has {there}. Pass weight_name.")
-        return os.path.join(directory, name)
+            raise CheckpointNotFoundError(f"{directory} has no {names[0]}; it has {there}. Pass weight_name.")
+        return os.path.join(directory, found[0])
     if os.path.isfile(path) or path.endswith(".safetensors"):
         return resolve_file(path, **hub_options)
-    return resolve_file(
-        "/".join(part for part in (path, subfolder, weight_name or default_name) if part), **hub_options
-    )
+    errors = []
+    for name in names:
+        try:
+            return resolve_file("/".join(part for part in (path, subfolder, name) if part), **hub_options)
+        except CheckpointNotFoundError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def to_paddle(name: str, value: Any) -> paddle.Tensor:

@@ -14,10 +14,15 @@ from .siglip import (
 from .t5 import T5EncoderModel, T5EncoderOutput, T5Tokenizer
 from .tokenization import TokenizerOutput
 
+# What transformers calls its classes over the `tokenizers` library, as these are.
+CLIPTokenizerFast = CLIPTokenizer
+T5TokenizerFast = T5Tokenizer
+
 __all__ = [
     "CLIPTextModelOutput",
     "CLIPTextModelWithProjection",
     "CLIPTokenizer",
+    "CLIPTokenizerFast",
     "SiglipImageProcessor",
     "SiglipImageProcessorOutput",
     "SiglipVisionModel",
@@ -25,5 +30,6 @@ __all__ = [
     "T5EncoderModel",
     "T5EncoderOutput",
     "T5Tokenizer",
+    "T5TokenizerFast",
     "TokenizerOutput",
 ]

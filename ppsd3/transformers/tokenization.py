@@ -14,9 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import paddle
 
 from ..configuration_utils import read_json
 from ..outputs import BaseOutput
+from ..utils import elsewhere
+from ..utils.elsewhere import NoAttributeError, check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
 from ..utils.files import atomic_write
 from ..utils.types import Names, PathLike
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from typing_extensions import Self
 
+# Arguments of transformers that say what the result holds; it always holds the same here.
+_NEUTRAL_OPTIONS = ("return_length", "return_attention_mask", "return_overflowing_tokens")
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -182,6 +187,9 @@ class PretrainedTokenizer:
         padding: str | Literal[False] = "max_length",
         max_length: int | None = None,
         truncation: bool = True,
+        add_special_tokens: bool = True,
+        return_tensors: str | None = None,
+        **options: Any,
     ) -> TokenizerOutput:
         """Tokenizes one or several texts.
 
@@ -191,6 +199,10 @@ class PretrainedTokenizer:
                 ``max_length``, up to the longest row, or not at all. Default "max_length".
             max_length: longest row, start and end tokens included. Default ``model_max_length``.
             truncation: cut longer texts, keeping the end token.
+            add_special_tokens: begin and end each row with the start and end tokens that the encoder was trained with.
+            return_tensors: "pd" (or "pt") gives Paddle tensors in place of numpy arrays, "np" or None the latter.
+            **options: of transformers, where they change nothing: ``return_length``, ``return_attention_mask``,
+                ``return_overflowing_tokens``.
 
         Returns:
             TokenizerOutput
@@ -208,7 +220,9 @@ class PretrainedTokenizer:
         if padding not in ("max_length", "longest", False):
             raise InputError(f"padding is {padding!r}; it should be 'max_length', 'longest' or False.")
         limit = self.model_max_length if max_length is None else max_length
-        room = limit - self.starts_with_bos - 1
+        start = [self.bos_token_id] * (self.starts_with_bos and add_special_tokens)
+        end = [self.eos_token_id] * add_special_tokens
+        room = limit - len(start) - len(end)
         if room < 1:
             raise InputError(f"max_length is {limit}; start and end tokens leave no room for text.")
 
@@ -218,10 +232,10 @@ class PretrainedTokenizer:
             if truncation and len(tokens) > room:
                 # Positions are in the text as it was given, so the user reads their own words.
                 tokens, rest = tokens[:room], item[tokens[room][1] :]
-            ids = [token for token, _, _ in tokens]
-            rows.append([self.bos_token_id] * self.starts_with_bos + ids + [self.eos_token_id])
+            rows.append(start + [token for token, _, _ in tokens] + end)
             truncated.append(rest)
-        return self._padded(rows, truncated, padding, limit)
+        made = self._padded(rows, truncated, padding, limit)
+        return _in_form(made, return_tensors, options) if return_tensors or options else made
 
     def _padded(self, rows, truncated, padding, limit):
         if padding is False:
@@ -246,6 +260,26 @@ class PretrainedTokenizer:
     def _spans(self, encoding):
         pairs = zip(encoding.ids, encoding.offsets)
         return [(id, *offsets) for token, offsets in pairs for id in self._vectors.get(token, (token,))]
+
+    def tokenize(self, text: str) -> list[str | None]:
+        """The vocabulary entries of ``text``'s tokens, without start and end token."""
+        return self.convert_ids_to_tokens(id for id, _, _ in self.spans(text))
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of one text, neither padded nor cut."""
+        return self(text, padding=False, truncation=False, add_special_tokens=add_special_tokens).input_ids[0]
+
+    def convert_tokens_to_ids(self, tokens: Names) -> int | list[int | None] | None:
+        """The id of a vocabulary entry, or the ids of several; the unknown token's for one that does not exist."""
+        ids = [self.unk_token_id if self._id(token) is None else self._id(token) for token in _listed(tokens)]
+        return ids[0] if isinstance(tokens, str) else ids
+
+    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True) -> list[str]:
+        """The text of each row of ids, see :meth:`decode`."""
+        return [self.decode(row, skip_special_tokens) for row in sequences]
+
+    def __getattr__(self, name: str) -> Any:
+        raise NoAttributeError(type(self), name, elsewhere.TOKENIZER)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
@@ -335,6 +369,28 @@ class PretrainedTokenizer:
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+def _listed(names):
+    return [names] if isinstance(names, str) else names
+
+
+def _in_form(made, return_tensors, options):
+    """``made`` as tensors, after a look at transformers' further arguments."""
+    check_argument_names("A tokenizer", options, list(_NEUTRAL_OPTIONS), elsewhere.TOKENIZER)
+    for name, value in options.items():
+        if name == "return_overflowing_tokens" and value:
+            raise InputError(
+                "return_overflowing_tokens=True is not done. The result's `truncated` has what was cut off."
+            )
+    if return_tensors in (None, "np"):
+        return made
+    if return_tensors not in ("pd", "pt"):
+        raise InputError(f"return_tensors is {return_tensors!r}; it can be 'np', 'pd' or 'pt', both Paddle's.")
+    if isinstance(made.input_ids, list):
+        raise InputError("Rows of several lengths make no tensor. Pass padding='max_length' or padding='longest'.")
+    ids, mask = (paddle.to_tensor(rows) for rows in (made.input_ids, made.attention_mask))
+    return TokenizerOutput(ids, mask, made.truncated)
 
 
 def _vectors_of(token, added):

@@ -10,7 +10,7 @@ import difflib
 import importlib.abc
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import NoSuchImportError, UnknownArgumentError, UnknownNameError
@@ -47,7 +47,9 @@ NAMES = {
     r"AutoTokenizer|PreTrainedTokenizer\w*": "Use CLIPTokenizer.from_pretrained() or T5Tokenizer.from_pretrained().",
     r"AutoModel|AutoModelFor\w+": "Use the class: SD3Transformer2DModel, AutoencoderKL, CLIPTextModelWithProjection.",
     r"StableDiffusionSafetyChecker|safety_checker": "Stable Diffusion 3 comes without a safety checker. Leave it out.",
-    r"JointAttnProcessor2_0|AttnProcessor\w*|XFormers\w*|Fused\w*AttnProcessor\w*|SlicedAttn\w*": (
+    r"IPAdapterScaleCutoffCallback": "Call pipe.set_ip_adapter_scale(scale) before drawing.",
+    r"SD(XL)?(Controlnet)?CFGCutoffCallback": "It is ppsd3.callbacks.SD3CFGCutoffCallback here.",
+    r"AttnProcessor\w*|XFormers\w*|Fused\w*AttnProcessor\w*|SlicedAttn\w*": (
         "The attention processor is ppsd3.models.attention_processor.JointAttnProcessor2_5; fused projections are "
         "pipe.fuse_qkv_projections()."
     ),
@@ -56,8 +58,9 @@ NAMES = {
         "Training is ppsd3.training.trainer.Trainer, on several devices by paddle.distributed.launch; a seed is "
         "paddle.seed(seed)."
     ),
-    r"PeftModel|get_peft_model|inject_adapter_in_model|LoHaConfig|LoKrConfig|AdaLoraConfig": (
-        "Add a LoRA with transformer.add_adapter(ppsd3.LoraConfig(r=4))."
+    r"peft|PeftModel|get_peft_model|inject_adapter_in_model|LoHaConfig|LoKrConfig|AdaLoraConfig": (
+        "Add a LoRA with transformer.add_adapter(ppsd3.LoraConfig(r=4)); its tensors are those of "
+        "ppsd3.get_peft_model_state_dict(transformer)."
     ),
     r"(StableDiffusion|StableDiffusionXL|Flux)?LoraLoaderMixin": "It is ppsd3.loaders.SD3LoraLoaderMixin here.",
     r"export_to_(video|gif|obj|ply)|load_video|\w*video\w*": "Stable Diffusion 3 draws pictures: image.save('x.png').",
@@ -72,9 +75,16 @@ NAMES = {
     r"guiders|modular_pipelines|hooks|quantizers|experimental|patches": (
         "ppsd3 has guidances (ppsd3.ClassifierFreeGuidance and others), caches and int8 of its own."
     ),
+    r"modeling_utils": "The base of the networks is ppsd3.ModelMixin.",
     r"unet_2d_condition|unet_2d_blocks|unets|controlnets|autoencoders|transformers": (
         "The networks are ppsd3.SD3Transformer2DModel, ppsd3.SD3ControlNetModel and ppsd3.AutoencoderKL."
     ),
+    r"EMAModel": "Use ppsd3.training.ema.EMA.",
+    r"compute_snr|compute_dream_and_update_latents": "It is for noise schedules of diffusion; this is a flow.",
+    r"unet_lora_state_dict": "Use ppsd3.get_peft_model_state_dict(transformer).",
+    r"free_memory": "Use ppsd3.utils.device.release_freed_memory().",
+    r"(un)?freeze_(params|model)|unwrap_model": "Use network.requires_grad_(True) or network.requires_grad_(False).",
+    r"main_process_first": "Use paddle.distributed.get_rank().",
 }
 
 # Methods and attributes of pipelines and networks.
@@ -141,6 +151,20 @@ CALL_ARGUMENTS = {
     r"use_pooled|is_cancelled_callback": "A callback sets pipe._interrupt = True to stop.",
 }
 
+# Methods, and arguments of the call, of a tokenizer.
+TOKENIZER = {
+    r"add_special_tokens": "Add tokens with add_tokens(['<cat>']); pipe.load_textual_inversion() does it for a word.",
+    r"(batch_)?encode_plus|batch_encode|prepare_for_model": "Call the tokenizer: tokenizer(texts).",
+    r"pad|get_special_tokens_mask": "Call the tokenizer with padding='longest'; its attention_mask marks the padding.",
+    r"get_vocab|vocab": "Use convert_tokens_to_ids(token) and convert_ids_to_tokens(ids).",
+    r"save_vocabulary": "Use save_pretrained(directory).",
+    r"padding_side|truncation_side|return_token_type_ids|return_special_tokens_mask|return_offsets_mapping|stride": (
+        "Rows are filled and cut on the right; spans(text) gives ids with their positions."
+    ),
+    r"text_pair|is_split_into_words|pad_to_multiple_of|verbose": "It has no use for these encoders. Leave it out.",
+    r"apply_chat_template|chat_template": "Stable Diffusion 3 reads plain text.",
+}
+
 # Settings of a LoraConfig.
 LORA_SETTINGS = {
     "bias": "The biases of the layers stay as they are: leave it 'none'; lora_bias=True trains one beside each LoRA.",
@@ -175,21 +199,27 @@ def explain(owner: str, name: str, known: Iterable[str], table: Mapping[str, str
     return f"{owner} has no {kind}{name!r}. {remedy}"
 
 
-def no_attribute(owner: Any, name: str) -> AttributeError:
-    """The error about ``name``, which neither the pipeline or network ``owner`` nor its class has."""
-    class_ = type(owner).__name__
-    remedy = remedy_for(name, METHODS)
-    if remedy is None and not name.startswith("_"):  # Python itself asks for names with underscores
-        known = [known for known in dir(type(owner)) if not known.startswith("_")]
-        remedy = "".join(f"Did you mean {near!r}?" for near in difflib.get_close_matches(name, known, 1, cutoff=0.8))
-    return UnknownNameError(f"{class_} has no attribute {name!r}. {remedy or ''}".rstrip())
+class NoAttributeError(UnknownNameError):
+    """``NoAttributeError(class_, name, table)``: an object of ``class_`` has no such attribute.
+
+    The message is made when somebody reads it: most such errors answer a ``hasattr``.
+    """
+
+    def __str__(self) -> str:
+        class_, name, table = self.args
+        remedy = remedy_for(name, table)
+        if remedy is None:
+            known = [known for known in dir(class_) if not known.startswith("_")]
+            remedy = "".join(
+                f"Did you mean {near!r}?" for near in difflib.get_close_matches(name, known, 1, cutoff=0.8)
+            )
+        return f"{class_.__name__} has no attribute {name!r}. {remedy}".rstrip()
 
 
 def check_argument_names(
-    owner: str, given: Iterable[str], known: Iterable[str], table: Mapping[str, str] | None = None
+    owner: str, given: Iterable[str], known: Sequence[str], table: Mapping[str, str] | None = None
 ) -> None:
     """Raises UnknownArgumentError for the first of ``given`` that is not among ``known``."""
-    known = list(known)
     for name in given:
         if name not in known:
             raise UnknownArgumentError(explain(owner, name, known, table or {}, "argument "))
@@ -199,7 +229,8 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Answers the import of a name below ``ppsd3`` that nothing else finds; the last of the finders.
 
     ``from ppsd3 import X`` looks for a module of that name when the package has no such attribute, and would end in a
-    message of Python's without a remedy.
+    message of Python's without a remedy. Modules from which programs import foreign names are made packages for that,
+    by an empty ``__path__``.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     hybridmethod = classmethod
 else:
 
-    class hybridmethod(classmethod):  # noqa: N801 (as classmethod)
+    class hybridmethod(classmethod):
         """Decorator of a method whose first argument is the object, or the class where it is called on the class."""
 
         def __get__(self, instance: Any, owner: Any = None) -> Any:

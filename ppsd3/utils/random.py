@@ -123,6 +123,11 @@ class TorchGenerator:
             values = self._block_normals(size, dtype)
         return _rounded(values, dtype).reshape(shape)
 
+    def rand(self, shape: Sequence[int]) -> np.ndarray:
+        """Uniform numbers in [0, 1), float32, equal to ``torch.rand(shape, generator=g)``."""
+        shape = _checked_shape(shape)
+        return self._uniform(math.prod(shape), "float32").reshape(shape)
+
     def _uniform(self, count, dtype):
         """``count`` uniforms in [0, 1) of float32 or float64: a fraction's worth of low bits, scaled."""
         bits = _FRACTION_BITS[dtype]
@@ -191,14 +196,30 @@ def randn(
     return paddle.concat(rows, axis=0).astype(dtype)
 
 
+def randn_tensor(
+    shape: Sequence[int],
+    generator: Generator | Sequence[Generator] | None = None,
+    device: Any = None,
+    dtype: Dtype | None = None,
+) -> paddle.Tensor:
+    """:func:`randn` with the arguments of diffusers' function of this name.
+
+    Args:
+        device: where the tensor is. Default: Paddle's present device.
+        dtype: default ``paddle.get_default_dtype()``.
+    """
+    values = randn(shape, generator, paddle.get_default_dtype() if dtype is None else dtype)
+    return values if device is None else values.to(device)
+
+
 def _seed_on(seed, device):
     """The seed of ``TorchGenerator(seed, device)``, where torch's order, the device first, is understood too."""
     if isinstance(seed, str) and seed.split(":")[0] in _DEVICES:
         seed, device = _FIRST_SEED, seed
     if str(device) not in ("cpu", "Place(cpu)"):
         raise InputError(
-            f"device is {str(device)!r}; a TorchGenerator draws what torch draws on the CPU, and the pipeline brings it "
-            "to its device. Use TorchGenerator('cpu').manual_seed(seed)."
+            f"device is {str(device)!r}; a TorchGenerator draws what torch draws on the CPU, and the pipeline brings "
+            "it to its device. Use TorchGenerator('cpu').manual_seed(seed)."
         )
     return seed
 

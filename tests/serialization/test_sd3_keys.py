@@ -5,7 +5,7 @@ import pytest
 
 from ppsd3 import AutoencoderKL, CLIPTextModelWithProjection, SD3Transformer2DModel
 from ppsd3.serialization.rearranged import Piece
-from ppsd3.serialization.sd3_keys import find_layout, original_table, to_diffusers, to_original
+from ppsd3.serialization.sd3_keys import PADDLENLP_CLIP, find_layout, original_table, to_diffusers, to_original
 from ppsd3.utils.errors import CheckpointFormatError
 
 # The table of positions is a buffer, which takes memory even in an unallocated model: small here.
@@ -135,3 +135,20 @@ def test_a_part_of_a_joined_tensor_is_missing():
     ]
     with pytest.raises(CheckpointFormatError, match=r"2 of the 3 .*joint_blocks\.0\.x_block\.attn\.qkv\.bias"):
         to_original(names, original_table("transformer"), "some file")
+
+
+def test_paddlenlp_clip_there_and_back():
+    names = names_of(CLIPTextModelWithProjection, OPEN_CLIP)
+    there = to_original(names, PADDLENLP_CLIP, "x")
+    assert len(there) == len(names) and not set(there) & set(names)
+    assert find_layout(there) == ("clip", PADDLENLP_CLIP)
+    assert {"text_projection", "text_model.transformer.layers.31.linear1.weight", "text_model.ln_final.bias"} <= set(
+        there
+    )
+    back = to_diffusers(there, PADDLENLP_CLIP, "x")
+    assert {name: there[recipe.pieces[0].name].pieces[0].name for name, recipe in back.items()} == dict(
+        zip(names, names)
+    )
+    assert original_table("clip", names) != PADDLENLP_CLIP  # what a single file has
+    with pytest.raises(CheckpointFormatError, match="linear3"):
+        to_diffusers([*there, "text_model.transformer.layers.0.linear3.weight"], PADDLENLP_CLIP, "x")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ppsd3.transformers import CLIPTokenizer, T5Tokenizer
-from ppsd3.transformers.t5.sentencepiece_model import read_sentencepiece_model
+from ppsd3.transformers.t5.sentencepiece_model import read_sentencepiece_model, write_sentencepiece_model
 from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 
 
@@ -137,6 +137,58 @@ def test_the_sentencepiece_reader_agrees_with_the_library(spiece):
     controls = [library.id_to_piece(i) for i in ids if library.is_control(i)]
     assert [token["content"] for token in model.added_tokens] == controls
     assert model.charsmap
+
+
+class TestMadeSpieceModel:
+    """PaddleNLP reads T5's vocabulary from ``spiece.model`` alone; from a ``tokenizer.json``, one is made."""
+
+    @pytest.fixture
+    def made(self, t5, tmp_path):
+        t5.save_pretrained(tmp_path / "json")
+        (tmp_path / "json" / "spiece.model").unlink()
+        T5Tokenizer.from_pretrained(tmp_path / "json").save_pretrained(tmp_path / "made")
+        return tmp_path / "made" / "spiece.model"
+
+    def test_the_library_reads_the_same_ids(self, made, spiece, varied_prompts):
+        sentencepiece = pytest.importorskip("sentencepiece")
+        ours, first = (
+            sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in (made, spiece / "spiece.model")
+        )
+        for text in varied_prompts:
+            assert ours.encode(text) == first.encode(text), text
+        for name in ("pad_id", "eos_id", "unk_id", "bos_id", "get_piece_size"):
+            assert getattr(ours, name)() == getattr(first, name)(), name
+        for id in range(ours.get_piece_size()):
+            assert ours.id_to_piece(id) == first.id_to_piece(id)
+            assert (ours.is_control(id), ours.is_unknown(id)) == (first.is_control(id), first.is_unknown(id))
+
+    def test_it_is_read_back(self, made, t5, varied_prompts, tmp_path):
+        (tmp_path / "alone").mkdir()
+        shutil.copy(made, tmp_path / "alone")
+        (tmp_path / "alone" / "tokenizer_config.json").write_text(json.dumps({"extra_ids": t5.extra_ids}))
+        again = T5Tokenizer.from_pretrained(tmp_path / "alone")
+        assert again(varied_prompts, padding=False).input_ids == t5(varied_prompts, padding=False).input_ids
+        assert again.vocab_size == t5.vocab_size
+
+    def test_negative_and_missing_ids(self):
+        data = write_sentencepiece_model([("<unk>", 0.0), ("a", -1.5)], 0, (), None)
+        model = read_sentencepiece_model(data, "x")
+        assert (model.pieces, model.unk_id, model.charsmap) == ([("<unk>", 0.0), ("a", -1.5)], 0, None)
+        library = pytest.importorskip("sentencepiece").SentencePieceProcessor(model_proto=data)
+        assert (library.pad_id(), library.eos_id(), library.unk_id(), library.encode("a")) == (-1, -1, 0, [0, 1])
+
+    @pytest.mark.parametrize(
+        "pieces, unk_id", [([("a", 0.0), ("a", 0.0)], 0), ([("", 0.0)], 0), ([("a", 0.0)], None), ([("a", 0.0)], 1)]
+    )
+    def test_what_sentencepiece_cannot_hold(self, pieces, unk_id):
+        assert write_sentencepiece_model(pieces, unk_id, (), None) is None
+
+    def test_only_missing_vocabularies_are_added(self, t5, clip, clip_bpe, tmp_path):
+        (tmp_path / "spiece.model").write_bytes(b"theirs")
+        t5.save_vocabulary(tmp_path)
+        clip.save_vocabulary(tmp_path)
+        assert (tmp_path / "spiece.model").read_bytes() == b"theirs"
+        assert json.loads((tmp_path / "vocab.json").read_text()) == json.loads((clip_bpe / "vocab.json").read_text())
 
 
 def test_missing_files(tmp_path, clip_bpe, spiece):

@@ -67,6 +67,12 @@ class Call:
         return next((len(levels) for levels in given if levels is not None), self.arguments.num_inference_steps)
 
     @property
+    def asked_tensors(self) -> list[str]:
+        """What the callback is called with; one of ``ppsd3.callbacks`` knows it by itself."""
+        asked = self.arguments.callback_on_step_end_tensor_inputs
+        return getattr(self.arguments.callback_on_step_end, "tensor_inputs", asked)
+
+    @property
     def guidance(self) -> Guidance:
         """What weighs the prompts, at the present scale."""
         scale, guidance = self._guidance
@@ -91,14 +97,7 @@ class Call:
         # 2. Schedule and starting latents: cheap, and they show what is wrong with a generator, latents, sigmas or mu.
         _, _, height, width = self.latents_shape(0)
         image_seq_len = (height // pipe.patch_size) * (width // pipe.patch_size)
-        timesteps = prepare_timesteps(
-            self.scheduler,
-            arguments.num_inference_steps,
-            arguments.sigmas,
-            arguments.mu,
-            image_seq_len,
-            arguments.timesteps,
-        )
+        timesteps = prepare_timesteps(self.scheduler, arguments, image_seq_len)
         start = self.task.start(self, timesteps)
         self.num_timesteps = len(start.timesteps)
 
@@ -130,7 +129,7 @@ class Call:
         checks.check_whole("num_images_per_prompt", arguments.num_images_per_prompt, least=1)
         checks.check_sequence_length(arguments.max_sequence_length)
         checks.check_clip_skip(arguments.clip_skip, (pipe.text_encoder, pipe.text_encoder_2))
-        checks.check_callback_tensors(arguments.callback_on_step_end_tensor_inputs, pipe._callback_tensor_inputs)
+        checks.check_callback_tensors(self.asked_tensors, pipe._callback_tensor_inputs)
         checks.check_guidance(arguments, config.num_layers)
         image_prompting.check(self)
         check_output_type(arguments.output_type)
@@ -183,7 +182,7 @@ class Call:
         halved = state.condition.embeds.shape[0] == 2 * state.latents.shape[0]
         negatives = {f"negative_{name}": both.chunk(2)[0] if halved else None for name, both in prompts.items()}
         tensors = {"latents": state.latents, **prompts, **negatives, **start.tensors}
-        asked = {name: tensors[name] for name in arguments.callback_on_step_end_tensor_inputs}
+        asked = {name: tensors[name] for name in self.asked_tensors}
         changed = callback(self.pipe, step, timestep, asked) or {}
         checks.check_callback_tensors(changed, self.pipe._callback_tensor_inputs)
         if getattr(arguments, "guidance", None) is not None and self.guidance_scale != arguments.guidance_scale:

@@ -14,7 +14,7 @@ import paddle
 
 from ...models import SD3Transformer2DModel
 from ...utils.errors import InputError
-from .arguments import Generator
+from .arguments import CallArguments, Generator
 from .guidance import Guidance, Moment, Query, perturbed_processors
 from .prompt_encoding import TextCondition
 
@@ -157,38 +157,32 @@ def resolution_shift(image_seq_len, base_seq_len=256, max_seq_len=4096, base_shi
     return image_seq_len * slope + (base_shift - slope * base_seq_len)
 
 
-def prepare_timesteps(
-    scheduler: Any,
-    num_inference_steps: int,
-    sigmas: Optional[list[float]],
-    mu: Optional[float],
-    image_seq_len: int,
-    timesteps: Optional[list[float]] = None,
-) -> paddle.Tensor:
+def prepare_timesteps(scheduler: Any, arguments: CallArguments, image_seq_len: int) -> paddle.Tensor:
     """Sets the scheduler's schedule and returns its timesteps [n].
 
     Args:
         scheduler: changed in place, so a call passes its own copy.
-        num_inference_steps: n, unless ``sigmas`` (n noise levels before the shift) or ``timesteps`` are given.
-        mu: shift of a scheduler with ``use_dynamic_shifting``; None: from ``image_seq_len``, the number of image
-            tokens N.
+        arguments: of the call; ``num_inference_steps`` is n, unless ``sigmas`` (n noise levels before the shift) or
+            ``timesteps`` are given. ``mu`` is the shift of a scheduler with ``use_dynamic_shifting``.
+        image_seq_len: number of image tokens N, from which ``mu`` follows where it is None.
 
     Raises:
-        InputError: ``sigmas`` or ``timesteps`` for a scheduler that takes none, or what the scheduler refuses, e.g. ``mu`` without use.
+        InputError: ``sigmas`` or ``timesteps`` for a scheduler that takes none, or what the scheduler refuses, e.g.
+            ``mu`` without use.
     """
     config = scheduler.config
-    if mu is None and config.get("use_dynamic_shifting", False):
-        mu = resolution_shift(
+    given = {name: getattr(arguments, name) for name in ("sigmas", "timesteps", "mu")}
+    if given["mu"] is None and config.get("use_dynamic_shifting", False):
+        given["mu"] = resolution_shift(
             image_seq_len,
             config.get("base_image_seq_len", 256),
             config.get("max_image_seq_len", 4096),
             config.get("base_shift", 0.5),
             config.get("max_shift", 1.16),
         )
-    given = {"sigmas": sigmas, "timesteps": timesteps, "mu": mu}
     given = {name: value for name, value in given.items() if value is not None}
     if not given.keys() - {"mu"}:
-        given["num_inference_steps"] = num_inference_steps
+        given["num_inference_steps"] = arguments.num_inference_steps
     for name in given:
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise InputError(

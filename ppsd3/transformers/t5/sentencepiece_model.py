@@ -80,7 +80,7 @@ def write_sentencepiece_model(
     names = [piece for piece, _ in pieces]
     if unk_id is None or not 0 <= unk_id < len(names) or len(set(names)) < len(names) or "" in names:
         return None
-    kinds = {name: _CONTROL for name in control}
+    kinds = dict.fromkeys(control, _CONTROL)
     kinds[names[unk_id]] = _UNKNOWN
     ids = {name: names.index(name) if name in names else -1 for name in ("<s>", "</s>", "<pad>")}
     # TrainerSpec: model_type, vocab_size, unk_id, bos_id, eos_id, pad_id, unk_piece

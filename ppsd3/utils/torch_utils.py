@@ -1,0 +1,5 @@
+"""``randn_tensor``, where programs for diffusers look for it."""
+
+from .random import randn_tensor
+
+__all__ = ["randn_tensor"]
