@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from .utils.errors import CheckpointNotFoundError, ConfigError
 from .utils.files import atomic_write
+from .utils.keywords import LOADING, takes_keywords_of
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class ConfigMixin:
         return [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
 
     @classmethod
+    @takes_keywords_of(LOADING)
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
         """The object that ``config`` describes, with ``overrides`` on top.
 

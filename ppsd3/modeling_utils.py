@@ -6,8 +6,8 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import paddle
 
@@ -30,12 +30,13 @@ from .serialization.loading import target_dtype
 from .serialization.sd3_configs import infer_config
 from .serialization.source import TensorSource
 from .serialization.tensor_dict import TensorDict
-from .serialization.tensors import cast, floating_dtype, is_floating, put
+from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
-from .utils.device import tune_process
+from .utils.device import device_name, tune_process, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
+from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, run_as_written, set_layer_dtype
 from .utils.types import Dtype, Names, PathLike
 
@@ -77,6 +78,13 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         except AttributeError:
             raise NoAttributeError(type(self), name, METHODS) from None
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: PathLike, *, output_loading_info: Literal[True], **options: Any
+    ) -> tuple[Self, dict[str, list[str]]]: ...
+
+    @overload
     @classmethod
     def from_pretrained(
         cls,
@@ -89,7 +97,28 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
-    ) -> Self:
+        force_download: bool = False,
+        output_loading_info: Literal[False] = False,
+        **overrides: Any,
+    ) -> Self: ...
+
+    @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike,
+        subfolder: str | None = None,
+        variant: str | None = None,
+        paddle_dtype: Dtype | None = None,
+        storage_dtype: Dtype | None = None,
+        cache_dir: PathLike | None = None,
+        revision: str | None = None,
+        local_files_only: bool | None = None,
+        token: str | None = None,
+        force_download: bool = False,
+        output_loading_info: bool = False,
+        **overrides: Any,
+    ) -> Self | tuple[Self, dict[str, list[str]]]:
         """Loads a model, in evaluation mode, from a diffusers-format checkpoint in torch or Paddle layout.
 
         Loading is strict: every tensor must fit. On the CPU, tensors that already have the wanted dtype are mapped, not
@@ -102,10 +131,17 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
             paddle_dtype: dtype of the floating-point tensors. Default: ``paddle.get_default_dtype()``, float32 unless
                 it was changed. int8 weights stay int8.
             storage_dtype: "float16" or "bfloat16" for layerwise casting, see :meth:`enable_layerwise_casting`.
-            cache_dir, revision, local_files_only, token: for the hub, see :func:`ppsd3.utils.hub.resolve_checkpoint`.
+            cache_dir, revision, local_files_only, token, force_download: for the hub, see
+                :func:`ppsd3.utils.hub.resolve_checkpoint`.
+            output_loading_info: return a pair; the second has the names of tensors by ``missing_keys``,
+                ``unexpected_keys``, ``mismatched_keys`` and ``error_msgs``. Only unexpected ones that may be left
+                unused can be there: the others are errors.
+            **overrides: entries that replace those of ``config.json``, e.g. ``extra_conditioning_channels=1``; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError: ``paddle_dtype`` is not a floating-point dtype, or ``storage_dtype`` not a 16-bit one.
+            InputError: ``paddle_dtype`` is not a floating-point dtype, or ``storage_dtype`` not a 16-bit one; or a
+                keyword that is not done here.
             CheckpointNotFoundError: no such directory, model, variant, or shard.
             CheckpointFormatError: a damaged file or a pickle.
             ConfigError: ``config.json`` has an unknown key.
@@ -122,13 +158,17 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
             revision=revision,
             local_files_only=local_files_only,
             token=token,
+            force_download=force_download,
         )
         directory = os.path.join(directory, subfolder) if subfolder else directory
-        config = cls.load_config(directory)
+        config = {**cls.load_config(directory), **overrides}
         checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
-        return cls.from_source(checkpoint, config, dtype, storage_dtype, os.path.join(directory, cls.config_name))
+        path = os.path.join(directory, cls.config_name)
+        model, report = cls._filled_from(checkpoint, config, dtype, storage_dtype, path)
+        return (model, report.as_loading_info()) if output_loading_info else model
 
     @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: cls._known_keys())
     def from_single_file(
         cls,
         pretrained_model_link_or_path: PathLike,
@@ -140,6 +180,8 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
+        force_download: bool = False,
+        **overrides: Any,
     ) -> Self:
         """Loads a model, in evaluation mode, from one safetensors file.
 
@@ -153,14 +195,17 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
             subfolder: "text_encoder" or "text_encoder_2", if the file holds several networks of this class; also the
                 folder of ``config``.
             paddle_dtype, storage_dtype: see :meth:`from_pretrained`.
-            cache_dir, revision, local_files_only, token: for the hub.
+            cache_dir, revision, local_files_only, token, force_download: for the hub.
+            **overrides: as in :meth:`from_pretrained`.
 
         Raises:
-            InputError: an impossible dtype or ``subfolder``, or ``subfolder`` is needed.
+            InputError: an impossible dtype or ``subfolder``, or ``subfolder`` is needed; or a keyword that is not done
+                here.
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as from_pretrained.
         """
         dtype = floating_dtype(paddle_dtype)
-        hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
+        hub.update(token=token, force_download=force_download)
         file = SingleFile(resolve_file(pretrained_model_link_or_path, **hub))
         component = cls._component_in(file, subfolder)
         if isinstance(config, (str, os.PathLike)):
@@ -169,7 +214,7 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
             config = cls.load_config(folder if os.path.isdir(folder) else directory)
         source = file.source(component)
         config = config or file.configs.get(component) or infer_config(component, source)
-        return cls.from_source(source, config, dtype, storage_dtype)
+        return cls.from_source(source, {**config, **overrides}, dtype, storage_dtype)
 
     @classmethod
     def from_source(
@@ -185,6 +230,18 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         ``dtype`` and ``storage_dtype`` are as in :meth:`from_pretrained`, None being the source's own dtype;
         ``config_path`` is what errors call the configuration.
         """
+        return cls._filled_from(source, config, dtype, storage_dtype, config_path)[0]
+
+    @classmethod
+    def _filled_from(
+        cls,
+        source: TensorSource,
+        config: Mapping[str, Any],
+        dtype: paddle.dtype | None,
+        storage_dtype: Dtype | None,
+        config_path: str,
+    ) -> tuple[Self, LoadReport]:
+        """See :meth:`from_source`."""
         if storage_dtype is not None:
             check_storage_dtype(storage_dtype)
         config, source = dict(config), cls.with_own_names(source)
@@ -194,9 +251,23 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
             cast_layers_(model, storage_dtype, compute_dtype=dtype or floating_dtype(None))
-        model.load_weights(source, dtype)
+        report = model.load_weights(source, dtype)
         model.eval()
-        return model
+        return model, report
+
+    @classmethod
+    @takes_keywords_of(LOADING)
+    def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
+        """The model that ``config`` describes, with ``overrides`` on top and weights drawn at random.
+
+        Args:
+            paddle_dtype: default ``paddle.get_default_dtype()``.
+
+        Raises:
+            ConfigError: a key is not an argument of the class; the message gives the nearest one.
+        """
+        model = super().from_config(config, **overrides)
+        return model if paddle_dtype is None else model.to(dtype=paddle_dtype)
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:
@@ -233,13 +304,14 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         self._note_dtype()
         return report
 
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
         save_directory: PathLike,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
-        safe_serialization: bool = True,
         layout: str = "diffusers",
+        **others: Any,
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
 
@@ -249,17 +321,15 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
             save_directory: made if missing.
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
-            safe_serialization: can only be True: pickles are not written.
             layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
                 can be saved for PaddleNLP itself, as "paddlenlp".
+            **others: keywords of other libraries, e.g. ``safe_serialization=True``: see :mod:`ppsd3.utils.keywords`.
 
         Raises:
             InputError: another layout, or an int8 model in one that is not diffusers'; and what
                 :func:`ppsd3.serialization.writers.write_checkpoint` raises.
             CheckpointError: the disk has too little space.
         """
-        if not safe_serialization:
-            raise InputError("safe_serialization=False would write a pickle; ppsd3 writes safetensors only.")
         written = find_named_layout(layout, self.weights_name, type(self).__name__)
         if written.is_paddle and self.is_quantized:
             raise InputError(
@@ -358,15 +428,24 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
         held = (layer.weight for layer in self.sublayers() if isinstance(layer, (CastingLinear, QuantizedLinear)))
         return number if only_trainable else number + sum(int(weight.size) for weight in held)
 
-    def to(self, device: Any = None, dtype: Dtype | None = None, blocking: bool | None = None) -> Self:
+    @takes_keywords_of(MOVING, also=())
+    def to(self, device: Any = None, dtype: Any = None, blocking: bool | None = None, **others: Any) -> Self:
         """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to("float16")``.
 
         ``_keep_in_fp32_modules`` stay float32 in a float16 model; integers and booleans keep their dtype.
+
+        Args:
+            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". A dtype may stand in its place.
+            dtype: Paddle's or torch's, or its name.
+            blocking: whether the copies are complete on return.
+            **others: keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
+
+        Raises:
+            InputError: a device that Paddle has not, or something that is neither device nor dtype.
         """
-        if dtype is None and _is_dtype(device):
-            device, dtype = None, device
+        device, dtype = read_destination([device, dtype])
         if dtype is not None:
-            self._cast(floating_dtype(dtype))
+            self._cast(dtype)
         if device is not None:
             super().to(device=device, blocking=blocking)
         return self
@@ -430,5 +509,22 @@ def is_to_be_filled() -> bool:
     return getattr(_filling, "on", False)
 
 
-def _is_dtype(value):
-    return isinstance(value, paddle.dtype) or (isinstance(value, str) and is_floating(value))
+def read_destination(given: Iterable[Any]) -> tuple[str | None, paddle.dtype | None]:
+    """``(device, dtype)`` of what ``.to()`` is given: each of both at most once, None left out, in any order.
+
+    Raises:
+        InputError: a device that Paddle has not, something that is neither device nor dtype, or two of a kind.
+    """
+    device, dtype = None, None
+    for value in given:
+        if value is None:
+            continue
+        if device_name(value) is not None:
+            device, twice = usable_device(value), device
+        elif dtype_name(value) in NUMPY_DTYPES:
+            dtype, twice = floating_dtype(value), dtype
+        else:
+            raise InputError(f"to() is given {value!r}; it takes a device ('cpu', 'gpu:0') and a dtype ('float16').")
+        if twice is not None:
+            raise InputError(f"to() is given {value!r} beside {twice}; it takes one device and one dtype.")
+    return device, dtype

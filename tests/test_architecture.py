@@ -46,12 +46,18 @@ class Trace:
         code = frame.f_code
         ours = code.co_filename.startswith(str(PACKAGE))
         if event == "call":
-            if self._loading or (ours and code.co_name == "from_pretrained"):
+            if self._loading or (ours and self._name(frame) == "from_pretrained"):
                 self._loading += 1
             elif ours:
                 self.codes.add(code)
         elif event == "return" and self._loading:
             self._loading -= 1
+
+    @staticmethod
+    def _name(frame):
+        """The function's, or of a decorator's wrapper that of what it wraps."""
+        wrapped = frame.f_locals.get("function") if frame.f_code.co_name == "call" else None
+        return getattr(wrapped, "__name__", frame.f_code.co_name)
 
     def lines(self):
         """dict: file -> number of lines with code in the functions that ran."""

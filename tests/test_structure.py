@@ -29,8 +29,8 @@ SEPARATE = ("models", "transformers", "schedulers")
 
 # Nothing here is needed before a function that uses it is called, and some of it may not be installed.
 LAZY = (
-    "diffusers", "huggingface_hub", "paddlenlp", "safetensors", "scipy", "sentencepiece", "tokenizers", "torch",
-    "transformers",
+    "diffusers", "huggingface_hub", "modelscope", "paddlenlp", "safetensors", "scipy", "sentencepiece", "tokenizers",
+    "torch", "transformers",
 )  # fmt: skip
 # Importing paddle takes PIL and tqdm along, or they are cheap.
 TOP_LEVEL = {"numpy", "paddle", "PIL", "tqdm"}

@@ -10,6 +10,7 @@ from paddle import nn
 
 from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError, WeightMismatchError
+from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
 from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
@@ -50,7 +51,7 @@ class PeftAdapterMixin(nn.Layer):
             InputError: an unknown adapter, or not as many weights as names.
         """
         names = _names(adapter_names)
-        given = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
+        given: list[Any] = list(weights) if isinstance(weights, (list, tuple)) else [weights] * len(names)
         if len(given) != len(names):
             raise InputError(f"There are {len(names)} adapter_names and {len(given)} weights.")
         adapted.require(self, names)
@@ -101,6 +102,7 @@ class PeftAdapterMixin(nn.Layer):
         ``options`` are those of diffusers, ``target_rank`` and ``check_compiled``.
         """
 
+    @takes_keywords_of(LOADING)
     def load_lora_adapter(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | Mapping[str, Any],
@@ -116,6 +118,7 @@ class PeftAdapterMixin(nn.Layer):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
+        force_download: bool = False,
     ) -> None:
         """Loads an adapter's tensors for this network alone, in any dialect of :mod:`ppsd3.adapters.keys`.
 
@@ -126,7 +129,7 @@ class PeftAdapterMixin(nn.Layer):
             adapter_name: default ``default_0``, ``default_1`` and so on; with ``hotswap`` the only one there is.
             network_alphas: alphas beside those among the tensors.
             metadata: PEFT's configuration for a dict of tensors, names prefixed as the keys are.
-            weight_name, subfolder, cache_dir, revision, local_files_only, token: as in the pipeline's
+            weight_name, subfolder, cache_dir, revision, local_files_only, token, force_download: as in the pipeline's
                 ``load_lora_weights``.
 
         Raises:
@@ -136,7 +139,8 @@ class PeftAdapterMixin(nn.Layer):
         if isinstance(given, Mapping):
             tensors = {name: to_paddle(name, value) for name, value in given.items()}
         else:
-            hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
+            hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
+            hub.update(token=token, force_download=force_download)
             path = str(given)
             tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub))
         name = adapted.name_to_load([self], adapter_name, hotswap)

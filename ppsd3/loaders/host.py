@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -51,7 +50,10 @@ class PipelineHost:
         def _component_signature(cls) -> list[str]: ...
 
         @classmethod
-        def _refuse_unknown(cls, components: Iterable[str]) -> None: ...
-
-        @classmethod
         def _storage_dtypes(cls, storage_dtype: Any, networks: list[str]) -> dict[str, Dtype]: ...
+
+
+def components_taken(pipeline: type[Any]) -> list[str] | None:
+    """Names that a class's ``**components`` may have; None for the base class, which can be any pipeline."""
+    names = pipeline._component_signature()
+    return [*names, *pipeline._settings] if names else None

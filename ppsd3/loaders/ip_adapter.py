@@ -18,6 +18,7 @@ from ..serialization.weight_files import find_weights, to_paddle
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
+from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.types import Dtype, PathLike
 from .host import PipelineHost
 
@@ -28,6 +29,7 @@ PUBLISHED_IMAGE_ENCODER = "google/siglip-so400m-patch14-384"  # what InstantX's 
 class SD3IPAdapterMixin(PipelineHost):
     """IP-adapter methods of pipelines with ``transformer``, ``image_encoder`` and ``feature_extractor``."""
 
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
     def load_ip_adapter(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -49,7 +51,8 @@ class SD3IPAdapterMixin(PipelineHost):
             image_encoder_folder: folder of the image encoder: in ``subfolder``, or, with a ``/`` in it, in the
                 directory or repository; for a file, beside it. None loads none: then calls take
                 ``ip_adapter_image_embeds`` only, until :meth:`load_image_encoder` is called.
-            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError: no such file, or no image encoder.
@@ -104,6 +107,7 @@ class SD3IPAdapterMixin(PipelineHost):
         except CheckpointNotFoundError as error:
             raise CheckpointNotFoundError(f"{error} {remedy}") from error
 
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
     def load_image_encoder(
         self, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **hub_options: Any
     ) -> None:
@@ -113,7 +117,8 @@ class SD3IPAdapterMixin(PipelineHost):
             pretrained_model_name_or_path: a directory or hub id with both, e.g.
                 ``"google/siglip-so400m-patch14-384"``.
             subfolder: their folder there.
-            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as ``from_pretrained``.

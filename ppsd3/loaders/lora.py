@@ -16,6 +16,7 @@ from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
+from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
 from ..utils.types import Names, PathLike, Tensors
@@ -48,8 +49,8 @@ class SD3LoraLoaderMixin(PipelineHost):
             adapter_name: default ``default_0``, ``default_1`` and so on; with ``hotswap`` the only one there is.
             strict: whether a key that matches no layer is an error, or else a warning.
             hotswap: exchange the adapter called ``adapter_name`` in place; its weights (:meth:`set_adapters`) stay.
-            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token``: see
-                :meth:`lora_state_dict`. ``network_alphas``: alphas beside those in a dict.
+            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``token`` and
+                ``force_download``: see :meth:`lora_state_dict`. ``network_alphas``: alphas beside those in a dict.
 
         Raises:
             CheckpointFormatError: no key matches a layer, or it is not a safetensors file.
@@ -101,6 +102,7 @@ class SD3LoraLoaderMixin(PipelineHost):
     ) -> Tensors: ...
 
     @classmethod
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
     def lora_state_dict(
         cls,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -118,7 +120,8 @@ class SD3LoraLoaderMixin(PipelineHost):
                 only safetensors file.
             subfolder: its folder there.
             return_lora_metadata: return a pair; the second is PEFT's configuration in the file, or None.
-            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
         """
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, dict):
@@ -129,6 +132,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         return (tensors, metadata) if return_lora_metadata else tensors
 
     @hybridmethod
+    @takes_keywords_of(SAVING)
     def save_lora_weights(
         cls,  # noqa: N805 (or the pipeline)
         save_directory: PathLike,
@@ -185,7 +189,8 @@ class SD3LoraLoaderMixin(PipelineHost):
                 "get_peft_model_state_dict), or call it on the pipeline that has the adapter."
             )
         if not layers:
-            layers = cls._layers_to_save(adapter_name)
+            pipe: Any = cls
+            layers = pipe._layers_to_save(adapter_name)
         elif adapter_name is not None:
             raise InputError("Both adapter_name and layers are given. Give one of the two.")
         tensors = {

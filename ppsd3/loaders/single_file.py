@@ -18,8 +18,9 @@ from ..serialization.tensors import floating_dtype
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
+from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.types import Dtype, PathLike
-from .host import PipelineHost
+from .host import PipelineHost, components_taken
 from .on_demand import OnDemandNetwork, check_load_components
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class FromSingleFileMixin(PipelineHost):
     """``from_single_file`` of pipelines whose ``__init__`` arguments are their components."""
 
     @classmethod
+    @takes_keywords_of(LOADING, also=components_taken)
     def from_single_file(
         cls,
         pretrained_model_link_or_path: PathLike,
@@ -59,6 +61,7 @@ class FromSingleFileMixin(PipelineHost):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
+        force_download: bool = False,
         **components: Any,
     ) -> Self:
         """Loads a pipeline from one safetensors file; parts that it lacks come from other files.
@@ -75,19 +78,20 @@ class FromSingleFileMixin(PipelineHost):
             paddle_dtype: of the networks; a dict gives one for each component, with ``"default"`` for the rest.
                 Default: ``paddle.get_default_dtype()``.
             storage_dtype, load_components: as in ``from_pretrained``.
-            cache_dir, revision, local_files_only, token: for the hub.
+            cache_dir, revision, local_files_only, token, force_download: for the hub.
             **components: replace those of the file: an object, the path of another file or directory (e.g.
-                ``text_encoder="clip_l.safetensors"``, ``tokenizer_3="path/to/t5"``), or None to leave it out.
+                ``text_encoder="clip_l.safetensors"``, ``tokenizer_3="path/to/t5"``), or None to leave it out; and
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError: an unknown keyword, or an impossible ``load_components``.
+            InputError: an unknown keyword, one that is not done here, or an impossible ``load_components``.
             CheckpointNotFoundError: no such file or directory.
             CheckpointFormatError: parts are neither in the file nor passed; the message names them.
             ConfigError, WeightMismatchError: configuration or weights do not fit.
         """
         check_load_components(load_components)
-        cls._refuse_unknown(components)
-        hub = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only, "token": token}
+        hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
+        hub.update(token=token, force_download=force_download)
         if config is not None:
             config = resolve_checkpoint(config, skip_components=tuple(NETWORKS), **hub)
         settings = {name: components.pop(name) for name in cls._settings if name in components}

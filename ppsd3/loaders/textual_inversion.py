@@ -22,6 +22,7 @@ from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
+from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
@@ -31,6 +32,8 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}  # of files for two towers
 _ANONYMOUS = "emb_params"  # the web UI's key, which is no token
 _TOKEN = "token"  # metadata of what is saved here
+# Of the file; the hub's token is `hf_token`, because `token` is the word.
+_FILE_OPTIONS = ("weight_name", "subfolder", "hf_token", *(name for name in HUB_KEYWORDS if name != "token"))
 
 
 class _Source(NamedTuple):
@@ -52,6 +55,7 @@ class _Word(NamedTuple):
 class TextualInversionLoaderMixin(PipelineHost):
     """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
+    @takes_keywords_of(LOADING, also=_FILE_OPTIONS)
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
@@ -81,8 +85,9 @@ class TextualInversionLoaderMixin(PipelineHost):
             text_encoder: "text_encoder", "text_encoder_2" or the encoder itself: only this one gets the word. Default:
                 all that the file has an embedding for.
             tokenizer: the one of ``text_encoder``, by name or itself, as diffusers requires it.
-            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``, ``hf_token``:
-                of the file.
+            **options: ``weight_name``, ``subfolder``, ``cache_dir``, ``revision``, ``local_files_only``,
+                ``force_download``, ``hf_token``: of the file; and keywords of other libraries, see
+                :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError, CheckpointFormatError: no such file, a pickle, or not an embedding.
@@ -303,11 +308,8 @@ def _read(given: Any, options: dict[str, Any]) -> _Source:
     if not isinstance(given, (str, os.PathLike)):
         return _Source("The tensor", {_ANONYMOUS: to_paddle("The tensor", given)}, None)
     _refuse_pickle(given)
-    hub = {"token": options.pop("hf_token", None)}
-    hub.update({name: options.pop(name, None) for name in ("cache_dir", "revision", "local_files_only")})
     weight_name, subfolder = options.pop("weight_name", None), options.pop("subfolder", None)
-    if options:
-        raise InputError(f"load_textual_inversion does not know {', '.join(options)}. Leave it out.")
+    hub = {"token" if name == "hf_token" else name: value for name, value in options.items()}
     _refuse_pickle(weight_name or "")
     path = find_weights(given, TEXT_INVERSION_NAME_SAFE, weight_name, subfolder, hub)
     file = SafetensorsFile(path)

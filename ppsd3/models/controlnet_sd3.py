@@ -22,7 +22,8 @@ from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
-from ..utils.types import PathLike
+from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
+from ..utils.types import Dtype, PathLike
 from .attention import JointTransformerBlock, SD3SingleTransformerBlock
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from .transformer_sd3 import ConditionedBlocks, PreparedCondition, SD3Transformer2DModel
@@ -228,6 +229,9 @@ class SD3ControlNetModel(ConditionedBlocks):
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
 
 
+_NET_OPTIONS = ("variant", "paddle_dtype", "storage_dtype", *HUB_KEYWORDS)
+
+
 class SD3MultiControlNetModel(ModelMixin):
     """Several ControlNets, whose residuals are added.
 
@@ -290,6 +294,7 @@ class SD3MultiControlNetModel(ModelMixin):
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
 
     @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: (*_NET_OPTIONS, *SD3ControlNetModel._known_keys()))
     def from_pretrained(
         cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
     ) -> Self:
@@ -298,6 +303,7 @@ class SD3MultiControlNetModel(ModelMixin):
         path = os.path.join(os.fspath(pretrained_model_name_or_path), subfolder or "")
         return cls([SD3ControlNetModel.from_pretrained(folder, **options) for folder in _folders(path)])
 
+    @takes_keywords_of(SAVING)
     def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
         ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""
@@ -311,9 +317,10 @@ class SD3MultiControlNetModel(ModelMixin):
         return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Fresh ControlNets of these configurations."""
-        return cls([SD3ControlNetModel.from_config(net) for net in config["nets"]])
+    @takes_keywords_of(LOADING)
+    def from_config(cls, config: Mapping[str, Any], paddle_dtype: Dtype | None = None, **overrides: Any) -> Self:
+        """Fresh ControlNets of these configurations; the arguments are those of :class:`SD3ControlNetModel`'s."""
+        return cls([SD3ControlNetModel.from_config(net, paddle_dtype, **overrides) for net in config["nets"]])
 
 
 def add_residuals(lists: Iterable[list[paddle.Tensor]]) -> list[paddle.Tensor] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import paddle
 
 from ..utils.errors import InputError
+from ..utils.keywords import takes_keywords_of
 
 _MAX_DEFAULT_TILE = 512  # pixels; SD3's sample_size of 1024 as a tile would leave a 1024x1024 picture in one piece
 
@@ -46,6 +47,7 @@ class Tileable:
         """Whole batches again."""
         self.use_slicing = False
 
+    @takes_keywords_of({})
     def enable_tiling(
         self,
         tile_sample_min_size: int | None = None,
@@ -70,9 +72,10 @@ class Tileable:
         Raises:
             InputError: a value outside these ranges, or sides that differ.
         """
-        sides = {tile_sample_min_size, tile_sample_min_height, tile_sample_min_width} - {None}
+        given = (tile_sample_min_size, tile_sample_min_height, tile_sample_min_width)
+        sides = sorted({side for side in given if side is not None})
         if len(sides) > 1:
-            raise InputError(f"A tile of the sides {sorted(sides)} is asked for; tiles are square. Name one side.")
+            raise InputError(f"A tile of the sides {sides} is asked for; tiles are square. Name one side.")
         tile_sample_min_size = next(iter(sides), None)
         tile = self.tile_sample_min_size if tile_sample_min_size is None else tile_sample_min_size
         overlap = self.tile_overlap_factor if tile_overlap_factor is None else tile_overlap_factor

@@ -6,11 +6,15 @@ import os
 from typing import Any
 
 from ..configuration_utils import read_json
+from ..loaders.host import components_taken
 from ..utils.errors import InputError
 from ..utils.hub import resolve_checkpoint
+from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from . import component_classes
 from .pipeline_checkpoint import INDEX_NAME
 from .pipeline_utils import DiffusionPipeline
+
+_OPTIONS = ("paddle_dtype", "storage_dtype", "variant", "load_components")
 
 
 class _AutoPipeline:
@@ -25,6 +29,7 @@ class _AutoPipeline:
         raise InputError(f"{type(self).__name__} is not made; use its from_pretrained() or from_pipe().")
 
     @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: cls._options())
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], enable_pag: bool | None = None, **options: Any
     ) -> Any:
@@ -37,14 +42,12 @@ class _AutoPipeline:
         Raises:
             InputError: the task has no pipeline with that guidance, beside what ``from_pretrained`` raises.
         """
-        hub = {k: options[k] for k in ("cache_dir", "local_files_only", "revision", "token") if k in options}
-        given = tuple(name for name in options if name not in (*hub, "variant"))
-        directory = resolve_checkpoint(
-            pretrained_model_name_or_path, variant=options.get("variant"), skip_components=given, **hub
-        )
+        hub = {name: options[name] for name in ("variant", *HUB_KEYWORDS) if name in options}
+        directory = resolve_checkpoint(pretrained_model_name_or_path, skip_components=tuple(options), **hub)
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         control = options["controlnet"] if "controlnet" in options else (index.get("controlnet") or [None, None])[1]
         chosen = cls._choose(control, enable_pag, index.get("_class_name"))
+        options.pop("force_download", None)  # that is done
         return chosen.from_pretrained(pretrained_model_name_or_path, **options)
 
     @classmethod
@@ -56,6 +59,18 @@ class _AutoPipeline:
         if control is None:
             components.pop("controlnet", None)
         return cls._choose(control, enable_pag, type(pipeline).__name__).from_pipe(pipeline, **components)
+
+    @classmethod
+    def _options(cls):
+        """Keywords that one of the classes takes."""
+        classes = [
+            component_classes.pipeline_class(name) for name in (cls.plain, cls.with_control, cls.with_pag) if name
+        ]
+        return [
+            *_OPTIONS,
+            *HUB_KEYWORDS,
+            *{name: None for class_ in classes for name in components_taken(class_) or ()},
+        ]
 
     @classmethod
     def _choose(cls, control, enable_pag, present):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..utils.elsewhere import METHODS, NoAttributeError
 from ..utils.hub import resolve_checkpoint
+from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.types import PathLike
 from .image_processor import VaeImageProcessor
 
@@ -59,6 +60,7 @@ class FamiliarMethods:
         return VaeImageProcessor.numpy_to_pil(images[None] if images.ndim == 3 else images)
 
     @classmethod
+    @takes_keywords_of(LOADING)
     def download(
         cls,
         pretrained_model_name: PathLike,
@@ -67,6 +69,7 @@ class FamiliarMethods:
         local_files_only: bool | None = None,
         revision: str | None = None,
         token: str | None = None,
+        force_download: bool = False,
     ) -> str:
         """Downloads a pipeline's files without loading them, and returns their directory.
 
@@ -83,4 +86,5 @@ class FamiliarMethods:
             local_files_only=local_files_only,
             revision=revision,
             token=token,
+            force_download=force_download,
         )

@@ -15,6 +15,7 @@ from paddle import nn
 
 from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
+from ..loaders.host import components_taken
 from ..loaders.on_demand import check_load_components
 from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS
@@ -23,6 +24,7 @@ from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, Confi
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
+from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
 from ..utils.weight_names import choose_variants
 from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
@@ -53,6 +55,7 @@ class PipelineCheckpointMixin:
     _held_components: ClassVar[tuple[str, ...]] = ("transformer", "controlnet", "text_encoder", "image_encoder")
 
     @classmethod
+    @takes_keywords_of(LOADING, also=components_taken)
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
@@ -64,6 +67,7 @@ class PipelineCheckpointMixin:
         local_files_only: bool | None = None,
         revision: str | None = None,
         token: str | None = None,
+        force_download: bool = False,
         **components: Any,
     ) -> Self:
         """Loads a pipeline.
@@ -79,18 +83,18 @@ class PipelineCheckpointMixin:
                 that, so that memory holds one of them at a time. A call takes longer by the reading.
             variant: e.g. ``"fp16"`` for ``diffusion_pytorch_model.fp16.safetensors``. A component without
                 that variant is loaded from its plain weights, if another component has it.
-            cache_dir, local_files_only, revision, token: for a hub id, as in ``huggingface_hub``.
+            cache_dir, local_files_only, revision, token, force_download: for a hub id, see
+                :func:`ppsd3.utils.hub.resolve_checkpoint`.
             **components: used in place of the saved ones, e.g. ``text_encoder_3=None`` to do without T5 (which is
-                then neither downloaded nor read) or ``vae=my_vae``.
+                then neither downloaded nor read) or ``vae=my_vae``; and keywords of other libraries, see
+                :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError: no such checkpoint or component directory.
             ConfigError: the index names a pipeline or a component class that ppsd3 does not have.
-            InputError: an unknown keyword, or another ``load_components``.
+            InputError: an unknown keyword, one that is not done here, or another ``load_components``.
         """
         check_load_components(load_components)
-        if cls._component_signature():
-            cls._refuse_unknown(components)
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
             variant=variant,
@@ -98,11 +102,14 @@ class PipelineCheckpointMixin:
             local_files_only=local_files_only,
             revision=revision,
             token=token,
+            force_download=force_download,
             skip_components=tuple(components),
         )
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         chosen = cls._resolve_class(index, directory)
-        chosen._refuse_unknown(components)
+        if not cls._component_signature():  # any pipeline, whose components are known by now
+            own = inspect.signature(cls.from_pretrained).parameters
+            refuse_unknown(components, [*own, *(components_taken(chosen) or ())], f"{chosen.__name__}.from_pretrained")
         classes = chosen._saved_classes(index, directory, given=components)
         networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
@@ -151,16 +158,6 @@ class PipelineCheckpointMixin:
         parameters = inspect.signature(cls.__init__).parameters.values()
         names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
         return [name for name in names if name not in ("self", *cls._settings)]
-
-    @classmethod
-    def _refuse_unknown(cls, components):
-        known = cls._component_signature()
-        unknown = [name for name in components if name not in (*known, *cls._settings)]
-        if unknown:
-            hint = " The dtype is called `paddle_dtype` here." if "torch_dtype" in unknown else ""
-            raise InputError(
-                f"{cls.__name__}.from_pretrained does not know {unknown}; its components are {known}.{hint}"
-            )
 
     @classmethod
     def _resolve_class(cls, index, directory):
@@ -212,12 +209,14 @@ class PipelineCheckpointMixin:
                 f"pass `{missing[0]}=` a component of your own or None."
             )
 
+    @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
         variant: str | None = None,
         max_shard_size: str | int = "10GB",
         layout: str = "diffusers",
+        **others: Any,
     ) -> None:
         """Writes the pipeline as diffusers 0.42 reads it; absent components are listed as such.
 
@@ -232,6 +231,7 @@ class PipelineCheckpointMixin:
             max_shard_size: weight files are split above it.
             layout: "diffusers", or "ppdiffusers" for what ppdiffusers reads. (ppdiffusers 0.29 has the networks of SD3,
                 not those of SD3.5, and no ControlNets.)
+            **others: keywords of other libraries, e.g. ``safe_serialization=True``: see :mod:`ppsd3.utils.keywords`.
 
         Raises:
             InputError: ``save_directory`` is a file, another layout, or a component cannot be saved.

@@ -12,11 +12,14 @@ from paddle import nn
 from ..compilation import Compilable
 from ..configuration_utils import FrozenConfig
 from ..loaders import FromSingleFileMixin
+from ..loaders.host import components_taken
+from ..modeling_utils import read_destination
 from ..quantization import choose_layers
 from ..utils import logging
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
-from ..utils.paddle_internals import Place, current_place
+from ..utils.keywords import LOADING, MOVING, takes_keywords_of
+from ..utils.paddle_internals import current_place
 from .call_signature import Argument, describe
 from .component_classes import index_entry
 from .familiar_methods import FamiliarMethods
@@ -44,6 +47,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
 
     config_name: ClassVar[str] = INDEX_NAME
     _component_names: tuple[str, ...] = ()
+    _carried: ClassVar[tuple[str, ...]] = ()  # attributes that from_pipe takes along, where the other pipeline has them
     _quantized_components: ClassVar[tuple[str, ...]] = ("transformer", "controlnet", "text_encoder_3")
 
     def __init__(self, **components: Any):
@@ -73,13 +77,16 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         return FrozenConfig({name: index_entry(name, part) for name, part in self.components.items()})
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
+    @takes_keywords_of(LOADING, also=components_taken)
+    def from_pipe(cls, pipeline: DiffusionPipeline, paddle_dtype: Any = None, **components: Any) -> Self:
         """A pipeline of this class over the components of another: to change the task without loading twice.
 
         Networks are shared, with their adapters, quantization and processors; what only the other has is left out.
 
         Args:
             pipeline: whose components are shared.
+            paddle_dtype: what the shared networks, and thereby those of the other pipeline, are cast to. Default: they
+                stay as they are.
             **components: used in place of the other pipeline's, e.g. ``scheduler=...``.
 
         Raises:
@@ -89,7 +96,6 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
         if not cls._component_signature():
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
-        cls._refuse_unknown(components)
         known = cls._component_signature()
         settings = {name: getattr(pipeline, name) for name in cls._settings if hasattr(pipeline, name)}
         parts = {**settings, **{n: part for n, part in pipeline.components.items() if n in known}, **components}
@@ -98,18 +104,28 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
         made = cls(**parts)
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
-        return made
+        for name in cls._carried:
+            setattr(made, name, getattr(pipeline, name, getattr(made, name)))
+        return made if paddle_dtype is None else made.to(dtype=paddle_dtype)
 
-    def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Self:
-        """Moves the networks to a device (``"cpu"``, ``"gpu:0"``) and / or a dtype; returns the pipeline."""
+    @takes_keywords_of(MOVING, also=())
+    def to(self, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Self:
+        """Moves the networks to a device and / or a dtype; returns the pipeline.
+
+        Args:
+            *args: a device, a dtype or both, in any order.
+            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". Paddle computes there from now on.
+            dtype: Paddle's or torch's, or its name.
+            **others: keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
+
+        Raises:
+            InputError: a device that Paddle has not, something that is neither device nor dtype, or networks that are
+                offloaded or loaded on demand.
+        """
         self._refuse_moving("to()")
-        for value in args:
-            if isinstance(value, Place) or (isinstance(value, str) and _is_device(value)):
-                device = value
-            else:
-                dtype = value
+        device, dtype = read_destination([*args, device, dtype])
         if device is not None:
-            paddle.device.set_device(device) if isinstance(device, str) else None
+            paddle.device.set_device(device)
         for network in self._networks():
             network.to(device=device, dtype=dtype)
         return self
@@ -260,7 +276,3 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]
         return "\n".join([f"{type(self).__name__} {{", *lines, "}"])
-
-
-def _is_device(value):
-    return value.split(":")[0] in ("cpu", "gpu", "cuda", "xpu", "npu")

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from ..utils.errors import ConfigError, InputError
+from ..utils.keywords import LOADING, takes_keywords_of
 from .scheduling_utils import SchedulerMixin
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class FlowScheduler(SchedulerMixin):
     _config_aliases: dict[str, str] = {}  # another sampler's key -> ours for the same thing
 
     @classmethod
+    @takes_keywords_of(LOADING)
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
         """Makes the sampler from its own configuration, or from that of another sampler of flows.
 

@@ -11,6 +11,7 @@ import paddle
 from ..configuration_utils import ConfigMixin
 from ..outputs import BaseOutput
 from ..utils.hub import resolve_checkpoint
+from ..utils.keywords import LOADING, SAVING, takes_keywords_of
 from ..utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class SchedulerMixin(ConfigMixin):
         return [type(self), *self._compatibles]
 
     @classmethod
+    @takes_keywords_of(LOADING)
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: PathLike,
@@ -52,6 +54,7 @@ class SchedulerMixin(ConfigMixin):
         revision: str | None = None,
         local_files_only: bool | None = None,
         token: str | None = None,
+        force_download: bool = False,
         **overrides: Any,
     ) -> Self:
         """Makes the scheduler that ``scheduler_config.json`` describes.
@@ -59,12 +62,15 @@ class SchedulerMixin(ConfigMixin):
         Args:
             pretrained_model_name_or_path: a directory, a bundled name or a hub id.
             subfolder: where in it the file is; ``"scheduler"`` in a pipeline's directory.
-            cache_dir, revision, local_files_only, token: for a hub id, as in ``utils.hub.resolve_checkpoint``.
-            **overrides: configuration keys that replace the file's, e.g. ``shift=1.0``.
+            cache_dir, revision, local_files_only, token, force_download: for a hub id, as in
+                ``utils.hub.resolve_checkpoint``.
+            **overrides: configuration keys that replace the file's, e.g. ``shift=1.0``; and keywords of other
+                libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError: no such directory, name or file.
             ConfigError: the file or an override has a key that the class does not know.
+            InputError: a keyword that is not done here.
         """
         directory = resolve_checkpoint(
             pretrained_model_name_or_path,
@@ -73,9 +79,12 @@ class SchedulerMixin(ConfigMixin):
             revision=revision,
             local_files_only=local_files_only,
             token=token,
+            force_download=force_download,
         )
         return cls.from_config(cls.load_config(os.path.join(directory, subfolder or "")), **overrides)
 
-    def save_pretrained(self, save_directory: PathLike) -> None:
-        """Writes ``save_directory/scheduler_config.json``, which diffusers reads too."""
+    @takes_keywords_of(SAVING, also=())
+    def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
+        """Writes ``save_directory/scheduler_config.json``, which diffusers reads too; ``others`` are keywords of other
+        libraries, see :mod:`ppsd3.utils.keywords`."""
         self.save_config(save_directory)

@@ -40,6 +40,15 @@ class LoadReport:
         if not self.ok:
             raise WeightMismatchError(str(self))
 
+    def as_loading_info(self) -> dict[str, list[str]]:
+        """The report under diffusers' names."""
+        return {
+            "missing_keys": list(self.missing),
+            "unexpected_keys": [*self.unexpected, *self.dropped],
+            "mismatched_keys": [name for name, _, _ in self.mismatched],
+            "error_msgs": [],
+        }
+
     def __str__(self) -> str:
         if self.ok:
             return f"{self.source} fits {self.model}."

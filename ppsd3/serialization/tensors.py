@@ -26,16 +26,18 @@ NUMPY_DTYPES = {
     "uint8": np.dtype(np.uint8),
     "bool": np.dtype(np.bool_),
 }
+_TORCH_NAMES = {"half": "float16", "float": "float32", "double": "float64"}
 FLOATING = ("float64", "float32", "float16", "bfloat16")
 
 PIECE = 1 << 17  # elements
 
 
 def dtype_name(dtype: Any) -> str:
-    """``"float16"`` for ``paddle.float16``, ``"paddle.float16"``, ``np.float16`` or ``"float16"``."""
+    """``"float16"`` for Paddle's, torch's or numpy's dtype, or for ``"float16"``, ``"torch.float16"`` or ``"half"``."""
     if not isinstance(dtype, str):
         dtype = dtype.__name__ if isinstance(dtype, type) else str(dtype)
-    return dtype.split(".")[-1]
+    name = dtype.split(".")[-1]
+    return _TORCH_NAMES.get(name, name)
 
 
 def paddle_dtype(dtype: Dtype) -> paddle.dtype:

@@ -22,6 +22,8 @@ from ..utils import elsewhere
 from ..utils.elsewhere import NoAttributeError, check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
 from ..utils.files import atomic_write
+from ..utils.hub import resolve_checkpoint
+from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.types import Names, PathLike
 
 if TYPE_CHECKING:
@@ -292,22 +294,43 @@ class PretrainedTokenizer:
     # -- files -----------------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, directory: PathLike, subfolder: str | None = None) -> Self:
-        """Reads the tokenizer in ``directory`` (or its ``subfolder``) as published or as saved by transformers.
+    @takes_keywords_of(LOADING, also=(*HUB_KEYWORDS, *_TOKEN_NAMES))
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: PathLike,
+        subfolder: str | None = None,
+        model_max_length: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """Reads a tokenizer as published or as saved by transformers.
 
         ``tokenizer_config.json`` and ``special_tokens_map.json`` are optional; the class docstring says which files
         can hold the vocabulary.
 
+        Args:
+            pretrained_model_name_or_path: a directory, a bundled name or a hub id.
+            subfolder: where in it the files are; ``"tokenizer"`` in a pipeline's directory.
+            model_max_length: in place of the one in the files.
+            **options: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``: in place of those in the files.
+                ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``: for a hub id. And
+                keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
+
         Raises:
             CheckpointNotFoundError: no such directory, or no vocabulary in it.
             CheckpointFormatError, ConfigError: a file is not what its name says.
+            InputError: a keyword that is unknown or not done here.
         """
-        path = os.path.join(directory, subfolder) if subfolder else os.fspath(directory)
+        hub = {name: options[name] for name in HUB_KEYWORDS if name in options}
+        directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
+        path = os.path.join(directory, subfolder) if subfolder else directory
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
             raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
         content = _optional_json(path, "tokenizer.json", "a tokenizer")
-        tokenizer = cls._from_files(path, content, _read_settings(path, content, cls.default_tokens))
+        settings = _read_settings(path, content, cls.default_tokens)
+        settings["tokens"].update({name: options[name] for name in _TOKEN_NAMES if options.get(name) is not None})
+        settings["model_max_length"] = model_max_length or settings["model_max_length"]
+        tokenizer = cls._from_files(path, content, settings)
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
             raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
@@ -321,13 +344,14 @@ class PretrainedTokenizer:
         """
         raise NotImplementedError
 
-    def save_pretrained(self, directory: PathLike) -> None:
+    @takes_keywords_of(SAVING, also=())
+    def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
         """Writes files that ppsd3, transformers and diffusers load, with the same ids.
 
         They are tokenizer.json, tokenizer_config.json, special_tokens_map.json and the subclass's classic vocabulary
-        files.
+        files. ``others`` are keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
         """
-        os.makedirs(directory, exist_ok=True)
+        os.makedirs(save_directory, exist_ok=True)
         added = self._backend.get_added_tokens_decoder()
         config = {
             **self._tokens,
@@ -344,7 +368,7 @@ class PretrainedTokenizer:
             **self._vocabulary_contents(),
         }
         for name, content in files.items():
-            with atomic_write(os.path.join(directory, name)) as file:
+            with atomic_write(os.path.join(save_directory, name)) as file:
                 file.write(content)
 
     def save_vocabulary(self, directory: PathLike) -> None:

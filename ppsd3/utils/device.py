@@ -1,4 +1,4 @@
-"""CPU threads, memory and instruction sets: what Paddle has to be told so that it uses the machine."""
+"""Devices by their names; CPU threads, memory and instruction sets: what Paddle is told so that it uses the machine."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import contextlib
 import ctypes
 import functools
 import os
+import re
 import sys
 import threading
 import warnings
+from typing import Any
+
+from .errors import InputError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # MKL's own numbers for its code paths.
@@ -116,6 +120,63 @@ def _threads_chosen_by_user():
     if "paddle" in sys.modules and value == "1" and "\0OMP_NUM_THREADS=" not in "\0" + _read("/proc/self/environ"):
         return None
     return int(value)
+
+
+_DEVICE_NAME = re.compile(r"(?:Place\()?(\w+)(?::(\d+))?\)?")  # as a name, or as a place prints itself
+
+
+def device_name(device: Any) -> str | None:
+    """Paddle's name of a device: ``"gpu:0"`` for ``"cuda:0"``, a torch device, ``paddle.CUDAPlace(0)`` or 0.
+
+    None for what is none. A name without a number stays without.
+    """
+    if isinstance(device, int) and not isinstance(device, bool):
+        return f"gpu:{device}"
+    match = _DEVICE_NAME.fullmatch(str(device))
+    if match is None or match[1] not in ("cpu", "gpu", "cuda", "xpu", "npu", *_custom_devices()):
+        return None
+    kind, index = match[1].replace("cuda", "gpu"), match[2]
+    return kind if index is None or kind == "cpu" else f"{kind}:{index}"
+
+
+def usable_device(device: Any) -> str:
+    """Like :func:`device_name`, for a device that Paddle can compute on.
+
+    Raises:
+        InputError: it is no device, or none that Paddle has.
+    """
+    import paddle
+
+    name = device_name(device)
+    if name is None:
+        raise InputError(f"{device!r} is no device; use 'cpu', 'gpu' (or 'cuda') or e.g. 'gpu:1'.")
+    kind, _, index = name.partition(":")
+    if kind == "gpu":
+        count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+        if int(index or 0) >= count:
+            have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
+            raise InputError(
+                f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "
+                "with a GPU, or use 'cpu'."
+            )
+    elif kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
+        raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. Use 'cpu'.")
+    return name
+
+
+def is_present_device(device: Any) -> bool:
+    """Whether ``device`` names the one that Paddle computes on at present; ``"gpu"`` names every GPU."""
+    import paddle
+
+    present = paddle.get_device()
+    return device_name(device) in (present, present.partition(":")[0])
+
+
+def _custom_devices():
+    """Kinds of devices that plugins of Paddle bring."""
+    import paddle
+
+    return paddle.device.get_all_custom_device_type() or []
 
 
 def _read(path, size=-1):

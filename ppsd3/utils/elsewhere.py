@@ -105,7 +105,7 @@ METHODS = {
     r"compile_repeated_blocks": "Call compile(): it traces each block once, for all sizes and steps.",
     r"unet": "The network that denoises is pipe.transformer.",
     r"upcast_vae": "The VAE computes in its own dtype: pipe.vae.to(dtype='float32').",
-    r"(en|dis)able_forward_chunking|set_chunk_feed_forward|(en|dis)able_chunk_feed_forward": (
+    r"set_chunk_feed_forward|(en|dis)able_chunk_feed_forward": (
         "Feed-forward layers run in one piece. For less memory, quantize('int8') or enable_vae_tiling()."
     ),
     r"add_weighted_adapter|merge_adapter|load_attn_procs|save_attn_procs|unload_lora_adapter": (
@@ -130,7 +130,7 @@ METHODS = {
 # Arguments of a pipeline's call.
 CALL_ARGUMENTS = {
     r"callback": "Use callback_on_step_end(pipe, step, timestep, tensors), which returns a dict of tensors.",
-    r"callback_steps": "callback_on_step_end is called after each step; let it return {} where it has nothing to do.",
+    r"callback_steps": "Leave it out: callback_on_step_end is called after each step, and may return {}.",
     r"cross_attention_kwargs|attention_kwargs": "Use joint_attention_kwargs, e.g. {'scale': 0.8} for LoRA layers.",
     r"seed": "Use generator=ppsd3.TorchGenerator(seed).",
     r"eta": "It is for DDIM alone. Leave it out.",

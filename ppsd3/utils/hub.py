@@ -1,20 +1,24 @@
-"""Finds a checkpoint: a local directory, a bundled model's name, or a model on the Hugging Face hub.
+"""Finds a checkpoint: a local directory, a bundled model's name, or a model on the Hugging Face hub or ModelScope.
 
-From the hub only what is needed is downloaded: configurations, tokenizers, and one variant's safetensors of each
-component; no pickles and no single-file checkpoints beside them. ``huggingface_hub`` itself obeys
-``HF_ENDPOINT`` (a mirror), ``HF_HOME`` (the cache), ``HF_TOKEN`` and ``HF_HUB_OFFLINE``.
+From a hub only what is needed is downloaded: configurations, tokenizers, and one variant's safetensors of each
+component; no pickles and no single-file checkpoints beside them. The hubs' own clients obey ``HF_ENDPOINT`` (a mirror),
+``HF_HOME`` (the cache), ``HF_TOKEN``, ``HF_HUB_OFFLINE``; ``MODELSCOPE_ENDPOINT``, ``MODELSCOPE_CACHE`` and
+``MODELSCOPE_API_TOKEN``. ``PPSD3_HUB=modelscope`` looks for "org/name" there; "modelscope:org/name" and
+"huggingface:org/name" say it themselves.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from urllib.parse import unquote
 
-from .errors import CheckpointNotFoundError
+from .errors import CheckpointNotFoundError, InputError
+from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
+from .repositories import REPOSITORIES, HubUnreachable, Repository
 from .types import PathLike
 from .weight_names import (
     PICKLE_SUFFIXES,
@@ -34,10 +38,10 @@ BUNDLED = {
     "shapes-silhouette": os.path.join(_PACKAGE, "shapes", "silhouette"),  # a ControlNet for it
 }
 
-_HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_HUB_ID = re.compile(r"(?:(?P<hub>[a-z]+):)?(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)")
 _HUB_FILE = re.compile(
-    rf"(?:https?://[^/]+/)?(?P<repo>{_HUB_ID.pattern})/(?:(?:blob|resolve)/(?P<revision>[^/]+)/)?"
-    r"(?P<file>[^?]+\.safetensors)(?:\?.*)?"
+    rf"(?:https?://(?P<host>[^/]+)/(?:models/)?)?{_HUB_ID.pattern}/"
+    r"(?:(?:file/view|blob|resolve)/(?P<revision>[^/]+)/)?(?P<file>[^?]+\.safetensors)(?:\?.*)?"
 )
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 # Files that a component's folder has: by one of these it is found in the cache without asking the hub.
@@ -56,24 +60,27 @@ def resolve_checkpoint(
     local_files_only: bool | None = None,
     token: str | None = None,
     skip_components: Iterable[str] = (),
+    force_download: bool = False,
 ) -> str:
     """The local directory of a checkpoint, downloaded if it is on the hub.
 
     Args:
         name_or_path: an existing directory; else the bundled ``"shapes"`` (a pipeline) or
-            ``"shapes-silhouette"`` (a ControlNet for it); else a hub id ``"org/name"``. (A directory called ``shapes``
-            counts only if it holds a checkpoint; ``"./shapes"`` always does.)
+            ``"shapes-silhouette"`` (a ControlNet for it); else a hub id ``"org/name"`` or ``"modelscope:org/name"``. (A
+            directory called ``shapes`` counts only if it holds a checkpoint; ``"./shapes"`` always does.)
         subfolder: from the hub, fetch this component only; ``""`` means a repository that is itself one
             component. Default None: the whole pipeline.
         variant: which weights to fetch, e.g. "fp16".
-        cache_dir: default the hub's, ``~/.cache/huggingface/hub``.
+        cache_dir: default that of the hub's client, e.g. ``~/.cache/huggingface/hub``.
         revision: branch, tag or commit.
         local_files_only: use the cache and never the network, as ``HF_HUB_OFFLINE=1`` does.
-        token: default the one that ``hf auth login`` stored.
+        token: default the one that ``hf auth login`` or ``modelscope login`` stored.
         skip_components: components of the pipeline that are not fetched.
+        force_download: download again what the cache has.
 
     Raises:
         CheckpointNotFoundError: nothing of that name, or not that variant; the message says what was tried.
+        InputError: a hub that is unknown or whose client is not installed.
     """
     name = os.path.expanduser(os.fspath(name_or_path))
     if os.path.isdir(name) and (name not in BUNDLED or _holds_checkpoint(name)):
@@ -85,14 +92,14 @@ def resolve_checkpoint(
             f"{name} is a file, and from_pretrained reads directories in diffusers format, with model_index.json. Load "
             "it with from_single_file."
         )
-    if not _HUB_ID.fullmatch(name):
+    match = _HUB_ID.fullmatch(name)
+    if not match:
         raise CheckpointNotFoundError(
             f"There is no directory {name} (looked for {os.path.abspath(name)}), and it is neither a bundled model "
             f"({', '.join(BUNDLED)}) nor a hub id of the form 'org/name'. Check the path."
         )
-    return _HubRepository(name, cache_dir, revision, token).fetch(
-        subfolder, variant, frozenset(skip_components), local_files_only
-    )
+    repository = _repository(match["hub"])(match["repo"], cache_dir, revision, token, force_download)
+    return _fetch(repository, subfolder, variant, frozenset(skip_components), local_files_only)
 
 
 def resolve_file(
@@ -101,13 +108,14 @@ def resolve_file(
     revision: str | None = None,
     local_files_only: bool | None = None,
     token: str | None = None,
+    force_download: bool = False,
 ) -> str:
-    """The local path of one weights file, downloaded if it is a link to the hub.
+    """The local path of one weights file, downloaded if it is a link to a hub.
 
     Args:
         path_or_link: an existing file; else ``"https://huggingface.co/org/name/blob/main/file"`` (any
-            host) or ``"org/name/file"``, whose file may be in folders.
-        cache_dir, revision, local_files_only, token: as in :func:`resolve_checkpoint`.
+            host), ``"org/name/file"`` or ``"modelscope:org/name/file"``, whose file may be in folders.
+        cache_dir, revision, local_files_only, token, force_download: as in :func:`resolve_checkpoint`.
 
     Raises:
         CheckpointNotFoundError: no such file; the message says what was tried.
@@ -125,8 +133,20 @@ def resolve_file(
             f"There is no file {name} (looked for {os.path.abspath(name)}), and it is no link to one on the hub "
             "(https://huggingface.co/org/name/blob/main/file.safetensors). Check the path."
         )
-    repository = _HubRepository(match["repo"], cache_dir, match["revision"] or revision, token)
-    return repository.fetch_file(match["file"], local_files_only)
+    hub = match["hub"] if match["host"] is None else "modelscope" if "modelscope" in match["host"] else "huggingface"
+    made = _repository(hub)(match["repo"], cache_dir, match["revision"] or revision, token, force_download)
+    return _fetch_file(made, unquote(match["file"]), local_files_only)
+
+
+def _repository(hub: str | None) -> type[Repository]:
+    """The kind of repository on this hub; None: on the one that the environment names."""
+    said, hub = hub, hub or os.environ.get(HUB_VARIABLE) or "huggingface"
+    if hub == "aistudio":
+        raise InputError(f"Models on AI Studio are not downloaded here. {LOADING['from_aistudio'].remedy}")
+    if hub not in REPOSITORIES:
+        where = f"{said}:" if said else f"{HUB_VARIABLE}={hub}"
+        raise InputError(f"{where} names no hub; the hubs are {' and '.join(REPOSITORIES)}.")
+    return REPOSITORIES[hub]
 
 
 def select_files(files: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:
@@ -180,139 +200,75 @@ def _bundled(name):
     return directory
 
 
-class _HubRepository:
-    """One repository on the hub, and its copy in the cache."""
-
-    def __init__(self, repo_id: str, cache_dir: PathLike | None, revision: str | None, token: str | None) -> None:
-        self.repo_id = repo_id
-        self._options = {"cache_dir": cache_dir, "revision": revision}
-        self._token = token
-
-    def fetch(
-        self, subfolder: str | None, variant: str | None, skip: Iterable[str], local_files_only: bool | None
-    ) -> str:
-        from huggingface_hub import constants
-
-        if local_files_only or constants.HF_HUB_OFFLINE:
-            return self._cached(subfolder, "the hub was not asked (offline mode)")
-        try:
-            files = self._list_files()
-        except _HubUnreachable as error:
-            directory = self._cached(subfolder, error.reason)
-            _logger.warning("%s; using the copy in %s.", error.reason, directory)
-            return directory
-        if subfolder is None:
-            if PIPELINE_INDEX not in files:
-                raise self._error(
-                    f"has no {PIPELINE_INDEX}, so it is no diffusers pipeline. If it is one component (a ControlNet, a "
-                    "VAE), load it with that class; pass a single-file checkpoint's link to from_single_file"
-                )
-            components = [name for name in self._pipeline_components() if name not in skip]
-            return self._download([PIPELINE_INDEX] + self._select(files, components, variant))
-        wanted = self._select(files, [subfolder.strip("/")], variant)
-        if not wanted:
-            raise self._error(f"has no files in {subfolder or 'its root'!r}. Check `subfolder`")
-        return self._download(wanted)
-
-    def fetch_file(self, file: str, local_files_only: bool | None) -> str:
-        """The local path of one file of the repository; if the hub does not answer, of the copy in the cache."""
-        from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-
-        if local_files_only or constants.HF_HUB_OFFLINE:
-            cached = try_to_load_from_cache(self.repo_id, file, **self._options)
-            if not isinstance(cached, str):
-                raise self._error(
-                    f"has no {file} in the cache, and the hub was not asked (offline mode). Connect first"
-                )
-            return cached
-        with self._explained_errors():
-            return hf_hub_download(self.repo_id, file, token=self._token, **self._options)
-
-    def _select(self, files, components, variant):
-        try:
-            return select_files(files, components, variant)
-        except CheckpointNotFoundError as error:
-            raise CheckpointNotFoundError(f"{self.repo_id}: {error}") from None
-
-    def _error(self, what):
-        return CheckpointNotFoundError(
-            f"The hub repository {self.repo_id} {what}. (There is no local directory of that name either.)"
-        )
-
-    def _list_files(self):
-        """Names of all files in the repository. Raises _HubUnreachable if the hub does not answer."""
-        from huggingface_hub import HfApi
-
-        with self._explained_errors():
-            info = HfApi(token=self._token).model_info(self.repo_id, revision=self._options["revision"])
-        return [sibling.rfilename for sibling in info.siblings or ()]
-
-    def _pipeline_components(self):
-        """Names of the components that the repository's index lists."""
-        from huggingface_hub import hf_hub_download
-
-        with self._explained_errors():
-            path = hf_hub_download(self.repo_id, PIPELINE_INDEX, token=self._token, **self._options)
-        with open(path, encoding="utf-8") as file:
-            index = json.load(file)
-        return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
-
-    def _download(self, files):
-        from huggingface_hub import snapshot_download
-
-        with self._explained_errors():
-            return snapshot_download(self.repo_id, allow_patterns=files, token=self._token, **self._options)
-
-    def _cached(self, subfolder, reason):
-        """The snapshot in the cache that holds the index, or the component's folder."""
-        from huggingface_hub import constants, try_to_load_from_cache
-
-        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-        anchors = (PIPELINE_INDEX,) if subfolder is None else tuple(prefix + name for name in _ANCHORS)
-        for anchor in anchors:
-            path = try_to_load_from_cache(self.repo_id, anchor, **self._options)
-            if isinstance(path, str):
-                return path[: -len(anchor) - 1]
-        cache = self._options["cache_dir"] or constants.HF_HUB_CACHE
-        raise CheckpointNotFoundError(
-            f"{self.repo_id}: there is no local directory of that name, the cache {cache} has no copy"
-            f"{' of ' + subfolder if subfolder else ''}, and {reason}. "
-            "Connect (HF_ENDPOINT may name a mirror), or copy the checkpoint here and pass its directory."
-        )
-
-    @contextlib.contextmanager
-    def _explained_errors(self):
-        """Turns what huggingface_hub raises into a CheckpointNotFoundError with its remedy."""
-        from huggingface_hub import constants, utils
-
-        page = f"{constants.ENDPOINT}/{self.repo_id}"
-        try:
-            yield
-        except utils.GatedRepoError as error:
-            raise self._error(
-                f"is gated: accept its licence at {page}, then run `hf auth login`, set HF_TOKEN, or pass `token`"
-            ) from error
-        except utils.RepositoryNotFoundError as error:
-            raise self._error(
-                f"does not exist at {page}, or is private. Check the spelling, or pass `token` if it is private"
-            ) from error
-        except utils.RevisionNotFoundError as error:
-            raise self._error(f"has no revision {self._options['revision']!r}. Check `revision`") from error
-        except utils.LocalEntryNotFoundError as error:  # what a failed download of a file that is not cached becomes
-            raise _HubUnreachable(f"{page} cannot be reached ({error})") from error
-        except utils.EntryNotFoundError as error:
-            raise self._error(f"does not give a file that it lists ({error}). Try again") from error
-        # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.
-        except Exception as error:
-            raise _HubUnreachable(f"{page} cannot be reached ({type(error).__name__}: {error})") from error
+def _fetch(
+    repository: Repository,
+    subfolder: str | None,
+    variant: str | None,
+    skip: Collection[str],
+    local_files_only: bool | None,
+) -> str:
+    """The local directory of a pipeline (``subfolder=None``) or of one component."""
+    if local_files_only or repository.is_offline():
+        return _cached(repository, subfolder, "the hub was not asked (offline mode)")
+    try:
+        files = repository.list_files()
+    except HubUnreachable as error:
+        directory = _cached(repository, subfolder, error.reason)
+        _logger.warning("%s; using the copy in %s.", error.reason, directory)
+        return directory
+    if subfolder is None:
+        if PIPELINE_INDEX not in files:
+            raise repository.error(
+                f"has no {PIPELINE_INDEX}, so it is no diffusers pipeline. If it is one component (a ControlNet, a "
+                "VAE), load it with that class; pass a single-file checkpoint's link to from_single_file"
+            )
+        components = [name for name in _pipeline_components(repository) if name not in skip]
+        return repository.download([PIPELINE_INDEX, *_select(repository, files, components, variant)])
+    wanted = _select(repository, files, [subfolder.strip("/")], variant)
+    if not wanted:
+        raise repository.error(f"has no files in {subfolder or 'its root'!r}. Check `subfolder`")
+    return repository.download(wanted)
 
 
-class _HubUnreachable(CheckpointNotFoundError):
-    """The hub does not answer, and the cache can stand in for it. ``reason`` is the first part of the message."""
+def _fetch_file(repository: Repository, file: str, local_files_only: bool | None) -> str:
+    """The local path of one file of the repository; if the hub does not answer, of the copy in the cache."""
+    offline, cached = local_files_only or repository.is_offline(), None
+    try:
+        if not offline:
+            return os.path.join(repository.download([file]), file)
+    except HubUnreachable:
+        cached = repository.cached(file)
+        if cached is None:
+            raise
+    cached = cached or repository.cached(file)
+    if cached is None:
+        raise repository.error(f"has no {file} in the cache, and the hub was not asked (offline mode). Connect first")
+    return cached
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"{reason}. Try again (a download goes on where it stopped), set HF_ENDPOINT to a mirror, "
-            "or copy the checkpoint here and pass its directory."
-        )
-        self.reason = reason
+
+def _select(repository, files, components, variant):
+    try:
+        return select_files(files, components, variant)
+    except CheckpointNotFoundError as error:
+        raise CheckpointNotFoundError(f"{repository.repo_id}: {error}") from None
+
+
+def _pipeline_components(repository):
+    """Names of the components that the repository's index lists."""
+    with open(os.path.join(repository.download([PIPELINE_INDEX]), PIPELINE_INDEX), encoding="utf-8") as file:
+        index = json.load(file)
+    return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
+
+
+def _cached(repository, subfolder, reason):
+    """The snapshot in the cache that holds the index, or the component's folder."""
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    for anchor in (PIPELINE_INDEX,) if subfolder is None else tuple(prefix + name for name in _ANCHORS):
+        path = repository.cached(anchor)
+        if path is not None:
+            return path[: -len(anchor) - 1]
+    raise CheckpointNotFoundError(
+        f"{repository.repo_id}: there is no local directory of that name, the cache {repository.cache} has no copy"
+        f"{' of ' + subfolder if subfolder else ''}, and {reason}. "
+        f"Connect ({repository.remedy}), or copy the checkpoint here and pass its directory."
+    )

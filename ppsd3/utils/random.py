@@ -11,6 +11,7 @@ from typing import Any, Union
 import numpy as np
 import paddle
 
+from .device import usable_device
 from .errors import InputError
 from .paddle_internals import Generator as PaddleGenerator, default_cpu_generator, default_gpu_generators
 from .types import Dtype
@@ -209,10 +210,10 @@ def randn_tensor(
         dtype: default ``paddle.get_default_dtype()``.
     """
     values = randn(shape, generator, paddle.get_default_dtype() if dtype is None else dtype)
-    return values if device is None else values.to(device)
+    return values if device is None else values.to(usable_device(device))
 
 
-def _seed_on(seed, device):
+def _seed_on(seed: Any, device: Any) -> Any:
     """The seed of ``TorchGenerator(seed, device)``, where torch's order, the device first, is understood too."""
     if isinstance(seed, str) and seed.split(":")[0] in _DEVICES:
         seed, device = _FIRST_SEED, seed

@@ -166,6 +166,29 @@ class Callbacks(Drawing):
         assert seen and all(found == sorted(names) for found in seen)
         assert np.array_equal(drawn, self.draw(pipe))
 
+    def test_the_negative_halves(self, pipe):
+        """They are seen, and what is returned for them takes their place."""
+        names = ["negative_prompt_embeds", "negative_pooled_prompt_embeds"]
+
+        def same(pipe, step, timestep, tensors):
+            both = tensors["prompt_embeds"]
+            assert np.array_equal(tensors[names[0]].numpy(), both.chunk(2)[0].numpy())
+            return tensors
+
+        def others(pipe, step, timestep, tensors):
+            return {name: tensors[name] * 0.1 for name in names}
+
+        options = {"num_inference_steps": 3, "callback_on_step_end_tensor_inputs": ["prompt_embeds", *names]}
+        unchanged = self.draw(pipe, callback_on_step_end=same, **options)
+        assert np.array_equal(unchanged, self.draw(pipe, num_inference_steps=3))
+        assert np.abs(unchanged - self.draw(pipe, callback_on_step_end=others, **options)).max() > 1e-4
+
+        def too_many(pipe, step, timestep, tensors):
+            return {names[0]: tensors["prompt_embeds"]}
+
+        with pytest.raises(InputError, match="negative_prompt_embeds"):
+            self.draw(pipe, callback_on_step_end=too_many, **options)
+
     def test_zeroed_latents_end_as_zeros(self, pipe):
         def callback(pipe, step, timestep, tensors):
             last = step == pipe.num_timesteps - 1

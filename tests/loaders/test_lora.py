@@ -325,3 +325,57 @@ def test_training_reaches_the_adapter_alone(pipe):
     assert float(transformer(*inputs).sample.square().mean()) < float(loss)
     pipe.set_adapters("mine", 0.0)
     np.testing.assert_array_equal(draw(pipe), before)  # the network itself was not trained
+
+
+def test_exchanged_in_place(pipe):
+    """The weights that were set stay, and what only one of the two adapts is as in the other."""
+    first, second = loras.for_pipeline(pipe), loras.for_pipeline(pipe, seed=9, rank=5)
+    second = {name: value for name, value in second.items() if not name.startswith("text_encoder_2.")}
+    pipe.enable_lora_hotswap(target_rank=8)
+    pipe.load_lora_weights(first, adapter_name="a")
+    pipe.set_adapters("a", {"transformer": 0.5, "text_encoder": 0.25})
+    pipe.load_lora_weights(second, adapter_name="a", hotswap=True)
+    assert pipe.get_list_adapters() == {"transformer": ["a"], "text_encoder": ["a"]}
+    expected = tiny.make_pipeline()
+    expected.load_lora_weights(second)
+    expected.set_adapters("default_0", {"transformer": 0.5, "text_encoder": 0.25})
+    np.testing.assert_array_equal(draw(pipe), draw(expected))
+    pipe.load_lora_weights(first, hotswap=True)  # the only one there is
+    assert pipe.get_active_adapters() == ["a"]
+
+
+def test_an_inactive_adapter_stays_so(pipe, plain):
+    tensors = loras.for_pipeline(pipe)
+    pipe.load_lora_weights(tensors, adapter_name="a")
+    pipe.set_adapters([])
+    pipe.load_lora_weights(loras.for_pipeline(pipe, seed=9), adapter_name="a", hotswap=True)
+    np.testing.assert_array_equal(draw(pipe), plain)
+
+
+def test_there_has_to_be_one_to_exchange(pipe):
+    tensors = loras.for_pipeline(pipe)
+    with pytest.raises(InputError, match=r"hotswap=True exchanges.*there is none"):
+        pipe.load_lora_weights(tensors, hotswap=True)
+    pipe.load_lora_weights(tensors, adapter_name="a")
+    with pytest.raises(InputError, match="'b'; there is a"):
+        pipe.load_lora_weights(tensors, adapter_name="b", hotswap=True)
+    pipe.fuse_lora()
+    with pytest.raises(InputError, match="unfuse_lora"):
+        pipe.load_lora_weights(tensors, adapter_name="a", hotswap=True)
+
+
+def test_the_class_saves_layers(pipe, tmp_path):
+    from ppsd3 import LoraConfig, StableDiffusion3Pipeline, get_peft_model_state_dict
+
+    pipe.transformer.add_adapter(LoraConfig(r=2))
+    layers = get_peft_model_state_dict(pipe.transformer)
+    save = StableDiffusion3Pipeline.save_lora_weights
+    save(tmp_path / "nothing", transformer_lora_layers=layers, is_main_process=False)
+    assert not (tmp_path / "nothing").exists()
+    save(save_directory=tmp_path, transformer_lora_layers=layers, safe_serialization=True)
+    assert set(StableDiffusion3Pipeline.lora_state_dict(tmp_path)) == {f"transformer.{name}" for name in layers}
+    for refused in ({"safe_serialization": False}, {"save_function": print}):
+        with pytest.raises(InputError, match="safetensors"):
+            save(tmp_path, transformer_lora_layers=layers, **refused)
+    with pytest.raises(InputError, match="transformer_lora_layers"):
+        save(tmp_path)

@@ -186,8 +186,8 @@ def test_component_that_is_not_listed(checkpoint):
 def test_unknown_argument(checkpoint):
     with pytest.raises(InputError, match="unet"):
         load(checkpoint, unet=None)
-    with pytest.raises(InputError, match="paddle_dtype"):
-        load(checkpoint, torch_dtype="float16")
+    with pytest.raises(InputError, match=r"Did you mean 'paddle_dtype'\?"):
+        load(checkpoint, padle_dtype="float16")
 
 
 def test_missing_directory(checkpoint, nothing_is_loaded):

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import paddle
 import pytest
 
 from ppsd3.transformers import CLIPTokenizer, T5Tokenizer
@@ -193,6 +194,8 @@ class TestMadeSpieceModel:
 
 def test_missing_files(tmp_path, clip_bpe, spiece):
     with pytest.raises(CheckpointNotFoundError, match=r"nowhere.*tokenizer\.json or vocab\.json with merges\.txt"):
+        CLIPTokenizer.from_pretrained(tmp_path, subfolder="nowhere")
+    with pytest.raises(CheckpointNotFoundError, match=r"no directory .*nowhere.*Check the path"):
         CLIPTokenizer.from_pretrained(tmp_path / "nowhere")
     shutil.copyfile(clip_bpe / "vocab.json", tmp_path / "vocab.json")
     with pytest.raises(CheckpointNotFoundError, match=r"merges\.txt; found: vocab\.json"):
@@ -239,3 +242,37 @@ def test_spans_are_places_in_the_text():
     text = "a Photo,  of a CAT"
     spans = CLIPTokenizer.published().spans(text)
     assert [text[start:end] for _, start, end in spans] == ["a", "Photo", ",", "of", "a", "CAT"]
+
+
+def test_what_training_scripts_call(clip, t5):
+    text = "a photo of a cat"
+    ids = clip.encode(text)
+    assert ids == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert clip.encode(text, add_special_tokens=False) == ids[1:-1]
+    assert clip.tokenize(text) == ["a</w>", "photo</w>", "of</w>", "a</w>", "cat</w>"]
+    assert clip.convert_tokens_to_ids(clip.tokenize(text)) == ids[1:-1]
+    assert clip.convert_tokens_to_ids("no such entry") == clip.unk_token_id
+    assert clip.batch_decode(clip([text, "a cat"]).input_ids) == [text, "a cat"]
+    bare = t5(text, padding="max_length", max_length=77, add_special_tokens=False).input_ids
+    assert 1 not in bare and t5(text, max_length=77).input_ids[0].tolist().count(1) == 1
+    assert clip("a " * 99, add_special_tokens=False).input_ids.tolist() == [[320] * 77]  # no room kept for the ends
+
+
+def test_tensors_of_a_tokenizer(clip):
+    out = clip("a cat", return_tensors="pd", return_length=False, return_overflowing_tokens=False)
+    assert (
+        isinstance(out.input_ids, paddle.Tensor) and out.input_ids.numpy().tolist() == clip("a cat").input_ids.tolist()
+    )
+    assert out.attention_mask.numpy().sum() == 4
+    assert isinstance(clip("a cat", return_tensors="np").input_ids, np.ndarray)
+    for options, message in (
+        ({"return_tensors": "tf"}, "'pd' or 'pt'"),
+        ({"return_tensors": "pd", "padding": False}, "padding='longest'"),
+        ({"return_overflowing_tokens": True}, "truncated"),
+        ({"stride": 2}, "spans"),
+        ({"max_lenght": 2}, "no argument 'max_lenght'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            clip("a cat", **options)
+    with pytest.raises(AttributeError, match="convert_tokens_to_ids"):
+        clip.get_vocab()

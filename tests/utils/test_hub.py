@@ -8,14 +8,17 @@ import hashlib
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
+import urllib.parse
 
 import pytest
 
+import ppsd3
 from ppsd3.utils import hub
-from ppsd3.utils.errors import CheckpointNotFoundError
+from ppsd3.utils.errors import CheckpointNotFoundError, InputError
 from ppsd3.utils.hub import resolve_checkpoint, select_files
 from ppsd3.utils.weight_names import available_variants, index_file, parse_weight_name, shard_file, weights_file
 
@@ -124,7 +127,7 @@ class TestLocal:
 
     @pytest.mark.parametrize("path", ["./no", "/none/at/all", "a/b/c", "none", "../a", "a\\b", "a/", "", "~/no"])
     def test_paths_never_reach_the_hub(self, path, monkeypatch):
-        monkeypatch.setattr(hub._HubRepository, "fetch", lambda *args: pytest.fail("the hub was asked"))
+        monkeypatch.setattr(hub, "_fetch", lambda *args: pytest.fail("the hub was asked"))
         with pytest.raises(CheckpointNotFoundError, match="Check the path") as caught:
             resolve_checkpoint(path)
         assert os.path.expanduser(path) in str(caught.value)
@@ -197,34 +200,81 @@ class FakeHub(http.server.BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815, http.server's name
 
 
-@pytest.fixture(scope="module")
-def endpoint():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+class FakeModelScope(FakeHub):
+    """The same repository as ModelScope's interface shows it; org/gated and org/missing answer as it does for such."""
+
+    requested = []
+
+    def do_GET(self):
+        path, _, query = self.path.partition("?")
+        asked = {key: values[0] for key, values in urllib.parse.parse_qs(query).items()}
+        if path == "/api/v1/models/org/gated/repo/files":
+            return self.answer_json(403, {"Code": 403, "Success": False, "Message": "no permission"})
+        known = path.startswith("/api/v1/models/org/sd3/") and asked.get("Revision") in ("master", "v1")
+        if known and path.endswith("/repo/files"):
+            files = [
+                {"Path": f, "Name": f.split("/")[-1], "Type": "blob", "Size": len(self.content(f)), "Sha256": ""}
+                for f in SD3
+            ]
+            folder = {"Path": "transformer", "Name": "transformer", "Type": "tree", "Size": 0}
+            return self.answer_json(200, {"Code": 200, "Success": True, "Data": {"Files": [folder, *files]}})
+        if known and path.endswith("/repo") and asked["FilePath"] in SD3:
+            if self.command == "GET":
+                self.requested.append(asked["FilePath"])
+            return self.answer(200, self.content(asked["FilePath"]))
+        return self.answer_json(404, {"Code": 10010205001, "Success": False, "Message": "not found"})
+
+    def answer_json(self, status, content):
+        return self.answer(status, json.dumps(content).encode(), Content_Type="application/json")
+
+    do_HEAD = do_GET  # noqa: N815, http.server's name
+
+
+def served(handler):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_address[1]}"
     server.shutdown()
 
 
-def ask(home, endpoint, *calls, function="resolve_checkpoint", **environment):
+@pytest.fixture(scope="module")
+def endpoint():
+    yield from served(FakeHub)
+
+
+@pytest.fixture(scope="module")
+def modelscope():
+    yield from served(FakeModelScope)
+
+
+def ask(home, endpoint, *calls, function="resolve_checkpoint", client="huggingface_hub", **environment):
     """Runs ``function`` of ``hub`` once for each (args, kwargs) of ``calls`` in one new process: paths or messages."""
-    pytest.importorskip("huggingface_hub")
+    pytest.importorskip(client)
     code = """
 import json, sys, time, types
 time.sleep = lambda seconds: None  # which huggingface_hub does for half a minute before it gives up
 package = types.ModuleType("ppsd3"); package.__path__ = [sys.argv[1]]; sys.modules["ppsd3"] = package  # without Paddle
-from ppsd3.utils.errors import CheckpointNotFoundError
+from ppsd3.utils.errors import CheckpointNotFoundError, InputError
 from ppsd3.utils import hub
 for name, options in json.loads(sys.argv[2]):
     try:
         print(json.dumps(getattr(hub, sys.argv[3])(name, **options)))
-    except CheckpointNotFoundError as error:
+    except (CheckpointNotFoundError, InputError) as error:
         print(json.dumps("error: " + str(error)))
 """
-    keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
+    ours = ("HF_", "MODELSCOPE_", "PPSD3_")
+    keep = {key: value for key, value in os.environ.items() if not key.startswith(ours) and "proxy" not in key.lower()}
+    settings = {"HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1"}
+    if client == "modelscope":
+        settings = {
+            "MODELSCOPE_CACHE": str(home / "cache"),
+            "MODELSCOPE_HOME": str(home),
+            "MODELSCOPE_ENDPOINT": endpoint,
+        }
     package = os.path.dirname(os.path.dirname(hub.__file__))
     result = subprocess.run(
         [sys.executable, "-c", code, package, json.dumps(calls), function],
-        env={**keep, "HF_HOME": str(home), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", **environment},
+        env={**keep, **settings, **environment},
         cwd=home,
         capture_output=True,
         text=True,
@@ -232,7 +282,7 @@ for name, options in json.loads(sys.argv[2]):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith('"')]
 
 
 def downloaded(directory):
@@ -314,3 +364,91 @@ def test_a_single_file_by_its_link(tmp_path, endpoint):
     calls = (name, {}), ("org/other/x.safetensors", {})
     offline, error = ask(tmp_path, "http://127.0.0.1:9", *calls, function="resolve_file")
     assert offline == path and "cannot be reached" in error
+
+
+def test_modelscope_fetches_one_variant_then_works_offline(tmp_path, modelscope):
+    FakeModelScope.requested.clear()
+    options = {"variant": "fp16", "skip_components": ["text_encoder_3", "tokenizer_3"]}
+    path, same = ask(
+        tmp_path, modelscope, ("modelscope:org/sd3", options), ("modelscope:org/sd3", options), client="modelscope"
+    )
+    expected = [
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.fp16.safetensors",
+    ]
+    assert path == same and set(expected) <= set(downloaded(path)) and path.startswith(str(tmp_path))
+    assert sorted(FakeModelScope.requested) == expected, "nothing else, and nothing twice"
+
+    offline = {"local_files_only": True}
+    cached = ("modelscope:org/sd3", offline), ("modelscope:org/sd3", {"subfolder": "transformer", **offline})
+    assert ask(tmp_path, modelscope, *cached, client="modelscope") == [path, path]
+    chosen = {"client": "modelscope", "PPSD3_HUB": "modelscope"}
+    assert ask(tmp_path, modelscope, ("org/sd3", {}), HF_HUB_OFFLINE="1", **chosen) == [path]
+    assert ask(tmp_path, "http://127.0.0.1:9", ("org/sd3", {}), **chosen) == [path], "unreachable hub: the cache serves"
+    assert sorted(FakeModelScope.requested) == expected
+
+
+def test_modelscope_component_revision_cache_and_files(tmp_path, modelscope):
+    cache = tmp_path / "elsewhere"
+    options = {"subfolder": "transformer", "cache_dir": str(cache), "revision": "v1", "token": "ms-1"}
+    (path,) = ask(tmp_path, modelscope, ("modelscope:org/sd3", options), client="modelscope")
+    assert path.startswith(str(cache))
+    files = {"transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"}
+    assert files <= set(downloaded(path)) and "vae" not in str(downloaded(path))
+    name = "modelscope:org/sd3/text_encoders/clip_l.safetensors"
+    links = (
+        name,
+        "https://www.modelscope.cn/models/org/sd3/resolve/master/text_encoders/clip_l.safetensors",
+        "https://modelscope.cn/models/org/sd3/file/view/master/text_encoders%2Fclip_l.safetensors?status=2",
+    )
+    calls = [(link, {}) for link in links] + [(name, {"local_files_only": True})]
+    found = ask(tmp_path, modelscope, *calls, client="modelscope", function="resolve_file")
+    assert len(set(found)) == 1 and os.path.isfile(found[0]) and found[0].endswith("text_encoders/clip_l.safetensors")
+
+
+def test_modelscope_errors_say_what_to_do(tmp_path, modelscope):
+    calls = {
+        "does not exist at .*/models/org/missing, or is private": ("modelscope:org/missing", {}),
+        "may not be read.*modelscope login.*MODELSCOPE_API_TOKEN": ("modelscope:org/gated", {}),
+        "with the revision 'nobranch'": ("modelscope:org/sd3", {"revision": "nobranch"}),
+        "variant='bf16'.*variant='fp16'": ("modelscope:org/sd3", {"variant": "bf16"}),
+        "has no files in 'unet'": ("modelscope:org/sd3", {"subfolder": "unet"}),
+        "org/other.*offline": ("modelscope:org/other", {"local_files_only": True}),
+        "no force_download.*scan-cache": ("modelscope:org/sd3", {"force_download": True}),
+        "AI Studio.*modelscope:org/name.*Hugging Face": ("aistudio:org/sd3", {}),
+        "gitee: names no hub; the hubs are huggingface and modelscope": ("gitee:org/sd3", {}),
+    }
+    answers = ask(tmp_path, modelscope, *calls.values(), client="modelscope")
+    assert len(answers) == len(calls)
+    for pattern, answer in zip(calls, answers):
+        assert answer.startswith("error: ") and re.search(pattern, answer), (pattern, answer)
+    (unreachable,) = ask(tmp_path, "http://127.0.0.1:9", ("modelscope:org/other", {}), client="modelscope")
+    assert "cannot be reached" in unreachable and "MODELSCOPE_ENDPOINT" in unreachable
+
+
+def test_the_chosen_hub(tmp_path, monkeypatch, endpoint):
+    (path,) = ask(tmp_path, endpoint, ("huggingface:org/sd3", {"subfolder": "vae"}), PPSD3_HUB="modelscope")
+    assert path.startswith("error") and "'vae'" in path and "org/sd3 has no files" in path
+    monkeypatch.setenv("PPSD3_HUB", "elsewhere")
+    with pytest.raises(InputError, match="PPSD3_HUB=elsewhere names no hub"):
+        resolve_checkpoint("org/sd3")
+    with pytest.raises(InputError, match=r"from_hf_hub=True.*huggingface:org/name"):
+        ppsd3.AutoencoderKL.from_pretrained("org/sd3", from_hf_hub=True)
+    monkeypatch.setitem(sys.modules, "modelscope", None)  # as if it was not installed
+    with pytest.raises(InputError, match=r"pip install 'ppsd3\[modelscope\]'"):
+        resolve_checkpoint("modelscope:org/sd3")
+
+
+def test_force_download(tmp_path, endpoint):
+    FakeHub.requested.clear()
+    name, options = "org/sd3/text_encoders/clip_l.safetensors", {"force_download": True}
+    ask(tmp_path, endpoint, (name, {}), (name, {}), (name, options), function="resolve_file")
+    assert FakeHub.requested == ["text_encoders/clip_l.safetensors"] * 2
+    ask(tmp_path, endpoint, *[("org/sd3", {"subfolder": "transformer", **o}) for o in ({}, {}, options)])
+    assert FakeHub.requested.count("transformer/config.json") == 2

@@ -160,3 +160,39 @@ def test_bad_lists():
     shared = _seeded(0)
     with pytest.raises(InputError, match="several times"):
         randn([2, 4], [shared, shared])
+
+
+def test_torchs_ways_of_making_one():
+    expected = TorchGenerator(7).randn([20])
+    for made in (TorchGenerator("cpu"), TorchGenerator(device="cpu"), TorchGenerator()):
+        assert made.initial_seed() == 67280421310721 and made.device == "cpu"
+        np.testing.assert_array_equal(made.manual_seed(7).randn([20]), expected)
+    for device in ("cuda", "gpu:1"):
+        with pytest.raises(InputError, match=r"TorchGenerator\('cpu'\).manual_seed"):
+            TorchGenerator(device)
+        with pytest.raises(InputError, match=r"TorchGenerator\('cpu'\).manual_seed"):
+            TorchGenerator(0, device)
+    drawn = TorchGenerator(7)
+    assert drawn.seed() == drawn.initial_seed() != 7
+
+
+def test_an_int_is_answered_with_the_generator_of_it():
+    with pytest.raises(InputError, match=r"use ppsd3.TorchGenerator\(42\)"):
+        randn([2, 3], 42)
+
+
+def test_one_torch_like_generator_may_draw_several_rows():
+    shared = TorchGenerator(1)
+    rows, alone = randn([2, 4], [shared, shared]).numpy(), TorchGenerator(1)
+    for row in rows:
+        np.testing.assert_array_equal(row, alone.randn([4]))
+
+
+def test_randn_tensor():
+    from ppsd3.utils import paddle_utils, randn_tensor, torch_utils
+
+    assert paddle_utils.randn_tensor is torch_utils.randn_tensor is randn_tensor
+    made = randn_tensor((2, 3), generator=TorchGenerator(5), device="cpu", dtype="float64")
+    assert made.place.is_cpu_place()
+    np.testing.assert_array_equal(made.numpy(), randn([2, 3], TorchGenerator(5), "float64").numpy())
+    assert randn_tensor([2]).dtype == randn([2]).dtype

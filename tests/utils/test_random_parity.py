@@ -58,3 +58,23 @@ def test_lists_as_in_diffusers():
         theirs = randn_tensor(shape, generator=[torch.Generator().manual_seed(s) for s in seeds])
         ours = randn(shape, [TorchGenerator(s) for s in seeds])
         assert_close(ours.numpy(), theirs, "float32")
+
+
+@pytest.mark.parametrize("shape", [(3,), (17,), (2, 16, 8, 8)])
+def test_torchs_own_generator_moves_on_as_if_torch_had_drawn(shape):
+    """Also between draws of torch's, and in lists."""
+    ours, theirs = (torch.Generator("cpu").manual_seed(7) for _ in range(2))
+    for _ in range(2):
+        assert_close(randn(shape, ours).numpy(), torch.randn(shape, generator=theirs), "float32")
+        assert_close(torch.randn(5, generator=ours).numpy(), torch.randn(5, generator=theirs), "float32")
+    assert torch.equal(ours.get_state(), theirs.get_state())
+    rows = randn([2, *shape], [torch.Generator().manual_seed(seed) for seed in (1, 2)]).numpy()
+    for seed, row in zip((1, 2), rows):
+        assert_close(row, torch.randn(shape, generator=torch.Generator().manual_seed(seed)), "float32")
+
+
+def test_uniform_numbers():
+    ours, theirs = TorchGenerator(7), torch.Generator().manual_seed(7)
+    for size in (1, 5, 40):
+        np.testing.assert_array_equal(ours.rand([size]), torch.rand(size, generator=theirs).numpy())
+    assert TorchGenerator().initial_seed() == torch.Generator().initial_seed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import paddle
 
@@ -32,9 +32,6 @@ from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encod
 from .prompt_inputs import PromptInputs
 from .prompt_reading import PromptReader
 from .step_caching import StepCache
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -76,6 +73,7 @@ class StableDiffusion3Base(
 
     model_cpu_offload_seq = "text_encoder->text_encoder_2->text_encoder_3->image_encoder->transformer->vae"
     _optional_components = ("image_encoder", "feature_extractor")
+    _carried = ("prompt_reader", "_cache", "_prompt_cache")
     _callback_tensor_inputs = [
         "latents",
         "prompt_embeds",
@@ -226,14 +224,6 @@ class StableDiffusion3Base(
         )
         rows = [half for half in (negative, positive) if half is not None]
         return paddle.concat([half.repeat_interleave(num_images_per_prompt, axis=0) for half in rows])
-
-    @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **components: Any) -> Self:
-        """See :meth:`DiffusionPipeline.from_pipe`; the prompt reader and the caches come along."""
-        made = super().from_pipe(pipeline, **components)
-        for name in ("prompt_reader", "_cache", "_prompt_cache"):  # of another kind of pipeline, they are not there
-            setattr(made, name, getattr(pipeline, name, getattr(made, name)))
-        return made
 
     def enable_cache(self, cache: StepCache) -> None:
         """Answers some steps from what earlier ones computed, from the next call on: faster, nearly the same picture.

@@ -1,5 +1,6 @@
 """Checks of a call's arguments, each with its remedy, before any work is done."""
 
+from ...utils.device import device_name
 from ...utils.errors import InputError
 from .guidance import Guidance
 
@@ -101,6 +102,6 @@ def check_dtypes(components):
 
 def check_device(device, own):
     """``device`` is None or the one that the pipeline is on."""
-    kind = "cpu" if own.is_cpu_place() else "gpu"
-    if device is not None and str(device).split(":")[0].replace("cuda", "gpu") not in (kind, str(own)):
+    own = device_name(own) or str(own)
+    if device is not None and device_name(device) not in (own, own.partition(":")[0]):
         raise InputError(f"`device` is {device}, but the pipeline is on {own}. Call pipe.to({str(device)!r}) first.")

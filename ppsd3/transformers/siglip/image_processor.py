@@ -14,6 +14,7 @@ from ...configuration_utils import ConfigMixin, register_to_config
 from ...outputs import BaseOutput
 from ...utils.errors import ConfigError, InputError
 from ...utils.hub import resolve_checkpoint
+from ...utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ...utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -80,24 +81,30 @@ class SiglipImageProcessor(ConfigMixin):
         return super().extract_init_arguments(given, source)
 
     @classmethod
+    @takes_keywords_of(LOADING, also=lambda cls: (*HUB_KEYWORDS, *cls._known_keys()))
     def from_pretrained(
-        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **hub_options: Any
+        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
     ) -> Self:
         """Reads ``preprocessor_config.json`` of a directory (or its ``subfolder``) or a hub id.
 
         Args:
-            **hub_options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``.
+            **options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``; entries that
+                replace those of the file, e.g. ``size``; and keywords of other libraries, see
+                :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError: no such directory or file.
             ConfigError: an unknown key, or a value that cannot be used.
         """
-        directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub_options)
+        hub = {name: options.pop(name) for name in HUB_KEYWORDS if name in options}
+        directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
         directory = os.path.join(directory, subfolder) if subfolder else directory
-        return cls.from_config(cls.load_config(directory))
+        return cls.from_config(cls.load_config(directory), **options)
 
-    def save_pretrained(self, save_directory: PathLike) -> None:
-        """Writes ``preprocessor_config.json`` (into a directory that is made if missing) as transformers reads it."""
+    @takes_keywords_of(SAVING, also=())
+    def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
+        """Writes ``preprocessor_config.json`` (into a directory that is made if missing) as transformers reads it;
+        ``others`` are keywords of other libraries, see :mod:`ppsd3.utils.keywords`."""
         self.save_config(save_directory)
 
     def to_json_dict(self) -> dict[str, Any]:

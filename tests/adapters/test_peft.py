@@ -1,0 +1,199 @@
+"""Adapters of one network, under the names of diffusers and PEFT: each method does what the pipeline's does to all."""
+
+import numpy as np
+import paddle
+import pytest
+from helpers import loras, tiny
+
+from ppsd3 import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from ppsd3.serialization.readers import SafetensorsFile
+from ppsd3.utils.errors import InputError, UnknownArgumentError, WeightMismatchError
+
+
+@pytest.fixture
+def transformer():
+    return tiny.make_pipeline().transformer
+
+
+def answer(transformer):
+    paddle.seed(3)
+    inputs = [paddle.randn(shape) for shape in ([1, 4, 8, 8], [1, 5, 40], [1, 28])]
+    with paddle.no_grad():
+        return transformer(*inputs, paddle.to_tensor([500.0])).sample.numpy()
+
+
+def lora(transformer, seed=0, prefix="transformer."):
+    tensors = loras.low_rank(loras.shapes_of(transformer), 3, seed)
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def merged(tensors, scale=1.0):
+    other = tiny.make_pipeline().transformer
+    loras.merge(other, {name[len("transformer.") :]: tensor for name, tensor in tensors.items()}, scale)
+    return answer(other)
+
+
+def near(one, other):
+    return np.abs(one - other).max() <= 1e-4
+
+
+@pytest.mark.parametrize("prefix", ["transformer.", ""])
+def test_what_is_loaded_acts(transformer, prefix):
+    tensors = lora(transformer)
+    transformer.load_lora_adapter({prefix + name[len("transformer.") :]: value for name, value in tensors.items()})
+    assert near(answer(transformer), merged(tensors))
+    assert transformer.active_adapters() == ["default_0"]
+
+
+def test_keys_of_other_networks_are_left_alone(transformer):
+    tensors = lora(transformer)
+    transformer.load_lora_adapter({**tensors, "text_encoder.text_model.q_proj.lora_A.weight": np.zeros((2, 4))})
+    assert near(answer(transformer), merged(tensors))
+
+
+def test_a_text_encoder_has_its_own(transformer):
+    encoder = tiny.make_pipeline().text_encoder
+    shapes = loras.shapes_of(encoder, ("q_proj",))
+    for number, prefix in enumerate(("", "text_encoder.")):
+        tensors = {prefix + name: value for name, value in loras.low_rank(shapes).items()}
+        encoder.load_lora_adapter(tensors, prefix="text_encoder", adapter_name=f"a{number}")
+    assert encoder.active_adapters() == ["a0", "a1"]
+
+
+def test_weights_and_switches(transformer):
+    plain, first, second = answer(transformer), lora(transformer), lora(transformer, seed=5)
+    transformer.load_lora_adapter(first, adapter_name="a")
+    transformer.load_lora_adapter(second, adapter_name="b")
+    transformer.set_adapters("a", 0.5)
+    assert near(answer(transformer), merged(first, 0.5))
+    transformer.set_adapter("b")
+    assert near(answer(transformer), merged(second))
+    transformer.set_adapter("a")  # its weight has stayed
+    assert near(answer(transformer), merged(first, 0.5))
+    transformer.disable_adapters()
+    assert np.array_equal(answer(transformer), plain) and transformer.active_adapters() == []
+    transformer.enable_adapters()
+    assert near(answer(transformer), merged(first, 0.5))
+    transformer.delete_adapters(["a"])
+    transformer.set_adapters(["b"], [1.0])
+    assert near(answer(transformer), merged(second))
+    transformer.fuse_lora()
+    assert near(answer(transformer), merged(second))
+    transformer.unfuse_lora()
+    transformer.unload_lora()
+    assert np.array_equal(answer(transformer), plain)
+
+
+def test_saved_and_loaded(transformer, tmp_path):
+    tensors = lora(transformer)
+    transformer.load_lora_adapter(tensors, adapter_name="a")
+    expected = answer(transformer)
+    transformer.save_lora_adapter(tmp_path, "a", upcast_before_saving=True)
+    file = SafetensorsFile(tmp_path / "pytorch_lora_weights.safetensors")
+    assert set(file.keys()) == {name[len("transformer.") :] for name in tensors}
+    again = tiny.make_pipeline().transformer
+    again.load_lora_adapter(tmp_path, prefix=None)
+    assert np.array_equal(answer(again), expected)
+
+
+def test_exchanged_in_place(transformer):
+    first, second = lora(transformer), lora(transformer, seed=5)
+    transformer.load_lora_adapter(first, adapter_name="a")
+    transformer.set_adapters("a", 0.5)
+    transformer.load_lora_adapter(second, adapter_name="a", hotswap=True)
+    assert near(answer(transformer), merged(second, 0.5))
+    with pytest.raises(InputError, match="hotswap"):
+        transformer.load_lora_adapter(second, adapter_name="b", hotswap=True)
+
+
+def test_a_new_adapter_is_trained_alone(transformer):
+    before = answer(transformer)
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="mine")
+    assert np.array_equal(answer(transformer), before)
+    trainable = [name for name, p in transformer.named_parameters() if not p.stop_gradient]
+    assert trainable and all("mine" in name for name in trainable)
+
+
+def test_state_dicts(transformer):
+    transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], lora_bias=True))
+    state = {
+        name: np.full(tensor.shape, 0.3, "float32") for name, tensor in get_peft_model_state_dict(transformer).items()
+    }
+    assert "transformer_blocks.0.attn.to_q.lora_A.weight" in state
+    before = answer(transformer)
+    set_peft_model_state_dict(transformer, state)
+    assert np.abs(answer(transformer) - before).max() > 1e-3
+    name = next(iter(state))
+    for wrong in ({**state, "x": 1}, {**state, name: np.zeros((1, 1))}):
+        with pytest.raises(WeightMismatchError, match="LoraConfig"):
+            set_peft_model_state_dict(transformer, wrong)
+
+
+def test_refusals(transformer):
+    for call in (transformer.set_adapter, transformer.set_adapters, transformer.delete_adapters):
+        with pytest.raises(InputError, match="'nobody'"):
+            call("nobody")
+    with pytest.raises(InputError, match="2 adapter_names and 1 weights"):
+        transformer.set_adapters(["a", "b"], [1.0])
+    with pytest.raises(InputError, match="LoraConfig"):
+        transformer.add_adapter({"r": 4})
+    with pytest.raises(InputError, match="pickle"):
+        transformer.save_lora_adapter("x", safe_serialization=False)
+    with pytest.raises(InputError, match="'nobody'"):
+        get_peft_model_state_dict(transformer, "nobody")
+
+
+def adapted(transformer, **settings):
+    transformer.add_adapter(LoraConfig(r=2, **settings))
+    return {name.rpartition(".lora_A")[0] for name in get_peft_model_state_dict(transformer) if "lora_A" in name}
+
+
+def test_which_layers(transformer):
+    every = set(loras.shapes_of(transformer, [""]) or ())
+    with_all = adapted(transformer, target_modules="all-linear")
+    assert with_all >= {"proj_out", "context_embedder"} | every
+    transformer.unload_lora()
+    some = adapted(transformer, target_modules=["to_q", "to_k"], exclude_modules=["transformer_blocks.0.attn.to_k"])
+    assert "transformer_blocks.0.attn.to_q" in some and "transformer_blocks.1.attn.to_k" in some
+    assert "transformer_blocks.0.attn.to_k" not in some
+    transformer.unload_lora()
+    assert adapted(transformer, target_modules=None) == {n for n in with_all if ".attn." in n}
+
+
+def test_dropout_acts_in_training_alone(transformer):
+    transformer.add_adapter(LoraConfig(r=2, lora_dropout=0.5))
+    state = get_peft_model_state_dict(transformer)
+    set_peft_model_state_dict(transformer, {name: paddle.ones_like(value) for name, value in state.items()})
+    assert np.array_equal(answer(transformer), answer(transformer))
+    evaluated = answer(transformer)
+    transformer.train()
+    assert np.abs(answer(transformer) - evaluated).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"bias": "all"}, "lora_bias"),
+        ({"modules_to_save": ["proj_out"]}, "linear layers alone"),
+        ({"layers_to_transform": [0]}, "target_modules"),
+        ({"fan_in_fan_out": True}, "out, in"),
+        ({"lora_dropout": 1.0}, "0 to below 1"),
+        ({"lora_dropout": 0.1, "use_dora": True}, "use_dora"),
+    ],
+)
+def test_settings_that_are_not_done(settings, message):
+    with pytest.raises(InputError, match=message):
+        LoraConfig(**settings)
+
+
+def test_names_of_settings():
+    neutral = {"bias": "none", "task_type": None, "inference_mode": False, "modules_to_save": None, "revision": None}
+    assert LoraConfig(r=4, **neutral).r == 4
+    for name, remedy in {
+        "rank": "Use r",
+        "eva_config": "PEFT",
+        "lora_alhpa": "lora_alpha",
+        "zzz": "target_modules",
+    }.items():
+        with pytest.raises(UnknownArgumentError, match=remedy):
+            LoraConfig(**{name: 1})
