@@ -46,14 +46,13 @@ setup(
         # Never a hard requirement: installing the CPU wheel over a GPU one breaks it.
         "cpu": ["paddlepaddle>=2.6.2,<3.4"],
         "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
-        "test": ["pytest>=7", "safetensors>=0.4", "scipy>=1.9", "sentencepiece>=0.1.99", "matplotlib>=3.6"],
+        "test": ["pytest>=7", "scipy>=1.9", "sentencepiece>=0.1.99", "matplotlib>=3.6"],
         # What the parity tests compare with.
         "parity": [
             "torch>=2.4",
             "diffusers==0.42.1",
             "transformers>=5,<6",
             "accelerate>=1",
-            "safetensors>=0.4",
             "sentencepiece>=0.1.99",
         ],
         # Text encoders and tokenizers of PaddleNLP as components; install it with `-c constraints-paddlenlp.txt`, which

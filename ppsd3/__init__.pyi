@@ -34,6 +34,7 @@ from .pipelines import (
     StableDiffusion3PipelineOutput as StableDiffusion3PipelineOutput,
     VaeImageProcessor as VaeImageProcessor,
 )
+from .pipelines.exporting import export_pipeline as export_pipeline
 from .pipelines.latent_preview import LatentPreview as LatentPreview
 from .pipelines.stable_diffusion_3.guidance import (
     AdaptiveProjectedGuidance as AdaptiveProjectedGuidance,

@@ -68,12 +68,17 @@ class _Entry(nn.Layer):
 
 
 class Compilable:
-    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`."""
+    """Mixin of models that can run parts of themselves as static graphs, by :meth:`_graph`.
 
+    Attributes:
+        _output_class: dataclass of what ``forward`` returns, unless ``return_dict`` is False.
+    """
+
+    _output_class: Callable[..., Any]
+    _is_compilable = True
     _graphs: dict[tuple[Hashable, ...], CompiledFunction] | None = None  # by part, dtype, variant; None until compile()
 
     if TYPE_CHECKING:  # what the model has
-
         forward: Callable[..., Any]
 
         @property
@@ -91,35 +96,34 @@ class Compilable:
     @property
     def is_compiled(self) -> bool:
         """Whether the next call runs as a static graph."""
-        asked = self._graphs is not None or is_static_function(vars(self).get("forward"))
+        asked = self._graphs is not None or ("forward" in vars(self) and is_static_function(self.forward))
         return asked and not paddle.is_grad_enabled() and paddle.in_dynamic_mode()
 
     @property
     def is_inference_model(self) -> bool:
         """Whether ``paddle.incubate.jit.inference`` has replaced ``forward``, whose calls take tensors alone then."""
-        return is_inference_function(vars(self).get("forward"))
-
-    def __call__(self, *inputs: Any, **arguments: Any) -> Any:
-        """As a layer is called, also where a graph of Paddle's has replaced ``forward``.
-
-        Raises:
-            InputError: an argument that the graph of ``paddle.incubate.jit.inference`` cannot take.
-        """
-        call = nn.Layer.__call__ if "forward" not in vars(self) else type(self)._call_replaced
-        return call(self, *inputs, **arguments)  # type: ignore[arg-type]
+        return "forward" in vars(self) and is_inference_function(self.forward)
 
     def _call_replaced(self, *inputs, **arguments):
-        """A call of what has replaced ``forward``."""
+        assert isinstance(self, nn.Layer)
         own = type(self).forward
         given = dict(list(inspect.signature(own).bind(self, *inputs, **arguments).arguments.items())[1:])
         if self.is_inference_model:
             return self._call_inference_model(given)
-        if is_static_function(vars(self)["forward"]) and not all(map(_is_plain, given.values())):
+        if not is_static_function(vars(self)["forward"]):
+            return nn.Layer.__call__(self, *inputs, **arguments)
+        if not all(map(_is_plain, given.values())):
             return own(self, **given)  # in its own graphs: ``is_compiled``
-        return nn.Layer.__call__(self, *inputs, **arguments)
+        tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})
+        return self._output_class(*tensors) if given.get("return_dict", True) else tensors
 
     def _call_inference_model(self, arguments: Mapping[str, Any]) -> Any:
-        """The tensor that the graph of ``paddle.incubate.jit.inference`` makes of the arguments of ``forward``."""
+        """The tensor that the graph of ``paddle.incubate.jit.inference`` makes of the arguments of ``forward``.
+
+        Raises:
+            InputError: an argument that it cannot take.
+        """
+        assert isinstance(self, nn.Layer)
         given = {name: value for name, value in arguments.items() if not _is_left_out(value)}
         given.pop("return_dict", None)  # such a call returns its one tensor, whatever it says here
         others = [name for name, value in given.items() if not isinstance(value, paddle.Tensor)]
@@ -127,8 +131,8 @@ class Compilable:
             others.append("the scale of LoRA layers")
         if others:
             raise InputError(
-                f"{', '.join(others)} cannot go through the graph of paddle.incubate.jit.inference, which takes tensors "
-                f"alone. Leave it out, or make graphs of this {type(self).__name__} by compile() or "
+                f"{', '.join(others)} cannot go through the graph of paddle.incubate.jit.inference, which takes "
+                f"tensors alone. Leave it out, or make graphs of this {type(self).__name__} by compile() or "
                 "paddle.jit.to_static() instead, which know it."
             )
         leave_out_wrong_passes(vars(self)["forward"])

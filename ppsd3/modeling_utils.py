@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import paddle
+from paddle import nn
 
 from .adapters import PeftAdapterMixin
 from .configuration_utils import ConfigMixin
@@ -37,7 +38,15 @@ from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
-from .utils.paddle_internals import LazyGuard, Place, run_as_written, set_layer_dtype
+from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
+from .utils.paddle_internals import (
+    LazyGuard,
+    Place,
+    is_inference_function,
+    is_static_function,
+    run_as_written,
+    set_layer_dtype,
+)
 from .utils.types import Dtype, Names, PathLike
 
 if TYPE_CHECKING:
@@ -65,8 +74,33 @@ class ModelMixin(PeftAdapterMixin, QuantizableModel, ConfigMixin):
     _keep_in_fp32_modules: tuple[str, ...] = ()
     _keys_to_ignore_on_load: tuple[str, ...] = ()
     _tied_keys: dict[str, str] = {}
-    _components: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
+    _components: tuple[str, ...] = ()
+    _is_compilable = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in {"forward", "encode", "decode"} & set(vars(cls)):
+            paddle.jit.not_to_static(getattr(cls, name))  # to_static traces what runs, not a source it has rewritten
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and not self._is_compilable and is_inference_function(value):
+            raise InputError(
+                f"paddle.incubate.jit.inference takes no {type(self).__name__}, whose calls give or take more than "
+                "tensors. Call paddle.jit.to_static() for it instead, or write a model by ppsd3.export_pipeline()."
+            )
+        super().__setattr__(name, value)
+
+    def __call__(self, *inputs: Any, **arguments: Any) -> Any:
+        call = nn.Layer.__call__ if "forward" not in vars(self) else type(self)._call_replaced
+        return call(self, *inputs, **arguments)  # type: ignore[arg-type]
+
+    def _call_replaced(self, *inputs, **arguments):
+        """A call after something has replaced ``forward``. Static functions of Paddle cannot give or take all that
+        networks do; which that have graphs of their own are :class:`~ppsd3.compilation.Compilable`."""
+        if is_static_function(vars(self)["forward"]):
+            return type(self).forward(self, *inputs, **arguments)
+        return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()

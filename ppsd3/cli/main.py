@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",
+    "export": "a model's networks as models for Paddle Inference",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 

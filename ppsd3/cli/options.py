@@ -29,10 +29,7 @@ def add_model_options(parser):
         default=DEFAULT_MODEL,
         help="directory, hub id, .safetensors file or the bundled model (default: %(default)s)",
     )
-    parser.add_argument("--config", help="for a .safetensors file: directory or hub id with tokenizers and scheduler")
-    parser.add_argument("--variant", help="which weight files, e.g. fp16")
-    dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
+    add_loading_options(parser)
     parser.add_argument(
         "--quantize", choices=("int8",), help="int8 transformer and T5: less memory, and on CPUs with VNNI less time"
     )
@@ -42,6 +39,19 @@ def add_model_options(parser):
         action="store_true",
         help="read each network when it is used, with weights in 16 bits, and forget it afterwards: least memory",
     )
+    parser.add_argument(
+        "--prompt-weighting",
+        action="store_true",
+        help="read (word:1.3), [word] and BREAK in prompts, and more than 77 tokens of them",
+    )
+
+
+def add_loading_options(parser):
+    """What is loaded of the model that another option names, and on top of it."""
+    parser.add_argument("--config", help="for a .safetensors file: directory or hub id with tokenizers and scheduler")
+    parser.add_argument("--variant", help="which weight files, e.g. fp16")
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
     parser.add_argument(
         "--lora",
         metavar="FILE[:SCALE]",
@@ -56,11 +66,6 @@ def add_model_options(parser):
         "its name); several are added",
     )
     parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
-    parser.add_argument(
-        "--prompt-weighting",
-        action="store_true",
-        help="read (word:1.3), [word] and BREAK in prompts, and more than 77 tokens of them",
-    )
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from ..serialization.sd3_configs import infer_config, published_name
 from ..serialization.source import TensorSource
 from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
 from ..utils.errors import CheckpointFormatError
-from ..utils.types import PathLike, Shape
+from ..utils.types import PathLike
 from .single_file import NETWORKS
 from .textual_inversion import KEYS
 
@@ -55,14 +56,13 @@ class Component:
     def of(cls, name: str, class_name: str, source: TensorSource, bytes_on_disk: int | None = None) -> Component:
         """Counted from the headers of ``source``."""
         infos = [source.info(tensor) for tensor in source.keys()]
-        sizes = [_product(info.shape) for info in infos]
-        stored = sum(size * _bytes(info.dtype) for size, info in zip(sizes, infos))
+        sizes = [math.prod(info.shape) for info in infos]
         return cls(
             name,
             class_name,
             sum(sizes),
             collections.Counter(info.dtype for info in infos),
-            stored if bytes_on_disk is None else bytes_on_disk,
+            sum(info.nbytes for info in infos) if bytes_on_disk is None else bytes_on_disk,
             sum(size for size, info in zip(sizes, infos) if info.dtype == "int8"),
         )
 
@@ -282,14 +282,3 @@ def _embedding(file: SafetensorsFile, keys: list[str]) -> Recognized:
         facts.append(f"the word: {says}")
     load = [f"pipe.load_textual_inversion({file.path!r}{token})"]
     return Recognized(file.path, "a learnt word (textual inversion)", facts, [component], load)
-
-
-def _product(shape: Shape) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
-
-
-def _bytes(dtype: str) -> int:
-    return 1 if dtype == "bool" else int(re.findall(r"\d+", dtype)[0]) // 8

@@ -9,10 +9,11 @@ import paddle
 from paddle import nn
 
 from ..modeling_utils import ModelMixin
-from ..ops import Linear, gated_residual, layer_norm_modulate, linear_gelu
-from ..utils.errors import InputError
+from ..ops import LayerNorm, Linear, gated_residual, norm_modulate
+from ..utils.errors import ConfigError, InputError
+from .activations import get_projection
 from .attention_processor import Attention, AttentionProcessor, check_attention_kwargs
-from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, Modulated, SD35AdaLayerNormZeroX
+from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
 
 # What steers a block: the conditioning vector [B, D], or for each stream the chunks that ``modulation`` made of it.
 BlockConditioning = Union[paddle.Tensor, tuple[list[paddle.Tensor], ...]]
@@ -20,28 +21,32 @@ BlockConditioning = Union[paddle.Tensor, tuple[list[paddle.Tensor], ...]]
 Streams = tuple[Optional[paddle.Tensor], paddle.Tensor]
 
 
-class GELU(nn.Layer):
-    """Linear projection followed by tanh-approximated GELU: ``[..., dim_in] -> [..., dim_out]``."""
-
-    def __init__(self, dim_in: int, dim_out: int) -> None:
-        super().__init__()
-        self.proj = Linear(dim_in, dim_out)
-
-    def forward(self, hidden_states: paddle.Tensor) -> paddle.Tensor:
-        return linear_gelu(hidden_states, self.proj)
-
-
 class FeedForward(nn.Layer):
-    """``net.2(gelu(net.0.proj(x)))``, four times as wide inside: ``[B, S, D] -> [B, S, D]``.
+    """``net.2(gelu(net.0.proj(x)))``, four times as wide inside: ``[B, S, D] -> [B, S, dim_out]``.
 
     Args:
         dim: width D.
+        dim_out: width of the result; default D.
         mult: inner width over D.
+        dropout: share of inner values that training drops.
+        activation_fn: ``"gelu-approximate"`` (SD3), ``"gelu"``, ``"geglu"`` or ``"geglu-approximate"``.
+        final_dropout: whether training drops values of the result too.
     """
 
-    def __init__(self, dim: int, mult: int = 4) -> None:
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int | None = None,
+        mult: int = 4,
+        dropout: float = 0.0,
+        activation_fn: str = "gelu-approximate",
+        final_dropout: bool = False,
+    ) -> None:
         super().__init__()
-        self.net = nn.LayerList([GELU(dim, dim * mult), nn.Dropout(0.0), Linear(dim * mult, dim)])
+        inner, outer = int(dim * mult), dim if dim_out is None else dim_out
+        self.net = nn.LayerList([get_projection(activation_fn, dim, inner), nn.Dropout(dropout), Linear(inner, outer)])
+        if final_dropout:
+            self.net.append(nn.Dropout(dropout))
         self.chunk_size, self.chunk_dim = None, 0
 
     def set_chunk_feed_forward(self, chunk_size: int | None, dim: int = 0) -> None:
@@ -52,8 +57,11 @@ class FeedForward(nn.Layer):
         size = hidden_states.shape[self.chunk_dim]
         if self.chunk_size is None or size <= self.chunk_size:
             return self._run(hidden_states)
-        starts = range(0, size, self.chunk_size)
-        chunks = [hidden_states.slice([self.chunk_dim], [i], [min(i + self.chunk_size, size)]) for i in starts]
+        return self._run_in_chunks(hidden_states, size, self.chunk_size)
+
+    def _run_in_chunks(self, hidden_states, size, chunk_size):
+        starts = range(0, size, chunk_size)
+        chunks = [hidden_states.slice([self.chunk_dim], [i], [min(i + chunk_size, size)]) for i in starts]
         return paddle.concat([self._run(chunk) for chunk in chunks], axis=self.chunk_dim)
 
     def _run(self, hidden_states):
@@ -67,10 +75,14 @@ class JointTransformerBlock(nn.Layer):
 
     Args:
         dim: width D.
-        num_attention_heads, attention_head_dim: h and d.
+        num_attention_heads: h.
+        attention_head_dim: d, as in diffusers, or the width of all heads, as in ppdiffusers: the one that makes D.
         context_pre_only: the last block: text serves the attention and is then dropped.
         qk_norm: None or ``"rms_norm"``.
         use_dual_attention: a second, image-only attention on the block's input (SD3.5-medium).
+
+    Raises:
+        ConfigError: the heads do not make up the width D.
 
     Shapes: ``hidden_states [B, N, D]``, ``encoder_hidden_states [B, L, D]``, ``temb [B, D]`` (or its
     :meth:`modulation`) -> ``(encoder_hidden_states or None, hidden_states)``, text first as in diffusers.
@@ -88,16 +100,17 @@ class JointTransformerBlock(nn.Layer):
         super().__init__()
         self.context_pre_only, self.use_dual_attention = context_pre_only, use_dual_attention
         self.norm1 = SD35AdaLayerNormZeroX(dim) if use_dual_attention else AdaLayerNormZero(dim)
-        self.norm1_context = AdaLayerNormContinuous(dim, dim) if context_pre_only else AdaLayerNormZero(dim)
-        heads: dict[str, Any] = {
-            "query_dim": dim,
-            "heads": num_attention_heads,
-            "dim_head": attention_head_dim,
-            "qk_norm": qk_norm,
-        }
+        self.norm1_context = (
+            AdaLayerNormContinuous(dim, dim, elementwise_affine=False, eps=1e-6)
+            if context_pre_only
+            else AdaLayerNormZero(dim)
+        )
+        heads = _heads(dim, num_attention_heads, attention_head_dim, qk_norm)
         self.attn = Attention(added_kv_proj_dim=dim, context_pre_only=context_pre_only, **heads)
+        self.attn.has_text_queries = not context_pre_only
         self.attn2 = Attention(**heads) if use_dual_attention else None
-        self.ff = FeedForward(dim)
+        self.norm2, self.ff = LayerNorm(dim), FeedForward(dim)
+        self.norm2_context = None if context_pre_only else LayerNorm(dim)
         self.ff_context = None if context_pre_only else FeedForward(dim)
 
     def modulation(self, temb: paddle.Tensor) -> tuple[list[paddle.Tensor], ...]:
@@ -115,9 +128,12 @@ class JointTransformerBlock(nn.Layer):
         """``attn_processors``: ``"attn"`` or ``"attn2"`` -> the processor of this call, in the place of the layer's."""
         kwargs, processors = joint_attention_kwargs or {}, attn_processors or {}
         for_image, for_text = temb if isinstance(temb, tuple) else (temb, temb)
-        image = self.norm1(hidden_states, for_image)
-        text = self.norm1_context(encoder_hidden_states, for_text)
-        text_input = text if self.context_pre_only else text.hidden_states
+        image = self.norm1(hidden_states, emb=for_image)
+        if self.context_pre_only:
+            text_input = self.norm1_context(encoder_hidden_states, for_text)
+        else:
+            text = self.norm1_context(encoder_hidden_states, emb=for_text)
+            text_input = text.hidden_states
 
         image_output, text_output = self.attn(
             image.hidden_states, text_input, processor=processors.get("attn"), **kwargs
@@ -127,12 +143,12 @@ class JointTransformerBlock(nn.Layer):
         if self.attn2 is not None:
             output = self.attn2(image.hidden_states2, processor=processors.get("attn2"), **kwargs)
             hidden_states = gated_residual(hidden_states, image.gate_msa2, output)
-        hidden_states = _feed_forward(self.ff, hidden_states, image)
+        hidden_states = _feed_forward(self.norm2, self.ff, hidden_states, image)
         if self.ff_context is None:
             return None, hidden_states
 
         encoder_hidden_states = gated_residual(encoder_hidden_states, text.gate_msa, text_output)
-        return _feed_forward(self.ff_context, encoder_hidden_states, text), hidden_states
+        return _feed_forward(self.norm2_context, self.ff_context, encoder_hidden_states, text), hidden_states
 
 
 class SD3SingleTransformerBlock(nn.Layer):
@@ -140,7 +156,7 @@ class SD3SingleTransformerBlock(nn.Layer):
 
     Args:
         dim: width D.
-        num_attention_heads, attention_head_dim: h and d.
+        num_attention_heads, attention_head_dim: as in :class:`JointTransformerBlock`.
 
     Shapes: those of :class:`JointTransformerBlock`, with None for the text that goes in and out.
     """
@@ -150,8 +166,8 @@ class SD3SingleTransformerBlock(nn.Layer):
     def __init__(self, dim: int, num_attention_heads: int, attention_head_dim: int) -> None:
         super().__init__()
         self.norm1 = AdaLayerNormZero(dim)
-        self.attn = Attention(query_dim=dim, heads=num_attention_heads, dim_head=attention_head_dim)
-        self.ff = FeedForward(dim)
+        self.attn = Attention(**_heads(dim, num_attention_heads, attention_head_dim))
+        self.norm2, self.ff = LayerNorm(dim), FeedForward(dim)
 
     def modulation(self, temb: paddle.Tensor) -> tuple[list[paddle.Tensor], ...]:
         """See :meth:`JointTransformerBlock.modulation`."""
@@ -166,15 +182,26 @@ class SD3SingleTransformerBlock(nn.Layer):
         attn_processors: Mapping[str, AttentionProcessor] | None = None,
     ) -> Streams:
         """See :meth:`JointTransformerBlock.forward`."""
-        image = self.norm1(hidden_states, *temb if isinstance(temb, tuple) else (temb,))
+        image = self.norm1(hidden_states, emb=temb[0] if isinstance(temb, tuple) else temb)
         processor = (attn_processors or {}).get("attn")
         output = self.attn(image.hidden_states, processor=processor, **(joint_attention_kwargs or {}))
         hidden_states = gated_residual(hidden_states, image.gate_msa, output)
-        return None, _feed_forward(self.ff, hidden_states, image)
+        return None, _feed_forward(self.norm2, self.ff, hidden_states, image)
 
 
-def _feed_forward(feed_forward: FeedForward, tokens: paddle.Tensor, modulated: Modulated) -> paddle.Tensor:
-    normalized = layer_norm_modulate(tokens, modulated.shift_mlp, modulated.scale_mlp)
+def _heads(dim, num_attention_heads, attention_head_dim, qk_norm=None):
+    """Arguments of an :class:`Attention` of width ``dim``, whichever width ``attention_head_dim`` is."""
+    dim_head = dim // num_attention_heads
+    if dim_head * num_attention_heads != dim or attention_head_dim not in (dim_head, dim):
+        raise ConfigError(
+            f"num_attention_heads is {num_attention_heads} and attention_head_dim {attention_head_dim}, which makes no "
+            f"width of {dim} (dim). attention_head_dim is the width of one head, dim / num_attention_heads, or of all."
+        )
+    return {"query_dim": dim, "heads": num_attention_heads, "dim_head": dim_head, "bias": True, "qk_norm": qk_norm}
+
+
+def _feed_forward(norm, feed_forward, tokens, modulated):
+    normalized = norm_modulate(tokens, norm, modulated.shift_mlp, modulated.scale_mlp)
     return gated_residual(tokens, modulated.gate_mlp, feed_forward(normalized))
 
 
@@ -212,13 +239,16 @@ class AttentionMixin(ModelMixin):
         if not kwargs and not processors:
             return
         own = self.attn_processors
+        self._check_names(processors, own)
+        check_attention_kwargs({**own, **processors}.values(), kwargs)
+
+    def _check_names(self, processors, own):
         unknown = sorted(set(processors) - set(own))
         if unknown:
             raise InputError(
                 f"attn_processors has {unknown[:5]}, which this {type(self).__name__} does not have. Take names from "
                 "model.attn_processors."
             )
-        check_attention_kwargs({**own, **processors}.values(), kwargs)
 
     def fuse_qkv_projections(self) -> None:
         """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""

@@ -60,6 +60,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     absent_features = ("down_block_out_channels", "up_block_out_channels")  # ppdiffusers' asymmetric ones
     _components = ("vae",)
+    _output_class = DecoderOutput
 
     @register_to_config
     def __init__(
@@ -96,7 +97,6 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     # ------------------------------------------------------------------------------------------ picture <-> latents
 
-    @paddle.jit.not_to_static  # a graph is traced from what runs, not from a rewritten source
     def encode(
         self, x: paddle.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -109,7 +109,6 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    @paddle.jit.not_to_static
     def decode(
         self, z: paddle.Tensor, return_dict: bool = True, generator: Generator | Sequence[Generator] | None = None
     ) -> DecoderOutput | tuple[paddle.Tensor]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import paddle
 from paddle import nn
-from paddle.distributed.fleet.utils import recompute
 
 from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
+from ..ops.gradients import recomputed
+from ..ops.shapes import tracked
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError
@@ -63,6 +65,8 @@ class AutoencoderTiny(Tileable, ModelMixin):
 
     ignored_config_keys = ("block_out_channels",)  # diffusers derives it and saves it
     _components = ("vae",)
+    # Whether a generator is drawn from when a picture is encoded.
+    samples_latents: ClassVar[bool] = False
 
     @register_to_config
     def __init__(
@@ -179,11 +183,9 @@ class _Layers(nn.Layer):
         self.gradient_checkpointing = False
 
     def _run(self, x):
-        if not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
-            return self.layers(x)
-        x = self.layers[0](x)  # recompute() gives parameters no gradient if its input needs none, as pictures do
-        for index in range(1, len(self.layers)):
-            x = recompute(self.layers[index], x)
+        again = self.gradient_checkpointing and self.training and tracked(x, *self.parameters())
+        for layer in self.layers:
+            x = recomputed(layer, x) if again else layer(x)
         return x
 
 

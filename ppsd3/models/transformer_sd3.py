@@ -7,7 +7,6 @@ D width. Joint order is [image, text]; attention tensors are [B, S, h, d].
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -15,12 +14,12 @@ from typing import Any, Callable
 
 import paddle
 from paddle import nn
-from paddle.distributed.fleet.utils import recompute
 
 from ..compilation import Compilable
 from ..configuration_utils import register_to_config
 from ..ops import Linear, adapter_scale, scaled_adapters
-from ..ops.shapes import sizes_of, tracked
+from ..ops.gradients import recomputed
+from ..ops.shapes import sizes_of
 from ..outputs import BaseOutput
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
@@ -76,7 +75,7 @@ class PreparedCondition:
 
 @dataclass
 class GivenCondition:
-    """Text and one timestep as they are given, in the place of a :class:`PreparedCondition` for a ``forward`` that takes
+    """Text and one timestep as they are given: in the place of a :class:`PreparedCondition` where ``forward`` takes
     tensors alone.
 
     Attributes:
@@ -103,7 +102,6 @@ class ConditionedBlocks(AttentionMixin):
     time_text_embed: CombinedTimestepTextProjEmbeddings
     transformer_blocks: nn.LayerList
     norm_out: AdaLayerNormContinuous | None
-    gradient_checkpointing = False
 
     def prepare(
         self,
@@ -143,16 +141,18 @@ class ConditionedBlocks(AttentionMixin):
         return PreparedCondition(self._context(encoder_hidden_states), [temb] * len(self.transformer_blocks), temb)
 
     def _context(self, encoder_hidden_states):
-        if encoder_hidden_states is None and self.context_embedder is None:
-            return None
-        if encoder_hidden_states is None:
-            raise InputError(f"This {type(self).__name__} reads text tokens. Pass encoder_hidden_states.")
-        if self.context_embedder is None:
-            raise InputError(
-                f"This {type(self).__name__} has blocks without text (joint_attention_dim is None). Leave "
-                "encoder_hidden_states out."
-            )
-        return self.context_embedder(encoder_hidden_states)  # [B, L, D]
+        embedder = self.context_embedder
+        if (encoder_hidden_states is None) != (embedder is None):
+            raise self._wrong_text()
+        return None if embedder is None else embedder(encoder_hidden_states)  # [B, L, D]
+
+    def _wrong_text(self):
+        if self.context_embedder is not None:
+            return InputError(f"This {type(self).__name__} reads text tokens. Pass encoder_hidden_states.")
+        return InputError(
+            f"This {type(self).__name__} has blocks without text (joint_attention_dim is None). Leave "
+            "encoder_hidden_states out."
+        )
 
     def _blocks_of(self, condition: PreparedCondition, kwargs: Mapping, processors: Mapping) -> list[Block]:
         """The blocks, steered by ``condition``; ``kwargs`` and ``processors`` are those of the call."""
@@ -170,14 +170,9 @@ class ConditionedBlocks(AttentionMixin):
         modulated = isinstance(temb, tuple)
         if modulated or not (self.gradient_checkpointing and self.training and paddle.is_grad_enabled()):
             return block(*arguments)
-        if not tracked(hidden_states, encoder_hidden_states, temb):  # where adapters alone train: recompute() gives
-            hidden_states = hidden_states.detach()  # parameters no gradient if none of its inputs needs one
-            hidden_states.stop_gradient = False
-            arguments = hidden_states, *arguments[1:]
-        context = copy_context()  # on the way back the block runs as it does now, with the call's scale of LoRA layers
         if block.context_pre_only:  # recompute() cannot return the None that stands for the ended text stream
-            return None, recompute(lambda *inputs: context.run(block, *inputs)[1], *arguments)
-        return recompute(lambda *inputs: context.run(block, *inputs), *arguments)
+            return None, recomputed(lambda *inputs: block(*inputs)[1], *arguments)
+        return recomputed(block, *arguments)
 
     def _split_attention_kwargs(self, kwargs, processors):
         """``(scale, what is left for the processors)``, checked."""
@@ -216,6 +211,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
     _quantizable_modules = ("attn", "attn2", "ff", "ff_context")
     _weight_only_modules = ("norm1", "norm1_context")
     _components = ("transformer",)
+    _output_class = Transformer2DModelOutput
 
     norm_out: AdaLayerNormContinuous
     ip_adapter: Any
@@ -268,11 +264,10 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
                 for i in range(num_layers)
             ]
         )
-        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim)
+        self.norm_out = AdaLayerNormContinuous(self.inner_dim, self.inner_dim, elementwise_affine=False, eps=1e-6)
         self.proj_out = Linear(self.inner_dim, patch_size * patch_size * self.out_channels)
         self.ip_adapter = None
 
-    @paddle.jit.not_to_static  # a graph is traced from what runs, not from a rewritten source
     def forward(
         self,
         hidden_states: paddle.Tensor,
@@ -369,7 +364,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         ip_adapter_image_embeds: paddle.Tensor | None = None,
     ) -> list[PreparedCondition]:
         """As :meth:`ConditionedBlocks.prepare`, and ``ip_adapter_image_embeds [B, ...]``: what the IP-adapter reads."""
-        if self.is_inference_model:
+        if "forward" in vars(self) and self.is_inference_model:
             return self._as_given(encoder_hidden_states, pooled_projections, timesteps, ip_adapter_image_embeds)
         steps = super().prepare(encoder_hidden_states, pooled_projections, timesteps)
         if ip_adapter_image_embeds is not None:
@@ -379,7 +374,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         return steps
 
     @staticmethod
-    def _as_given(text, pooled, timesteps, picture):
+    def _as_given(text, pooled, timesteps, picture) -> Any:
         """:meth:`prepare` for a graph that takes tensors alone."""
         kwargs = {} if picture is None else {"ip_adapter_image_embeds": picture}
         return [GivenCondition(text, pooled, t.expand([pooled.shape[0]]), kwargs) for t in timesteps]

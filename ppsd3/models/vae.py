@@ -14,7 +14,8 @@ import paddle
 from paddle import nn
 
 from ..ops import Linear
-from ..ops.shapes import shape_of
+from ..ops.gradients import recomputed
+from ..ops.shapes import shape_of, tracked
 from ..ops.vision import (
     Conv2D,
     attention_channels_first,
@@ -55,9 +56,14 @@ class DiagonalGaussianDistribution:
             self.std, self.var = paddle.exp(0.5 * self.logvar), paddle.exp(self.logvar)
 
     def sample(self, generator: Generator | Sequence[Generator] | None = None) -> paddle.Tensor:
-        """``mean + std * noise`` [B, C, H, W]; ``generator`` is whatever ``ppsd3.utils.random.randn`` takes."""
+        """``mean + std * noise`` [B, C, H, W]; ``generator`` is whatever ``ppsd3.utils.random.randn`` takes.
+
+        A deterministic posterior draws no noise, so that the generator stays where it is.
+        """
         from ..utils.random import randn
 
+        if self.deterministic:
+            return self.mean
         return self.mean + self.std * randn(self.mean.shape, generator, self.mean.dtype)
 
     def mode(self) -> paddle.Tensor:
@@ -268,11 +274,7 @@ def _resnets(in_channels, out_channels, num_layers, norm_num_groups):
 
 def _run(owner, blocks, x):
     """``x`` through ``blocks``, each recomputed in the backward pass if ``owner.gradient_checkpointing``."""
-    recompute = owner.gradient_checkpointing and paddle.is_grad_enabled()
-    if recompute:
-        from paddle.distributed.fleet.utils import recompute as checkpoint
+    again = owner.gradient_checkpointing and tracked(x, *owner.parameters())
     for block in blocks:
-        # Not reentrant: that form gives no gradients when the block's input has none (a frozen conv_in). The random
-        # state is left alone: no block draws numbers, and Paddle 2.6 cannot keep it on the CPU.
-        x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False) if recompute else block(x)
+        x = recomputed(block, x) if again else block(x)
     return x

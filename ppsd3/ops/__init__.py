@@ -3,16 +3,17 @@
 from . import sixteen_bit, vision  # noqa: F401 (their operations belong to the table too)
 from .activations import exact_gelu, gelu, quick_gelu
 from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
-from .attention import attention, causal_bias, joint_attention
+from .attention import attention, causal_bias, joint_attention, mask_bias
 from .casting import CastingLinear
 from .linear import Linear, linear, linear_gelu
-from .modulation import gated_residual, layer_norm, layer_norm_modulate, modulate, rms_norm
+from .modulation import LayerNorm, gated_residual, layer_norm, layer_norm_modulate, modulate, norm_modulate, rms_norm
 from .quantized import QuantizedLinear, WeightOnlyLinear, shared_input
 from .settings import float32_matmul_precision, use_kernels, use_native
 
 __all__ = [
     "AdaptedLinear",
     "CastingLinear",
+    "LayerNorm",
     "Linear",
     "QuantizedLinear",
     "WeightOnlyLinear",
@@ -30,7 +31,9 @@ __all__ = [
     "layer_norm_modulate",
     "linear",
     "linear_gelu",
+    "mask_bias",
     "modulate",
+    "norm_modulate",
     "own_sublayers",
     "quick_gelu",
     "rms_norm",

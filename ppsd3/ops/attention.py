@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from . import onednn
-from .dispatch import Implementation, native, onednn as by_onednn, operation
+from .dispatch import Implementation, native, onednn as by_onednn, operation, reference
 from .native import attention as kernels
 from .shapes import shape_of
 
@@ -115,35 +115,48 @@ def _joint_pays_on_tiles(*tensors):
     native(_in_pieces),
     deciding=6,
 )
-def _joint_attention(q, k, v, text_q, text_k, text_v):
+def _joint_attention(q, k, v, text_q, text_k, text_v, bias=None):
     """The outputs for ``q`` and, if it is there, ``text_q``."""
     joined = [paddle.concat(pieces, axis=1) for pieces in _joined(q, k, v, text_q, text_k, text_v)]
-    joint = attention(joined[0], joined[1], joined[2])
+    joint = attention(joined[0], joined[1], joined[2], bias)
     images = shape_of(q)[1]
     return [joint] if text_q is None else [joint[:, :images], joint[:, images:]]
 
 
 def joint_attention(
-    image: tuple[Tensor, Tensor, Tensor], text: tuple[Tensor | None, Tensor, Tensor]
+    image: tuple[Tensor, Tensor, Tensor], text: tuple[Tensor | None, Tensor, Tensor], bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """One softmax over the tokens of two streams, image first, without concatenating them where kernels allow.
 
     Args:
         image: q, k, v, each ``[B, N, h, d]``.
         text: q, k, v, each ``[B, L, h, d]``; q may be None, where only the image asks.
+        bias: added to the scaled scores, ``[1 or B, 1 or h, queries, N + L]``.
 
     Returns:
         ``[B, N, h, d]``, and ``[B, L, h, d]`` or None.
     """
-    outputs = _joint_attention(*image, *text)
+    joint = _joint_attention if bias is None else partial(reference(_joint_attention), bias=bias)
+    outputs = joint(*image, *text)
     return outputs[0], outputs[1] if len(outputs) == 2 else None
 
 
 def causal_bias(rows: int, columns: int, dtype: paddle.dtype) -> Tensor:
     """``[rows, columns]``: 0 where column <= row, a very negative finite number elsewhere."""
+    return paddle.triu(paddle.full([rows, columns], _lowest(dtype), dtype="float32"), diagonal=1).astype(dtype)
+
+
+def mask_bias(mask: Tensor, dtype: paddle.dtype) -> Tensor:
+    """A boolean or whole-numbered ``mask`` as a bias of its shape: 0 where it is true, a very negative finite number
+    elsewhere. Floats are a bias already."""
+    if paddle.is_floating_point(mask):
+        return mask.astype(dtype)
+    return ((mask.astype("float32") == 0).astype("float32") * _lowest(dtype)).astype(dtype)
+
+
+def _lowest(dtype):
     # finfo.min of fp16 would become -inf once a bias is added to it, and a row of -inf is NaN after softmax
-    lowest = -1e4 if dtype == paddle.float16 else -1e30
-    return paddle.triu(paddle.full([rows, columns], lowest, dtype="float32"), diagonal=1).astype(dtype)
+    return -1e4 if dtype == paddle.float16 else -1e30
 
 
 def _masked(scores, bias, causal):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
-from paddle import Tensor
+from paddle import Tensor, nn
 
+from ..utils.paddle_internals import has_hooks
 from .dispatch import Implementation, native, operation
 from .native import norms as kernels
 
@@ -14,6 +17,25 @@ from .native import norms as kernels
 def layer_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
     """Layer norm over the last axis without weight or bias; statistics in fp32. Shape and dtype of ``x``."""
     return F.layer_norm(x, x.shape[-1:], epsilon=epsilon)
+
+
+class LayerNorm(nn.LayerNorm):
+    """``paddle.nn.LayerNorm`` over the last axis; :func:`layer_norm` computes it where there is no weight and no bias.
+
+    Args:
+        dim: size of the last axis.
+        eps: added to the variance.
+        weight, bias: whether there are such parameters.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-6, weight: bool = False, bias: bool = False) -> None:
+        attributes: dict[str, Any] = {"weight_attr": None if weight else False, "bias_attr": None if bias else False}
+        super().__init__(dim, epsilon=eps, **attributes)
+        self.epsilon: float = eps
+        self.is_plain: bool = not weight and not bias
+
+    def forward(self, input: Tensor) -> Tensor:
+        return layer_norm(input, self.epsilon) if self.is_plain else super().forward(input)
 
 
 def _modulates(x, *vectors):
@@ -42,6 +64,16 @@ def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, epsilon: float 
     Shapes: ``x [B, S, D]``, ``shift, scale [B, D]`` -> ``[B, S, D]``.
     """
     return modulate(F.layer_norm(x, x.shape[-1:], epsilon=epsilon), shift, scale)
+
+
+def norm_modulate(x: Tensor, norm: nn.Layer, shift: Tensor, scale: Tensor) -> Tensor:
+    """``norm(x) * (1 + scale) + shift``; shapes as in :func:`layer_norm_modulate`.
+
+    In one pass where ``norm`` is a :class:`LayerNorm` without weight, bias and hooks that must see its output.
+    """
+    if type(norm) is LayerNorm and norm.is_plain and not has_hooks(norm):
+        return layer_norm_modulate(x, shift, scale, norm.epsilon)
+    return modulate(norm(x), shift, scale)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -15,9 +15,8 @@ import os
 import threading
 
 import paddle
-from paddle.autograd import PyLayer
 
-from .shapes import tracked
+from .gradients import differentiable
 
 # (major, minor): from that of Paddle 2.6.2's wheel to that of 3.3.1's, between which the interface stays the same.
 KNOWN_VERSIONS = [(3, minor) for minor in range(2, 7)]
@@ -73,9 +72,7 @@ def conv2d(x, weight, bias, stride, padding):
     Shapes: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]``. ``padding``: zeros at the top, bottom,
     left and right.
     """
-    if tracked(x, weight, bias):
-        return _Conv2D.apply(x, weight, bias, stride, padding)
-    return _forward(x, weight, bias, stride, padding)
+    return _conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
 def softmax_(x):
@@ -121,46 +118,28 @@ def _eltwise(size, name, alpha):
     return layout, descriptor, _made("dnnl_primitive_create", descriptor)
 
 
-class _Conv2D(PyLayer):
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride, padding):
-        ctx.save_for_backward(x, weight)
-        ctx.geometry, ctx.needs = (stride, padding), [not t.stop_gradient for t in (x, weight, bias)]
-        return _forward(x, weight, bias, stride, padding)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        x, weight = ctx.saved_tensor()
-        gradient = gradient.contiguous()
-        wants_x, wants_weight, wants_bias = ctx.needs
-        x_gradient = weight_gradient = bias_gradient = None
-        with _lock:
-            plan = _plan(tuple(x.shape), tuple(weight.shape), *ctx.geometry)
-            if wants_x:
-                x_gradient = paddle.empty(x.shape, x.dtype)
-                plan.backward_data({_DIFF_DST: gradient, _WEIGHTS: weight.contiguous(), _DIFF_SRC: x_gradient})
-            if wants_weight or wants_bias:
-                weight_gradient = paddle.empty(weight.shape, x.dtype)
-                bias_gradient = paddle.empty(weight.shape[:1], x.dtype)
-                plan.backward_weights(
-                    {
-                        _DIFF_DST: gradient,
-                        _SRC: x.contiguous(),
-                        _DIFF_WEIGHTS: weight_gradient,
-                        _DIFF_BIAS: bias_gradient,
-                    }
-                )
-        return tuple(
-            g if wanted else None for g, wanted in zip((x_gradient, weight_gradient, bias_gradient), ctx.needs)
-        )
-
-
-def _forward(x, weight, bias, stride, padding):
+def _forward(keep, x, weight, bias, stride, padding):
     with _lock:
         plan = _plan(tuple(x.shape), tuple(weight.shape), stride, padding)
         y = paddle.empty(plan.output_shape, x.dtype)
-        plan.forward({_SRC: x.contiguous(), _WEIGHTS: weight.contiguous(), _BIAS: bias.contiguous(), _DST: y})
-    return y
+        plan.forward({_SRC: x, _WEIGHTS: weight, _BIAS: bias, _DST: y})
+    return y, (x, weight)
+
+
+def _backward(dy, wanted, x, weight, stride, padding):
+    dx = dweight = dbias = None
+    with _lock:
+        plan = _plan(tuple(x.shape), tuple(weight.shape), stride, padding)
+        if wanted[0]:
+            dx = paddle.empty(x.shape, x.dtype)
+            plan.backward_data({_DIFF_DST: dy, _WEIGHTS: weight, _DIFF_SRC: dx})
+        if any(wanted[1:]):
+            dweight, dbias = paddle.empty(weight.shape, x.dtype), paddle.empty(weight.shape[:1], x.dtype)
+            plan.backward_weights({_DIFF_DST: dy, _SRC: x, _DIFF_WEIGHTS: dweight, _DIFF_BIAS: dbias})
+    return dx, dweight, dbias
+
+
+_conv2d = differentiable(_forward, _backward)
 
 
 @functools.lru_cache(maxsize=512)

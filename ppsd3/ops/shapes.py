@@ -1,5 +1,9 @@
 """Sizes and kinds of tensors, for code that also runs in static graphs, where sizes are open."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import paddle
 
 
@@ -8,7 +12,7 @@ def shape_of(x):
     return x.shape if paddle.in_dynamic_mode() else paddle.shape(x)
 
 
-def sizes_of(x):
+def sizes_of(x: paddle.Tensor) -> list[Any]:
     """The sizes of ``x``, each an int where it is known, or in a static graph a tensor of one int where it is open."""
     return [size if size >= 0 else paddle.shape(x)[axis] for axis, size in enumerate(x.shape)]
 

@@ -6,6 +6,7 @@ scheduler included, is in the directory too.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -16,13 +17,13 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from ..compilation import CompiledFunction
+from ..serialization.combined import is_whole
 from ..serialization.tensors import dtype_name
 from ..serialization.writers import byte_size, require_space
 from ..utils.errors import CheckpointError, InputError
 from ..utils.files import replace_directory, staging_directory
 from ..utils.paddle_internals import WRONG_PASSES
 from ..utils.types import PathLike
-from .residency import is_network
 
 if TYPE_CHECKING:
     from .stable_diffusion_3.base import StableDiffusion3Base
@@ -32,7 +33,8 @@ _STEM = "inference"
 _PARTS = ("tokenizer", "tokenizer_2", "tokenizer_3", "scheduler")
 
 
-class Port(NamedTuple):
+@dataclasses.dataclass
+class Port:
     """An input or output of a model: -1 in ``shape`` is a size that may differ between calls."""
 
     name: str
@@ -52,7 +54,7 @@ class Graph(NamedTuple):
 def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str:
     """Writes the networks of ``pipe`` as models for Paddle Inference, with active LoRAs in them.
 
-    ``inference_index.json`` says which models there are, and name, shape, dtype and meaning of what each takes and gives.
+    ``inference_index.json`` says which models there are, and name, shape, dtype and meaning of what they take and give.
     Tokenizers and scheduler are saved beside them. All is written under a temporary name beside ``save_directory`` and
     renamed at the end.
 
@@ -67,8 +69,7 @@ def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str
         InputError: the directory has other files in it, or a component cannot be written as a model.
         CheckpointError: the disk has too little space, or could not be written.
     """
-    target = os.path.realpath(os.path.expanduser(os.fspath(save_directory)))
-    _check_target(target)
+    target = check_target(save_directory)
     _check_components(pipe)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with staging_directory(target) as staging:
@@ -89,9 +90,15 @@ def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str
     return target
 
 
-def _check_target(target: str) -> None:
+def check_target(save_directory: PathLike) -> str:
+    """The absolute path of a directory that an export may write.
+
+    Raises:
+        InputError: it may not: it is a file, or holds what is no export.
+    """
+    target = os.path.realpath(os.path.expanduser(os.fspath(save_directory)))
     if not os.path.lexists(target):
-        return
+        return target
     if not os.path.isdir(target):
         raise InputError(f"{target} is a file already. Models are written into a directory: choose another name.")
     if os.path.ismount(target) or os.path.samefile(target, os.getcwd()):
@@ -101,6 +108,7 @@ def _check_target(target: str) -> None:
         )
     if os.listdir(target) and not os.path.isfile(os.path.join(target, INDEX)):
         raise InputError(f"{target} has other files in it, and no {INDEX}. Name a new directory, or an empty one.")
+    return target
 
 
 def _check_components(pipe: StableDiffusion3Base) -> None:
@@ -220,12 +228,14 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     folder = os.path.join(directory, model)
     os.makedirs(folder)
     require_space(directory, sum(byte_size(parameter) for parameter in network.parameters()))
-    specs = [InputSpec(port.shape, port.dtype, name=port.name) for port in graph.inputs]
-    try:
-        CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
-    except OSError as error:
-        raise CheckpointError(f"{model} could not be written to {directory}: {error}") from error
+    specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
+    CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
+    if not is_whole(os.path.join(folder, weights)):
+        raise CheckpointError(
+            f"The weights of {model} could not be written: the disk of {os.path.dirname(directory)} is full. Free some "
+            "space, or choose another directory."
+        )
     (program,) = (name for name in os.listdir(folder) if name in (f"{_STEM}.json", f"{_STEM}.pdmodel"))
     return {
         "program": f"{model}/{program}",
@@ -236,4 +246,4 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
 
 
 def _described(ports: Sequence[Port]) -> list[dict[str, Any]]:
-    return [port._asdict() for port in ports]
+    return [dataclasses.asdict(port) for port in ports]

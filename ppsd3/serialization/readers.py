@@ -1,19 +1,15 @@
 """Reads safetensors files, mapped into memory, one tensor at a time.
 
-The format (https://huggingface.co/docs/safetensors): 8 bytes little-endian header length, a JSON header that gives
-every tensor its dtype, shape and byte range, then the raw bytes. It is read here directly because the
-``safetensors`` package has no Paddle reader that works on Paddle 2.6, and because mapped memory can then become a
-parameter's own memory without a copy.
+The safetensors library reads and checks the header; the tensors are read here, because the library has no Paddle reader
+that works on Paddle 2.6, and because mapped memory can then become a parameter's own memory without a copy.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import mmap
 import os
-import struct
 import weakref
-from typing import IO, Any
 
 import numpy as np
 import paddle
@@ -41,7 +37,10 @@ DTYPES = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
-_MAX_HEADER = 100_000_000  # the reference reader's own limit
+_MAX_REASON = 500  # characters; a hostile header's dtype may have millions
+_MAX_AXES = 9  # of a Paddle tensor
+_MAX_ELEMENTS = 1 << 60  # that numpy can count the bytes of; an empty tensor's other axes may be of any size
+_ARRAY_DTYPES = {**NUMPY_DTYPES, "float8_e4m3fn": np.dtype(np.uint8), "float8_e5m2": np.dtype(np.uint8)}
 
 
 def refuse_pickle(path: PathLike, head: bytes = b"") -> None:
@@ -62,8 +61,24 @@ def refuse_pickle(path: PathLike, head: bytes = b"") -> None:
         )
 
 
+def require_readable(path: str, name: str, info: TensorInfo) -> None:
+    """Raises CheckpointFormatError if the tensor ``name`` of the file at ``path`` is one that Paddle cannot hold."""
+    if info.dtype not in _ARRAY_DTYPES:
+        raise CheckpointFormatError(
+            f"{path}: tensor {name!r} has dtype {info.dtype}, which ppsd3 cannot read; it reads {', '.join(DTYPES)}. "
+            "Convert the tensor to one of these."
+        )
+    if len(info.shape) > _MAX_AXES or math.prod(size or 1 for size in info.shape) >= _MAX_ELEMENTS:
+        raise CheckpointFormatError(
+            f"{path}: the shape of tensor {name!r} has {len(info.shape)} axes and is one that Paddle cannot hold. "
+            "Reshape the tensor, or remove it from the file."
+        )
+
+
 class SafetensorsFile:
     """A safetensors file, mapped into memory. Opening reads the header only.
+
+    A tensor of a dtype that ppsd3 cannot read raises CheckpointFormatError when it is read, not before.
 
     Attributes:
         path: as it was given; metadata: the header's ``__metadata__``.
@@ -77,7 +92,7 @@ class SafetensorsFile:
     metadata: dict[str, str]
 
     def __init__(self, path: PathLike) -> None:
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         if not os.path.isfile(self.path):
             raise CheckpointNotFoundError(f"{self.path} does not exist. Check the path, or download the file again.")
         with open(self.path, "rb") as file:
@@ -86,58 +101,40 @@ class SafetensorsFile:
             refuse_pickle(self.path, head)
             if head == b"version ":
                 raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull`.")
-            header, self._data_start = self._read_header(file, head)
+            self.metadata, self._infos = self._read_header(8 + int.from_bytes(head, "little"))
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._descriptor = os.dup(file.fileno())
             weakref.finalize(self, os.close, self._descriptor)
-        self.metadata = header.pop("__metadata__", None) or {}
-        self._infos = {name: self._check_entry(name, entry) for name, entry in header.items()}
 
     def _corrupt(self, what: str) -> CheckpointFormatError:
         return CheckpointFormatError(
             f"{self.path} ({self._size} bytes) is no complete safetensors file: {what}. Download or write it again."
         )
 
-    def _read_header(self, file: IO[bytes], head: bytes) -> tuple[dict[str, Any], int]:
-        if len(head) < 8:
-            raise self._corrupt("it ends before its header")
-        (length,) = struct.unpack("<Q", head)
-        if length > _MAX_HEADER or 8 + length > self._size:
-            raise self._corrupt(f"its first 8 bytes announce a header of {length} bytes")
-        try:
-            header = json.loads(file.read(length))
-        except ValueError as error:
-            raise self._corrupt(f"its header is not JSON ({error})") from error
-        if not isinstance(header, dict):
-            raise self._corrupt("its header is not a JSON object")
-        return header, 8 + length
+    def _read_header(self, start: int) -> tuple[dict[str, str], dict[str, TensorInfo]]:
+        """The metadata and the tensors; their bytes begin at byte ``start`` of the file, without gaps."""
+        from safetensors import SafetensorError, safe_open
 
-    def _check_entry(self, name: str, entry: Any) -> TensorInfo:
+        infos = {}
         try:
-            dtype, shape, (start, stop) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            sizes_ok = all(type(n) is int and n >= 0 for n in shape + (start, stop))
-        except (TypeError, KeyError, ValueError) as error:
-            raise self._corrupt(f"the header's entry for tensor {name!r} is malformed") from error
-        if dtype not in DTYPES:
-            raise CheckpointFormatError(
-                f"{self.path}: tensor {name!r} has dtype {dtype}, which ppsd3 cannot read; "
-                f"it reads {', '.join(DTYPES)}. Convert the file to one of these."
-            )
-        items = 1
-        for size in shape if sizes_ok else ():
-            items *= size
-        if not sizes_ok or stop - start != items * _itemsize(DTYPES[dtype]):
-            raise self._corrupt(
-                f"tensor {name!r} has shape {list(shape)} and dtype {dtype} but the byte range {[start, stop]}"
-            )
-        if self._data_start + stop > self._size:
-            raise self._corrupt(f"tensor {name!r} ends at byte {self._data_start + stop}")
-        return TensorInfo(DTYPES[dtype], shape, self._data_start + start, self._data_start + stop)
+            with safe_open(self.path, "np") as header:
+                metadata = header.metadata() or {}
+                for name in header.offset_keys():
+                    entry = header.get_slice(name)
+                    code, shape = str(entry.get_dtype()), tuple(entry.get_shape())
+                    info = TensorInfo(DTYPES.get(code, code), shape, start)
+                    start += info.nbytes
+                    infos[name] = info._replace(stop=start)
+        except SafetensorError as error:
+            raise self._corrupt(str(error)[:_MAX_REASON]) from error
+        if start != self._size:  # the library admits neither gaps nor further bytes
+            raise self._corrupt(f"it changed while it was opened, or its tensors end at byte {start}")
+        return metadata, infos
 
     def keys(self) -> list[str]:
         """Tensor names in the order of the file's bytes."""
-        return sorted(self._infos, key=lambda name: self._infos[name].start)
+        return sorted(self._infos, key=lambda name: (self._infos[name].start, name))
 
     def info(self, name: str) -> TensorInfo:
         """TensorInfo of ``name``."""
@@ -148,21 +145,21 @@ class SafetensorsFile:
 
         bfloat16 comes as uint16 and the 8-bit floats as uint8.
         """
-        return self._mapped(self._infos[name])
+        return self._mapped(name, self._infos[name])
 
-    def _mapped(self, info: TensorInfo) -> np.ndarray:
-        dtype = NUMPY_DTYPES.get(info.dtype, np.dtype(np.uint8))
-        if info.start == info.stop:
-            return np.empty(info.shape, dtype)
-        array = np.frombuffer(self._map, np.uint8, count=info.stop - info.start, offset=info.start)
-        return array.view(dtype).reshape(info.shape)
+    def _mapped(self, name: str, info: TensorInfo) -> np.ndarray:
+        require_readable(self.path, name, info)
+        array = np.empty(0, np.uint8)
+        if info.stop > info.start:
+            array = np.frombuffer(self._map, np.uint8, count=info.stop - info.start, offset=info.start)
+        return array.view(_ARRAY_DTYPES[info.dtype]).reshape(info.shape)
 
     def load(
         self, name: str, dtype: Dtype | None = None, part: tuple[int, int] = (0, 1), scale: float = 1.0
     ) -> np.ndarray:
         """See :meth:`TensorSource.load`."""
         info = _part(self._infos[name], *part)
-        array = self._mapped(info)
+        array = self._mapped(name, info)
         own = info.dtype if info.dtype in NUMPY_DTYPES else "float32"
         target = own if dtype is None else dtype_name(dtype)
         if target != info.dtype or scale != 1.0 or not array.flags.aligned:
@@ -231,7 +228,3 @@ def _part(info: TensorInfo, index: int, count: int) -> TensorInfo:
     size = (info.stop - info.start) // count
     start = info.start + index * size
     return TensorInfo(info.dtype, (info.shape[0] // count, *info.shape[1:]), start, start + size)
-
-
-def _itemsize(dtype):
-    return NUMPY_DTYPES[dtype].itemsize if dtype in NUMPY_DTYPES else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +16,7 @@ class TensorInfo(NamedTuple):
     """What a file's header says of a tensor.
 
     Attributes:
-        dtype: its name, e.g. "float16".
+        dtype: its name, e.g. "float16"; the format's, e.g. "F4", of one that ppsd3 cannot read.
         start, stop: byte offsets in the file; 0 for a tensor that is made of others.
     """
 
@@ -22,6 +24,12 @@ class TensorInfo(NamedTuple):
     shape: Shape
     start: int = 0
     stop: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data; the first number in a dtype's name is its width in bits."""
+        bits = re.search(r"\d+", self.dtype)
+        return math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8  # bool has none
 
 
 class TensorSource(Protocol):

@@ -18,7 +18,7 @@ from ..utils.errors import CheckpointError, InputError
 from ..utils.files import atomic_write
 from ..utils.types import Shape
 from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
-from .readers import DTYPES
+from .readers import DTYPES, require_readable
 from .source import TensorSource
 from .tensors import FLOATING, NUMPY_DTYPES, dtype_name
 
@@ -42,6 +42,7 @@ class StoredTensor:
 
     def __init__(self, source: TensorSource, name: str, dtype: str | None = None) -> None:
         info = source.info(name)
+        require_readable(source.path, name, info)
         self._source, self._name = source, name
         self.shape = info.shape
         own = "bfloat16" if info.dtype.startswith("float8") else info.dtype

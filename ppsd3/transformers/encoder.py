@@ -11,6 +11,8 @@ from paddle import nn
 from ..configuration_utils import FrozenConfig
 from ..modeling_utils import ModelMixin
 from ..ops import exact_gelu, gelu, quick_gelu
+from ..ops.gradients import recomputed
+from ..ops.shapes import tracked
 from ..utils.errors import ConfigError, InputError
 
 # Keys that transformers 4 or 5 writes into any config.json: they describe the file, or generation and
@@ -79,11 +81,9 @@ class Encoder(ModelMixin):
     def _run_blocks(self, blocks, hidden, *args):
         """Calls ``block(hidden, *args)`` in turn; returns the list ``[hidden, after block 0, after block 1, ...]``."""
         states = [hidden]
-        recompute = None
-        if getattr(self, "gradient_checkpointing", False) and self.training:
-            from paddle.distributed.fleet.utils import recompute
+        again = self.gradient_checkpointing and self.training and tracked(hidden, *self.parameters())
         for block in blocks:
-            states.append(recompute(block, states[-1], *args) if recompute else block(states[-1], *args))
+            states.append(recomputed(block, states[-1], *args) if again else block(states[-1], *args))
         return states
 
 

@@ -128,8 +128,8 @@ def group_norm_settings(norm: nn.GroupNorm) -> tuple[int, float]:
 
 
 def run_as_written(directory: str) -> None:
-    """Keeps Paddle's bytecode tracer, which ``to_static`` uses unless ``full_graph=True``, out of the functions in files
-    under ``directory``: it cannot trace all of Python, and fails where it should give up."""
+    """Keeps Paddle's bytecode tracer, which ``to_static`` uses unless ``full_graph=True``, out of the files under
+    ``directory``: it cannot trace all of Python, and fails where it should give up."""
     core.eval_frame_skip_file_prefix((os.path.join(directory, ""),))
 
 

@@ -104,7 +104,8 @@ class Components(Drawing):
 
 class Batches(Drawing):
     def test_a_batch_is_its_pictures(self, pipe):
-        both = self.draw(pipe, prompt=[PROMPT, "a star"], generator=[TorchGenerator(1), TorchGenerator(2)])
+        generators = [TorchGenerator(1), TorchGenerator(2)]
+        both = self.draw(pipe, prompt=[PROMPT, "a star"], generator=generators, **self.batch_inputs())
         for i, prompt in enumerate([PROMPT, "a star"]):
             alone = self.draw(pipe, prompt=prompt, generator=TorchGenerator(i + 1))
             assert np.abs(both[i] - alone[0]).max() < 1e-4
@@ -226,6 +227,10 @@ class Latents(Drawing):
             for seed in (1, 1, 2)
         ]
         assert np.array_equal(drawn[0], drawn[1]) and np.abs(drawn[0] - drawn[2]).max() > 1e-3
+
+    def batch_inputs(self):
+        """What a call with a generator for each of two images takes beside ``inputs``."""
+        return {}
 
     def latents_inputs(self, latents):
         """What a call takes latents with."""

@@ -127,3 +127,10 @@ def test_sizes_that_do_not_fit(vae):
         vae.encode(picture(1, 3, 10, 8))
     with pytest.raises(InputError, match=r"AutoencoderTiny.decode takes \[B, 4,"):
         vae.decode(picture(1, 3, 10, 8))
+
+
+def test_encoding_draws_nothing():
+    vae, generator = AutoencoderTiny(), TorchGenerator(0)
+    latents = vae.encode(paddle.zeros([1, 3, 16, 16]))
+    assert np.array_equal(latents.latent_dist.sample(generator).numpy(), latents.latents.numpy())
+    assert np.array_equal(generator.randn([16]), TorchGenerator(0).randn([16]))

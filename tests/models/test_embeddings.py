@@ -86,14 +86,14 @@ def test_a_network_that_is_to_be_filled_computes_no_table(monkeypatch):
     from ppsd3.modeling_utils import is_to_be_filled, to_be_filled
     from ppsd3.models import embeddings
 
-    def refuse(*arguments):
+    def refuse(*arguments, **options):
         raise AssertionError("the table was computed")
 
     with monkeypatch.context() as patch:
-        patch.setattr(embeddings, "sincos_2d", refuse)
+        patch.setattr(embeddings, "get_2d_sincos_pos_embed", refuse)
         with to_be_filled():
             embed = PatchEmbed(8, 8, 2, 4, 16, pos_embed_max_size=6)
         assert embed.pos_embed.shape == [1, 36, 16] and not is_to_be_filled()
     with paddle.LazyGuard():  # alone, as users use it: the table is a buffer, which has values
         embed = PatchEmbed(8, 8, 2, 4, 16, pos_embed_max_size=6)
-    np.testing.assert_array_equal(embed.pos_embed[0].numpy(), embeddings.sincos_2d(16, 6, 6, 4))
+    np.testing.assert_array_equal(embed.pos_embed[0].numpy(), embeddings.get_2d_sincos_pos_embed(16, 6, base_size=4))

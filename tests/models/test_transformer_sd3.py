@@ -278,7 +278,7 @@ def test_joint_attention_kwargs_reach_the_processors():
 
 
 def test_unknown_joint_attention_kwargs(medium):
-    with pytest.raises(InputError, match=r"'loudness'.*accepted: none.*Remove it"):
+    with pytest.raises(InputError, match=r"'loudness'.*accepted: attention_mask.*Remove it"):
         run(medium, joint_attention_kwargs={"loudness": 1.5})
 
 

@@ -86,6 +86,9 @@ class TestInpainting(OfTask):
     def inputs(self):
         return {"image": picture(), "mask_image": mask(), "strength": 1.0}
 
+    def batch_inputs(self):
+        return {"image": [picture()] * 2}
+
 
 class TestInpaintingThatReadsTheMask(TestInpainting):
     transformer = {"in_channels": 9, "out_channels": 4}

@@ -98,7 +98,9 @@ def test_tuple_and_dictionary(pipes, task):
 
 @pytest.mark.parametrize("task", [*TASKS, "reads mask"])
 def test_a_batch_is_its_pictures(pipes, task):
-    two = draw(pipes, task, prompt=[PROMPT, "a star"], generator=[TorchGenerator(3), TorchGenerator(4)])
+    # an image for each generator: of one image for all, the first generator draws the latents
+    images = {"image": [OWN[task]["image"]] * 2} if "mask_image" in OWN[task] else {}
+    two = draw(pipes, task, prompt=[PROMPT, "a star"], generator=[TorchGenerator(3), TorchGenerator(4)], **images)
     for i, (prompt, seed) in enumerate(((PROMPT, 3), ("a star", 4))):
         one = draw(pipes, task, prompt=prompt, generator=TorchGenerator(seed))
         assert np.abs(two[i] - one[0]).max() < 1e-4
@@ -232,7 +234,8 @@ def test_masks_for_several_prompts(pipes, task):
     assert np.abs(one_mask[0] - two[0]).max() < 1e-4 and np.abs(one_mask[1] - two[1]).max() > 1e-3
     with pytest.raises(InputError, match="3 "):
         draw(pipes, task, **{**together, "mask_image": [mask()] * 3})
-    # each prompt's picture and mask serve all of its pictures
+    # each prompt's mask serves all of its pictures
+    together["image"] = [picture(), picture(), picture(1), picture(1)]
     four = draw(pipes, task, **together, num_images_per_prompt=2, generator=[TorchGenerator(s) for s in (3, 5, 4, 6)])
     assert np.abs(four[[0, 2]] - two).max() < 1e-4
 

@@ -3,8 +3,8 @@
 import ctypes
 
 import paddle
-from paddle.autograd import PyLayer
 
+from ..gradients import differentiable
 from ..shapes import tracked
 from . import lib
 from .prototypes import structure
@@ -56,15 +56,15 @@ def in_pieces(q, k, v, scale=None, bias=None, kernel="attention"):
         Tensors [B, S_i, h, d], one per piece of ``q``.
     """
     scale = q[0].shape[-1] ** -0.5 if scale is None else scale
-    if tracked(*q, *k, *v):
-        outputs = _Attention.apply(kernel, scale, len(q), len(k), *q, *k, *v)
-        return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
-    q, k, v = ([dense(x) for x in pieces] for pieces in (q, k, v))
-    return _attention(kernel, q, k, v, scale, None, bias)
+    outputs = _attention(*q, *k, *v, counts=(len(q), len(k)), kernel=kernel, scale=scale, bias=bias)
+    return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
 
 
-def _attention(kernel, q, k, v, scale, lse, bias=None):
+def _forward(keep, *tensors, counts, kernel, scale, bias):
+    q, k, v, _ = _pieces(tensors, *counts)
+    batch, _, heads, _ = q[0].shape
     out = [paddle.empty_like(x) for x in q]
+    lse = paddle.empty([batch, heads, sum(x.shape[1] for x in q)], dtype="float32") if keep else None
     added, steps = None, (0, 0)
     if bias is not None:
         bias = dense(bias)
@@ -73,30 +73,20 @@ def _attention(kernel, q, k, v, scale, lse, bias=None):
         added = bias.data_ptr()
     operands = map(_tokens, (q, k, v, out))
     getattr(lib(), "ppsd3_" + kernel)(_shape(q, k), *operands, pointer(lse), scale, added, *steps)
-    return out
+    return tuple(out) if len(out) > 1 else out[0], (*tensors, *out, lse)
 
 
-class _Attention(PyLayer):
-    @staticmethod
-    def forward(ctx, kernel, scale, q_pieces, k_pieces, *tensors):
-        ctx.scale, ctx.pieces, ctx.wanted = scale, (q_pieces, k_pieces), [not x.stop_gradient for x in tensors]
-        tensors = [dense(x) for x in tensors]
-        q, k, v, _ = _pieces(tensors, q_pieces, k_pieces)
-        batch, _, heads, _ = q[0].shape
-        lse = paddle.empty([batch, heads, sum(x.shape[1] for x in q)], dtype="float32")
-        out = _attention(kernel, q, k, v, scale, lse)
-        ctx.save_for_backward(*tensors, *out, lse)
-        return tuple(out) if len(out) > 1 else out[0]
+def _backward(dout, wanted, *kept, counts, kernel, scale, bias):
+    *tensors, lse = kept
+    q, k, v, out = _pieces(tensors, *counts)
+    gradients = [paddle.empty_like(x) for x in (*q, *k, *v)]
+    operands = map(_tokens, (q, k, v, out, dout if isinstance(dout, list) else [dout]))
+    dqkv = map(_tokens, _pieces(gradients, *counts)[:3])
+    lib().ppsd3_attention_backward(_shape(q, k), *operands, lse.data_ptr(), *dqkv, scale)
+    return gradients
 
-    @staticmethod
-    def backward(ctx, *dout):
-        *tensors, lse = ctx.saved_tensor()
-        q, k, v, out = _pieces(tensors, *ctx.pieces)
-        gradients = [paddle.empty_like(x) for x in (*q, *k, *v)]
-        dout, dqkv = [dense(x) for x in dout], _pieces(gradients, *ctx.pieces)[:3]
-        operands = map(_tokens, (q, k, v, out, dout))
-        lib().ppsd3_attention_backward(_shape(q, k), *operands, lse.data_ptr(), *map(_tokens, dqkv), ctx.scale)
-        return tuple(g if wanted else None for g, wanted in zip(gradients, ctx.wanted))
+
+_attention = differentiable(_forward, _backward)
 
 
 def _pieces(tensors, q_pieces, k_pieces):

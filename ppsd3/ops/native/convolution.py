@@ -4,11 +4,10 @@ With the prefix ``amx_`` products are made on AMX tiles.
 """
 
 import paddle
-from paddle.autograd import PyLayer
 
-from ..shapes import tracked
+from ..gradients import differentiable
 from . import lib
-from .tensors import dense, pointer
+from .tensors import pointer
 
 _SAME, _NONE, _RIGHT_BOTTOM = (1, 1, 1, 1), (0, 0, 0, 0), (0, 1, 0, 1)
 
@@ -23,74 +22,42 @@ def supports_conv2d(x, weight, bias, added, stride, padding):
 
 def conv2d(x, weight, bias, added, stride, padding, prefix=""):
     """Convolution of a geometry that :func:`supports_conv2d` accepts; ``bias`` and ``added`` may be None."""
-    return _Plain(x, weight, stride, prefix)(x, weight, bias, added)
+    batch, channels, height, width = x.shape
+    out, _, kernel, _ = weight.shape
+    sizes = batch, channels, height, width, out, kernel, stride
+    shape = [batch, out, height // stride, width // stride]
+    names = f"{prefix}conv2d", f"{prefix}conv2d_backward_data", "conv2d_backward_weight"
+    return _convolution(x, weight, bias, added, names=names, sizes=sizes, shape=shape)
 
 
 def upsample_conv2d(x, weight, bias, stride, padding, prefix=""):
     """3x3 convolution of stride 1, padded by 1, of ``x`` upsampled by 2 by nearest neighbour, without upsampling it."""
-    return _Upsampled(x, weight, prefix)(x, weight, bias)
+    batch, channels, height, width = x.shape
+    out = weight.shape[0]
+    names = f"{prefix}upsample_conv2d", "upsample_conv2d_backward_data", "upsample_conv2d_backward_weight"
+    sizes, shape = (batch, channels, height, width, out), [batch, out, 2 * height, 2 * width]
+    return _convolution(x, weight, bias, names=names, sizes=sizes, shape=shape)
 
 
-class _Plain:
-    """A convolution: the kernels' names, the sizes they take, the shape of the result."""
-
-    name = "conv2d"
-
-    def __init__(self, x, weight, stride, prefix):
-        batch, channels, height, width = x.shape
-        out, _, kernel, _ = weight.shape
-        self.prefix, self.sizes = prefix, (batch, channels, height, width, out, kernel, stride)
-        self.output_shape = [batch, out, height // stride, width // stride]
-
-    def __call__(self, *operands):
-        """``operands``: x, weight, bias and, for a plain convolution, what is added to it (or None)."""
-        if tracked(*operands):
-            return _Convolution.apply(self, *operands)
-        return self.forward(*operands)
-
-    def forward(self, *operands):
-        y = paddle.empty(self.output_shape, dtype="float32")
-        return self.run(self.prefix + self.name, *(None if t is None else dense(t) for t in operands), y)
-
-    def backward_data(self, dy, weight, x):
-        return self.run(self.prefix + "conv2d_backward_data", dy, weight, paddle.empty_like(x))
-
-    def run(self, name, *tensors):
-        """Calls a kernel on ``tensors``; returns the last one."""
-        getattr(lib(), "ppsd3_" + name)(*map(pointer, tensors), *self.sizes)
-        return tensors[-1]
+def _run(name, sizes, *tensors):
+    getattr(lib(), "ppsd3_" + name)(*map(pointer, tensors), *sizes)
 
 
-class _Upsampled(_Plain):
-    name = "upsample_conv2d"
-
-    def __init__(self, x, weight, prefix):
-        batch, channels, height, width = x.shape
-        out = weight.shape[0]
-        self.prefix, self.sizes = prefix, (batch, channels, height, width, out)
-        self.output_shape = [batch, out, 2 * height, 2 * width]
-
-    def backward_data(self, dy, weight, x):
-        return self.run("upsample_conv2d_backward_data", dy, weight, paddle.empty_like(x))
+def _forward(keep, x, weight, *others, names, sizes, shape):
+    y = paddle.empty(shape, dtype="float32")
+    _run(names[0], sizes, x, weight, *others, y)
+    return y, (x, weight)
 
 
-class _Convolution(PyLayer):
-    @staticmethod
-    def forward(ctx, kernels, x, weight, bias, *added):
-        ctx.kernels = kernels
-        ctx.wanted = [None if t is None else not t.stop_gradient for t in (x, weight, bias, *added)]
-        x, weight = dense(x), dense(weight)
-        ctx.save_for_backward(x, weight)
-        return kernels.forward(x, weight, bias, *added)
+def _backward(dy, wanted, x, weight, names, sizes, shape):
+    dx = dweight = dbias = None
+    if wanted[0]:
+        dx = paddle.empty_like(x)
+        _run(names[1], sizes, dy, weight, dx)
+    if any(wanted[1:3]):
+        dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
+        _run(names[2], sizes, x, dy, dweight, dbias)
+    return dx, dweight, dbias, dy
 
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight = ctx.saved_tensor()
-        dy, dx, dweight, dbias = dense(dy), None, None, None
-        if ctx.wanted[0]:
-            dx = ctx.kernels.backward_data(dy, weight, x)
-        if any(ctx.wanted[1:3]):
-            dweight, dbias = paddle.empty_like(weight), paddle.empty([weight.shape[0]], dtype="float32")
-            ctx.kernels.run(ctx.kernels.name + "_backward_weight", x, dy, dweight, dbias)
-        gradients = zip((dx, dweight, dbias, dy), ctx.wanted)
-        return tuple(g if wanted else None for g, wanted in gradients if wanted is not None)
+
+_convolution = differentiable(_forward, _backward)

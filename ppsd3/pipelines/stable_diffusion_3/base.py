@@ -32,6 +32,7 @@ from .prompt_encoding import CLIP_MAX_LENGTH, TextCondition, TextEncoders, encod
 from .prompt_inputs import PromptInputs
 from .prompt_reading import PromptReader
 from .step_caching import StepCache
+from .tower_encoding import TowerEncoding
 
 
 @dataclasses.dataclass(eq=False, repr=False)
@@ -62,7 +63,13 @@ class ImageEncoderComponents:
 
 
 class StableDiffusion3Base(
-    Components, PresentCall, SD3LoraLoaderMixin, SD3IPAdapterMixin, TextualInversionLoaderMixin, DiffusionPipeline
+    Components,
+    PresentCall,
+    TowerEncoding,
+    SD3LoraLoaderMixin,
+    SD3IPAdapterMixin,
+    TextualInversionLoaderMixin,
+    DiffusionPipeline,
 ):
     """Base of the pipelines: a subclass is a dataclass over this and its further components, and its call makes a task
     (``tasks.py``) and hands it to ``_draw``.

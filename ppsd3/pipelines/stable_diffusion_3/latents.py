@@ -37,38 +37,52 @@ def prepare_latents(shape: list[int], dtype: Any, generator: Generator = None, l
                 "height and width in latent units). Pass latents of that shape, or change height, width or the batch."
             )
         return latents.astype(dtype)
-    if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
-        raise InputError(
-            f"`generator` is a list of {len(generator)} generators, but this call draws {shape[0]} pictures (prompts x "
-            "num_images_per_prompt). Pass one generator for each picture, or a single one for all."
-        )
+    _check_count(generator, shape[0])
     return randn(shape, generator=generator, dtype=dtype)
 
 
 def decode_latents(vae: AutoencoderKL, latents: paddle.Tensor) -> paddle.Tensor:
     """latents [B, C, H, W] as the transformer knows them -> picture [B, 3, 8H, 8W] in about [-1, 1]."""
-    return vae.decode(vae.unscale_latents(latents), return_dict=False)[0]
+    sample = vae.decode(vae.unscale_latents(latents), return_dict=False)
+    return sample if isinstance(sample, paddle.Tensor) else sample[0]  # as of paddle.incubate.jit.inference(vae.decode)
 
 
 def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:
     """Pixels [b, 3, 8H, 8W] in [-1, 1], or latents [b, C, H, W] as they are, -> scaled latents [B, C, H, W].
 
-    The VAE's posterior is sampled, with the call's generator: one draw per picture given, or, if there is a generator
-    for each picture to be drawn, one per picture drawn.
+    The VAE's posterior is sampled with the call's generator as diffusers samples it: one draw for each picture given;
+    of a list of generators, the first b draw one each.
     """
-    pipe, batch, generator = call.pipe, call.batch, call.arguments.generator
+    pipe = call.pipe
     if pixels.shape[1] == pipe.vae.config.latent_channels:
         return match_batch(pixels, call, "image")
-    if isinstance(generator, (list, tuple)):
-        if len(generator) != batch:
-            raise InputError(
-                f"`generator` is a list of {len(generator)} generators, but this call draws {batch} pictures (prompts "
-                "x num_images_per_prompt). Pass one generator for each picture, or a single one for all."
-            )
-        pixels = match_batch(pixels, call, "image")
+    generator = _generators_of_rows(call, pixels.shape[0])
     with pipe.using("vae") as vae:
         latents = vae.scale_latents(vae.encode(pixels.astype(vae.dtype)).latent_dist.sample(generator))
     return match_batch(latents, call, "image")
+
+
+def skip_encoding(call: Call, rows: int) -> None:
+    """Moves the call's generator on as ``encode_picture`` of so many images does, which diffusers encodes and never
+    reads."""
+    vae = call.pipe.vae
+    if getattr(vae, "samples_latents", True):
+        shape = [rows, *call.latents_shape(vae.config.latent_channels)[1:]]
+        randn(shape, generator=_generators_of_rows(call, rows), dtype=vae.dtype)
+
+
+def _generators_of_rows(call, rows):
+    generator = call.arguments.generator
+    _check_count(generator, call.batch)
+    return generator[:rows] if isinstance(generator, (list, tuple)) else generator
+
+
+def _check_count(generator, batch):
+    if isinstance(generator, (list, tuple)) and len(generator) != batch:
+        raise InputError(
+            f"`generator` is a list of {len(generator)} generators, but this call draws {batch} pictures (prompts x "
+            "num_images_per_prompt). Pass one generator for each picture, or a single one for all."
+        )
 
 
 def mix(scheduler: Any, clean: paddle.Tensor, timestep: paddle.Tensor, noise: paddle.Tensor) -> paddle.Tensor:

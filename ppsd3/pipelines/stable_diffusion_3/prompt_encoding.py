@@ -167,12 +167,16 @@ def encode_conditions(
     if negative is None:
         return positive.repeat(num_images_per_prompt), None
     if list(negative.embeds.shape) != list(positive.embeds.shape):
-        raise InputError(
-            f"The positive condition has the shape {list(positive.embeds.shape)} and the negative one "
-            f"{list(negative.embeds.shape)}. Pass embeddings for both, or the max_sequence_length that the given one "
-            "was encoded with."
-        )
+        raise _different_shapes(positive, negative)
     return positive.repeat(num_images_per_prompt), negative.repeat(num_images_per_prompt)
+
+
+def _different_shapes(positive, negative):
+    return InputError(
+        f"The positive condition has the shape {list(positive.embeds.shape)} and the negative one "
+        f"{list(negative.embeds.shape)}. Pass embeddings for both, or the max_sequence_length that the given one "
+        "was encoded with."
+    )
 
 
 def _given(encoders, embeds, pooled):
@@ -206,32 +210,36 @@ def encode_prompts(
     skips = [request.clip_skip or 0 for request in requests]
     length, reason = encoders.clip_max_length, f"CLIP reads {encoders.clip_max_length} tokens at most"
     clip_tokens = [
-        _read(encoders, "", [r.prompt for r in requests], length, reason, in_chunks=True),
-        _read(encoders, "_2", [r.prompt_2 for r in requests], length, reason, in_chunks=True),
+        read_tokens(encoders, "", [r.prompt for r in requests], length, reason, in_chunks=True),
+        read_tokens(encoders, "_2", [r.prompt_2 for r in requests], length, reason, in_chunks=True),
     ]
     chunks = max((tokens.chunks for tokens in clip_tokens if tokens is not None), default=1)
     clip = [
-        _encode_clip(encoders, suffix, tokens and tokens.with_chunks(chunks), sizes, skips)
+        encode_clip(encoders, suffix, tokens and tokens.with_chunks(chunks), sizes, skips)
         for suffix, tokens in zip(("", "_2"), clip_tokens)
     ]
-    t5 = _encode_t5(encoders, [r.prompt_3 for r in requests], max_sequence_length)
+    t5 = encode_t5(encoders, [r.prompt_3 for r in requests], max_sequence_length)
     features, pooled = _join_clip(clip, encoders, sum(sizes))
     if features.shape[-1] > encoders.joint_attention_dim or pooled.shape[-1] != encoders.pooled_projection_dim:
-        raise InputError(
-            f"The CLIP encoders give features of width {features.shape[-1]} and pooled ones of {pooled.shape[-1]}; the "
-            f"transformer takes at most {encoders.joint_attention_dim} and exactly {encoders.pooled_projection_dim}. "
-            "Use the text encoders that belong to this transformer."
-        )
+        raise _other_widths(encoders, features, pooled)
     features = F.pad(features, [0, encoders.joint_attention_dim - features.shape[-1]], data_format="NCL")
     embeds = paddle.concat([features, t5], axis=1)
     return [TextCondition(*rows) for rows in zip(_split(embeds, sizes), _split(pooled, sizes))]
+
+
+def _other_widths(encoders, features, pooled):
+    return InputError(
+        f"The CLIP encoders give features of width {features.shape[-1]} and pooled ones of {pooled.shape[-1]}; the "
+        f"transformer takes at most {encoders.joint_attention_dim} and exactly {encoders.pooled_projection_dim}. "
+        "Use the text encoders that belong to this transformer."
+    )
 
 
 def _split(rows, sizes):
     return paddle.split(rows, sizes) if len(sizes) > 1 else [rows]
 
 
-def _encode_clip(encoders, suffix, tokens, sizes, skips):
+def encode_clip(encoders, suffix, tokens, sizes, skips):
     """-> features [sum of B, chunks * 77, d] and pooled [sum of B, P] of one CLIP tower, or None if it is absent.
 
     Args:
@@ -264,29 +272,37 @@ def _weighted(encoders, states, tokens, first, size):
 
 
 def _join_clip(outputs, encoders, batch):
-    """Both towers side by side. One that is absent leaves zeros where its numbers would be, so that the other
-    stays in the columns that the transformer learnt to read it from."""
-    present = [output for output in outputs if output is not None]
-    if not present:
-        features = paddle.zeros([batch, encoders.clip_max_length, encoders.joint_attention_dim], encoders.dtype)
-        return features, paddle.zeros([batch, encoders.pooled_projection_dim], encoders.dtype)
-    if len(present) == 1:
-        features, pooled = present[0]
-        # SD3's CLIP towers project to their own width, so the pooled columns left over give the missing width too.
-        missing = encoders.pooled_projection_dim - pooled.shape[-1]
-        zeros = (
-            paddle.zeros([batch, features.shape[1], missing], encoders.dtype),
-            paddle.zeros([batch, missing], encoders.dtype),
-        )
-        outputs = [zeros if output is None else output for output in outputs]
+    """Both towers side by side: features [batch, L, d + d'] and pooled [batch, P + P']."""
+    if any(output is None for output in outputs):
+        outputs = _with_zeros(outputs, encoders, batch)
     return tuple(paddle.concat(parts, axis=-1) for parts in zip(*outputs))
 
 
-def _encode_t5(encoders, prompts, max_sequence_length):
+def _with_zeros(outputs, encoders, batch):
+    """``outputs`` with zeros where the numbers of an absent tower would be, so that the other stays in the columns that
+    the transformer learnt to read it from."""
+
+    def zeros(length, width, pooled_width):
+        return (
+            paddle.zeros([batch, length, width], encoders.dtype),
+            paddle.zeros([batch, pooled_width], encoders.dtype),
+        )
+
+    present = [output for output in outputs if output is not None]
+    if not present:
+        return [zeros(encoders.clip_max_length, encoders.joint_attention_dim, encoders.pooled_projection_dim)]
+    features, pooled = present[0]
+    # SD3's CLIP towers project to their own width, so the pooled columns left over give the missing width too.
+    missing = encoders.pooled_projection_dim - pooled.shape[-1]
+    absent = zeros(features.shape[1], missing, missing)
+    return [absent if output is None else output for output in outputs]
+
+
+def encode_t5(encoders, prompts, max_sequence_length):
     """-> [sum of B, max_sequence_length, joint_attention_dim]; zeros if T5 is absent."""
     count = sum(len(some) for some in prompts)
     reason = f"max_sequence_length is {max_sequence_length} tokens (T5 takes up to 512)"
-    tokens = _read(encoders, "_3", prompts, max_sequence_length, reason, in_chunks=False)
+    tokens = read_tokens(encoders, "_3", prompts, max_sequence_length, reason, in_chunks=False)
     if tokens is None:
         return paddle.zeros([count, max_sequence_length, encoders.joint_attention_dim], encoders.dtype)
     with encoders.tower("text_encoder_3") as encoder:
@@ -294,7 +310,7 @@ def _encode_t5(encoders, prompts, max_sequence_length):
     return _weighted(encoders, states, tokens, 0, count).astype(encoders.dtype)
 
 
-def _read(encoders, suffix, prompts, length, reason, in_chunks):
+def read_tokens(encoders, suffix, prompts, length, reason, in_chunks):
     """-> PromptTokens of all requests' ``prompts`` (lists of str) for one tower, or None if it is absent."""
     name = "tokenizer" + suffix
     tokenizer = getattr(encoders, name)

@@ -29,7 +29,7 @@ from ...utils.errors import InputError
 from ..call_signature import Pictures
 from .arguments import Tensor
 from .denoising import keep_latents
-from .latents import encode_picture, match_batch, mix, prepare_latents
+from .latents import encode_picture, match_batch, mix, prepare_latents, skip_encoding
 
 if TYPE_CHECKING:
     from .call import Call
@@ -101,6 +101,8 @@ class ImageToImage(Task):
         if call.arguments.latents is not None:
             return Start(prepare_latents(shape, pipe.transformer.dtype, latents=call.arguments.latents), timesteps)
         pixels = pipe.image_processor.preprocess(self.image, call.height, call.width)
+        if isinstance(call.arguments.generator, (list, tuple)):  # each draws its picture's posterior
+            pixels = match_batch(pixels, call, "image")
         clean = encode_picture(call, pixels).astype(pipe.transformer.dtype)
         noise = prepare_latents(shape, pipe.transformer.dtype, call.arguments.generator)
         return Start(mix(call.scheduler, clean, timesteps[:1], noise), timesteps)
@@ -152,9 +154,11 @@ class Inpainting(Task):
                 "`image` holds latents, which cannot be masked. Pass `masked_image_latents` too, or pixels."
             )
 
-        clean = encode_picture(call, pixels).astype(dtype) if not reads_mask or self.strength < 1 else None
-        noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
-        latents = noise if clean is None or self.strength == 1 else mix(call.scheduler, clean, timesteps[:1], noise)
+        starts_from_picture = self.strength < 1 and call.arguments.latents is None
+        clean = encode_picture(call, pixels).astype(dtype) if starts_from_picture or not reads_mask else None
+        latents = noise = prepare_latents(shape, dtype, call.arguments.generator, call.arguments.latents)
+        if starts_from_picture and clean is not None:
+            latents = mix(call.scheduler, clean, timesteps[:1], noise)
         small = match_batch(F.interpolate(mask, size=shape[2:], mode="nearest"), call, "mask_image").astype(dtype)
         if reads_mask:
             tensors = {"mask": small, "masked_image_latents": self._masked_latents(call, pixels, mask)}
@@ -165,6 +169,8 @@ class Inpainting(Task):
             return Start(latents, timesteps, extra_channels, tensors=tensors)
 
         assert clean is not None  # as no mask is read
+        if pixels.shape[1] != own:
+            skip_encoding(call, max(pixels.shape[0], mask.shape[0]))  # of the masked image
         tensors = {"mask": small}
 
         def keep_outside(latents, step):
@@ -195,6 +201,8 @@ class Inpainting(Task):
             with pipe.using("vae") as vae:
                 scaled = vae.scale_latents(self.masked_image_latents)
             return match_batch(scaled, call, "masked_image_latents").astype(pipe.transformer.dtype)
+        if 1 not in (pixels.shape[0], mask.shape[0]):
+            pixels, mask = match_batch(pixels, call, "image"), match_batch(mask, call, "mask_image")
         masked = pixels * (mask < 0.5).astype(pixels.dtype)
         return encode_picture(call, masked).astype(pipe.transformer.dtype)
 

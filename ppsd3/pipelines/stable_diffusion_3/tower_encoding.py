@@ -1,0 +1,89 @@
+"""One text encoder at a time, under the names that diffusers and ppdiffusers give these steps of ``encode_prompt``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import paddle
+
+from ...utils.errors import InputError
+from ...utils.paddle_internals import no_grad
+from ..call_signature import Texts
+from . import checks
+from .prompt_encoding import TextEncoders, encode_clip, encode_t5, read_tokens
+from .prompt_inputs import PromptInputs
+
+_SUFFIXES = ("", "_2")  # of the components' names, by clip_model_index
+
+
+class TowerEncoding:
+    """Methods of a pipeline that encode prompts by one of its text encoders. ``encode_prompt`` does it by all, with the
+    negative prompt in the same batch, so that a tower is read once."""
+
+    _text_encoders: Any
+
+    @no_grad
+    def _get_clip_prompt_embeds(
+        self,
+        prompt: Texts,
+        num_images_per_prompt: int = 1,
+        clip_skip: int | None = None,
+        clip_model_index: int = 0,
+        device: str | None = None,
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Prompts by CLIP-L (``clip_model_index`` 0) or CLIP-G (1).
+
+        Args:
+            prompt: a text or a list of B.
+            num_images_per_prompt: n; each row comes n times in a row.
+            clip_skip: how many more of the last layers than usual are left out.
+            clip_model_index: which of the two.
+            device: the one that the pipeline is on, or None.
+
+        Returns:
+            Features [B * n, 77, 768] and the pooled vector [B * n, 768]; of CLIP-G 1280 wide.
+
+        Raises:
+            InputError: an argument cannot be used, or the pipeline has no such encoder.
+        """
+        checks.check_whole("clip_model_index", clip_model_index, 0, len(_SUFFIXES) - 1)
+        suffix = _SUFFIXES[clip_model_index]
+        texts, encoders = self._texts_for_tower(prompt, num_images_per_prompt, device)
+        checks.check_clip_skip(clip_skip, (encoders.text_encoder, encoders.text_encoder_2))
+        length = encoders.clip_max_length
+        tokens = read_tokens(encoders, suffix, [texts], length, f"CLIP reads {length} tokens at most", in_chunks=True)
+        if tokens is None:
+            raise InputError(f"The pipeline has no `text_encoder{suffix}`. Load it, or use encode_prompt without it.")
+        features, pooled = cast(Any, encode_clip(encoders, suffix, tokens, [len(texts)], [clip_skip or 0]))
+        repeats = num_images_per_prompt
+        return features.repeat_interleave(repeats, axis=0), pooled.repeat_interleave(repeats, axis=0)
+
+    @no_grad
+    def _get_t5_prompt_embeds(
+        self,
+        prompt: Texts,
+        num_images_per_prompt: int = 1,
+        max_sequence_length: int = 256,
+        device: str | None = None,
+        dtype: Any = None,
+    ) -> paddle.Tensor:
+        """Prompts by T5: [B * n, max_sequence_length, 4096]; zeros where the pipeline has no T5.
+
+        Args:
+            prompt, num_images_per_prompt, device: as in :meth:`_get_clip_prompt_embeds`.
+            max_sequence_length: tokens, up to 512; ppdiffusers has 77.
+            dtype: of the result; default the transformer's.
+
+        Raises:
+            InputError: an argument cannot be used.
+        """
+        checks.check_sequence_length(max_sequence_length)
+        texts, encoders = self._texts_for_tower(prompt, num_images_per_prompt, device)
+        rows = encode_t5(encoders, [texts], max_sequence_length).astype(dtype or encoders.dtype)
+        return rows.repeat_interleave(num_images_per_prompt, axis=0)
+
+    def _texts_for_tower(self, prompt: Texts, num_images_per_prompt: int, device: str | None):
+        checks.check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
+        checks.check_device(device, self.device)  # type: ignore[attr-defined]
+        encoders: TextEncoders = self._text_encoders()
+        return PromptInputs(prompt).check().texts()[0], encoders
