@@ -38,7 +38,6 @@ from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
-from .utils.keywords import LOADING, MOVING, SAVING, takes_keywords_of
 from .utils.paddle_internals import (
     LazyGuard,
     Place,
