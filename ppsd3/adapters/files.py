@@ -260,8 +260,8 @@ def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | 
         shape = [up.shape[0], down.shape[1]]
         if up.shape[1] != down.shape[0]:
             raise WeightMismatchError(
-                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not "
-                "[r, in] and [out, r]. Download the file again, or ask who made it."
+                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not [r, in] and "
+                "[out, r]. Download the file again, or ask who made it."
             )
     elif any(name.startswith("hada") for name in parts):
         up1, down1, up2, down2 = get("hada_w1_a", rows), get("hada_w1_b"), get("hada_w2_a", rows), get("hada_w2_b")

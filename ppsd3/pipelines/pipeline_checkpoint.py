@@ -241,12 +241,12 @@ class PipelineCheckpointMixin:
         save_directory = os.path.abspath(save_directory)
         if os.path.exists(save_directory) and not os.path.isdir(save_directory):
             raise InputError(f"{save_directory} is a file; a pipeline is saved into a directory. Choose another name.")
+        for name, component in self.components.items():
+            require_savable(name, component)
         # diffusers' name of a library -> the layout's
         libraries = dict(zip(LAYOUTS["diffusers"].libraries, LAYOUTS[layout].libraries))
         entries = {name: entry for name, entry in self.config.items() if self._is_listed(name)}
         index = {name: [libraries.get(library), class_name] for name, (library, class_name) in entries.items()}
-        for name, component in self.components.items():
-            require_savable(name, component)
         os.makedirs(os.path.dirname(save_directory), exist_ok=True)
         with staging_directory(save_directory) as staging:
             for name, component in self.components.items():

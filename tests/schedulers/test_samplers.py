@@ -127,7 +127,9 @@ def test_from_the_configuration_of_another(name, other):
 def test_a_key_of_another_kind_of_sampler(name):
     """PNDM's, which ppdiffusers' program for deployment hands to samplers of flows."""
     made = getattr(ppsd3, SCHEDULERS[name][0])
-    assert "skip_prk_steps" not in made.from_config(FlowMatchEulerDiscreteScheduler().config, skip_prk_steps=True).config
+    assert (
+        "skip_prk_steps" not in made.from_config(FlowMatchEulerDiscreteScheduler().config, skip_prk_steps=True).config
+    )
 
 
 def test_nothing_is_lost_from_a_configuration():
