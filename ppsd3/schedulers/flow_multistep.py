@@ -25,7 +25,7 @@ _OF_DIFFUSION_ALONE = (
 class FlowMultistepScheduler(FlowScheduler):
     """Base of the two. Keys of diffusers' classes that act on diffusion models alone are ignored."""
 
-    ignored_config_keys = _OF_DIFFUSION_ALONE
+    ignored_config_keys = (*FlowScheduler.ignored_config_keys, *_OF_DIFFUSION_ALONE)
     _config_aliases = {"shift": "flow_shift"}
 
     def _set_up(self):

@@ -62,6 +62,7 @@ class FlowScheduler(SchedulerMixin):
     _step_index: Any  # an int; None before the first step
     _begin_index: int | None
     _solver_types: tuple[str, ...] = ()
+    ignored_config_keys = ("skip_prk_steps",)  # PNDM's, which ppdiffusers' deployment gives to samplers of flows too
     _config_aliases: dict[str, str] = {}  # another sampler's key -> ours for the same thing
 
     @classmethod

@@ -123,6 +123,15 @@ def test_from_the_configuration_of_another(name, other):
     assert type(made).__name__ == SCHEDULERS[name][0]
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_key_of_another_kind_of_sampler(name):
+    """PNDM's, which ppdiffusers' program for deployment hands to samplers of flows."""
+    made = getattr(ppsd3, SCHEDULERS[name][0])
+    assert (
+        "skip_prk_steps" not in made.from_config(FlowMatchEulerDiscreteScheduler().config, skip_prk_steps=True).config
+    )
+
+
 def test_nothing_is_lost_from_a_configuration():
     for lost in ({"use_karras_sigmas": True}, {"stochastic_sampling": True}, {"invert_sigmas": True}):
         config = FlowMatchEulerDiscreteScheduler(**lost).config

@@ -1,4 +1,4 @@
-"""A picture by a transformer that Paddle Inference runs."""
+"""A picture by a transformer and a decoder that Paddle Inference runs."""
 
 import sys
 
@@ -15,6 +15,9 @@ pipe.transformer = paddle.incubate.jit.inference(
     cache_static_model=True,
     exp_enable_use_cutlass=False,
     delete_pass_lists=["add_norm_fuse_pass"],
+)
+pipe.vae.decode = paddle.incubate.jit.inference(
+    pipe.vae.decode, save_model_dir="./tmp/vae_static_models", cache_static_model=True
 )
 
 generator = paddle.Generator().manual_seed(42)
