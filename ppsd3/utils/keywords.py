@@ -178,7 +178,6 @@ LOADING: dict[str, Keyword] = {
 # Of save_pretrained.
 SAVING: dict[str, Keyword] = {
     "safe_serialization": Keyword(_only(True), "That would write a pickle; ppsd3 writes safetensors only."),
-    "to_diffusers": Keyword(_only(True), "Pass layout='ppdiffusers' for the files that ppdiffusers reads."),
     "push_to_hub": Keyword(
         _OFF, "Save it, and call huggingface_hub.upload_folder(repo_id='org/name', folder_path=...) for the directory."
     ),
@@ -205,6 +204,14 @@ MOVING: dict[str, Keyword] = {
     "blocking": _ANY,
     "memory_format": _ANY,  # how numbers lie in memory; ppsd3.ops chooses it
     "copy": Keyword(_OFF, "Networks are moved in place; use copy.deepcopy() first."),
+}
+
+
+# Of methods that turn something on or off.
+SWITCHES: dict[str, Keyword] = {
+    "gradient_checkpointing_func": Keyword(_only(), "Blocks are recomputed by Paddle's own function; leave it out."),
+    "use_tiling": Keyword(_only(True), "Call disable_tiling()."),
+    "reset_to_overwritten_params": Keyword(_OFF, "No adapter of Stable Diffusion 3 replaces parameters; leave it out."),
 }
 
 
