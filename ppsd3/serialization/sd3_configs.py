@@ -7,11 +7,13 @@ written here: heads of 64, the VAE's scaling, CLIP's activation functions, the s
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ..utils.errors import CheckpointFormatError
 from ..utils.types import Shape
+from .layout import declared_layout
 from .source import TensorSource
 
 HEAD_DIM = 64
@@ -31,12 +33,20 @@ def infer_config(component: str, source: TensorSource) -> dict[str, Any]:
     return _INFERENCES[component](_Shapes(source))
 
 
+# A linear layer of every network whose output is wider than its input, and tables, which are matrices but no layers.
+_WIDENS = re.compile(r".*\.0\.(ff\.net\.0\.proj|mlp\.fc1|layer\.1\.DenseReluDense\.wi(_0)?)\.weight")
+_TABLE = re.compile(r".*(embedding|shared|embed_tokens|relative_attention_bias)\.weight")
+
+
 class _Shapes:
-    """Shapes by name, and which numbers occur in names."""
+    """Shapes by name, as torch has them, and which numbers occur in names."""
 
     def __init__(self, source: TensorSource) -> None:
         self.path, self._source = source.path, source
         self._names = set(source.keys())
+        wide = [source.info(name).shape for name in self._names if _WIDENS.fullmatch(name)]
+        is_turned = any(len(shape) == 2 and shape[0] < shape[1] for shape in wide)
+        self._is_paddle = is_turned and declared_layout(source) == "paddle"
 
     def __contains__(self, name: str) -> bool:
         return name in self._names
@@ -47,7 +57,9 @@ class _Shapes:
                 f"{self.path} has no {name}, from which the model's size is known. Download it again, or pass "
                 "`config=`, a directory in diffusers format."
             )
-        return self._source.info(name).shape
+        shape = self._source.info(name).shape
+        is_linear = len(shape) == 2 and not _TABLE.fullmatch(name)
+        return shape[::-1] if self._is_paddle and is_linear else shape
 
     def numbers(self, before: str, after: str = ".") -> list[int]:
         """Sorted numbers n for which a name begins with ``before + n + after``."""

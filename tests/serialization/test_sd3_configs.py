@@ -4,6 +4,7 @@ import paddle
 import pytest
 
 from ppsd3 import AutoencoderKL, CLIPTextModelWithProjection, SD3Transformer2DModel, T5EncoderModel
+from ppsd3.serialization.layout import linear_weights
 from ppsd3.serialization.readers import TensorInfo
 from ppsd3.serialization.sd3_configs import infer_config
 from ppsd3.utils.errors import CheckpointFormatError
@@ -82,8 +83,11 @@ class Shapes:
 
     path = "some file"
 
-    def __init__(self, model):
+    def __init__(self, model, is_paddle=False):
         self._shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        self.metadata = {"format": "pd" if is_paddle else "pt"}
+        for name in linear_weights(model) if is_paddle else ():
+            self._shapes[name] = self._shapes[name][::-1]
 
     def keys(self):
         return list(self._shapes)
@@ -97,11 +101,12 @@ def unallocated(class_, config):
         return class_(**config)
 
 
+@pytest.mark.parametrize("is_paddle", [False, True])
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_models(name):
+def test_published_models(name, is_paddle):
     component, class_, config = PUBLISHED[name]
     model = unallocated(class_, config)
-    inferred = infer_config(component, Shapes(model))
+    inferred = infer_config(component, Shapes(model, is_paddle))
     assert {**model.config, **inferred} == dict(model.config)
     assert set(config) <= set(inferred)
 
