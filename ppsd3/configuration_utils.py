@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from .utils.errors import CheckpointNotFoundError, ConfigError
 from .utils.files import atomic_write
-from .utils.keywords import LOADING, takes_keywords_of
+from .utils.hub import resolve_small_file
+from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -124,15 +125,22 @@ class ConfigMixin:
         return arguments
 
     @classmethod
-    def load_config(cls, path: PathLike, subfolder: str | None = None) -> dict[str, Any]:
-        """Reads the JSON file ``path``, or ``config_name`` in the directory ``path`` (or its ``subfolder``).
+    @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
+    def load_config(
+        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """Reads a JSON file, or ``config_name`` in a directory, a bundled model or a repository on a hub.
+
+        Args:
+            subfolder: where in it the file is, e.g. "transformer".
+            **options: ``cache_dir``, ``revision``, ``local_files_only``, ``token``, ``force_download``: for a hub id.
+                And keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
             CheckpointNotFoundError: no such file.
             ConfigError: the file is not a JSON object.
         """
-        path = os.path.join(path, subfolder or "") if os.path.isdir(path) else path
-        file = os.path.join(path, cls.config_name) if os.path.isdir(path) else path
+        file = resolve_small_file(pretrained_model_name_or_path, cls.config_name, subfolder, **options)
         return read_json(file, purpose=f"the configuration of {cls.__name__}")
 
     def to_json_dict(self) -> dict[str, Any]:

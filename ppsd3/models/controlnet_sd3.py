@@ -311,8 +311,12 @@ class SD3MultiControlNetModel(ModelMixin):
             net.save_pretrained(_numbered(save_directory, index), **options)
 
     @classmethod
-    def load_config(cls, path: PathLike) -> dict[str, Any]:
-        """dict: ``nets`` is the list of configurations found at ``path`` and beside it."""
+    @takes_keywords_of(LOADING, also=())
+    def load_config(
+        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        """dict: ``nets`` is the list of configurations found in a directory and beside it."""
+        path = os.path.join(os.fspath(pretrained_model_name_or_path), subfolder or "")
         nets = [SD3ControlNetModel.load_config(folder) for folder in _folders(path)]
         return {"nets": [{key: value for key, value in net.items() if key != QUANTIZATION} for net in nets]}
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable
+from typing import Any
 from urllib.parse import unquote
 
 from .errors import CheckpointNotFoundError, InputError
@@ -153,6 +154,23 @@ def _repository(hub: str | None) -> type[Repository]:
         where = f"{said}:" if said else f"{HUB_VARIABLE}={hub}"
         raise InputError(f"{where} names no hub; the hubs are {' and '.join(REPOSITORIES)}.")
     return REPOSITORIES[hub]
+
+
+def resolve_small_file(
+    name_or_path: PathLike, file: str, subfolder: str | None = None, local_files_only: bool | None = None, **hub: Any
+) -> str:
+    """The local path of one small file of a checkpoint, e.g. ``"config.json"``; of a hub's, it alone is downloaded.
+
+    Args:
+        name_or_path, subfolder, local_files_only, **hub: as in :func:`resolve_checkpoint`. A file is itself.
+    """
+    name = _as_path(name_or_path)
+    inside = "/".join(part for part in (subfolder, file) if part)
+    match = None if os.path.exists(name) or name in BUNDLED or name.endswith(".json") else _HUB_ID.fullmatch(name)
+    if match:
+        return _fetch_file(_repository(match["hub"])(match["repo"], **hub), inside, local_files_only)
+    directory = resolve_checkpoint(name) if name in BUNDLED else name
+    return os.path.join(directory, inside) if os.path.isdir(directory) else directory
 
 
 def select_files(files: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:

@@ -211,3 +211,18 @@ def test_force_download(tmp_path, endpoint):
     assert FakeHub.requested == ["text_encoders/clip_l.safetensors"] * 2
     ask(tmp_path, endpoint, *[("org/sd3", {"subfolder": "transformer", **o}) for o in ({}, {}, options)])
     assert FakeHub.requested.count("transformer/config.json") == 2
+
+
+def test_a_configuration_alone(tmp_path, endpoint):
+    FakeHub.requested.clear()
+    options = {"file": "config.json", "subfolder": "transformer"}
+    path, cached, missing = ask(
+        tmp_path,
+        endpoint,
+        ("org/sd3", options),
+        ("org/sd3", {**options, "local_files_only": True}),
+        ("org/sd3", {"file": "config.json", "subfolder": "unet"}),
+        function="resolve_small_file",
+    )
+    assert path == cached and path.endswith(f"{COMMIT}/transformer/config.json") and os.path.isfile(path)
+    assert FakeHub.requested == ["transformer/config.json"] and "org/sd3" in missing and missing.startswith("error")

@@ -340,3 +340,13 @@ def test_moving(checkpoint, kind):
     assert loaded.dtype == paddle.float16, "nothing was changed by what was refused"
     with pytest.raises(UnknownArgumentError, match=r"does not know 'devise'\. Did you mean 'device'"):
         loaded.to(devise="cpu")
+
+
+def test_configurations_alone(checkpoint):
+    for kind in (*NETWORKS, *SCHEDULERS, ppsd3.SiglipImageProcessor):
+        keywords = harmless(LOADING, kind.load_config, 0)
+        config = kind.load_config(checkpoint, subfolder=kind.__name__, **keywords)
+        assert config == kind.load_config(checkpoint / kind.__name__)
+    assert ppsd3.AutoencoderKL.load_config("shapes", subfolder="vae")["latent_channels"] > 0
+    with pytest.raises(InputError, match="quantization_config"):
+        ppsd3.AutoencoderKL.load_config("shapes", subfolder="vae", quantization_config="x")

@@ -99,8 +99,10 @@ class SiglipVisionModel(Encoder):
         self.head = _PoolingHead(self.config) if vision_use_head else None
 
     @classmethod
-    def load_config(cls, path: PathLike) -> dict[str, Any]:
-        config = super().load_config(path)
+    def load_config(
+        cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
+    ) -> dict[str, Any]:
+        config = super().load_config(pretrained_model_name_or_path, subfolder, **options)
         return config.get("vision_config", config)
 
     @classmethod
