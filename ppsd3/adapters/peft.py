@@ -195,7 +195,9 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
 
 
 @no_grad
-def set_peft_model_state_dict(model: nn.Layer, peft_model_state_dict: Mapping[str, Any], adapter_name: str = "default"):
+def set_peft_model_state_dict(
+    model: nn.Layer, peft_model_state_dict: Mapping[str, Any], adapter_name: str = "default"
+) -> None:
     """Fills an adapter that ``model`` has with the tensors of :func:`get_peft_model_state_dict`.
 
     Raises:
