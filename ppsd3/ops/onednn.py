@@ -72,7 +72,8 @@ def conv2d(x, weight, bias, stride, padding):
     Shapes: ``x [B, in, H, W]``, ``weight [out, in, kh, kw]``, ``bias [out]``. ``padding``: zeros at the top, bottom,
     left and right.
     """
-    return _conv2d(x, weight, bias, stride=stride, padding=padding)
+    with _lock:  # copies of strided views too are made by one thread at a time
+        return _conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
 def softmax_(x):

@@ -26,6 +26,14 @@ def turning_it_into_an_error():
     raise SystemError("returned a result with an exception set")
 
 
+@pytest.fixture(autouse=True)
+def python_handles_sigint():
+    """In the background of a shell a process starts with the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("work", [interrupt, swallowing, turning_it_into_an_error])
 def test_it_ends_the_block(work):
     before = signal.getsignal(signal.SIGINT)
