@@ -6,6 +6,8 @@ import pathlib
 import pytest
 from compat import probes
 
+pytestmark = pytest.mark.docs
+
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
 LEAST = {"ppdiffusers": 180, "diffusers": 100}
 

@@ -13,6 +13,8 @@ from helpers import markdown, reader_files
 import ppsd3
 from ppsd3.cli import main as program
 
+pytestmark = pytest.mark.docs
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 GUIDE = sorted((DOCS / "guide").glob("*.md"))

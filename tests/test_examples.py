@@ -6,6 +6,8 @@ import runpy
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.docs
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 PICTURES = {
     "text_to_image": ["text_to_image.png"],
