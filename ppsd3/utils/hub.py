@@ -159,7 +159,7 @@ def _repository(hub: str | None) -> type[Repository]:
 def resolve_small_file(
     name_or_path: PathLike, file: str, subfolder: str | None = None, local_files_only: bool | None = None, **hub: Any
 ) -> str:
-    """The local path of one small file of a checkpoint, e.g. ``"config.json"``; of a hub's, it alone is downloaded.
+    """The local path of one small file of a checkpoint, such as ``"config.json"``; of a hub's, it alone is downloaded.
 
     Args:
         name_or_path, subfolder, local_files_only, **hub: as in :func:`resolve_checkpoint`. A file is itself.
