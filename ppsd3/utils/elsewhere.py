@@ -224,7 +224,8 @@ class NoAttributeError(UnknownNameError):
             remedy = "".join(
                 f"Did you mean {near!r}?" for near in difflib.get_close_matches(name, known, 1, cutoff=0.8)
             )
-        return f"{class_.__name__} has no attribute {name!r}. {remedy}".rstrip()
+        remedy = remedy or f"help({class_.__name__}) lists those that it has."
+        return f"{class_.__name__} has no attribute {name!r}. {remedy}"
 
 
 def check_argument_names(
