@@ -11,6 +11,7 @@ graphs, as after ``compile()``; the second it calls with tensors alone, and says
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -21,10 +22,19 @@ from paddle.static import InputSpec
 from .ops.adapted import adapter_scale
 from .utils.errors import InputError
 from .utils.logging import get_logger
-from .utils.paddle_internals import is_inference_function, is_static_function, leave_out_wrong_passes, untraced
+from .utils.paddle_internals import (
+    is_inference_function,
+    is_static_function,
+    leave_out_wrong_passes,
+    run_as_written,
+    untraced,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+run_as_written(os.path.dirname(__file__))  # whichever network paddle.jit.to_static is called for
 
 
 class CompiledFunction:
@@ -65,6 +75,35 @@ class _Entry(nn.Layer):
 
     def forward(self, tensors):
         return self._plain(tensors)  # not rewritten by Paddle's source transformation
+
+
+class ForwardReplaceable(nn.Layer):
+    """Mixin of all networks: what happens when ``paddle.jit`` has put a function in the place of ``forward``."""
+
+    _is_compilable = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name in {"forward", "encode", "decode"} & set(vars(cls)):
+            paddle.jit.not_to_static(getattr(cls, name))  # to_static traces what runs, not a source it has rewritten
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward" and not self._is_compilable and is_inference_function(value):
+            raise InputError(
+                f"paddle.incubate.jit.inference takes no {type(self).__name__}, whose calls give or take more than "
+                "tensors. Call paddle.jit.to_static() for it instead, or write a model by ppsd3.export_pipeline()."
+            )
+        super().__setattr__(name, value)
+
+    def __call__(self, *inputs: Any, **arguments: Any) -> Any:
+        return (self._call_replaced if "forward" in vars(self) else super().__call__)(*inputs, **arguments)
+
+    def _call_replaced(self, *inputs, **arguments):
+        """A call after something has replaced ``forward``. Static functions of Paddle cannot give or take all that
+        networks do; those that have graphs of their own are :class:`Compilable`."""
+        if is_static_function(vars(self)["forward"]):
+            return type(self).forward(self, *inputs, **arguments)
+        return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
 
 
 class Compilable:

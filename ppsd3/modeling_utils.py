@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import paddle
-from paddle import nn
 
 from .adapters import PeftAdapterMixin
+from .compilation import ForwardReplaceable
 from .configuration_utils import ConfigMixin
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
@@ -38,20 +38,11 @@ from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
-from .utils.paddle_internals import (
-    LazyGuard,
-    Place,
-    is_inference_function,
-    is_static_function,
-    run_as_written,
-    set_layer_dtype,
-)
+from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
 from .utils.types import Dtype, Names, PathLike
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-run_as_written(os.path.dirname(__file__))  # whichever network paddle.jit.to_static is called for
 
 
 class AttentionSwitches:
@@ -73,7 +64,7 @@ class AttentionSwitches:
         """Changes nothing, as :meth:`enable_attention_slicing`."""
 
 
-class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMixin):
+class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -94,30 +85,6 @@ class ModelMixin(AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMi
     _tied_keys: dict[str, str] = {}
     gradient_checkpointing: bool = False
     _components: tuple[str, ...] = ()
-    _is_compilable = False
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        super().__init_subclass__(**options)
-        for name in {"forward", "encode", "decode"} & set(vars(cls)):
-            paddle.jit.not_to_static(getattr(cls, name))  # to_static traces what runs, not a source it has rewritten
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "forward" and not self._is_compilable and is_inference_function(value):
-            raise InputError(
-                f"paddle.incubate.jit.inference takes no {type(self).__name__}, whose calls give or take more than "
-                "tensors. Call paddle.jit.to_static() for it instead, or write a model by ppsd3.export_pipeline()."
-            )
-        super().__setattr__(name, value)
-
-    def __call__(self, *inputs: Any, **arguments: Any) -> Any:
-        return (self._call_replaced if "forward" in vars(self) else super().__call__)(*inputs, **arguments)
-
-    def _call_replaced(self, *inputs, **arguments):
-        """A call after something has replaced ``forward``. Static functions of Paddle cannot give or take all that
-        networks do; which that have graphs of their own are :class:`~ppsd3.compilation.Compilable`."""
-        if is_static_function(vars(self)["forward"]):
-            return type(self).forward(self, *inputs, **arguments)
-        return nn.Layer.__call__(self, *inputs, **arguments)  # type: ignore[arg-type]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_process()
