@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
+from .utils.elsewhere import nearest
 from .utils.errors import CheckpointNotFoundError, ConfigError
 from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
@@ -105,8 +106,6 @@ class ConfigMixin:
     @classmethod
     def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
         """The entries of ``config`` that ``__init__`` takes. Raises ConfigError if another one is not metadata."""
-        import difflib
-
         known = cls._known_keys()
         arguments = {}
         for key, value in config.items():
@@ -119,9 +118,8 @@ class ConfigMixin:
                         "such a network. Load it with the library that wrote it."
                     )
             elif key not in cls.ignored_config_keys and not _METADATA_KEY.fullmatch(key):
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f" Did you mean {near[0]!r}?" if near else f" Known keys: {', '.join(known)}."
-                raise ConfigError(f"{cls.__name__} does not know the key {key!r} (value {value!r}) of {source}.{hint}")
+                hint = nearest(key, known, f"Known keys: {', '.join(known)}.")
+                raise ConfigError(f"{cls.__name__} does not know the key {key!r} (value {value!r}) of {source}. {hint}")
         return arguments
 
     @classmethod

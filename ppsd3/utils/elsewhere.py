@@ -200,13 +200,18 @@ def remedy_for(name: str, table: Mapping[str, str]) -> str | None:
     return next((remedy for pattern, remedy in table.items() if re.fullmatch(pattern, name)), None)
 
 
+def nearest(name: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """A question with the one of ``known`` that is spelt most like ``name``; ``otherwise`` where none is like it."""
+    found = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"Did you mean {found[0]!r}?" if found else otherwise
+
+
 def explain(owner: str, name: str, known: Iterable[str], table: Mapping[str, str], kind: str = "") -> str:
     """What ``owner`` lacks, and what to use: the table's remedy, the nearest of ``known``, or else all of ``known``."""
     known = list(known)
     remedy = remedy_for(name, table)
     if remedy is None:
-        near = difflib.get_close_matches(name, known, 1)
-        remedy = f"Did you mean {near[0]!r}?" if near else f"It {'takes' if kind else 'has'} {', '.join(known)}."
+        remedy = nearest(name, known, f"It {'takes' if kind else 'has'} {', '.join(known)}.")
     return f"{owner} has no {kind}{name!r}. {remedy}"
 
 
@@ -221,10 +226,7 @@ class NoAttributeError(UnknownNameError):
         remedy = remedy_for(name, table)
         if remedy is None:
             known = [known for known in dir(class_) if not known.startswith("_")]
-            remedy = "".join(
-                f"Did you mean {near!r}?" for near in difflib.get_close_matches(name, known, 1, cutoff=0.8)
-            )
-        remedy = remedy or f"help({class_.__name__}) lists those that it has."
+            remedy = nearest(name, known, f"help({class_.__name__}) lists those that it has.", cutoff=0.8)
         return f"{class_.__name__} has no attribute {name!r}. {remedy}"
 
 

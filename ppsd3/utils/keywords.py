@@ -12,7 +12,6 @@ rules that fits:
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import os
@@ -21,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar, cast
 
 from .device import device_name, is_present_device
+from .elsewhere import nearest
 from .errors import InputError, UnknownArgumentError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -296,6 +296,5 @@ def refuse_unknown(names: Iterable[str], known: Sequence[str], call: str) -> Non
     """Raises UnknownArgumentError, with the nearest spelling, if one of ``names`` is not ``known``."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
+            hint = nearest(name, known, f"It takes {', '.join(known)}.")
             raise UnknownArgumentError(f"{call} does not know {name!r}. {hint}")
