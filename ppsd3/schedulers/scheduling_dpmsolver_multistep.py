@@ -10,10 +10,11 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import checks_arguments
 from ..utils.random import Generator, randn
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, Steps, Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -70,12 +71,13 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         check_choice("solver_type", solver_type, self._solver_types)
         self._set_up()
 
+    @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: Steps = None,
         device: Any = None,
-        mu: float | None = None,
-        sigmas: Sequence[float] | None = None,
+        mu: Mu = None,
+        sigmas: Sigmas = None,
     ) -> None:
         """Makes the schedule of a run and forgets the last one.
 
@@ -96,6 +98,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         shift = self.shift if mu is None else math.exp(mu)
         self._finish_schedule(flow_sigmas.shift_sigmas(plain, shift), steps, device)
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,

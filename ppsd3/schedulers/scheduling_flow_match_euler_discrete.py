@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError
 from ..utils.logging import get_logger
 from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, float32_array, refuse_integer
+from .flow_scheduler import (
+    FlowScheduler,
+    Mu,
+    Sigmas,
+    Steps,
+    Timestep,
+    Timesteps,
+    cast,
+    check_choice,
+    check_falling,
+    check_shape,
+    refuse_integer,
+)
 from .scheduling_utils import SchedulerOutput
 
 logger = get_logger(__name__)
@@ -85,15 +98,18 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         """The static shift that the next ``set_timesteps`` will use."""
         return self._shift
 
-    def set_shift(self, shift: float) -> None:
+    @checks_arguments
+    def set_shift(self, shift: Annotated[float, Range(above=0)]) -> None:
         """Replaces the static shift for later ``set_timesteps``; ``config``, ``sigma_min`` and ``sigma_max`` stay."""
         self._shift = float(shift)
 
-    def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
+    @checks_arguments
+    def time_shift(self, mu: float, sigma: float, t: float | np.ndarray | paddle.Tensor) -> Any:
         """The dynamic shift of ``t`` (array or tensor) in the form that ``config.time_shift_type`` names."""
         return flow_sigmas.TIME_SHIFTS[self.config.time_shift_type](mu, sigma, t)
 
-    def stretch_shift_to_terminal(self, t: Any) -> Any:
+    @checks_arguments
+    def stretch_shift_to_terminal(self, t: np.ndarray | paddle.Tensor) -> Any:
         """``t`` (array or tensor ``[n]``), stretched so that its last value is ``config.shift_terminal``.
 
         Raises:
@@ -101,18 +117,21 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         """
         if not self.config.shift_terminal:
             raise InputError("stretch_shift_to_terminal needs a scheduler made with shift_terminal=, e.g. 0.1.")
-        if float(t[-1]) == 1.0:
-            raise InputError("A schedule that ends at sigma 1 cannot be stretched; use more steps, or lower sigmas.")
+        if t.ndim != 1 or not len(t) or float(t[-1]) == 1.0:
+            raise InputError(
+                "A schedule that ends at sigma 1, or has no sigmas, cannot be stretched; use more steps, or lower sigmas."
+            )
         stretched = flow_sigmas.stretch_shift_to_terminal(np.asarray(t), self.config.shift_terminal)
         return paddle.to_tensor(stretched, place=t.place) if isinstance(t, paddle.Tensor) else stretched
 
+    @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: Steps = None,
         device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
+        sigmas: Sigmas = None,
+        mu: Mu = None,
+        timesteps: Timesteps = None,
     ) -> None:
         """Makes the schedule of a run and forgets the position in the last one.
 
@@ -125,12 +144,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
                 sigmas, which are shifted while the timesteps are not: pass both to have both as you want them.
 
         Raises:
-            InputError: lengths that disagree, nothing to count steps by, or ``mu`` missing or without use.
+            InputError: lengths that disagree, nothing to count steps by, levels that rise or are out of the range, or
+                ``mu`` missing or without use.
         """
         num_steps = self._check_schedule_arguments(num_inference_steps, sigmas, mu, timesteps)
-        given = None if timesteps is None else float32_array("timesteps", timesteps)
+        given = None if timesteps is None else np.array(timesteps, np.float32)
         if sigmas is not None:
-            schedule = float32_array("sigmas", sigmas)
+            schedule = np.array(sigmas, np.float32)
         elif given is not None:
             schedule = given / self.config.num_train_timesteps
             logger.warning(
@@ -182,8 +202,14 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
                 f"mu={mu} would change nothing: this scheduler has use_dynamic_shifting=False. Leave mu out, or make "
                 "the scheduler with use_dynamic_shifting=True; set_shift(shift) changes the static shift."
             )
+        check_falling("sigmas", sigmas or [])
+        check_falling("timesteps", timesteps or [])
+        most = self.config.num_train_timesteps
+        if timesteps and timesteps[0] > most:
+            raise InputError(f"`timesteps` begins at {timesteps[0]}, but this scheduler's go from {most} to 0.")
         return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas, timesteps=timesteps)
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
@@ -218,6 +244,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             InputError: an integer timestep, a churn argument, or no step left in the schedule.
         """
         _check_step_arguments(timestep, s_churn, s_tmin, s_tmax, s_noise)
+        check_shape("model_output", model_output, sample)
         self._begin_step(timestep)
 
         velocity, sample = cast(model_output, paddle.float32), cast(sample, paddle.float32)

@@ -8,9 +8,10 @@ import paddle
 import paddle.nn.functional as F
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import checks_arguments
 from ..utils.errors import ConfigError, InputError
 from ..utils.random import Generator, randn
-from .flow_scheduler import Timestep, cast, check_choice, refuse_integer
+from .flow_scheduler import Timestep, cast, check_choice, check_shape, refuse_integer
 from .scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from .scheduling_utils import SchedulerOutput
 
@@ -53,6 +54,7 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
         self._set_up()
         self._first_size: Sequence[int] = ()
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
@@ -77,6 +79,7 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
             InputError: an integer timestep, no step left, or ``scale_factors`` of another number than steps - 1.
         """
         refuse_integer(timestep)
+        check_shape("model_output", model_output, sample)
         factors = self.config.scale_factors
         if factors and len(self._timestep_array) != len(factors) + 1:
             raise InputError(

@@ -57,18 +57,25 @@ class Range:
         )
 
     def __str__(self) -> str:
-        """What follows "a number" in a message: "from 0 to 1"."""
-        if self.above is not None:
-            return f"above {self.above}" + (f" and at most {self.most}" if self.most is not None else "")
-        if self.least is not None:
-            return f"{self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
-        return f"{self.most} or less" if self.most is not None else "finite"
+        """What follows "a number" in a message: " from 0 to 1"; nothing where any number is within."""
+        if self.least is not None and self.most is not None:
+            return f" from {self.least} to {self.most}"
+        words = {"above": self.above, "of at least": self.least, "of at most": self.most}
+        limits = [f"{word} {limit}" for word, limit in words.items() if limit is not None]
+        return " " + " and ".join(limits) if limits else ""
 
 
-ANY_FINITE = Range()
+FINITE = Range()
 
 
-def fit(name: str, value: Any, kind: Any, error: type[Exception] = InputError) -> Any:
+def fit(
+    name: str,
+    value: Any,
+    kind: Any,
+    error: type[Exception] = InputError,
+    limits: Range | None = None,
+    remedy: str = "",
+) -> Any:
     """``value`` as the type ``kind``.
 
     Args:
@@ -78,6 +85,8 @@ def fit(name: str, value: Any, kind: Any, error: type[Exception] = InputError) -
             ``tuple``, ``Sequence``, ``dict`` or ``Callable`` of such. What cannot be checked (``Any``, a name that is
             only known to type checkers) fits everything.
         error: type of the error.
+        limits: of the numbers in it, where the annotation has none.
+        remedy: more for the message.
 
     Returns:
         ``value`` itself if it is of the type; else what it was converted to without a loss.
@@ -86,9 +95,9 @@ def fit(name: str, value: Any, kind: Any, error: type[Exception] = InputError) -
         error: it does not fit. The message names the argument (and the element in it), the value and what fits.
     """
     try:
-        return _fit(name, value, kind, None)
+        return _fit(name, value, kind, limits)
     except _Misfit as misfit:
-        raise error(str(misfit)) from None
+        raise error(f"{misfit}{remedy}") from None
 
 
 def checks_arguments(function: Function) -> Function:
@@ -201,6 +210,8 @@ def _fit(name, value, kind, limits):
         limits = next((item for item in kind.__metadata__ if isinstance(item, Range)), limits)
         return _fit(name, value, kind.__origin__, limits)
     fitting = _FITTING.get(origin or kind)
+    if kind is Any:
+        return value
     if fitting is not None:
         found = fitting(name, value, typing.get_args(kind), limits)
     elif isinstance(origin or kind, type) and not getattr(origin or kind, "_is_protocol", False):
@@ -214,7 +225,7 @@ def _fit(name, value, kind, limits):
 
 def _fit_union(name, value, kinds, limits):
     misfits = []
-    for kind in kinds:
+    for kind in (type(value),) if type(value) in kinds else kinds:
         try:
             return _fit(name, value, kind, limits)
         except _Misfit as misfit:
@@ -258,14 +269,14 @@ def _number(value):
 
 def _fit_int(name, value, kinds, limits):
     number = _number(value)
-    return number if isinstance(number, int) and (limits or ANY_FINITE).holds(number) else _NO
+    return number if isinstance(number, int) and (limits or FINITE).holds(number) else _NO
 
 
 def _fit_float(name, value, kinds, limits):
     number = _number(value)
     if number is None or (isinstance(number, int) and abs(number) > sys.float_info.max):
         return _NO
-    return number if (limits or ANY_FINITE).holds(number) else _NO
+    return number if (limits or FINITE).holds(number) else _NO
 
 
 def _fit_sequence(name, value, kinds, limits):
@@ -410,8 +421,7 @@ def describe_type(kind: Any, several: bool = False, limits: Range | None = None)
     name = getattr(origin or kind, "__name__", str(kind))
     article = "an" if name[:1] in "AEIOUaeiou" else "a"
     words = _WORDS.get(origin or kind, (f"{article} {name}", f"{name} objects"))[several]
-    has_limits = kind in (int, float) and limits is not None and limits != ANY_FINITE
-    return f"{words}, {limits}" if has_limits else words
+    return f"{words}{limits}" if kind in (int, float) and limits is not None else words
 
 
 def _listed(words: Iterable[str]) -> str:
