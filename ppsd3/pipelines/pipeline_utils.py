@@ -190,12 +190,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
 
     def require(self, name: str) -> Any:
         """The component called ``name``. Raises an InputError if the pipeline has none."""
-        part = self.components.get(name)
+        part = getattr(self, name, None)
         if part is None:
-            raise InputError(
-                f"The pipeline has no `{name}`, which this needs. Load it with the pipeline, or load one and set "
-                f"`pipe.{name}`."
-            )
+            raise _missing(name)
         return part
 
     @contextlib.contextmanager
@@ -289,3 +286,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]
         return "\n".join([f"{type(self).__name__} {{", *lines, "}"])
+
+
+def _missing(name):
+    return InputError(
+        f"The pipeline has no `{name}`, which this needs. Load it with the pipeline, or load one and set `pipe.{name}`."
+    )

@@ -13,7 +13,7 @@ import paddle
 
 from ..utils.errors import ConfigError, InputError
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, check_falling, check_shape
+from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, check_falling
 
 _OF_DIFFUSION_ALONE = (
     "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio", "lambda_min_clipped",
@@ -72,7 +72,7 @@ class FlowMultistepScheduler(FlowScheduler):
             )
         if mu is None and self.config.use_dynamic_shifting:
             raise InputError("This scheduler has use_dynamic_shifting=True: pass set_timesteps(..., mu=).")
-        check_falling("sigmas", sigmas or [], strictly=True)
+        check_falling("sigmas", sigmas, strictly=True)
         if sigmas and sigmas[-1] == 0:
             raise InputError("`sigmas` ends with 0, where the schedule goes by itself. Leave the 0 out.")
         return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas)
@@ -91,7 +91,6 @@ class FlowMultistepScheduler(FlowScheduler):
         return math.inf if sigma == 0 else math.log(1.0 - sigma) - math.log(sigma)
 
     def _predicted_picture(self, model_output, sample):
-        check_shape("model_output", model_output, sample)
         if self._step_index + 1 >= len(self._sigma_array):
             raise InputError("All steps of the schedule are done; call set_timesteps again.")
         return sample - self._sigma(self._step_index) * cast(model_output, "float32")

@@ -174,7 +174,8 @@ class FlowScheduler(SchedulerMixin):
         """
         if noise is None:
             raise InputError("scale_noise needs noise=, e.g. ppsd3.utils.random.randn(sample.shape, generator).")
-        check_shape("noise", noise, sample)
+        if noise.shape != sample.shape:
+            raise other_shape("noise", noise, sample)
         timesteps = np.asarray(timestep, np.float32).reshape(-1)
         if len(timesteps) not in (1, sample.shape[0]):
             raise InputError(f"scale_noise got {len(timesteps)} timesteps for {sample.shape[0]} samples; give 1 or B.")
@@ -186,8 +187,10 @@ class FlowScheduler(SchedulerMixin):
         sigma = paddle.to_tensor(self._sigma_array[indices]).reshape([-1] + [1] * (sample.ndim - 1))
         return cast(sigma * cast(noise, paddle.float32) + (1.0 - sigma) * cast(sample, paddle.float32), sample.dtype)
 
-    def _begin_step(self, timestep):
+    def _begin_step(self, timestep, model_output, sample):
         """Finds the position of a run's first step."""
+        if model_output.shape != sample.shape:
+            raise other_shape("model_output", model_output, sample)
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
 
@@ -206,11 +209,8 @@ class FlowScheduler(SchedulerMixin):
         Raises:
             InputError: nothing is given, numbers differ, or it is below 1.
         """
-        counts = {
-            name: int(value) if isinstance(value, (int, np.integer)) else len(value)
-            for name, value in given.items()
-            if value is not None
-        }
+        known = {name: value for name, value in given.items() if value is not None}
+        counts = {name: value if isinstance(value, int) else len(value) for name, value in known.items()}
         if not counts:
             raise InputError(f"set_timesteps needs {', '.join(given)}: one of these.")
         if len(set(counts.values())) > 1 or min(counts.values()) < 1:
@@ -227,9 +227,9 @@ def cast(tensor: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
-def check_falling(name: str, values: Sequence[float], strictly: bool = False) -> None:
+def check_falling(name: str, values: Sequence[float] | None, strictly: bool = False) -> None:
     """Raises InputError if one of ``values`` is above the one before it, or with ``strictly`` equal to it."""
-    for i, (before, after) in enumerate(zip(values, values[1:])):
+    for i, (before, after) in enumerate(zip(values or [], (values or [])[1:])):
         if after > before or (strictly and after == before):
             raise InputError(
                 f"`{name}` goes from {before} to {after} at place {i + 1}, but a schedule falls from noise to picture. "
@@ -237,12 +237,11 @@ def check_falling(name: str, values: Sequence[float], strictly: bool = False) ->
             )
 
 
-def check_shape(name: str, tensor: paddle.Tensor, sample: paddle.Tensor) -> None:
-    """Raises InputError unless ``tensor`` has the shape of ``sample``."""
-    if tensor.shape != sample.shape:
-        raise InputError(
-            f"`{name}` has the shape {list(tensor.shape)} and `sample` {list(sample.shape)}: make them one."
-        )
+def other_shape(name: str, tensor: paddle.Tensor, sample: paddle.Tensor) -> InputError:
+    """The error for a ``tensor`` that has not the shape of ``sample``."""
+    return InputError(
+        f"`{name}` has the shape {list(tensor.shape)} and `sample` {list(sample.shape)}. Pass tensors of one shape."
+    )
 
 
 def refuse_integer(timestep: Timestep) -> None:

@@ -124,7 +124,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         Raises:
             InputError: no step left in the schedule.
         """
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         sample = cast(sample, "float32")
         self._remember(self._predicted_picture(model_output, sample))
         noise = None

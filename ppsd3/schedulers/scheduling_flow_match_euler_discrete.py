@@ -25,7 +25,6 @@ from .flow_scheduler import (
     cast,
     check_choice,
     check_falling,
-    check_shape,
     refuse_integer,
 )
 from .scheduling_utils import SchedulerOutput
@@ -119,7 +118,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             raise InputError("stretch_shift_to_terminal needs a scheduler made with shift_terminal=, e.g. 0.1.")
         if t.ndim != 1 or not len(t) or float(t[-1]) == 1.0:
             raise InputError(
-                "A schedule that ends at sigma 1, or has no sigmas, cannot be stretched; use more steps, or lower sigmas."
+                "A schedule that ends at sigma 1 or has no sigmas cannot be stretched. Use more steps, or lower sigmas."
             )
         stretched = flow_sigmas.stretch_shift_to_terminal(np.asarray(t), self.config.shift_terminal)
         return paddle.to_tensor(stretched, place=t.place) if isinstance(t, paddle.Tensor) else stretched
@@ -193,6 +192,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             return flow_sigmas.beta_sigmas(last, first, num_steps)
         return sigmas
 
+    def _check_levels(self, sigmas, timesteps):
+        check_falling("sigmas", sigmas)
+        check_falling("timesteps", timesteps)
+        most = self.config.num_train_timesteps
+        if timesteps and timesteps[0] > most:
+            raise InputError(f"`timesteps` begins at {timesteps[0]}, but this scheduler's go from {most} to 0.")
+
     def _check_schedule_arguments(self, num_inference_steps, sigmas, mu, timesteps):
         """The number of steps, after refusing what does not fit together."""
         if self.config.use_dynamic_shifting and mu is None:
@@ -202,11 +208,8 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
                 f"mu={mu} would change nothing: this scheduler has use_dynamic_shifting=False. Leave mu out, or make "
                 "the scheduler with use_dynamic_shifting=True; set_shift(shift) changes the static shift."
             )
-        check_falling("sigmas", sigmas or [])
-        check_falling("timesteps", timesteps or [])
-        most = self.config.num_train_timesteps
-        if timesteps and timesteps[0] > most:
-            raise InputError(f"`timesteps` begins at {timesteps[0]}, but this scheduler's go from {most} to 0.")
+        if sigmas or timesteps:
+            self._check_levels(sigmas, timesteps)
         return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas, timesteps=timesteps)
 
     @checks_arguments
@@ -244,8 +247,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             InputError: an integer timestep, a churn argument, or no step left in the schedule.
         """
         _check_step_arguments(timestep, s_churn, s_tmin, s_tmax, s_noise)
-        check_shape("model_output", model_output, sample)
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
 
         velocity, sample = cast(model_output, paddle.float32), cast(sample, paddle.float32)
         if per_token_timesteps is not None:

@@ -14,7 +14,7 @@ from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError
 from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import MOST_STEPS, FlowScheduler, Timestep, cast, check_shape, refuse_integer
+from .flow_scheduler import MOST_STEPS, FlowScheduler, Timestep, cast, refuse_integer
 from .scheduling_utils import SchedulerOutput
 
 
@@ -92,8 +92,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
             InputError: an integer timestep, or no step left in the schedule.
         """
         refuse_integer(timestep)
-        check_shape("model_output", model_output, sample)
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         if self._step_index + 1 >= len(self._sigma_array):
             raise InputError("All steps of the schedule are done; call set_timesteps again.")
         velocity, sample = cast(model_output, "float32"), cast(sample, "float32")

@@ -11,7 +11,7 @@ from ..configuration_utils import register_to_config
 from ..utils.checking import checks_arguments
 from ..utils.errors import ConfigError, InputError
 from ..utils.random import Generator, randn
-from .flow_scheduler import Timestep, cast, check_choice, check_shape, refuse_integer
+from .flow_scheduler import Timestep, cast, check_choice, refuse_integer
 from .scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from .scheduling_utils import SchedulerOutput
 
@@ -79,7 +79,6 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
             InputError: an integer timestep, no step left, or ``scale_factors`` of another number than steps - 1.
         """
         refuse_integer(timestep)
-        check_shape("model_output", model_output, sample)
         factors = self.config.scale_factors
         if factors and len(self._timestep_array) != len(factors) + 1:
             raise InputError(
@@ -87,7 +86,7 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
                 f"use {len(factors) + 1} steps."
             )
         is_first = self._step_index is None
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         if is_first:
             self._first_size = model_output.shape[2:]
         sigma, sigma_next, _ = self._step_sigmas()

@@ -128,7 +128,7 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
         Raises:
             InputError: no step left in the schedule.
         """
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         i, sample = self._step_index, cast(sample, "float32")
         picture = self._predicted_picture(model_output, sample)
         if self._last is not None and i - 1 not in self.config.disable_corrector:

@@ -161,7 +161,7 @@ class TorchGenerator:
         return values
 
 
-Generator = Union[TorchGenerator, PaddleGenerator]
+Generator = Union[TorchGenerator, PaddleGenerator, Any]  # or torch.Generator("cpu")
 
 
 def randn(

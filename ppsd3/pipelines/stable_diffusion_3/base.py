@@ -357,28 +357,29 @@ class StableDiffusion3Base(
     def _text_encoders(self):
         """The towers, with the widths and the dtype of what the transformer reads."""
         parts = {name: part for name, part in self.components.items() if name.startswith(("text_enc", "tokenizer"))}
-        embeds_width, pooled_width, dtype = self._text_widths()
         return TextEncoders(
             **parts,
-            joint_attention_dim=embeds_width,
-            pooled_projection_dim=pooled_width,
-            dtype=dtype,
+            **self._text_widths(),
             clip_max_length=self.tokenizer_max_length,
             using=self.using,
             reader=self.prompt_reader,
         )
 
     def _text_widths(self):
-        """Widths of embeds and pooled embeds, and their dtype: the transformer's. Without one, the text encoders have
-        to be there, whose widths they are."""
-        if self.transformer is not None:
-            config = self.transformer.config
-            return config.joint_attention_dim, config.pooled_projection_dim, self.transformer.dtype
-        towers = [self.text_encoder, self.text_encoder_2, self.text_encoder_3]
-        if None in towers:
+        if self.transformer is None:
+            return self._widths_of_encoders()
+        widths = ("joint_attention_dim", "pooled_projection_dim")
+        return {"dtype": self.transformer.dtype, **{name: self.transformer.config[name] for name in widths}}
+
+    def _widths_of_encoders(self):
+        """What the transformer would read: without it all text encoders have to be there."""
+        encoders = {name: self.components[name] for name in ("text_encoder", "text_encoder_2", "text_encoder_3")}
+        missing = [name for name, encoder in encoders.items() if encoder is None]
+        if missing:
             raise InputError(
-                f"The pipeline has neither `transformer` nor `text_encoder{('', '_2', '_3')[towers.index(None)]}`, "
-                "so the width of the zeros in its place is not known. Load one of the two."
+                f"The pipeline has neither `transformer` nor `{missing[0]}`, so the width of the zeros in its place is "
+                "not known. Load one of the two."
             )
-        *clip, t5 = towers
-        return t5.config.d_model, sum(tower.config.projection_dim for tower in clip), clip[0].dtype
+        *clip, t5 = encoders.values()
+        pooled = sum(encoder.config.projection_dim for encoder in clip)
+        return {"joint_attention_dim": t5.config.d_model, "pooled_projection_dim": pooled, "dtype": clip[0].dtype}

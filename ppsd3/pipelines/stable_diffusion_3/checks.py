@@ -22,14 +22,10 @@ def check_size(height, width, multiple, largest):
 
 
 def check_guidance(arguments, num_layers):
-    """``guidance`` is the only one; skip-layer guidance names layers that exist."""
+    """``guidance`` is the only one; skip-layer guidance names layers that exist, and has a guidance to add to."""
     guidance, layers = getattr(arguments, "guidance", None), getattr(arguments, "skip_guidance_layers", None)
-    if guidance is None:
-        check_skip_layers(layers, num_layers, arguments.guidance_scale > 1)
-    elif layers is not None:
-        raise InputError(
-            "Both `guidance` and `skip_guidance_layers` are given. Pass guidance=SkipLayerGuidance(scale, layers)."
-        )
+    if layers is not None:
+        _check_skip_layers(layers, num_layers, guidance, arguments.guidance_scale > 1)
 
 
 def check_clip_skip(clip_skip, encoders):
@@ -46,10 +42,11 @@ def check_callback_tensors(names, allowed):
         raise InputError(f"`callback_on_step_end_tensor_inputs` names {unknown}; a callback can have {list(allowed)}.")
 
 
-def check_skip_layers(layers, num_layers, guided):
-    """Skip-layer guidance names layers that exist, and has a guidance to add to."""
-    if layers is None:
-        return
+def _check_skip_layers(layers, num_layers, guidance, guided):
+    if guidance is not None:
+        raise InputError(
+            "Both `guidance` and `skip_guidance_layers` are given. Pass guidance=SkipLayerGuidance(scale, layers)."
+        )
     wrong = [n for n in layers if n >= num_layers]
     if wrong:
         raise InputError(

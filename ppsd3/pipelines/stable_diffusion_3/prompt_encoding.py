@@ -159,10 +159,7 @@ def encode_conditions(
     requests = []
     if negative is None and guided:
         if positive is not None and not encoders.any_there:
-            raise InputError(
-                "Guidance needs `negative_prompt_embeds` and `negative_pooled_prompt_embeds` too: the pipeline has no "
-                "text encoder for a negative prompt. Pass them, or guidance_scale=1."
-            )
+            raise _no_negative()
         requests.append(Request(*texts.texts("negative_")))
     if positive is None:
         requests.append(Request(*texts.texts(), clip_skip=clip_skip))
@@ -179,6 +176,13 @@ def encode_conditions(
     if list(negative.embeds.shape) != list(positive.embeds.shape):
         raise _different_shapes(positive, negative)
     return positive.repeat(num_images_per_prompt), negative.repeat(num_images_per_prompt)
+
+
+def _no_negative():
+    return InputError(
+        "Guidance needs `negative_prompt_embeds` and `negative_pooled_prompt_embeds` too: the pipeline has no text "
+        "encoder for a negative prompt. Pass them, or guidance_scale=1."
+    )
 
 
 def _different_shapes(positive, negative):

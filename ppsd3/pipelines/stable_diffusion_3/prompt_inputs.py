@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import re
 from typing import Any
 
 from ...utils.errors import InputError
@@ -15,6 +17,7 @@ logger = get_logger(__name__)
 _TEXTS = ("prompt", "prompt_2", "prompt_3")
 _SIGNS = ("", "negative_")
 _ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # each reads the text of its place
+_HALF = re.compile("[\ud800-\udfff]")  # of a character of two 16-bit numbers; UTF-8 has no place for it
 MOST_CHARACTERS = 100_000  # the encoders read some hundred words
 
 
@@ -74,14 +77,12 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
         return self
 
     def _check_read(self, sign, there):
-        """No text is left unread, because its encoder is missing: every text would give the same picture."""
-        rows = zip(*self.texts(sign))
-        if any(any(row) and not any(text for text, read in zip(row, there) if read) for row in rows):
-            raise InputError(
-                f"`{sign}prompt` has a text, and the pipeline no text encoder that reads it: every text would give the "
-                f"same picture. Load {', '.join(_ENCODERS)} or one of them, pass `{sign}prompt_embeds` and "
-                f'`{sign}pooled_prompt_embeds`, or {sign}prompt="" to draw without a text.'
-            )
+        if any(any(row) and not any(itertools.compress(row, there)) for row in zip(*self.texts(sign))):
+            raise _unread(sign)
+        if not all(there):
+            self._warn_of_unread(sign, there)
+
+    def _warn_of_unread(self, sign, there):
         for name, encoder, is_there in zip(_TEXTS[1:], _ENCODERS[1:], there[1:]):
             if getattr(self, sign + name) and not is_there:
                 _warn_once(f"`{sign}{name}` changes nothing, because the pipeline has no `{encoder}`.")
@@ -109,21 +110,36 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
 
 
 def _check_text(name, text):
-    if text == []:
-        raise InputError(f"`{name}` is an empty list. Pass at least one text.")
-    for item in [text] if isinstance(text, str) else text or ():
-        if len(item) > MOST_CHARACTERS:
-            raise InputError(
-                f"`{name}` has {len(item):,} characters, of which the text encoders read a few thousand. Pass at most "
-                f"{MOST_CHARACTERS:,}."
-            )
-        try:
-            item.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"`{name}` holds {item[error.start]!r}, half of a character. Read the text as UTF-8 with "
-                "errors='replace'."
-            ) from None
+    texts = [text] if isinstance(text, str) else text
+    if texts is not None and not (texts and all(map(_is_readable, texts))):
+        raise _unusable(name, texts)
+
+
+def _is_readable(text):
+    return len(text) <= MOST_CHARACTERS and _HALF.search(text) is None
+
+
+def _unusable(name, texts):
+    text = next((text for text in texts if not _is_readable(text)), None)
+    if text is None:
+        return InputError(f"`{name}` is an empty list. Pass at least one text.")
+    if len(text) > MOST_CHARACTERS:
+        return InputError(
+            f"`{name}` has {len(text):,} characters, of which the text encoders read a few thousand. Pass at most "
+            f"{MOST_CHARACTERS:,}."
+        )
+    half = _HALF.search(text)
+    return InputError(
+        f"`{name}` holds {half and half.group()!r}, half of a character. Read the text as UTF-8, with errors='replace'."
+    )
+
+
+def _unread(sign):
+    return InputError(
+        f"`{sign}prompt` has a text, and the pipeline no text encoder that reads it: every text would give the same "
+        f"picture. Load {', '.join(_ENCODERS)} or one of them, pass `{sign}prompt_embeds` and "
+        f'`{sign}pooled_prompt_embeds`, or {sign}prompt="" to draw without a text.'
+    )
 
 
 @functools.cache
