@@ -20,6 +20,7 @@ from ..training.autoencoder import AutoencoderTask, latent_statistics
 from ..training.controlnet import ControlNetTask
 from ..training.ema import EMA
 from ..training.text_to_image import TextDropout, TextToImageTask
+from ..training.timestep_sampling import LogitNormal
 from ..training.trainer import Trainer
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ..utils.hub import BUNDLED
@@ -93,7 +94,7 @@ CONTROLLED_SCENES = 16384  # for the ControlNet, which only learns to read shape
 # SD3 drops encoders with 0.464, so that any subset works; less here. The caption "" becomes the negative prompt.
 DROPOUT = TextDropout(encoder=0.12, caption=0.1)
 # The paper's logit-normal (0, 1), moved towards noise, where the number and places of objects are decided.
-DENSITY: dict[str, Any] = dict(logit_mean=0.6)
+DENSITY = LogitNormal(mean=0.6)
 CONTROL_LAYERS = 2  # of the transformer's 6: a third of its time is added to a step
 
 

@@ -190,21 +190,21 @@ class LDMLinear(Trajectory):
         return self.num_train_timesteps * np.asarray(t, np.float64) - 1
 
 
+def _edm_target(path, t):
+    """``F = (x0 - c_skip z) / c_out`` of Karras et al. 2022, table 1."""
+    ratio, spread = path.sigma(t) / path.alpha(t), path.data_std
+    norm = np.sqrt(ratio**2 + spread**2)
+    return ratio / (spread * norm), -spread / norm
+
+
 # What a network may predict: x0 and the noise enter the target with these factors at time t.
 PREDICTIONS: dict[str, Callable[[Any, Times], Coefficients]] = {
     "velocity": lambda path, t: (path.alpha_prime(t), path.sigma_prime(t)),
     "epsilon": lambda path, t: (np.zeros_like(path.alpha(t)), np.ones_like(path.alpha(t))),
     "sample": lambda path, t: (np.ones_like(path.alpha(t)), np.zeros_like(path.alpha(t))),
     "v_prediction": lambda path, t: (-path.sigma(t), path.alpha(t)),
-    "F": lambda path, t: _edm_target(path, t),
+    "F": _edm_target,
 }
-
-
-def _edm_target(path, t):
-    """``F = (x0 - c_skip z) / c_out`` of Karras et al. 2022, table 1."""
-    ratio, spread = path.sigma(t) / path.alpha(t), path.data_std
-    norm = np.sqrt(ratio**2 + spread**2)
-    return ratio / (spread * norm), -spread / norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,9 +274,14 @@ class Objective:
         return self.trajectory.alpha(t) * of_noise - self.trajectory.sigma(t) * of_data
 
 
+def scaled(a: FloatArray, x: paddle.Tensor) -> paddle.Tensor:
+    """``a x`` for a tensor [B, ...] and factors ``[B]`` or a scalar, in the dtype of ``x``."""
+    return _factor(a, x) * x
+
+
 def combine(a: FloatArray, x: paddle.Tensor, b: FloatArray, y: paddle.Tensor) -> paddle.Tensor:
     """``a x + b y`` for tensors [B, ...] and factors ``[B]`` or scalars, in the dtype of ``x``."""
-    return _factor(a, x) * x + _factor(b, x) * y
+    return scaled(a, x) + scaled(b, y)
 
 
 def _factor(a, like):

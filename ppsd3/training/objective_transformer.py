@@ -12,7 +12,7 @@ import paddle
 from ..models import SD3Transformer2DModel
 from ..models.transformer_sd3 import PreparedCondition, Transformer2DModelOutput
 from ..utils.errors import ConfigError, InputError
-from .flow_matching import EDM, Cosine, LDMLinear, Objective, RectifiedFlow, combine
+from .flow_matching import EDM, Cosine, LDMLinear, Objective, RectifiedFlow, scaled
 from .timestep_sampling import FloatArray
 
 TRAJECTORIES = {kind.__name__: kind for kind in (RectifiedFlow, EDM, Cosine, LDMLinear)}
@@ -128,10 +128,10 @@ class ObjectiveTransformer2DModel(SD3Transformer2DModel):
         t = self._time(levels)
         trajectory = self.objective.trajectory
         scale = np.hypot(trajectory.alpha(t), trajectory.sigma(t)) / np.hypot(1 - levels, levels)
-        z = combine(scale, hidden_states, np.zeros_like(scale), hidden_states)
+        z = scaled(scale, hidden_states)
         told = None if timestep is None else paddle.to_tensor(trajectory.timestep(t).astype(np.float32))
         prediction = super().forward(
-            hidden_states=combine(trajectory.input_scale(t), z, np.zeros_like(scale), z),
+            hidden_states=scaled(trajectory.input_scale(t), z),
             encoder_hidden_states=encoder_hidden_states,
             pooled_projections=pooled_projections,
             timestep=told,
@@ -142,9 +142,7 @@ class ObjectiveTransformer2DModel(SD3Transformer2DModel):
         )[0]
         copies = prediction.shape[0] // z.shape[0]
         x0, _ = self.objective.data_and_noise(prediction, paddle.concat([z] * copies), np.tile(t, copies))
-        velocity = combine(
-            1 / np.tile(levels, copies), paddle.concat([hidden_states] * copies), -1 / np.tile(levels, copies), x0
-        )
+        velocity = scaled(1 / np.tile(levels, copies), paddle.concat([hidden_states] * copies) - x0)
         return Transformer2DModelOutput(sample=velocity) if return_dict else (velocity,)
 
     def _time(self, levels: FloatArray) -> FloatArray:
