@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import math
 from typing import Any, Callable
 
@@ -146,6 +147,7 @@ class Cosine(Trajectory):
         return 2 / math.pi * np.arctan(np.exp(-np.asarray(log_snr, np.float64) / 2))
 
 
+@dataclasses.dataclass(frozen=True)
 class LDMLinear(Trajectory):
     """The discrete diffusion of LDM and Stable Diffusion 1 and 2 ("scaled_linear" in diffusers), made continuous.
 
@@ -157,10 +159,14 @@ class LDMLinear(Trajectory):
         num_train_timesteps: T.
     """
 
-    def __init__(self, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000) -> None:
-        self.num_train_timesteps: int = num_train_timesteps
-        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-        self._log_alpha_squared = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    num_train_timesteps: int = 1000
+
+    @functools.cached_property
+    def _log_alpha_squared(self):
+        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_train_timesteps) ** 2
+        return np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
 
     def _log_alpha(self, t):
         position = np.asarray(t, np.float64) * self.num_train_timesteps

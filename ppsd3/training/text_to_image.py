@@ -56,7 +56,7 @@ class TextToImageTask:
     Args:
         transformer: trained in place.
         encoders: frozen towers and their tokenizers.
-        batches: ``batches(rng, step)`` -> :class:`Batch`.
+        batches: ``batches(rng, number)`` -> :class:`Batch`; ``number`` counts the batches of a run.
         dropout: of text.
         density: law of the times, in which a larger t is more noise. Shift it for large pictures,
             ``LogitNormal().shifted(3.0)``: a model that is sampled at a scheduler's shift wants it in training too.
@@ -91,14 +91,20 @@ class TextToImageTask:
         self.layers: dict[str, nn.Layer] = {"transformer": transformer}
         loss_weight(weight, 0.5)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
-        """Weighted mean squared error of the prediction over one batch."""
-        batch = self.batches(rng, step)
-        noise = paddle.to_tensor(rng.standard_normal(batch.latents.shape, dtype=np.float32))
-        t = self.density.sample(rng, len(batch.prompts), self.stratified)
-        errors = self.errors(batch, noise, t, self.condition(batch, rng))
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        names = ("dropout", "density", "objective", "weight", "stratified")
+        return {name: repr(getattr(self, name)) for name in names}
+
+    def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
+        """Weighted mean squared error of the prediction over one batch, and the errors by their times."""
+        read = self.batches(rng, batch)
+        noise = paddle.to_tensor(rng.standard_normal(read.latents.shape, dtype=np.float32))
+        t = self.density.sample(rng, len(read.prompts), self.stratified)
+        errors = self.errors(read, noise, t, self.condition(read, rng))
         weights = loss_weight(self.weight, t).astype(np.float32)
-        return (errors * paddle.to_tensor(weights)).mean(), {"batch": float(len(t))}
+        return (errors * paddle.to_tensor(weights)).mean(), {"t": t, "errors": errors.numpy()}
 
     def errors(self, batch: Batch, noise: paddle.Tensor, t: FloatArray, condition: TextCondition) -> paddle.Tensor:
         """Squared errors [B] of the prediction at ``t [B]``, means over a latent; ``noise [B, C, H, W]``."""
