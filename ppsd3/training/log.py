@@ -98,7 +98,7 @@ def read_log(path: str) -> list[dict[str, Any]]:
 def _means(history):
     """Means of the numbers, and of "errors" by bins of "t" as the list "loss_t" (null for a bin without samples)."""
     names = {name for metrics in history for name in metrics if name not in ("t", "errors")}
-    means = {name: float(np.mean([m[name] for m in history if name in m])) for name in sorted(names)}
+    means: dict[str, Any] = {name: float(np.mean([m[name] for m in history if name in m])) for name in sorted(names)}
     timed = [m for m in history if "errors" in m]
     if timed:
         t, errors = (np.concatenate([np.ravel(m[key]) for m in timed]) for key in ("t", "errors"))
