@@ -114,9 +114,8 @@ def _argument(arguments: type, field: "dataclasses.Field[Any]") -> Argument:
         for annotation in (vars(c).get("__annotations__", {}).get(field.name) for c in arguments.__mro__)
         if hasattr(annotation, "__metadata__")
     )
-    doc, limits = (
-        next((item for item in declared.__metadata__ if isinstance(item, one)), None) for one in (Doc, Range)
-    )
+    doc = next(item for item in declared.__metadata__ if isinstance(item, Doc))
+    limits = next((item for item in declared.__metadata__ if isinstance(item, Range)), None)
     plain = declared.__origin__
     kind = KINDS.get(plain, "python")
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Timestep = Union[float, int, np.floating, paddle.Tensor, np.ndarray]  # one, or where it is said one for each row
 MOST_STEPS = 10_000
-Steps = Annotated[Optional[int], Range(1, MOST_STEPS)]
+StepCount = Annotated[Optional[int], Range(1, MOST_STEPS)]
 Sigmas = Annotated[Optional[Sequence[float]], Range(0, 1)]
 Timesteps = Annotated[Optional[Sequence[float]], Range(0)]
 Mu = Annotated[Optional[float], Range(-50, 50)]
@@ -238,10 +238,8 @@ def check_falling(name: str, values: Sequence[float] | None, strictly: bool = Fa
 
 
 def other_shape(name: str, tensor: paddle.Tensor, sample: paddle.Tensor) -> InputError:
-    """The error for a ``tensor`` that has not the shape of ``sample``."""
-    return InputError(
-        f"`{name}` has the shape {list(tensor.shape)} and `sample` {list(sample.shape)}. Pass tensors of one shape."
-    )
+    """The error for a ``tensor`` that has not the shape of ``sample``, or of its first axes."""
+    return InputError(f"`{name}` has the shape {list(tensor.shape)}, which does not fit `sample` {list(sample.shape)}.")
 
 
 def refuse_integer(timestep: Timestep) -> None:

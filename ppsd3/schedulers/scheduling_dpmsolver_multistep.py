@@ -14,7 +14,7 @@ from ..utils.checking import checks_arguments
 from ..utils.random import Generator, randn
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Mu, Sigmas, Steps, Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -74,7 +74,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
     @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: Steps = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
         mu: Mu = None,
         sigmas: Sigmas = None,

@@ -19,12 +19,13 @@ from .flow_scheduler import (
     FlowScheduler,
     Mu,
     Sigmas,
-    Steps,
+    StepCount,
     Timestep,
     Timesteps,
     cast,
     check_choice,
     check_falling,
+    other_shape,
     refuse_integer,
 )
 from .scheduling_utils import SchedulerOutput
@@ -103,9 +104,16 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         self._shift = float(shift)
 
     @checks_arguments
-    def time_shift(self, mu: float, sigma: float, t: float | np.ndarray | paddle.Tensor) -> Any:
-        """The dynamic shift of ``t`` (array or tensor) in the form that ``config.time_shift_type`` names."""
-        return flow_sigmas.TIME_SHIFTS[self.config.time_shift_type](mu, sigma, t)
+    def time_shift(
+        self,
+        mu: Annotated[float, Range(-50, 50)],
+        sigma: float,
+        t: Annotated[float, Range(0, 1)] | np.ndarray | paddle.Tensor,
+    ) -> Any:
+        """The dynamic shift of ``t`` (number, array or tensor) in the form that ``config.time_shift_type`` names."""
+        if isinstance(t, (int, float)) and t == 0:
+            return 0.0
+        return flow_sigmas.TIME_SHIFTS[self.config.time_shift_type](mu, sigma, t)  # type: ignore[arg-type]
 
     @checks_arguments
     def stretch_shift_to_terminal(self, t: np.ndarray | paddle.Tensor) -> Any:
@@ -126,7 +134,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: Steps = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
         sigmas: Sigmas = None,
         mu: Mu = None,
@@ -251,6 +259,8 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
 
         velocity, sample = cast(model_output, paddle.float32), cast(sample, paddle.float32)
         if per_token_timesteps is not None:
+            if per_token_timesteps.shape != sample.shape[:2]:
+                raise other_shape("per_token_timesteps", per_token_timesteps, sample)
             sigma, sigma_next, dt = self._per_token_sigmas(per_token_timesteps)
         else:
             sigma, sigma_next, dt = self._step_sigmas()

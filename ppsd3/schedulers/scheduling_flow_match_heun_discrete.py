@@ -70,7 +70,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         sample: paddle.Tensor,
         s_churn: Annotated[float, Range(0)] = 0.0,
         s_tmin: float = 0.0,
-        s_tmax: Annotated[float, Range(finite=False)] = float("inf"),
+        s_tmax: Annotated[float, Range(most=math.inf)] = float("inf"),
         s_noise: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
         return_dict: bool = True,

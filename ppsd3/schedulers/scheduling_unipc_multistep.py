@@ -14,7 +14,7 @@ from ..utils.checking import checks_arguments
 from ..utils.errors import ConfigError
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Mu, Sigmas, Steps, Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -82,7 +82,7 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
     @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: Steps = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
         sigmas: Sigmas = None,
         mu: Mu = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Annotated, Any, Callable
 
 import numpy as np
 import paddle
@@ -11,6 +11,7 @@ from paddle import nn
 
 from ..models import SD3Transformer2DModel
 from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, TextEncoders, encode_prompts
+from ..utils.checking import Range, checks_arguments
 from ..utils.paddle_internals import no_grad
 from .flow_matching import Objective, loss_weight, scaled
 from .timestep_sampling import Density, FloatArray, Indexed, LogitNormal
@@ -33,6 +34,7 @@ class Batch:
     controls: np.ndarray | None = None
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class TextDropout:
     """Probabilities of text dropout.
@@ -43,8 +45,8 @@ class TextDropout:
         caption: that the caption is replaced by "", which pipelines encode as the negative prompt.
     """
 
-    encoder: float = 0.464
-    caption: float = 0.0
+    encoder: Annotated[float, Range(0, 1)] = 0.464
+    caption: Annotated[float, Range(0, 1)] = 0.0
 
 
 Batches = Callable[[np.random.Generator, int], Batch]
@@ -69,6 +71,7 @@ class TextToImageTask:
         InputError: ``weight`` is unknown.
     """
 
+    @checks_arguments
     def __init__(
         self,
         transformer: SD3Transformer2DModel,

@@ -1,7 +1,7 @@
 """Wrong arguments for every public callable: the values, the callables with arguments that are right, and the loop.
 
-``run(cases(...))`` gives what was neither accepted nor refused by one of ppsd3's errors. A case is a target, the name of
-one of its arguments and a value for it; the others stay right.
+``run(cases(...))`` gives what was neither accepted nor refused by one of ppsd3's errors. A case is a target, the name
+of one of its arguments and a value for it; the others stay right.
 """
 
 import contextlib
@@ -26,10 +26,9 @@ from . import tiny
 
 
 class Strange:
-    """Answers to nothing, and its ``repr`` fails."""
+    """Like no other object, and of another library's shape: ``shape`` is no tuple, ``dtype`` no dtype."""
 
-    def __repr__(self):
-        raise RuntimeError("no repr")
+    shape, dtype, ndim, device = None, None, None, None
 
 
 def _deep(levels):
@@ -282,7 +281,7 @@ def schedulers():
                     scheduler = kind(**options)
                     if begun:
                         scheduler.set_timesteps(4, **({"mu": 1.0} if options else {}))
-                    if arguments.get("timestep") == "first":
+                    if isinstance(arguments.get("timestep"), str) and arguments["timestep"] == "first":
                         arguments["timestep"] = scheduler.timesteps[0]
                     return getattr(scheduler, method)(**arguments)
 
@@ -390,7 +389,7 @@ def training():
     yield Target("weighting", training_utils.compute_loss_weighting_for_sd3, functools.partial(dict, **weighting))
     yield Target("set_seed", training_utils.set_seed, functools.partial(dict, seed=0))
     yield Target("RectifiedFlow", flow_matching.RectifiedFlow)
-    yield Target("sample_timesteps", timestep_sampling.sample_timesteps, functools.partial(dict, count=4))
+    yield Target("timestep_density", timestep_sampling.timestep_density, functools.partial(dict, name="mode"))
     layer = paddle.nn.Linear(2, 2)
     yield Target("EMA", ema.EMA, functools.partial(dict, parameters=dict(layer.named_parameters())))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import paddle
 
-from ...utils.checking import shown
+from ...utils.checking import checks_arguments, shown
 from ...utils.errors import InputError
 from ...utils.foreign import require_own
 from ...utils.logging import get_logger
@@ -106,11 +106,8 @@ class WeightedPrompts(PromptReader):
             mean that the prompt's features had. Both leave pooled vectors alone.
     """
 
-    METHODS = ("empty", "mean")
-
-    def __init__(self, method: str = "empty"):
-        if method not in self.METHODS:
-            raise InputError(f"method is {method!r}; it is one of {', '.join(self.METHODS)}.")
+    @checks_arguments
+    def __init__(self, method: Literal["empty", "mean"] = "empty"):
         self.method = method
 
     def read(
@@ -215,8 +212,8 @@ def _number(text, sign, prompt):
         return float(text)
     except ValueError:
         raise InputError(
-            f"The weight in {shown(sign)} of the prompt {shown(prompt)} is no number. Write e.g. (word:1.3), or \\( and "
-            "\\) for brackets that are text."
+            f"The weight in {shown(sign)} of the prompt {shown(prompt)} is no number. Write e.g. (word:1.3), or \\( "
+            "and \\) for brackets that are text."
         ) from None
 
 
