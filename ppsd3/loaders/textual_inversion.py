@@ -19,6 +19,7 @@ from ..serialization.tensors import from_numpy
 from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
+from ..utils.checking import checks_arguments
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
@@ -108,6 +109,7 @@ class TextualInversionLoaderMixin(PipelineHost):
         for tower, some in words.items():
             self._add_words(tower, some)
 
+    @checks_arguments
     def unload_textual_inversion(
         self, tokens: Names | None = None, tokenizer: str | CLIPTokenizer | None = None, text_encoder: Any = None
     ) -> None:
@@ -140,6 +142,7 @@ class TextualInversionLoaderMixin(PipelineHost):
                 own.remove_tokens(gone)
                 self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=own.eos_token_id)
 
+    @checks_arguments
     def save_textual_inversion(self, save_directory: PathLike, token: str, weight_name: str | None = None) -> None:
         """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
 

@@ -16,6 +16,7 @@ from ..loaders.host import components_taken
 from ..modeling_utils import read_destination
 from ..quantization import choose_layers
 from ..utils import logging
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
@@ -130,6 +131,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             network.to(device=device, dtype=dtype)
         return self
 
+    @checks_arguments
     def quantize(self, kind: str, components: str | Sequence[str] | None = None) -> Self:
         """Holds the networks that take the time and the memory in int8; returns the pipeline.
 
@@ -153,6 +155,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             network.quantize(kind)
         return self
 
+    @checks_arguments
     def compile(self, components: str | Sequence[str] | None = None) -> Self:
         """Runs networks as static graphs from the next call on; returns the pipeline.
 
@@ -188,6 +191,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             raise InputError(f"components is {list(names)}; {introduction} {known}. Name one or more of them.")
         return [there[name] for name in names]
 
+    @checks_arguments
     def require(self, name: str) -> Any:
         """The component called ``name``. Raises an InputError if the pipeline has none."""
         part = getattr(self, name, None)
@@ -277,6 +281,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         """Options of ``tqdm`` for the progress bar, e.g. ``disable=True``."""
         self._progress_bar_config = options
 
+    @checks_arguments
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm[Any]:
         """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
         from tqdm.auto import tqdm

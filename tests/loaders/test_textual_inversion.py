@@ -286,7 +286,7 @@ def test_refusals_of_files(pipe, tmp_path):
         text_encoder="text_encoder",
     )
     refused(pipe, CheckpointFormatError, "no finite numbers", {"<n>": np.full((1, 16), np.nan, "float32")})
-    refused(pipe, InputError, "does not know 'weight'. Did you mean 'weight_name'", path, weight="x.safetensors")
+    refused(pipe, InputError, "has no argument 'weight'. Did you mean 'weight_name'", path, weight="x.safetensors")
 
 
 def test_refusals_of_words(pipe):

@@ -379,5 +379,5 @@ def test_pag_by_the_auto_pipeline(pipes, tmp_path):
     for make in (AutoPipelineForInpainting.from_pipe, AutoPipelineForInpainting.from_pretrained):
         with pytest.raises(InputError, match="guidance=PerturbedAttentionGuidance"):
             make(first if make.__name__ == "from_pipe" else tmp_path / "plain", enable_pag=True)
-    with pytest.raises(InputError, match=r"does not know 'pag_applied_layers'"):
+    with pytest.raises(InputError, match=r"has no argument 'pag_applied_layers'"):
         AutoPipelineForText2Image.from_pretrained(tmp_path / "plain", pag_applied_layers=1)
