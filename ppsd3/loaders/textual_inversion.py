@@ -185,7 +185,11 @@ class TextualInversionLoaderMixin(PipelineHost):
         ):
             if value is None:
                 continue
-            found = [tower for name, tower in names.items() if value is getattr(self, name) or value == name]
+            found = [
+                tower
+                for name, tower in names.items()
+                if value is getattr(self, name) or (isinstance(value, str) and value == name)
+            ]
             if not found:
                 what = repr(value) if isinstance(value, str) else f"a {type(value).__name__} that the pipeline has not"
                 raise InputError(

@@ -97,7 +97,7 @@ class VaeImageProcessor(ConfigMixin):
 
     @checks_arguments
     def postprocess(
-        self, image: paddle.Tensor, output_type: OutputType = "pil", do_denormalize: list[bool] | None = None
+        self, image: Tensor, output_type: OutputType = "pil", do_denormalize: list[bool] | None = None
     ) -> list[Image.Image] | np.ndarray | paddle.Tensor:
         """Tensor [B, 3, H, W] in about [-1, 1] -> what ``output_type`` says.
 
@@ -190,6 +190,8 @@ class VaeImageProcessor(ConfigMixin):
         """
         from PIL import ImageOps
 
+        if mask.size != init_image.size:
+            raise InputError(f"`mask` is {mask.size} pixels and `init_image` {init_image.size}. Make them of one size.")
         if crop_coords is not None:
             x1, y1, x2, y2 = crop_coords
             whole = Image.new("RGB", init_image.size)

@@ -93,8 +93,6 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         Raises:
             InputError: components that this class needs and the other pipeline has not.
         """
-        if not isinstance(pipeline, DiffusionPipeline):
-            raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
         if not cls._component_signature():
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
         known = cls._component_signature()
@@ -218,7 +216,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         else:
             getattr(part, method)(**options)
 
-    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
+    @checks_arguments
+    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
         Memory of the GPU: the largest network, for some tenths of a second per call.
@@ -232,7 +231,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         """
         self._offload(ModelOffload, gpu_id, device)
 
-    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
+    @checks_arguments
+    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
 
         Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
@@ -244,7 +244,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         self._refuse_moving("offloading")
         if gpu_id is not None and device is not None:
             raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
-        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or device or "gpu")
+        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or str(device or "gpu"))
         self._residency = kind(self._networks(), place)
 
     def _refuse_moving(self, what):

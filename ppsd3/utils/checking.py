@@ -125,7 +125,7 @@ def _usual(kind, limits):
         ranges = {part[2] for part in parts if part[1]} or {FINITE}
         return known, numbers_ if len(ranges) == 1 else nothing, ranges.pop(), items
     known, items = nothing, nothing
-    if origin is list and limits is None:
+    if origin in (list, collections.abc.Sequence) and limits is None:
         items = _usual(inner[0], None)[0]
     elif kind in (str, bool, type(None)) or (kind is paddle.Tensor and limits is None):
         known = frozenset([kind])

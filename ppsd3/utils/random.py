@@ -307,7 +307,7 @@ def _rounded(values, dtype):
 def _checked_shape(shape):
     try:
         sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
+    except (TypeError, ValueError, AssertionError):  # the last two are Paddle's, of a tensor
         sizes = (-1,)
     if any(size < 0 for size in sizes) or math.prod(sizes) > _MOST_NUMBERS:
         raise InputError(

@@ -327,7 +327,7 @@ def test_from_pipe_shares_components(pipes, tmp_path):
         assert all(other.components[name] is part for name, part in first.components.items())
     first.save_pretrained(tmp_path)
     assert type(AutoPipelineForInpainting.from_pretrained(tmp_path)) is StableDiffusion3InpaintPipeline
-    with pytest.raises(InputError, match="not a str"):
+    with pytest.raises(InputError, match="has to be a DiffusionPipeline"):
         StableDiffusion3Pipeline.from_pipe("shapes")
     with pytest.raises(InputError, match="which task"):
         ppsd3.DiffusionPipeline.from_pipe(first)
