@@ -12,6 +12,7 @@ from ..pipelines.component_classes import component_class
 from ..pipelines.exporting import INDEX as EXPORT_INDEX
 from ..pipelines.pipeline_checkpoint import INDEX_NAME
 from ..serialization import Checkpoint
+from ..utils import device
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
@@ -178,19 +179,11 @@ def _memory_places():
     """[(name, bytes)]: what the main memory has free, and all that each GPU has."""
     import paddle
 
-    places = [("CPU", _free_memory())]
+    places = [("CPU", device.available_memory())]
     if paddle.is_compiled_with_cuda():
         for i in range(paddle.device.cuda.device_count()):
             places.append((f"gpu:{i}", paddle.device.cuda.get_device_properties(i).total_memory))
     return places
-
-
-def _free_memory():
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _machine():

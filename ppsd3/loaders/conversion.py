@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..configuration_utils import naming
 from ..modeling_utils import to_be_filled
 from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS as DIRECTORY_LAYOUTS, find_named_layout, in_layout
@@ -131,8 +132,9 @@ class _Network:
                 f"{source.path} is quantized, and only this directory's own layout says how. Convert the model that it "
                 "was made from, and quantize the result."
             )
-        with to_be_filled():
-            self.model = class_(**class_.extract_init_arguments(config, source=f"the configuration for {source.path}"))
+        of = f"the configuration for {source.path}"
+        with to_be_filled(), naming(of):
+            self.model = class_(**class_.extract_init_arguments(config, source=of))
         _, places, transposed, report = fit(
             self.model, source, self.model._keys_to_ignore_on_load, self.model._tied_keys
         )
