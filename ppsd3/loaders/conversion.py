@@ -28,8 +28,9 @@ from ..serialization.writers import StoredTensor, byte_size, require_space, writ
 from ..transformers import SiglipVisionModel
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
-from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
+from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
+from ..utils.pipeline_index import PIPELINE_INDEX, named_class, read_pipeline_index
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import choose_variants
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources
@@ -185,7 +186,7 @@ class _DirectoryParts:
             self.networks = [_component_of(directory)]
             self._variants = {self.networks[0]: variant}
             return
-        self.index = read_json(index, purpose="the list of the pipeline's components")
+        self.index = read_pipeline_index(directory)
         self.pipeline = self.index.get("_class_name", _PIPELINE)
         listed = [n for n, entry in self.index.items() if isinstance(entry, list) and entry[1] and n not in given]
         self.networks = [name for name in listed if name in _NETWORKS]
@@ -285,7 +286,7 @@ def _open(source, variant, config, components, whole):
 def _component_of(directory):
     """The name of the component in ``directory``, by its configuration."""
     config = read_json(os.path.join(directory, "config.json"), purpose="a network's configuration")
-    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    name = named_class(config)
     components = [component for component, class_ in _NETWORKS.items() if class_.__name__ == name]
     if not components:
         known = ", ".join(sorted({class_.__name__ for class_ in _NETWORKS.values()}))

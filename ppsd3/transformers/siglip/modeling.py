@@ -18,6 +18,7 @@ from ...ops.vision import patch_tokens
 from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ...serialization.source import TensorSource
+from ...utils.checking import shown
 from ...utils.config_types import Heads, Layers, PatchSide, Pixels, Share, Width
 from ...utils.errors import ConfigError, InputError
 from ...utils.types import PathLike
@@ -106,7 +107,12 @@ class SiglipVisionModel(Encoder):
         cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
     ) -> dict[str, Any]:
         config = super().load_config(pretrained_model_name_or_path, subfolder, **options)
-        return config.get("vision_config", config)
+        vision = config.get("vision_config", config)
+        if not isinstance(vision, dict):
+            raise ConfigError(
+                f"{pretrained_model_name_or_path} has a vision_config that is no object: {shown(vision)}."
+            )
+        return vision
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:
