@@ -1,8 +1,8 @@
 """Saves over something that was saved before, killed at each of their file events: the program that the tests run.
 
 ``python scenarios.py DIRECTORY NAME:STEP:ERROR...`` with ``faults.c`` loaded: saves in a forked process for each
-STEP-th event, which is killed at it (ERROR 0), or in which that write fails with the error number ERROR. Prints the numbers of
-events, or fails.
+STEP-th event, which is killed at it (ERROR 0), or in which that write fails with the error number ERROR. Prints the
+numbers of events, or fails.
 """
 
 import ctypes
