@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
 from ..utils.files import atomic_write, replacing
+from ..utils.temporary import discard
 from ..utils.types import Tensors
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -59,14 +59,14 @@ class Checkpoints:
                 file.write((json.dumps(dict(state), indent=2) + "\n").encode())
         if self.total_limit is not None:
             for old in self.paths()[: -self.total_limit]:
-                shutil.rmtree(old)
+                discard(old)
         return path
 
     def discard_after(self, step: int) -> None:
         """Removes states of later steps: another run from here on would mix with them."""
         for path in self.paths():
             if int(os.path.basename(path)[len("step-") :]) > step:
-                shutil.rmtree(path)
+                discard(path)
 
     def find(self, which: str) -> str | None:
         """The path of a state: the latest for "latest" (None if there is none), or the directory ``which`` itself.
