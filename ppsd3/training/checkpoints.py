@@ -15,7 +15,7 @@ from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
 from ..utils.files import atomic_write, replacing
-from ..utils.temporary import discard
+from ..utils.temporary import discard, remove_leftovers
 from ..utils.types import Tensors
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -33,6 +33,7 @@ class Checkpoints:
     def __init__(self, directory: str, total_limit: int | None = None) -> None:
         self.directory: str = directory
         self.total_limit: int | None = total_limit
+        remove_leftovers(directory)  # of a run that was killed
 
     def paths(self) -> list[str]:
         """Of the states, from the oldest to the latest."""

@@ -17,7 +17,7 @@ HERE = pathlib.Path(__file__).parent
 SCENARIOS = (
     "one file", "shards over one file", "one file over shards", "shards over one file, in place",
     "one file over shards, in place", "a new directory", "pipeline", "pipeline, in place", "tokenizer", "convert",
-    "convert to a file", "LoRA", "prompt cache", "state of training", "PNG",
+    "convert to a file", "LoRA", "prompt cache", "training", "PNG",
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries are preloaded as Linux does")
 
