@@ -218,7 +218,10 @@ def adapt(network, other, targets):
     for name in mine:
         layer, kind = name.split(".lora_", 1)
         if kind.startswith("A"):
-            adapters[layer.replace(".adapters.parity", "") + ".weight"] = (tensors[name], tensors[name.replace(".lora_A", ".lora_B")])
+            adapters[layer.replace(".adapters.parity", "") + ".weight"] = (
+                tensors[name],
+                tensors[name.replace(".lora_A", ".lora_B")],
+            )
     return mine, tensors, Adapted(other, adapters, scale=2.0)
 
 
