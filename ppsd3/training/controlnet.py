@@ -8,6 +8,7 @@ import paddle
 from paddle import nn
 
 from ..models import SD3ControlNetModel, SD3Transformer2DModel
+from ..utils.checking import checks_arguments
 from .text_to_image import Batch, Batches, TextToImageTask
 from .texts import Texts
 
@@ -21,6 +22,7 @@ class ControlNetTask(TextToImageTask):
         **options: the other arguments of :class:`TextToImageTask`.
     """
 
+    @checks_arguments
     def __init__(
         self,
         controlnet: SD3ControlNetModel,

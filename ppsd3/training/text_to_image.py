@@ -11,6 +11,7 @@ from paddle import nn
 
 from ..models import SD3Transformer2DModel
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextCondition
+from ..utils.checking import checks_arguments
 from .flow_matching import Objective, loss_weight, scaled
 from .texts import Texts
 from .timestep_sampling import Density, FloatArray, Indexed, LogitNormal
@@ -56,6 +57,7 @@ class TextToImageTask:
         InputError: ``weight`` is unknown.
     """
 
+    @checks_arguments
     def __init__(
         self,
         transformer: SD3Transformer2DModel,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import paddle
 
 from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, TextEncoders, encode_prompts
+from ..utils.checking import Range, checks_arguments
 from ..utils.paddle_internals import no_grad
 from .caches import TensorCache, fingerprint
 
 TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class TextDropout:
     """Probabilities of text dropout.
@@ -26,8 +28,8 @@ class TextDropout:
         caption: that the caption is replaced by "", which pipelines encode as the negative prompt.
     """
 
-    encoder: float = 0.464
-    caption: float = 0.0
+    encoder: Annotated[float, Range(0, 1)] = 0.464
+    caption: Annotated[float, Range(0, 1)] = 0.0
 
     def captions(self, prompts: Sequence[str], rng: np.random.Generator) -> list[str]:
         """The prompts, some of them replaced by ""."""
