@@ -16,8 +16,9 @@ from .samples import Sample
 
 
 class BatchPlan:
-    """Which samples are in batch number n. Each epoch has every sample once, in an order of its own; the last batch of a
-    bucket is filled up from the bucket's beginning.
+    """Which samples are in batch number n.
+
+    Each epoch has every sample once, in an order of its own; the last batch of a bucket is filled up from its beginning.
 
     Args:
         buckets: the bucket of each sample.
@@ -156,7 +157,8 @@ class SampleBatches:
     def prepare(self) -> None:
         """Encodes the centre of every picture now, so that the VAE's time is not spent in the first epoch."""
         for sample, size in zip(self.samples, self._sizes):
-            self.latents.posterior(_key(sample, "", Crop(size)), lambda s=sample, c=Crop(size): c.apply(s.open()))
+            crop = Crop(size)
+            self.latents.posterior(_key(sample, "", crop), lambda s=sample, c=crop: c.apply(s.open()))
 
     def _sampled(self, sample, open_picture, role, crop, rng):
         mean, std = self.latents.posterior(_key(sample, role, crop), lambda: crop.apply(open_picture()))
