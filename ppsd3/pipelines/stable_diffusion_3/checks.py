@@ -37,7 +37,7 @@ def check_clip_skip(clip_skip, encoders):
     """Every CLIP encoder that is there has the layer that ``clip_skip`` asks for."""
     most = min((e.config.num_hidden_layers - 1 for e in encoders if e is not None), default=None)
     if clip_skip is not None and most is not None and clip_skip > most:
-        raise InputError(f"`clip_skip` is {clip_skip}; these text encoders have layers for 0 to {most}.")
+        raise InputError(f"`clip_skip` is {clip_skip}; these text encoders have layers for numbers from 0 to {most}.")
 
 
 def check_callback_tensors(names, allowed):
