@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -19,7 +19,7 @@ from ..serialization.tensors import from_numpy
 from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
-from ..utils.checking import checks_arguments
+from ..utils.checking import Range, checks_arguments, fit
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
@@ -53,6 +53,9 @@ class _Word(NamedTuple):
     rows: np.ndarray
 
 
+Vectors = Annotated[paddle.Tensor, Range(axes=(1, 2))]
+
+
 class TextualInversionLoaderMixin(PipelineHost):
     """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
@@ -60,7 +63,7 @@ class TextualInversionLoaderMixin(PipelineHost):
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
-        token: Names | None = None,
+        token: str | Sequence[str | None] | None = None,
         tokenizer: str | CLIPTokenizer | None = None,
         text_encoder: Any = None,
         **options: Any,
@@ -313,6 +316,7 @@ def _read(given: Any, options: dict[str, Any]) -> _Source:
     if isinstance(given, dict):
         return _from_dict(given)
     if not isinstance(given, (str, os.PathLike)):
+        given = fit("pretrained_model_name_or_path", given, Vectors)
         return _Source("The tensor", {_ANONYMOUS: to_paddle("The tensor", given)}, None)
     _refuse_pickle(given)
     weight_name, subfolder = options.pop("weight_name", None), options.pop("subfolder", None)

@@ -97,7 +97,7 @@ class VaeImageProcessor(ConfigMixin):
 
     @checks_arguments
     def postprocess(
-        self, image: Tensor, output_type: OutputType = "pil", do_denormalize: list[bool] | None = None
+        self, image: paddle.Tensor, output_type: OutputType = "pil", do_denormalize: list[bool] | None = None
     ) -> list[Image.Image] | np.ndarray | paddle.Tensor:
         """Tensor [B, 3, H, W] in about [-1, 1] -> what ``output_type`` says.
 
@@ -111,12 +111,14 @@ class VaeImageProcessor(ConfigMixin):
         """
         if output_type == "latent":
             return image
+        if image.ndim != 4:
+            raise InputError(f"`image` has the shape {list(image.shape)}; it has to be [B, C, H, W].")
         flags = do_denormalize or [self.config.do_normalize] * image.shape[0]
         image = paddle.stack([self.denormalize(row) if flag else row for row, flag in zip(image, flags)])
         if output_type in ("pt", "pd"):
             return image
         array = image.transpose([0, 2, 3, 1]).astype("float32").numpy()
-        return array if output_type == "np" else self.numpy_to_pil(array)
+        return array if output_type == "np" else _to_pil(array)
 
     @checks_arguments
     def resize(
@@ -285,8 +287,7 @@ class VaeImageProcessor(ConfigMixin):
     @checks_arguments
     def numpy_to_pil(array: Array) -> list[Image.Image]:
         """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
-        pixels = (array * 255).round().astype("uint8")
-        return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
+        return _to_pil(array)
 
 
 def _with_channel(item):
@@ -296,6 +297,11 @@ def _with_channel(item):
         return item
     item = item.reshape([-1, *item.shape[-2:]])
     return item.unsqueeze(1) if isinstance(item, paddle.Tensor) else item[..., None]
+
+
+def _to_pil(array):
+    pixels = (array * 255).round().astype("uint8")
+    return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
 
 
 def _filter(name):
