@@ -15,6 +15,7 @@ from ..loaders import FromSingleFileMixin
 from ..loaders.host import components_taken
 from ..modeling_utils import read_destination
 from ..quantization import choose_layers
+from ..serialization.tensors import floating_dtype
 from ..utils import logging
 from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
@@ -105,7 +106,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
         for name in cls._carried:
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
-        return made if paddle_dtype is None else made.to(dtype=paddle_dtype)
+        return made if paddle_dtype is None else made.to(dtype=floating_dtype(paddle_dtype))
 
     @takes_keywords_of(MOVING, also=())
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Self:
