@@ -1,6 +1,7 @@
 """Every argument of every pipeline's call acts on the result, or is refused: one entry of a table for each."""
 
 import inspect
+import math
 
 import numpy as np
 import paddle
@@ -191,3 +192,73 @@ def test_the_table_has_nothing_else():
     assert set(TABLE) <= there
     calls = [inspect.signature(getattr(ppsd3, name).__call__).parameters.values() for name in PIPELINE_CLASSES]
     assert all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for call in calls for parameter in call)
+
+
+TEXT, INPAINT, CONTROL_PIPELINE = (
+    "StableDiffusion3Pipeline",
+    "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3ControlNetPipeline",
+)
+WRONG = [
+    (TEXT, {"guidance_scale": math.nan}, "`guidance_scale` is nan"),
+    (TEXT, {"guidance_scale": 1e308}, "`guidance_scale` is 1e.308"),
+    (TEXT, {"sigmas": [0.1, 0.5]}, "`sigmas` goes from 0.1 to 0.5 at place 1.*from high to low"),
+    (TEXT, {"sigmas": [-0.5]}, r"`sigmas\[0\]` is -0.5; .* from 0 to 1"),
+    (TEXT, {"sigmas": [7.0, 1.0]}, r"`sigmas\[0\]` is 7.0"),
+    (TEXT, {"sigmas": [1.0, math.nan]}, r"`sigmas\[1\]` is nan"),
+    (TEXT, {"sigmas": []}, "sigmas 0"),
+    (TEXT, {"timesteps": [2000.0]}, "`timesteps` begins at 2000.0, but this scheduler's go from 1000 to 0"),
+    (TEXT, {"num_inference_steps": 10**9}, "`num_inference_steps` is 1000000000; .* from 1 to 10000"),
+    (TEXT, {"num_inference_steps": True}, "`num_inference_steps` is True"),
+    (TEXT, {"num_inference_steps": 28.0}, "Pass 28"),
+    (TEXT, {"height": "64"}, "`height` is '64'.*Pass 64 without quotes"),
+    (TEXT, {"prompt": b"a star"}, r"Decode it: value.decode\(\)"),
+    (TEXT, {"prompt": ["a", None]}, r"`prompt\[1\]` is None; it has to be a str"),
+    (TEXT, {"prompt": [["a"]]}, r"`prompt\[0\]` is \['a'\]"),
+    (TEXT, {"prompt": "\ud800"}, "`prompt` holds .*half of a character"),
+    (TEXT, {"prompt": "(" * 100_001}, "`prompt` has 100,001 characters"),
+    (TEXT, {"callback_on_step_end": lambda: None}, "a function of 4 arguments"),
+    (TEXT, {"callback_on_step_end": lambda *a: 3}, "what the callback returned` is 3"),
+    (TEXT, {"callback_on_step_end": lambda *a: {"latents": paddle.ones([1])}}, r"latents of the shape \[1\]"),
+    (TEXT, {"latents": np.full([1, 4, 16, 16], np.nan)}, "`latents` holds NaN"),
+    (TEXT, {"latents": np.ones([1, 4, 16, 16], "complex64")}, "`latents` is a numpy ndarray .* of complex64"),
+    (TEXT, {"joint_attention_kwargs": [1]}, "`joint_attention_kwargs` is .*a dict"),
+    (TEXT, {"clip_skip": 9}, "`clip_skip` is 9"),
+    (TEXT, {"guidance": 7.0}, r"`guidance` is 7.0; .*ClassifierFreeGuidance\(7.0\)"),
+    (INPAINT, {"mask_image": np.full([SIDE, SIDE], np.nan, "float32")}, "`mask_image` holds NaN"),
+    (INPAINT, {"strength": 1.5}, "`strength` is 1.5; .* from 0 to 1"),
+    (INPAINT, {"padding_mask_crop": -1}, "`padding_mask_crop` is -1"),
+    (CONTROL_PIPELINE, {"controlnet_conditioning_scale": [1.0, 1.0]}, "a list of 1"),
+    (CONTROL_PIPELINE, {"control_guidance_start": [0.0, "a"]}, r"`control_guidance_start\[1\]` is 'a'"),
+]
+
+
+@pytest.mark.parametrize("name, settings, message", WRONG, ids=str)
+def test_a_wrong_value_is_named_with_its_remedy(pipes, name, settings, message):
+    with pytest.raises(InputError, match=message):
+        result(pipes[name], settings)
+
+
+def test_values_of_numpy(pipes):
+    pipe = pipes[TEXT]
+    settings = {"num_inference_steps": 2, "guidance_scale": 7.5, "height": 32, "sigmas": [1.0, 0.5], "latents": None}
+    settings["latents"] = noise()[:, :, :8]
+    of_numpy = {
+        "num_inference_steps": np.int64(2),
+        "guidance_scale": np.float32(7.5),
+        "height": np.array(32),
+        "sigmas": np.array([1.0, 0.5]),
+        "latents": settings["latents"].numpy(),
+    }
+    assert np.array_equal(result(pipe, of_numpy)[1], result(pipe, settings)[1])
+
+
+@pytest.mark.parity
+def test_tensors_of_torch(pipes):
+    torch = pytest.importorskip("torch")
+    pipe = pipes[TEXT]
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = dict(zip(names, pipe.encode_prompt("a star", None, None)))
+    ours = {"prompt": REMOVED, "latents": noise(), **embeds}
+    theirs = {name: torch.from_numpy(tensor.numpy()) for name, tensor in ours.items() if tensor is not REMOVED}
+    assert np.array_equal(result(pipe, {"prompt": REMOVED, **theirs})[1], result(pipe, ours)[1])
