@@ -320,9 +320,5 @@ def test_a_picture_without_what_reads_it(adapter):
         draw(pipe, ip_adapter_image=picture())
     wrong = "has to be a number"
     for scale, message in (("1", wrong), (True, wrong), ([1.0], "1 numbers.*4 attentions")):
-        ("1", "has to be a number"),
-        (True, "has to be a number"),
-        ([1.0], "1 numbers.*4 attentions"),
-    ):
         with pytest.raises(InputError, match=message):
             pipe.set_ip_adapter_scale(scale)
