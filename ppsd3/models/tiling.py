@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import paddle
 
+from ..utils.checking import shown
 from ..utils.errors import InputError
 from ..utils.keywords import SWITCHES, takes_keywords_of
 
@@ -134,6 +135,8 @@ class Tileable:
         return paddle.concat(rows, axis=2)
 
     def _check_input(self, x, method, channels, multiple_of=1):
+        if not hasattr(x, "stop_gradient"):  # of tensors, in a graph too
+            raise InputError(f"{type(self).__name__}.{method} takes a paddle.Tensor; got {shown(x)}.")
         shape = list(x.shape)
         if len(shape) != 4 or shape[1] != channels:
             raise InputError(

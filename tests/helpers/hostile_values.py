@@ -348,8 +348,6 @@ def networks():
         first = next(iter(inspect.signature(vae.decode).parameters))
         yield Target(f"{kind}.decode", vae.decode, functools.partial(dict, **{first: latents}))
         yield Target(f"{kind}.encode", vae.encode, functools.partial(dict, x=pixels))
-        yield Target(f"{kind}.scale_latents", vae.scale_latents, functools.partial(dict, z=latents))
-        yield Target(f"{kind}.unscale_latents", vae.unscale_latents, functools.partial(dict, z=latents))
     processor, canny = pipe.image_processor, ppsd3.SD3CannyImageProcessor()
     yield Target("preprocess", processor.preprocess, functools.partial(dict, image=picture()))
     yield Target("canny", canny.preprocess, functools.partial(dict, image=picture()))
