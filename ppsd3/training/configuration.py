@@ -13,6 +13,7 @@ from ..utils.checking import Range, declared_types, fit
 from ..utils.elsewhere import nearest
 from ..utils.errors import ConfigError
 from ..utils.types import PathLike
+from .option_names import settings_of
 from .trainer import TrainingOptions
 
 T = TypeVar("T")
@@ -177,8 +178,13 @@ class TrainConfiguration:
     gradient_checkpointing: bool = False
 
 
-def read_configuration(path: PathLike | None, settings: Sequence[str] = ()) -> TrainConfiguration:
-    """The configuration in a YAML file, with settings ``section.name=value`` on top.
+def read_configuration(
+    path: PathLike | None, settings: Sequence[str] = (), options: Mapping[str, Any] | None = None
+) -> TrainConfiguration:
+    """The configuration in a YAML file, with settings ``section.name=value`` on top, and other trainers' options.
+
+    Args:
+        options: by name, see :mod:`ppsd3.training.option_names`; values may be texts.
 
     Raises:
         ConfigError: the file is missing or no YAML, or a key or value that does not fit; names it.
@@ -189,6 +195,9 @@ def read_configuration(path: PathLike | None, settings: Sequence[str] = ()) -> T
         if not found or not name:
             raise ConfigError(f"--set {setting}: write section.name=value, e.g. training.max_steps=500.")
         assign(values, name, _parse_yaml(text, f"--set {setting}"))
+    given = {name: _scalar(value, f"--{name}") for name, value in (options or {}).items()}
+    for name, value in settings_of(given).items():
+        assign(values, name, value)
     return build(TrainConfiguration, values, os.fspath(path) if path is not None else "the settings")
 
 
@@ -289,6 +298,12 @@ def _read_yaml(path):
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}; the configuration of a run is a mapping.")
     return values
+
+
+def _scalar(value, source):
+    """A number or a text that an option's text means."""
+    parsed = _parse_yaml(value, source) if isinstance(value, str) else value
+    return parsed if isinstance(parsed, (int, float)) else value
 
 
 def _parse_yaml(text, source):

@@ -12,8 +12,9 @@ from ppsd3 import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3Pip
 from ppsd3.cli.main import main
 from ppsd3.training.configuration import TrainConfiguration, list_settings, read_configuration
 from ppsd3.training.log import read_log
+from ppsd3.training.option_names import CONVERTED, SETTINGS, settings_of
 from ppsd3.training.runs import TrainingRun
-from ppsd3.utils.errors import ConfigError
+from ppsd3.utils.errors import ConfigError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +222,66 @@ def test_settings_that_do_not_go_together(model, data, tmp_path, setting, named)
         TrainingRun(configuration(model, data, tmp_path, setting))
 
 
+def test_options_of_other_trainers_keep_their_meaning():
+    found = read_configuration(
+        None,
+        ["training.max_steps=9"],
+        {
+            "pretrained_model_name_or_path": "shapes",
+            "output_dir": "runs/1",
+            "instance_data_dir": "dogs",
+            "instance_prompt": "a sks dog",
+            "rank": "16",
+            "lora_layers": "attn.to_k,attn.to_q",
+            "learning_rate": "1e-4",
+            "adam_beta2": "0.95",
+            "weighting_scheme": "cosmap",
+            "gradient_checkpointing": True,
+            "cache_latents": True,
+            "lr_scheduler": "cosine",
+        },
+    )
+    assert (found.model, found.output, found.data.path) == ("shapes", "runs/1", "dogs")
+    assert (found.lora.rank, found.lora.targets) == (16, ["attn.to_k", "attn.to_q"])
+    assert (found.training.learning_rate, found.training.betas) == (1e-4, (0.9, 0.95))
+    assert (found.flow.indexed, found.flow.density, found.flow.weight) == (True, "uniform", "cosmap*precondition")
+    assert found.gradient_checkpointing and found.data.instance_prompt == "a sks dog"
+    assert found.training.final_lr_ratio == 0  # where diffusers' cosine ends
+
+
+@pytest.mark.parametrize(
+    "options, density, weight",
+    [
+        ({"logit_mean": 0.6}, "logit_normal", "precondition"),
+        ({"weighting_scheme": "sigma_sqrt"}, "uniform", "sigma_sqrt*precondition"),
+        ({"weighting_scheme": "sigma_sqrt", "precondition_outputs": "0"}, "uniform", "sigma_sqrt"),
+        ({"weighting_scheme": "mode", "precondition_outputs": 0}, "mode", "none"),
+    ],
+)
+def test_flow_options_of_diffusers(options, density, weight):
+    found = settings_of(options)
+    assert (found["flow.density"], found["flow.weight"], found["flow.indexed"]) == (density, weight, True)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        ({"use_8bit_adam": True}, r"--use_8bit_adam: .*adafactor"),
+        ({"weighting_scheme": "sigma"}, r"--weighting_scheme sigma: use 'sigma_sqrt'"),
+        ({"apply_t5_attn_mask": True}, "trained without masks"),
+    ],
+)
+def test_options_that_are_refused(options, named):
+    with pytest.raises(InputError, match=named):
+        settings_of(options)
+
+
+def test_options_of_other_trainers_are_settings():
+    known = {line.partition(" (")[0] for line in list_settings(TrainConfiguration)}
+    converted = [convert("x") for convert in CONVERTED.values()]
+    assert {*SETTINGS.values(), *(name for values in converted for name in values)} <= known
+
+
 def test_every_setting_has_a_meaning():
     lines = list_settings(TrainConfiguration)
     assert len(lines) > 55 and all(len(line.partition("): ")[2]) > 5 for line in lines)
@@ -233,5 +294,9 @@ def test_command(model, data, tmp_path, capsys):
         arguments += ["--set", setting]
     assert main(arguments) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "pytorch_lora_weights.safetensors")
+    diffusers = ["train", "--pretrained_model_name_or_path", model, "--instance_data_dir", data, "--output_dir"]
+    diffusers += [str(tmp_path), "--max_train_steps", "1", "--resolution", "64", "--max_sequence_length", "5"]
+    assert main([*diffusers, "--rank", "4", "--cache_latents"]) == 0  # the same run: nothing is left to do
+    assert main([*diffusers, "--rank", "5"]) == 2 and "lora" in capsys.readouterr().err
     assert main(["train"]) == 2 and "--model" in capsys.readouterr().err
     assert main(["train", "--list"]) == 0 and "lora.rank (4)" in capsys.readouterr().out
