@@ -361,6 +361,7 @@ class PretrainedTokenizer:
                 settings["tokens"][name] = fit(name, options[name], str)
         model_max_length = fit("model_max_length", model_max_length, Optional[Annotated[int, Range(1)]])
         settings["model_max_length"] = model_max_length or settings["model_max_length"]
+        ids = settings.pop("ids")
         try:
             tokenizer = cls._from_files(path, content, settings)
         except CheckpointFormatError as error:  # what is wrong is in one of several files
@@ -370,6 +371,12 @@ class PretrainedTokenizer:
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
             raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+        for token, id in ids.items():
+            if tokenizer._id(token) != id:
+                raise CheckpointFormatError(
+                    f"{path} gives the token {shown(token)} the id {id}, but its vocabulary makes it "
+                    f"{tokenizer._id(token)}: the files are of different tokenizers. Get them together."
+                )
         return tokenizer
 
     @classmethod
@@ -537,8 +544,8 @@ def _read_settings(path, content, default_tokens):
     counts; otherwise ``special_tokens_map.json`` overrides its named tokens and the other files list added ones.
 
     Returns:
-        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``model_max_length`` (int or
-        None), ``config`` (all of tokenizer_config.json).
+        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``ids`` (token -> id of these),
+        ``model_max_length`` (int or None), ``config`` (all of tokenizer_config.json).
     """
     config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
     place = os.path.join(path, "tokenizer_config.json") + ": "
@@ -564,6 +571,7 @@ def _read_settings(path, content, default_tokens):
     return {
         "tokens": tokens,
         "added_tokens": [in_order[id] for id in sorted(in_order)],
+        "ids": {_content(token): id for id, token in in_order.items()},
         "model_max_length": int(limit) if limit and limit <= _LONGEST_ROW else None,
         "config": config,
     }

@@ -34,6 +34,7 @@ PositionTable = Annotated[int, Range(1, 1 << 13)]  # side of a stored table [384
 # Real numbers
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(0)]
+Epsilon = Annotated[float, Range(0, 1e-3)]  # beside a variance; Paddle takes no more [1e-5]
 Share = Annotated[float, Range(0, 1)]
 Shift = Annotated[float, Range(1e-4, 1e4)]  # of a schedule, as a factor [3]
 LogShift = Annotated[float, Range(-9, 9)]  # of a schedule, as its logarithm [1.15]

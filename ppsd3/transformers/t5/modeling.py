@@ -20,6 +20,7 @@ from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
 from ...utils.config_types import (
     Buckets,
+    Epsilon,
     Heads,
     HeadWidth,
     Layers,
@@ -105,7 +106,7 @@ class T5EncoderModel(TextEncoder):
         relative_attention_num_buckets: Buckets = 32,
         relative_attention_max_distance: Positions = 128,
         dropout_rate: Share = 0.1,
-        layer_norm_epsilon: Share = 1e-06,
+        layer_norm_epsilon: Epsilon = 1e-06,
         initializer_factor: NotNegative = 1.0,
         feed_forward_proj: str = "relu",
         pad_token_id: TokenId | None = 0,

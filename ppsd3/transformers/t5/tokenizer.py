@@ -126,7 +126,7 @@ def _number_of_sentinels(config):
     listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     contents = [token.get("content") if isinstance(token, dict) else token for token in listed]
     named = sum(isinstance(content, str) and content.startswith("<extra_id_") for content in contents)
-    return config.get("extra_ids", named or 100)
+    return fit("extra_ids", config.get("extra_ids", named or 100), _Count, CheckpointFormatError)
 
 
 def _charsmap(content):
