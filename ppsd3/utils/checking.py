@@ -37,24 +37,27 @@ class Range:
 
     Args:
         least, most: inclusive. Default: any finite number; ``-math.inf`` and ``math.inf`` allow infinity.
-        above: exclusive.
+        above, below: exclusive.
     """
 
     least: float = -sys.float_info.max
     most: float = sys.float_info.max
     above: float | None = None
+    below: float | None = None
 
     def holds(self, value: float) -> bool:
         """Whether ``value``, a number, is within the limits; NaN never is."""
-        return self.least <= value <= self.most and (self.above is None or value > self.above)
+        above, below = self.above is None or value > self.above, self.below is None or value < self.below
+        return self.least <= value <= self.most and above and below
 
     def __str__(self) -> str:
         """What follows "a number" in a message: " from 0 to 1"; nothing where any number is within."""
         has_least, has_most = self.least > FINITE.least, self.most < FINITE.most
         if has_least and has_most:
             return f" from {self.least} to {self.most}"
-        words = {"above": self.above, "of at least": has_least and self.least, "of at most": has_most and self.most}
-        limits = [f"{word} {limit}" for word, limit in words.items() if limit is not None and limit is not False]
+        words = {"above": self.above, "of at least": self.least if has_least else None, "below": self.below}
+        words["of at most"] = self.most if has_most else None
+        limits = [f"{word} {limit}" for word, limit in words.items() if limit is not None]
         return " " + " and ".join(limits) if limits else ""
 
 
@@ -113,7 +116,8 @@ def _usual(kind, limits):
     if origin in _UNIONS:
         parts: list[Any] = [_usual(part, limits) for part in inner]
         known, numbers_, items = (nothing.union(*(part[i] for part in parts)) for i in (0, 1, 3))
-        return known, numbers_, limits or FINITE, items
+        ranges = {part[2] for part in parts if part[1]} or {FINITE}
+        return known, numbers_ if len(ranges) == 1 else nothing, ranges.pop(), items
     known, items = nothing, nothing
     if origin is list and limits is None:
         items = _usual(inner[0], None)[0]
@@ -123,13 +127,16 @@ def _usual(kind, limits):
 
 
 def checks_arguments(function: Function) -> Function:
-    """Decorator of a function or method: its arguments are of the types that they are annotated with.
+    """Decorator of a function, a method or a class: its arguments are of the types that they are annotated with.
 
     A default fits by itself. Inside of a graph that is being traced nothing is checked.
 
     Raises:
         InputError: (by the function) an argument does not fit, see :func:`fit`; an unknown or a missing one.
     """
+    if isinstance(function, type):
+        setattr(function, "__init__", checks_arguments(function.__init__))  # noqa: B010 (of any class)
+        return cast(Function, function)
     signature = inspect.signature(function)
     parameters = signature.parameters
 
@@ -357,7 +364,7 @@ def _fit_tensor(name, value, kinds, limits):
     tensor = value
     if _is_torch(value):
         tensor = _from_torch(value)
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.ndim < 10:
         tensor = paddle.to_tensor(value)
     if not isinstance(tensor, paddle.Tensor) or "complex" in str(tensor.dtype):
         return _NO
@@ -455,13 +462,10 @@ _short.maxstring = _short.maxother = 80
 
 def shown(value: Any) -> str:
     """``value`` in a message: short, and of arrays and objects what they are."""
-    if hasattr(value, "shape") and hasattr(value, "dtype") and getattr(value, "ndim", 0):
+    if isinstance(getattr(value, "shape", None), (tuple, list)) and hasattr(value, "dtype") and len(value.shape):
         what = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
         return f"a {what} {list(value.shape)} of {str(value.dtype).rpartition('.')[2]}"
-    try:
-        text = _short.repr(value)
-    except Exception:  # noqa: BLE001 (whatever a stranger's repr raises)
-        text = "<"
+    text = _short.repr(value)
     return f"a {type(value).__name__}" if text.startswith("<") else text
 
 
