@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 import paddle
 
+from ..utils.checking import shown
 from ..utils.errors import ConfigError, InputError
 from ..utils.keywords import LOADING, takes_keywords_of
 from .scheduling_utils import SchedulerMixin
@@ -238,4 +239,4 @@ def refuse_integer(timestep: Timestep) -> None:
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raises ConfigError unless ``value`` is one of ``known``."""
     if value not in known:
-        raise ConfigError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, known))}.")
+        raise ConfigError(f"{name}={shown(value)} is not known; use one of {', '.join(map(repr, known))}.")

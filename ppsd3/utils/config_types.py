@@ -12,8 +12,8 @@ from typing import Annotated
 from .checking import Range
 
 # Numbers of things
-Layers = Annotated[int, Range(1, 512)]  # one after the other [38]
-BlocksOfOneSize = Annotated[int, Range(1, 64)]  # of an autoencoder [3]
+Layers = Annotated[int, Range(1, 128)]  # one after the other [38]
+BlocksOfOneSize = Annotated[int, Range(1, 16)]  # of an autoencoder [3]
 Heads = Annotated[int, Range(1, 1024)]  # [64]
 Width = Annotated[int, Range(1, 1 << 17)]  # channels or features [10240]
 HeadWidth = Annotated[int, Range(1, 1024)]  # [128]

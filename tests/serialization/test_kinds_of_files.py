@@ -109,37 +109,35 @@ def test_text_that_looks_like_an_entry_is_no_tensor(tmp_path):
     assert SafetensorsFile(path).keys() == ["data_offsets"]
 
 
-def test_a_flipped_bit_of_the_header_changes_no_tensor(tmp_path):
-    """Whatever the header's flipped bit is in, a tensor that still has its name has its bytes, or the file is refused."""
-    path = tmp_path / "x.safetensors"
-    data = np.random.default_rng(0).bytes(256)
+@pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.machine)])
+def test_a_flipped_bit_of_the_header_changes_no_tensor(tmp_path, step):
+    """Whatever it is in, a tensor that still has its name has its bytes, or the file is refused by its name."""
+    path, data = tmp_path / "x.safetensors", np.random.default_rng(0).bytes(256)
     header = {
         "__metadata__": {"format": "pt"},
         "a": entry("F32", (4, 8), 0, 128),
-        "b.weight": entry("BF16", (8, 2), 128, 160),
-        "none": entry("I64", (0, 3), 160, 160),
-        "c": entry("U8", (96,), 160, 256),
+        "b.weight": entry("BF16", (8, 8), 128, 256),
     }
     sound = file(header, data)
-    path.write_bytes(sound)
-    read = SafetensorsFile(path)
-    expected = {name: (read.info(name), read.array(name).tobytes()) for name in read.keys()}
-    refused = 0
-    for position in range(8 * (len(sound) - len(data))):
+
+    def read(content):
+        """name -> (what the header says, bytes), or None for what is refused."""
+        path.write_bytes(content)
+        try:
+            opened = SafetensorsFile(path)
+        except CheckpointFormatError as error:
+            return None if str(path) in str(error) else error
+        return {name: (opened.info(name)[2:], opened.array(name).tobytes()) for name in opened.keys()}
+
+    expected, refused = read(sound), 0
+    for position in range(0, 8 * (len(sound) - len(data)), step):
         flipped = bytearray(sound)
         flipped[position // 8] ^= 1 << position % 8
-        path.write_bytes(flipped)
-        try:
-            read = SafetensorsFile(path)
-            for name in set(read.keys()) & set(expected):
-                found, known = read.info(name), expected[name][0]
-                if found != known:  # "I64" of no values may become another type of no values
-                    assert known.nbytes == 0 and found.nbytes == 0, (position, name)
-                assert read.array(name).tobytes() == expected[name][1], (position, name)
-        except CheckpointFormatError as error:
-            assert str(path) in str(error)
-            refused += 1
-    assert refused > 1000
+        found = read(flipped)
+        refused += found is None
+        changed = [name for name in set(found or ()) & set(expected) if found[name] != expected[name]]
+        assert not changed, position
+    assert refused > 500 // step
 
 
 def test_order_of_empty_tensors_is_the_same_each_time(tmp_path):

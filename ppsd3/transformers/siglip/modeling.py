@@ -142,7 +142,8 @@ class SiglipVisionModel(Encoder):
         if list(pixel_values.shape[1:]) != [config.num_channels, side, side]:
             raise InputError(
                 f"pixel_values has the shape {list(pixel_values.shape)}; this image encoder takes "
-                f"[B, {config.num_channels}, {side}, {side}] (num_channels, image_size), as the pipeline's feature_extractor gives them."
+                f"[B, {config.num_channels}, {side}, {side}], num_channels and image_size of its configuration, as the "
+                "pipeline's feature_extractor gives them."
             )
         if self.training and config.attention_dropout > 0:
             raise InputError(
