@@ -465,7 +465,10 @@ def shown(value: Any) -> str:
     if isinstance(getattr(value, "shape", None), (tuple, list)) and hasattr(value, "dtype") and len(value.shape):
         what = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
         return f"a {what} {list(value.shape)} of {str(value.dtype).rpartition('.')[2]}"
-    text = _short.repr(value)
+    try:
+        text = _short.repr(value)
+    except Exception:  # noqa: BLE001 (whatever a stranger's repr raises)
+        text = "<"
     return f"a {type(value).__name__}" if text.startswith("<") else text
 
 
