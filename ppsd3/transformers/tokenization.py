@@ -507,12 +507,16 @@ def library_errors(what: str, texts: Sequence[str] = ()) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # an interruption
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.") from error
-        raise CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.") from error
+        raise _explained(what, texts, error) from error
+
+
+def _explained(what, texts, error):
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.")
+    return CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.")
 
 
 def _fields(token):
