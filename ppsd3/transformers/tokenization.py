@@ -150,8 +150,8 @@ class PretrainedTokenizer:
 
         tokens = list(_listed(tokens))
         for index, token in enumerate(tokens):
-            if not isinstance(token, str) or not token or token != token.strip():
-                raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
+            if not can_be_token(token):
+                raise InputError(f"{shown(token)} cannot be a token; {TOKEN_RULE}.")
             if self.has_token(token) or token.lower() in map(str.lower, tokens[:index]):
                 raise InputError(
                     f"The tokenizer knows the token {token!r} already. Choose another name, e.g. '<{token}>'."
@@ -437,6 +437,16 @@ class PretrainedTokenizer:
     def _post_processor(self):
         """What other readers of tokenizer.json need in order to add the start and end tokens."""
         raise NotImplementedError
+
+
+TOKEN_RULE = f"it has to be text without spaces around it, of at most {_LONGEST_ADDED_TOKEN} characters"
+
+
+def can_be_token(token: Any) -> bool:
+    """Whether ``token`` can be added to a tokenizer, see ``TOKEN_RULE``; half a surrogate pair is no text."""
+    if not isinstance(token, str) or not 0 < len(token) <= _LONGEST_ADDED_TOKEN or token != token.strip():
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in token)
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
