@@ -50,7 +50,7 @@ def test_what_is_no_such_file(tmp_path, content, says):
 
 def test_no_file(tmp_path):
     for path in (tmp_path, tmp_path / "none", "a\0b"):
-        with pytest.raises(InputError, match="--prompt-file .* cannot be read"):
+        with pytest.raises(InputError, match=r"--prompt-file .* cannot be read"):
             read_prompts(str(path))
 
 
