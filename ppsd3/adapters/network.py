@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import paddle
 from paddle import nn
@@ -15,6 +15,7 @@ from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils import elsewhere
+from ..utils.checking import Range, checks_arguments
 from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
@@ -28,6 +29,7 @@ _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
+@checks_arguments
 @dataclass
 class LoraConfig:
     """Configuration of a LoRA to train, with PEFT's names.
@@ -51,7 +53,7 @@ class LoraConfig:
         UnknownArgumentError: another name.
     """
 
-    r: int = 4
+    r: Annotated[int, Range(1)] = 4
     lora_alpha: float = 4
     target_modules: Names | None = ATTENTION_MODULES
     init_lora_weights: str | bool = "gaussian"
@@ -60,7 +62,7 @@ class LoraConfig:
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     exclude_modules: Names | None = None
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Range(0, below=1)] = 0.0
     lora_bias: bool = False
     bias: str = "none"
     modules_to_save: Names | None = None
@@ -81,8 +83,6 @@ class LoraConfig:
             value = getattr(self, name)
             if value and value != "none":
                 raise InputError(f"{name} is {value!r}. {elsewhere.LORA_SETTINGS[name]}")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout is {self.lora_dropout!r}; it is a number from 0 to below 1.")
         if self.lora_dropout and self.use_dora:
             raise InputError("use_dora=True takes the length of whole rows, so it has no lora_dropout. Leave one out.")
         if self.target_modules is None:

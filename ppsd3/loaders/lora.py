@@ -14,6 +14,7 @@ from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, s
 from ..adapters.keys import component_of
 from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
@@ -210,6 +211,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapters_called(part, adapter_name) for name, part in self._lora_networks().items()}
         return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
 
+    @checks_arguments
     def set_adapters(
         self,
         adapter_names: Names,
@@ -243,6 +245,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapter_names(network) for name, network in self._lora_networks().items()}
         return {name: adapters for name, adapters in found.items() if adapters}
 
+    @checks_arguments
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -264,6 +267,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_networks().values():
             adapted.set_enabled(network, True)
 
+    @checks_arguments
     def fuse_lora(
         self,
         components: Names | None = None,
@@ -288,6 +292,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_components(components):
             adapted.fuse(network, names, lora_scale, safe_fusing)
 
+    @checks_arguments
     def unfuse_lora(self, components: Names | None = None) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         for network in self._lora_components(components):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -20,7 +20,7 @@ from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..transformers.tokenization import TOKEN_RULE, can_be_token
-from ..utils.checking import shown
+from ..utils.checking import Range, checks_arguments, fit, shown
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
@@ -54,6 +54,9 @@ class _Word(NamedTuple):
     rows: np.ndarray
 
 
+Vectors = Annotated[paddle.Tensor, Range(axes=(1, 2))]
+
+
 class TextualInversionLoaderMixin(PipelineHost):
     """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
@@ -61,7 +64,7 @@ class TextualInversionLoaderMixin(PipelineHost):
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
-        token: Names | None = None,
+        token: str | Sequence[str | None] | None = None,
         tokenizer: str | CLIPTokenizer | None = None,
         text_encoder: Any = None,
         **options: Any,
@@ -110,6 +113,7 @@ class TextualInversionLoaderMixin(PipelineHost):
         for tower, some in words.items():
             self._add_words(tower, some)
 
+    @checks_arguments
     def unload_textual_inversion(
         self, tokens: Names | None = None, tokenizer: str | CLIPTokenizer | None = None, text_encoder: Any = None
     ) -> None:
@@ -142,6 +146,7 @@ class TextualInversionLoaderMixin(PipelineHost):
                 own.remove_tokens(gone)
                 self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=own.eos_token_id)
 
+    @checks_arguments
     def save_textual_inversion(self, save_directory: PathLike, token: str, weight_name: str | None = None) -> None:
         """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
 
@@ -184,7 +189,11 @@ class TextualInversionLoaderMixin(PipelineHost):
         ):
             if value is None:
                 continue
-            found = [tower for name, tower in names.items() if value is getattr(self, name) or value == name]
+            found = [
+                tower
+                for name, tower in names.items()
+                if value is getattr(self, name) or (isinstance(value, str) and value == name)
+            ]
             if not found:
                 what = repr(value) if isinstance(value, str) else f"a {type(value).__name__} that the pipeline has not"
                 raise InputError(
@@ -310,6 +319,7 @@ def _read(given: Any, options: dict[str, Any]) -> _Source:
     if isinstance(given, dict):
         return _from_dict(given)
     if not isinstance(given, (str, os.PathLike)):
+        given = fit("pretrained_model_name_or_path", given, Vectors)
         return _Source("The tensor", {_ANONYMOUS: to_paddle("The tensor", given)}, None)
     _refuse_pickle(given)
     weight_name, subfolder = options.pop("weight_name", None), options.pop("subfolder", None)
