@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import itertools
 import os
 import shutil
 import stat
@@ -75,6 +76,36 @@ def atomic_write(path: PathLike, needed: int = 0) -> Iterator[IO[bytes]]:
         if made is not None:
             temporary.remove(made)
         _explain(error, path, needed)
+        raise
+
+
+def write_new(path: PathLike, content: bytes | memoryview) -> str:
+    """Writes a file under a name that was free to this instant, whoever writes beside: ``path``, or with ``-2``,
+    ``-3``, ... before its extension.
+
+    Returns:
+        The name.
+
+    Raises:
+        DiskError: the disk is full or broken.
+    """
+    path = os.fspath(path)
+    stem, extension = os.path.splitext(path)
+    names = itertools.chain([path], (f"{stem}-{number}{extension}" for number in itertools.count(2)))
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        temporary.remove_leftovers(directory)
+        made, descriptor = temporary.make_file(directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                return next(name for name in names if _is_placed(made, name))
+        finally:
+            temporary.remove(made)
+    except OSError as error:
+        _explain(error, path, len(content))
         raise
 
 
@@ -289,7 +320,7 @@ def _others(old, new, stale, inside=""):
             elif stale(path, new):
                 gone += [] if os.path.lexists(there) else [path]
             elif entry.is_dir(follow_symlinks=False):
-                if stay is None and not os.path.isdir(there):
+                if stay is None and inside and not os.path.isdir(there):
                     continue  # whatever is in it, it stays where it is
                 more, more_gone = _others(old, new, stale, path)
                 can_be_linked = more is not None and os.access(entry.path, os.W_OK | os.X_OK)
@@ -433,6 +464,20 @@ def _generation(directory):
     except OSError:
         return None
     return status.st_dev, status.st_ino, [name for name in names if not is_temporary(name[0])]
+
+
+def _is_placed(made, name):
+    """Gives the complete file ``made`` the name ``name``; whether that was free."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(made, name)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links: takes the name, then fills it
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL))
+            os.replace(made, name)
+        return True
+    return False
 
 
 def _take_place(file, made, path):
