@@ -216,13 +216,22 @@ def settled(directory: str) -> str:
     """
     real = os.path.realpath(directory)
     for root, rest in ((real, ""), os.path.split(real)):
-        if _has_committed(root):
+        if is_interrupted(root):
             try:
                 with temporary.locked(root, exclusive=True):
                     _complete(root)
             except OSError:
                 return os.path.join(_completed_view(root), rest)
     return directory
+
+
+def is_interrupted(root: str) -> bool:
+    """Whether a save into ``root`` waits to be completed, by somebody who might have written there at once."""
+    try:
+        status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
+    except OSError:
+        return False
+    return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
 
 
 def is_temporary(name: str) -> bool:
@@ -323,8 +332,10 @@ def _others(old, new, stale, inside=""):
                 if stay is None and inside and not os.path.isdir(there):
                     continue  # whatever is in it, it stays where it is
                 more, more_gone = _others(old, new, stale, path)
-                can_be_linked = more is not None and os.access(entry.path, os.W_OK | os.X_OK)
-                stay = [*stay, path, *more] if stay is not None and can_be_linked else None
+                if stay is None or more is None or not os.access(entry.path, os.W_OK | os.X_OK):
+                    stay = None
+                else:
+                    stay = [*stay, path, *more]
                 gone += more_gone
             elif not os.path.lexists(there) and stay is not None:
                 stay = [*stay, path] if entry.is_file() or entry.is_symlink() else None
@@ -371,22 +382,13 @@ def _attributes(path):
 # A directory that keeps its place.
 
 
-def _has_committed(root):
-    """Whether a save into ``root`` waits to be completed, by somebody who might have written there at once."""
-    try:
-        status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
-    except OSError:
-        return False
-    return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
-
-
 def _complete(target):
     """Moves what a save has committed in ``target`` to its names there; may be interrupted and called again.
 
     Never leaves ``target``, whatever links are in it: the files may come from a stranger.
     """
     committed = os.path.join(target, COMMITTED)
-    if not _has_committed(target):
+    if not is_interrupted(target):
         return
     _move(committed, target)
     gone = os.path.join(committed, _GONE)

@@ -12,13 +12,12 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 PREFIX = ".ppsd3-"  # of every name here: hidden, and of one length, however long the names are that they stand for
 _NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}\.tmp")
@@ -153,12 +152,14 @@ def _taken_over(path):
 
 def _lock(descriptor, exclusive):
     """Locks an open file, unless another one has: whether it is held now, None where there are no locks."""
+    if sys.platform == "win32":
+        return None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
-    except (OSError, AttributeError):  # on Windows, fcntl is None
+    except OSError:
         return None
 
 

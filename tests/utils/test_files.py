@@ -228,10 +228,10 @@ def test_others_cannot_commit_in_a_shared_directory(tmp_path, monkeypatch):
     tmp_path.chmod(0o1777)
     (tmp_path / COMMITTED / "model").mkdir(parents=True)
     (tmp_path / "model").mkdir()
-    assert files._has_committed(str(tmp_path))
+    assert files.is_interrupted(str(tmp_path))
     real = os.lstat
     monkeypatch.setattr(os, "lstat", lambda path: os.stat_result((*real(path)[:4], 12345, *real(path)[5:])))
-    assert not files._has_committed(str(tmp_path))
+    assert not files.is_interrupted(str(tmp_path))
 
 
 def test_a_reader_reads_again_after_a_save(tmp_path, monkeypatch):
