@@ -10,11 +10,11 @@ from typing import Any
 
 import paddle
 
-from ..configuration_utils import read_json
 from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
 from ..utils.files import atomic_write, replacing
+from ..utils.json_files import read_json
 from ..utils.temporary import discard, remove_leftovers
 from ..utils.types import Tensors
 
@@ -91,10 +91,7 @@ def read_state(path: str) -> dict[str, Any]:
         CheckpointFormatError: the file is damaged.
     """
     file = os.path.join(path, _STATE)
-    try:
-        return read_json(file, "the state of a training run")
-    except ConfigError as error:
-        raise CheckpointFormatError(str(error)) from error
+    return read_json(file, "the state of a training run", error=CheckpointFormatError)
 
 
 def read_group(path: str, group: str) -> Tensors:
