@@ -113,6 +113,23 @@ def test_a_very_long_name(tmp_path):
     assert len(os.listdir(tmp_path)) == 2
 
 
+@exchanges
+def test_files_that_come_during_a_save_are_kept(tmp_path, monkeypatch):
+    save(tmp_path / "saved", a_txt="1")
+    exchange = files._exchange_names()
+
+    def late(one, other):
+        (tmp_path / "saved" / "late").write_text("the user's")
+        (tmp_path / "saved" / "sub").mkdir()
+        (tmp_path / "saved" / "sub" / "late").write_text("the user's")
+        exchange(one, other)
+
+    monkeypatch.setattr(files, "_exchange_names", lambda: late)
+    save(tmp_path / "saved", a_txt="2")
+    assert tree(tmp_path / "saved") == {"a.txt": "2", "late": "the user's", "sub/late": "the user's"}
+    assert os.listdir(tmp_path) == ["saved"]
+
+
 def test_the_current_directory_keeps_its_place(tmp_path, monkeypatch):
     save(tmp_path / "saved", a_txt="1")
     monkeypatch.chdir(tmp_path / "saved")
