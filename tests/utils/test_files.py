@@ -11,7 +11,16 @@ import pytest
 
 from ppsd3.utils import files, temporary
 from ppsd3.utils.errors import CheckpointError, DiskError, InputError
-from ppsd3.utils.files import COMMITTED, atomic_write, read_whole, replacing, require_space, settled, write_new
+from ppsd3.utils.files import (
+    COMMITTED,
+    atomic_write,
+    read_whole,
+    replacing,
+    require_space,
+    require_writable,
+    settled,
+    write_new,
+)
 
 exchanges = pytest.mark.skipif(files._exchange_names() is None, reason="only Linux exchanges names")
 not_root = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions as POSIX has them")
@@ -380,6 +389,22 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="could not be written"), replacing(tmp_path / "saved"):
             raise OSError(number, "broken")
     assert os.listdir(tmp_path) == []
+
+
+def test_what_can_be_seen_before_the_work(tmp_path, monkeypatch):
+    require_writable(tmp_path / "x", "--output")
+    require_writable(os.devnull, "--output")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(InputError, match=r"--output: .* is a directory"):
+        require_writable(tmp_path, "--output")
+    with pytest.raises(InputError, match=r"--output: the directory .*missing does not exist"):
+        require_writable(tmp_path / "missing" / "x", "--output")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("usage", (), {"free": 0})())
+    with pytest.raises(DiskError, match=r"--output: the disk of .* is full"):
+        require_writable(tmp_path / "x", "--output")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(InputError, match="--output: no permission"):
+        require_writable(tmp_path / "x", "--output")
 
 
 def test_what_cannot_be_a_directory(tmp_path):
