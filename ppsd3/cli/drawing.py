@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import __version__
 from ..utils.errors import InputError
+from ..utils.files import atomic_write
 from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
 from .png import output_files, read_settings, save_png
@@ -166,7 +167,8 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
     def save(step, images):
         for i, image in enumerate(images):
             number = f"-{i + 1}" if len(images) > 1 else ""
-            image.save(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png"))
+            with atomic_write(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png")) as file:
+                image.save(file, format="PNG")
 
     return {"callback_on_step_end": LatentPreview.of(pipe).callback(save)}
 

@@ -7,6 +7,7 @@ import sys
 from .. import __version__
 from ..utils.device import tune_process
 from ..utils.errors import PPSD3Error
+from ..utils.interruption import Terminated, terminable
 
 # Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
 # `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description. It may
@@ -21,20 +22,24 @@ COMMANDS = {
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",
     "export": "a model's networks as models for Paddle Inference",
+    "doctor": "check the installation, and directories for what interrupted saves left",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 
 USAGE_ERROR = 2  # what argparse exits with, too
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and + SIGTERM, as shells have it
 
 
 def main(argv=None):
     """Runs ``ppsd3 COMMAND ...`` and returns its exit code: 0, 2 for what the user can mend, 1 for a defect of ours."""
     arguments = None
     try:
-        arguments = _parse(argv)
-        tune_process()
-        return arguments.run(arguments) or 0
+        with terminable():
+            arguments = _parse(argv)
+            tune_process()
+            return arguments.run(arguments) or 0
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

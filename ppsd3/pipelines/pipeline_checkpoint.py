@@ -109,7 +109,7 @@ class PipelineCheckpointMixin:
         )
         options = (paddle_dtype, storage_dtype, variant, load_components)
         chosen, arguments = read_whole(directory, lambda folder: cls._read(folder, components, *options))
-        made = chosen(**{**arguments, **components})
+        made: Any = chosen(**{**arguments, **components})
         made.name_or_path = os.fspath(pretrained_model_name_or_path)
         return made
 

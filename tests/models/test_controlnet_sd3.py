@@ -172,3 +172,5 @@ def test_several_saved_and_loaded(tmp_path):
     assert [dict(net.config) for net in again.nets] == [dict(net.config) for net in many.nets]
     for name, tensor in many.state_dict().items():
         assert np.array_equal(tensor.numpy(), again.state_dict()[name].numpy())
+    SD3MultiControlNetModel(many.nets[:1]).save_pretrained(tmp_path / "controlnet")  # fewer, over these
+    assert len(SD3MultiControlNetModel.from_pretrained(tmp_path / "controlnet").nets) == 1

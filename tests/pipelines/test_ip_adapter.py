@@ -318,6 +318,10 @@ def test_a_picture_without_what_reads_it(adapter):
     pipe.feature_extractor = ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR)
     with pytest.raises(InputError, match=r"width 32.*reads 24"):
         draw(pipe, ip_adapter_image=picture())
-    for scale, message in (("1", "has to be a number"), (True, "has to be a number"), ([1.0], "1 numbers.*4 attentions")):
+    for scale, message in (
+        ("1", "has to be a number"),
+        (True, "has to be a number"),
+        ([1.0], "1 numbers.*4 attentions"),
+    ):
         with pytest.raises(InputError, match=message):
             pipe.set_ip_adapter_scale(scale)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
+import zipfile
 from collections.abc import Callable
 from typing import Annotated
 
@@ -39,7 +40,7 @@ class PromptCache:
 
     @checks_arguments
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_entries: Annotated[int, Range(1)] = 64):
-        self.directory = None if directory is None else os.path.abspath(os.fspath(directory))
+        self.directory = None if directory is None else os.path.abspath(os.path.expanduser(directory))
         if self.directory is not None:
             if os.path.exists(self.directory) and not os.path.isdir(self.directory):
                 raise InputError(f"{self.directory} is a file; conditions are kept in a directory. Name another one.")
@@ -105,7 +106,7 @@ class PromptCache:
         try:
             with np.load(path) as arrays:
                 condition = TextCondition(*(paddle.to_tensor(arrays[name]) for name in ("embeds", "pooled")))
-        except (OSError, ValueError, KeyError):  # damaged: made anew
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: made anew
             return None
         self._remember(key, condition)
         return condition
