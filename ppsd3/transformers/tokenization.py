@@ -24,6 +24,7 @@ from ..utils.files import atomic_write
 from ..utils.hub import resolve_checkpoint
 from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
+from ..utils.recognition import explain, explained
 from ..utils.types import Names, PathLike
 
 if TYPE_CHECKING:
@@ -330,7 +331,8 @@ class PretrainedTokenizer:
         path = os.path.join(directory, subfolder) if subfolder else directory
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
-            raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
+            absent = f"{path} is not a directory; {needed} in it. Check the path and `subfolder`."
+            raise CheckpointNotFoundError(explain(path) or absent)
         content = _optional_json(path, "tokenizer.json", "a tokenizer")
         settings = _read_settings(path, content, cls.default_tokens)
         settings["tokens"].update({name: options[name] for name in _TOKEN_NAMES if options.get(name) is not None})
@@ -338,7 +340,8 @@ class PretrainedTokenizer:
         tokenizer = cls._from_files(path, content, settings)
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
-            raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            absent = CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            raise explained(absent, path, wanted="tokenizer")
         return tokenizer
 
     @classmethod

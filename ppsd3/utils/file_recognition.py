@@ -5,38 +5,50 @@ At most the header of a safetensors file is read, and of others some KB; nothing
 
 from __future__ import annotations
 
-import json
 import os
 import struct
 from typing import Any, BinaryIO
 
 from . import signatures
+from .errors import ConfigError
+from .json_files import parse_json, parse_json_object
 from .tensor_recognition import Found, class_in, of_class, of_tensors, use_diffusers
 from .weight_names import PICKLE_SUFFIXES
 
 _HEAD = 1 << 16  # bytes that are read of a file
-_HEADER = 1 << 22  # the longest safetensors header that is read; published ones have up to 1 MB
+_HEADER = 1 << 21  # the longest safetensors header that is read; published ones have up to 1 MB
 _SHOWN = 80  # characters of a stranger's text
 _SHORT = 1024  # bytes of a text that a server may have sent in place of a file
-_DIGITS = 20  # of a number in JSON
-_AGAIN = "Download the file itself; on a hub's page that is the link `download` or `resolve`, not `blob`."
+_LONGEST = 100_000_000  # bytes of a header that the format admits
+_AGAIN = "Download or write it again."
+_ITSELF = "Download the file itself; on a hub's page that is the link `download` or `resolve`, not `blob`."
 
 
-def of_file(path: str) -> Found | None:
-    """What the file at ``path`` is; None for what is not known, such as a configuration."""
+def of_file(path: str, whole: bool = True) -> Found | None:
+    """What the file at ``path`` is, None for what is not known.
+
+    Args:
+        whole: also say what a safetensors file without fault has tensors of.
+    """
     size, lower = os.path.getsize(path), path.lower()
     if lower.endswith(signatures.UNFINISHED) or os.path.exists(path + ".aria2"):
         return Found("is a download that has not ended", "Let it end, or download the file again.")
-    if size == 0:
-        return Found("is an empty file", "Download it again.")
     with open(path, "rb") as file:
         head = file.read(_HEAD)
+        if not head.strip() and size < _HEAD:
+            return Found("is empty", _AGAIN)
         if _is_zero(file, head, size):
-            return Found(f"has {size:,} bytes, all of them zero", "Its download has failed: download it again.")
+            return Found(f"has {size:,} bytes, all of them zero", f"Its download has failed. {_AGAIN}")
         if head[8:9] == b"{":
-            return _safetensors(file, head, size)
-        found = _by_magic(head) or _archive(head, lower) or _text(head, lower, size)
-        return found or _by_name(head, lower, size)
+            return _safetensors(file, head, size, whole)
+        found = _by_magic(head) or _archive(head, lower) or _markup(head, size) or by_name(lower)
+        return found or _short_text(head, lower, size)
+
+
+def begins_as_safetensors(path: str) -> bool:
+    """Whether the first bytes of the file at ``path`` are those of a safetensors file."""
+    with open(path, "rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def shown(text: object) -> str:
@@ -64,7 +76,7 @@ def pickle(path: str) -> Found:
 
 def _is_zero(file: BinaryIO, head: bytes, size: int) -> bool:
     """Whether ``head`` and some more places of an open file are zero."""
-    if head.strip(b"\0"):
+    if size < _SHORT or head.strip(b"\0"):
         return False
     for position in (size // 4, size // 2, size - _HEAD):
         file.seek(max(position, 0))
@@ -76,6 +88,11 @@ def _is_zero(file: BinaryIO, head: bytes, size: int) -> bool:
 def _by_magic(head: bytes) -> Found | None:
     if head.startswith(b"GGUF"):
         return _gguf(head)
+    if head[:1] == b"\x08" and any(word in head[:64] for word in (b"onnx", b"pytorch")):
+        return by_name(".onnx")
+    is_map = head[:1] in (b"\xde", b"\xdf") or 0x81 <= head[0] <= 0x8F  # in msgpack
+    if is_map and any(word in head[:256] for word in (b"params", b"kernel")):
+        return by_name(".msgpack")
     for start, magic, what, remedy in signatures.MAGICS:
         if head[start : start + len(magic)] == magic:
             return Found(f"is {what}", remedy)
@@ -96,7 +113,7 @@ def _archive(head: bytes, lower: str) -> Found | None:
     return Found("is a zip archive", signatures.UNPACK)
 
 
-def _text(head: bytes, lower: str, size: int) -> Found | None:
+def _markup(head: bytes, size: int) -> Found | None:
     """Texts that were saved in place of a checkpoint, and those that describe one."""
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:512].lower()
     if start.startswith(b"version https://git-lfs"):
@@ -104,18 +121,23 @@ def _text(head: bytes, lower: str, size: int) -> Found | None:
             "is a Git LFS pointer, not the file", "Run `git lfs pull` in the repository, or download the file."
         )
     if start.startswith((b"<!doctype html", b"<html", b"<head")) or (start.startswith(b"<?xml") and b"<html" in start):
-        return Found("is an HTML page, saved in place of the file", _AGAIN)
+        return Found("is a web page (HTML), saved in place of the file", _ITSELF)
     if start.startswith((b"<?xml", b"<error")) and b"<error" in start:
-        return Found("is the message of a server, saved in place of the file", _AGAIN)
+        return Found("is the message of a server, saved in place of the file", _ITSELF)
     if start.startswith(b"<?xml") and b"<net" in start:
         return Found("is a model for OpenVINO (IR)", signatures.SAFETENSORS)
     if start.startswith(b"{"):
         return _json(head, size)
+    return None
+
+
+def _short_text(head: bytes, lower: str, size: int) -> Found | None:
+    """What a server answers in plain words, e.g. "Entry not found"."""
     if size > _SHORT or lower.endswith((".txt", ".md", ".json", ".model")) or not head.isascii():
         return None
     if any(byte < 32 and byte not in b"\t\r\n" for byte in head):
         return None
-    return Found(f"is a text ({shown(head.decode())!r}), saved in place of the file", _AGAIN)
+    return Found(f"is a text ({shown(head.decode())!r}), saved in place of the file", _ITSELF)
 
 
 def _json(head: bytes, size: int) -> Found | None:
@@ -131,40 +153,24 @@ def _json(head: bytes, size: int) -> Found | None:
     said = next((content[key] for key in ("error", "errors", "message", "detail") if content.get(key)), None)
     if said is None:
         return None
-    return Found(f"is the message of a server ({shown(said)!r}), saved in place of the file", _AGAIN)
+    return Found(f"is the message of a server ({shown(said)!r}), saved in place of the file", _ITSELF)
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:
     """The JSON object in a few KB, or None."""
     try:
-        content = json.loads(text.decode("utf-8-sig"), parse_int=_number)
-    except (ValueError, RecursionError):
+        content = parse_json(text, "a file")
+    except ConfigError:
         return None
     return content if isinstance(content, dict) else None
 
 
-def _number(digits: str) -> int:
-    """An integer; of thousands of digits it would take long to read."""
-    if len(digits) > _DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
-
-
-def _by_name(head: bytes, lower: str, size: int) -> Found | None:
-    """What only its name tells, or a few bytes beside it."""
-    if head[:1] == b"\x08" and any(word in head[:64] for word in (b"onnx", b"pytorch")):
-        lower = ".onnx"
-    if head[:1] in (b"\xde", b"\xdf") or 0x81 <= head[0] <= 0x8F:  # a map in msgpack
-        lower = ".msgpack" if any(word in head[:256] for word in (b"params", b"kernel")) else lower
+def by_name(lower: str) -> Found | None:
+    """What the end of a name, in lower case, tells."""
     for suffix, (what, remedy) in signatures.SUFFIXES.items():
         if lower.endswith(suffix):
             return Found(f"is {what}", remedy)
-    if lower.endswith(PICKLE_SUFFIXES):
-        return pickle(lower)
-    if lower.endswith(".safetensors"):
-        what = "is too short for one" if size < 9 else "does not begin as one"
-        return Found(f"is no safetensors file, whatever its name says: it {what}", "Download it again.")
-    return None
+    return pickle(lower) if lower.endswith(PICKLE_SUFFIXES) else None
 
 
 # ----------------------------------------------------------------------------------------------------------------- GGUF
@@ -215,25 +221,23 @@ def _gguf_values(head: bytes) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- safetensors
 
 
-def _safetensors(file: BinaryIO, head: bytes, size: int) -> Found | None:
+def _safetensors(file: BinaryIO, head: bytes, size: int, whole: bool) -> Found | None:
     """A safetensors file that is not whole, or one for something else."""
-    again = "Download it again, or let its download go on."
     length = int.from_bytes(head[:8], "little")
     if length > size - 8:
-        missing = f"at least {8 + length - size:,} bytes are missing" if length < 1 << 32 else "its header is damaged"
-        return Found(f"is no complete safetensors file: it has {size:,} bytes, and {missing}", again)
+        missing = f"it has {size:,} bytes: at least {8 + length - size:,} are missing"
+        return Found(f"is no complete safetensors file: {missing}", _AGAIN) if length <= _LONGEST else None
     if length > _HEADER:
         return None
     file.seek(8)
     try:
-        header = json.loads(file.read(length), parse_int=_number)
+        header = parse_json_object(file.read(length), "a header")
         header.pop("__metadata__", None)
         tensors = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
         stop = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+    except (ConfigError, LookupError, TypeError):
         return None  # the reader says what is wrong with it
     if stop > size:
-        return Found(
-            f"is no complete safetensors file: it has {size:,} of {stop:,} bytes, {stop - size:,} are missing", again
-        )
-    return of_tensors(tensors)
+        missing = f"it has {size:,} of {stop:,} bytes: {stop - size:,} missing"
+        return Found(f"is no complete safetensors file: {missing}", _AGAIN)
+    return of_tensors(tensors) if whole else None

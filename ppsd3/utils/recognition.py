@@ -11,16 +11,19 @@ import os
 import stat
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from . import signatures
 from .elsewhere import nearest
-from .file_recognition import of_file, parsed, shown
+from .errors import PPSD3Error
+from .file_recognition import by_name, of_file, parsed, shown
 from .tensor_recognition import Found, class_in, of_class, of_tensors
 from .types import PathLike
 
 # What a path, a file and a text can raise; it must not take the place of the error that is to be explained.
 _TROUBLE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, struct.error)
+Problem = TypeVar("Problem", bound=PPSD3Error)
+
 _ENTRIES = 2000  # of a directory that are looked at
 _SMALL = 1 << 20  # bytes of a configuration
 # File that makes a directory something -> its role.
@@ -34,20 +37,33 @@ _ROLES = {
 _FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "scheduler", "tokenizer")
 
 
-def explain(path: PathLike, wanted: str = "") -> str | None:
+def explain(path: PathLike, wanted: str = "", owner: str = "") -> str | None:
     """What the file or directory at ``path`` is, in whole sentences with the remedy, or None if nothing is known.
 
     Never raises, whatever is there or not. For use after a failure: ``raise SomeError(explain(path) or message)``.
 
     Args:
         wanted: what the caller could have used: "pipeline", "network", "adapter", "word", "ip_adapter", "scheduler",
-            "tokenizer", "configuration". A path that is one needs no explanation.
+            "tokenizer", "configuration", or "any" of these. A path that is one needs no explanation. With
+            "safetensors", the tensors in a file need none.
+        owner: what the message calls it; by default the path.
     """
     try:
         path = os.path.expanduser(os.fsdecode(path))
-        return _sentences(path, _at(path, wanted), wanted)
+        return _sentences(owner or path, _at(path, wanted), wanted)
     except _TROUBLE:
         return None
+
+
+def explained(error: Problem, path: PathLike, wanted: str = "", owner: str = "") -> Problem:
+    """What :func:`explain` says, as an error of the type of ``error``; this itself where there is nothing to say."""
+    said = explain(path, wanted, owner)
+    return error if said is None else type(error)(said)
+
+
+def explain_name(path: str) -> str | None:
+    """What a file of this name is, as :func:`explain` says it, before it is downloaded."""
+    return _sentences(path, by_name(path.lower()), "")
 
 
 def explain_tensors(path: str, tensors: Mapping[str, Sequence[Any]], wanted: str = "") -> str | None:
@@ -72,7 +88,7 @@ def explain_quantization(owner: str, config: Any) -> str | None:
 
 
 def _sentences(owner: str, found: Found | None, wanted: str) -> str | None:
-    if found is None or (found.role and found.role == wanted):
+    if found is None or (found.role and wanted in ("any", found.role)):
         return None
     return f"{owner} {found.what}. {found.remedy}"
 
@@ -83,8 +99,8 @@ def _at(path: str, wanted: str) -> Found | None:
     if os.path.isdir(path):
         return _directory(path, wanted)
     if not stat.S_ISREG(os.stat(path).st_mode):
-        return Found("is no regular file, but a device, a pipe or a socket", "Pass a file.")
-    return of_file(path)
+        return Found("is no file, but a device, a pipe or a socket", "Pass a file.")
+    return of_file(path, whole=wanted != "safetensors")
 
 
 def _absent(path: str, wanted: str) -> Found | None:
@@ -137,8 +153,8 @@ def _directory(path: str, wanted: str) -> Found | None:
         return Found("is an empty directory", "Download the checkpoint into it, or pass another one.")
     for kind in (_unfinished, _configured, _of_cache, _too_high, _for_another_program, _loose_files):
         found = kind(path, names)
-        if found is not None:
-            return None if found.role and found.role == wanted else found
+        if found is not None and not (found.role and wanted in ("any", found.role)):
+            return found
     return None
 
 

@@ -41,6 +41,7 @@ MAGICS = (
     Magic(0, b"\xfd7zXZ\x00", "an xz archive", UNPACK),
     Magic(0, b"\x28\xb5\x2f\xfd", "a zstd archive", UNPACK),
     Magic(257, b"ustar", "a tar archive", UNPACK),
+    *(Magic(0, mark, "text in UTF-16", "Save it in UTF-8.") for mark in (b"\xff\xfe", b"\xfe\xff")),
     Magic(0, b"%PDF-", "a PDF document", _NOT_A_MODEL),
     Magic(0, b"\x89PNG\r\n\x1a\n", "a picture (PNG)", f"{_NOT_A_MODEL} Pictures go to `image` of a call."),
     Magic(0, b"\xff\xd8\xff", "a picture (JPEG)", f"{_NOT_A_MODEL} Pictures go to `image` of a call."),
@@ -53,6 +54,9 @@ MAGICS = (
 
 # End of a name -> what the file is and the remedy, for formats without first bytes of their own.
 SUFFIXES = {
+    ".gguf": ("a GGUF file, for llama.cpp and ComfyUI, which ppsd3 does not read yet", ORIGINAL),
+    **dict.fromkeys((".zip", ".tar", ".7z", ".rar", ".gz", ".tgz"), ("an archive", UNPACK)),
+    ".npz": ("a numpy archive (.npz)", "Save its arrays with safetensors.numpy.save_file, and load that."),
     ".onnx": ("an ONNX model", SAFETENSORS),
     ".onnx_data": ("the weights of an ONNX model", SAFETENSORS),
     ".msgpack": ("a Flax checkpoint (msgpack)", SAFETENSORS),

@@ -92,7 +92,7 @@ class TestLocal:
             resolve(given)
 
     def test_file(self, tmp_path):
-        (tmp_path / "sd3.safetensors").write_bytes(b"")
+        (tmp_path / "sd3.safetensors").write_bytes(b"12345678{}")
         with pytest.raises(CheckpointNotFoundError, match="diffusers format"):
             resolve_checkpoint(tmp_path / "sd3.safetensors")
 
