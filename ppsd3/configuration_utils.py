@@ -108,6 +108,10 @@ class ConfigMixin:
     def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
         """The entries of ``config`` that ``__init__`` takes. Raises ConfigError if another one is not metadata."""
         known = cls._known_keys()
+        named = class_in(config)
+        foreign = explain_class(source, named)
+        if foreign is not None:
+            raise ConfigError(foreign)
         arguments = {}
         for key, value in config.items():
             if key in known:

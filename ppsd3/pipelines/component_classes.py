@@ -9,6 +9,8 @@ from paddle import nn
 from ..modeling_utils import ModelMixin
 from ..utils.errors import ConfigError, InputError
 from ..utils.foreign import convertible_name, described, is_foreign
+from ..utils.recognition import explain_class
+from ..utils.samplers import explain_sampler
 from .residency import OnDemandNetwork
 
 # Class name in a saved index -> (library that we write beside it, module of ppsd3, class there). The only place that
@@ -62,8 +64,11 @@ def component_class(name, class_name, directory):
         ConfigError: there is none.
     """
     if class_name not in COMPONENT_CLASSES:
+        owner = f"The component {name!r} of {directory}"
         raise ConfigError(
-            f"The component {name!r} of {directory} is a {class_name!r}, which ppsd3 does not have (it has "
+            explain_class(owner, class_name)
+            or explain_sampler(owner, class_name)
+            or f"{owner} is a {class_name!r}, which ppsd3 does not have (it has "
             f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
         )
     return _import(*COMPONENT_CLASSES[class_name][1:])
