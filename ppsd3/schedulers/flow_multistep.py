@@ -46,10 +46,6 @@ class FlowMultistepScheduler(FlowScheduler):
                 raise ConfigError(f"{name}=True has no effect on a flow's schedule. Leave it out.")
         if config.solver_order not in (1, 2, 3):
             raise ConfigError(f"solver_order={config.solver_order} must be 1, 2 or 3; 2 is best with guidance.")
-        if config.num_train_timesteps < 1 or not config.flow_shift > 0:
-            raise ConfigError(
-                f"num_train_timesteps={config.num_train_timesteps} and flow_shift={config.flow_shift} must be above 0."
-            )
         self.num_inference_steps = None
         sigmas = flow_sigmas.training_sigmas(config.num_train_timesteps, float(config.flow_shift))
         self._start(sigmas, sigmas * config.num_train_timesteps, None)

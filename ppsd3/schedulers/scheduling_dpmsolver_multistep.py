@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.config_types import Shift, Steps
 from ..utils.random import Generator, randn
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
@@ -48,7 +49,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
+        num_train_timesteps: Steps = 1000,
         solver_order: int = 2,
         prediction_type: str = "flow_prediction",
         thresholding: bool = False,
@@ -61,7 +62,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         use_beta_sigmas: bool = False,
         use_lu_lambdas: bool = False,
         use_flow_sigmas: bool = True,
-        flow_shift: float = 1.0,
+        flow_shift: Shift = 1.0,
         final_sigmas_type: str = "zero",
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.config_types import LogShift, Shift, Steps, Tokens
 from ..utils.errors import ConfigError, InputError
 from ..utils.logging import get_logger
 from ..utils.random import Generator, randn
@@ -52,13 +53,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        shift: float = 1.0,
+        num_train_timesteps: Steps = 1000,
+        shift: Shift = 1.0,
         use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5,
-        max_shift: float = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
+        base_shift: LogShift = 0.5,
+        max_shift: LogShift = 1.15,
+        base_image_seq_len: Tokens = 256,
+        max_image_seq_len: Tokens = 4096,
         invert_sigmas: bool = False,
         shift_terminal: float | None = None,
         use_karras_sigmas: bool = False,
@@ -253,10 +254,8 @@ def _check_config(config):
     if config.use_beta_sigmas and importlib.util.find_spec("scipy") is None:
         raise ConfigError("use_beta_sigmas=True needs scipy: `pip install scipy`, or choose another spacing.")
     check_choice("time_shift_type", config.time_shift_type, tuple(flow_sigmas.TIME_SHIFTS))
-    if config.num_train_timesteps < 1:
-        raise ConfigError(f"num_train_timesteps={config.num_train_timesteps} must be at least 1.")
-    if not config.shift > 0:
-        raise ConfigError(f"shift={config.shift} must be above 0; 1 leaves the schedule as it is.")
+    if config.base_image_seq_len == config.max_image_seq_len:
+        raise ConfigError("base_image_seq_len and max_image_seq_len are equal; mu is a line through the two.")
     if config.shift_terminal and not 0 < config.shift_terminal < 1:
         raise ConfigError(f"shift_terminal={config.shift_terminal} must lie between 0 and 1, or be None.")
 

@@ -10,7 +10,8 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
-from ..utils.errors import ConfigError, InputError
+from ..utils.config_types import Shift, Steps
+from ..utils.errors import InputError
 from ..utils.random import Generator, randn
 from . import flow_sigmas
 from .flow_scheduler import FlowScheduler, Timestep, cast, refuse_integer
@@ -32,9 +33,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     _config_aliases = {"flow_shift": "shift"}
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
-        if num_train_timesteps < 1 or not shift > 0:
-            raise ConfigError(f"num_train_timesteps={num_train_timesteps} and shift={shift} must be above 0.")
+    def __init__(self, num_train_timesteps: Steps = 1000, shift: Shift = 1.0) -> None:
         self.num_inference_steps = None
         sigmas = flow_sigmas.training_sigmas(num_train_timesteps, float(shift))
         self.sigma_min, self.sigma_max = float(sigmas[-1]), float(sigmas[0])

@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.config_types import Index, Shift, Steps
 from ..utils.errors import ConfigError
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
@@ -48,20 +49,20 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
+        num_train_timesteps: Steps = 1000,
         solver_order: int = 2,
         prediction_type: str = "flow_prediction",
         thresholding: bool = False,
         predict_x0: bool = True,
         solver_type: str = "bh2",
         lower_order_final: bool = True,
-        disable_corrector: Sequence[int] = (),
+        disable_corrector: Sequence[Index] = (),
         solver_p: None = None,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         use_flow_sigmas: bool = True,
-        flow_shift: float = 1.0,
+        flow_shift: Shift = 1.0,
         final_sigmas_type: str = "zero",
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",

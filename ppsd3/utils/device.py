@@ -186,3 +186,12 @@ def _read(path, size=-1):
             return file.read(size)
     except OSError:
         return ""
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free for programs; elsewhere than on Linux, all that the machine has."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

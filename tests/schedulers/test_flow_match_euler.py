@@ -195,8 +195,8 @@ def test_bad_schedules(config, kwargs, message):
     [
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude"),
         ({"time_shift_type": "cubic"}, "'exponential', 'linear'"),
-        ({"num_train_timesteps": 0}, "at least 1"),
-        ({"shift": 0.0}, "above 0"),
+        ({"num_train_timesteps": 0}, "from 1 to"),
+        ({"shift": 0.0}, "from 0.0001 to"),
         ({"shift_terminal": 1.0}, "between 0 and 1"),
     ],
 )
