@@ -22,8 +22,8 @@ from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
 from .utils.json_files import read_json
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from .utils.pipeline_index import named_class
 from .utils.recognition import explain_class
-from .utils.tensor_recognition import class_in
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class ConfigMixin:
     @classmethod
     def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
         """The entries of ``config`` that ``__init__`` takes. Raises ConfigError if another one is not metadata."""
-        known, named = cls._known_keys(), class_in(config)
+        known, named = cls._known_keys(), named_class(config)
         foreign = explain_class(source, named)
         if foreign is not None:
             raise ConfigError(foreign)

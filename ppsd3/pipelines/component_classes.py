@@ -7,6 +7,7 @@ import importlib
 from paddle import nn
 
 from ..modeling_utils import ModelMixin
+from ..utils import signatures
 from ..utils.errors import ConfigError, InputError
 from ..utils.foreign import convertible_name, described, is_foreign
 from ..utils.recognition import explain_class
@@ -62,10 +63,11 @@ def component_class(name, class_name, directory):
     """
     if class_name not in COMPONENT_CLASSES:
         owner = f"The component {name!r} of {directory}"
+        known = explain_class(owner, class_name) or explain_sampler(owner, class_name)
         raise ConfigError(
-            explain_class(owner, class_name)
-            or explain_sampler(owner, class_name)
-            or f"{owner} is a {class_name!r}, which ppsd3 does not have (it has "
+            f"{known} Or pass `{name}=` an object of your own."
+            if known
+            else f"{owner} is a {class_name!r}, which ppsd3 does not have (it has "
             f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
         )
     return _import(*COMPONENT_CLASSES[class_name][1:])
@@ -74,6 +76,25 @@ def component_class(name, class_name, directory):
 def pipeline_class(name):
     """The pipeline class called ``name``, one of ``PIPELINE_CLASSES``."""
     return _import(*PIPELINE_CLASSES[name])
+
+
+def check_vae(transformer, vae):
+    """Raises InputError if latents of ``transformer`` are not those that ``vae`` decodes, as far as they tell it."""
+    made, read = (getattr(part, "config", {}) for part in (transformer, vae))
+    channels = made.get("out_channels"), read.get("latent_channels")
+    whose = signatures.VAE_CHANNELS.get(channels[1])
+    if None not in channels and channels[0] != channels[1]:
+        known = f" ({whose})" if whose else ""
+        raise InputError(
+            f"The vae has {channels[1]} latent channels{known}, and the transformer makes {channels[0]}. Use the VAE "
+            "of the transformer's own checkpoint."
+        )
+    scaling = read.get("scaling_factor"), read.get("shift_factor")
+    if scaling == signatures.FLUX_SCALING:
+        raise InputError(
+            f"The vae is FLUX.1's, by its scaling_factor {scaling[0]} and shift_factor {scaling[1]}. Its latents have "
+            f"the shape of Stable Diffusion 3's and another meaning. {signatures.VAE_REMEDY}"
+        )
 
 
 def _import(module, name):

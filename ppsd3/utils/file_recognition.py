@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 from . import signatures
 from .errors import ConfigError
 from .json_files import parse_json, parse_json_object
-from .tensor_recognition import Found, class_in, of_class, of_tensors, use_diffusers
+from .pipeline_index import named_class
+from .tensor_recognition import Found, of_class, of_tensors, use_diffusers
 from .weight_names import PICKLE_SUFFIXES
 
 _HEAD = 1 << 16  # bytes that are read of a file
@@ -146,7 +147,7 @@ def _json(head: bytes, size: int) -> Found | None:
         return None
     if "weight_map" in content:
         return Found("is the list of a checkpoint's shards", "Pass its directory to from_pretrained.")
-    name = class_in(content)
+    name = named_class(content)
     if name is not None:
         remedy = "Pass its directory to from_pretrained."
         return of_class(name) or Found(f"is a configuration ({shown(name)})", remedy, "configuration")

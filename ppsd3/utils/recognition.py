@@ -17,7 +17,8 @@ from . import signatures
 from .elsewhere import nearest
 from .errors import PPSD3Error
 from .file_recognition import by_name, of_file, parsed, shown
-from .tensor_recognition import Found, class_in, of_class, of_tensors
+from .pipeline_index import named_class
+from .tensor_recognition import Found, of_class, of_tensors
 from .types import PathLike
 
 # What a path, a file and a text can raise; it must not take the place of the error that is to be explained.
@@ -151,11 +152,11 @@ def _directory(path: str, wanted: str) -> Found | None:
     names = _entries(path)
     if not names:
         return Found("is an empty directory", "Download the checkpoint into it, or pass another one.")
-    for kind in (_unfinished, _configured, _of_cache, _too_high, _for_another_program, _loose_files):
-        found = kind(path, names)
-        if found is not None and not (found.role and wanted in ("any", found.role)):
-            return found
-    return None
+    found = _unfinished(path, names) or _configured(path, names)
+    kinds = (_of_cache, _too_high, _for_another_program, _loose_files)
+    if found is not None and found.role and wanted in ("any", found.role):
+        found, kinds = None, (_for_another_program, _loose_files) if wanted == "network" else ()
+    return found or next(filter(None, (kind(path, names) for kind in kinds)), None)
 
 
 def _unfinished(path: str, names: Sequence[str]) -> Found | None:
@@ -176,7 +177,7 @@ def _configured(path: str, names: Sequence[str]) -> Found | None:
     config = None if name is None else _small_json(os.path.join(path, name))
     if name is None or config is None:
         return None
-    class_name, role = class_in(config), _ROLES[name]
+    class_name, role = named_class(config), _ROLES[name]
     found = of_class(class_name) or _quantized(config.get("quantization_config"))
     if found is not None:
         return found

@@ -344,6 +344,7 @@ TEXT_WIDTHS = {
 IP_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 4096: "FLUX.1"}
 # Channels of a VAE's latents -> whose it is; Stable Diffusion 3 and FLUX.1 both have 16.
 VAE_CHANNELS = {4: "Stable Diffusion 1, 2 or XL", 32: "FLUX.2"}
+FLUX_SCALING = (0.3611, 0.1159)  # scaling and shift of the latents of FLUX.1's VAE, which tell it from others
 VAE_REMEDY = "Use the VAE of Stable Diffusion 3, which has 16 channels."
 
 # What a network of Stable Diffusion 3 is called, names of its tensors, what loads it, its role.

@@ -84,14 +84,6 @@ def of_class(name: object) -> Found | None:
     return None
 
 
-def class_in(config: Mapping[str, Any]) -> str | None:
-    """The class that a configuration names: diffusers' or transformers'."""
-    architectures = config.get("architectures")
-    first = architectures[0] if isinstance(architectures, list) and architectures else None
-    named = config.get("_class_name") or first or config.get("tokenizer_class") or config.get("image_processor_type")
-    return named if isinstance(named, str) else None
-
-
 def use_diffusers(model: Model) -> str:
     """The remedy for what is of another model."""
     return (
