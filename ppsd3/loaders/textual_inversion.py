@@ -20,11 +20,10 @@ from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
-from ..utils.file_recognition import begins_as_safetensors
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
-from ..utils.recognition import explain_tensors
+from ..utils.recognition import explain, explain_tensors
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
@@ -335,20 +334,21 @@ def _checked(source: _Source) -> _Source:
     keys = list(source.tensors)
     if keys and set(keys) <= set(KEYS.values()):
         return source
-    if len(keys) == 1:
+    infos = {key: ("", () if tensor is None else tensor.shape) for key, tensor in source.tensors.items()}
+    known = explain_tensors(source.name, infos, wanted="word")
+    if len(keys) == 1 and known is None:
         return source if keys[0] == _ANONYMOUS else source._replace(token=keys[0])
     shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-    infos = {key: ("", () if tensor is None else tensor.shape) for key, tensor in source.tensors.items()}
     raise CheckpointFormatError(
-        explain_tensors(source.name, infos, wanted="word")
+        known
         or f"{source.name} is no textual inversion: it has {len(keys)} tensors ({shown or 'none'}), and one should "
         "have a single one, or clip_l and clip_g. Pass the embedding alone."
     )
 
 
 def _refuse_pickle(path):
-    is_one = os.path.isfile(path) and begins_as_safetensors(path)  # whatever it is called
-    if str(path).lower().endswith(PICKLE_SUFFIXES) and not is_one:
+    is_other = os.path.isfile(path) and "is a pickle" not in (explain(path) or "")  # whatever it is called
+    if str(path).lower().endswith(PICKLE_SUFFIXES) and not is_other:
         raise CheckpointFormatError(
             f"{path} is a pickle. Reading one can run code, so ppsd3 does not open it. Convert it where you trust it, "
             "with torch and safetensors: content = torch.load(path, weights_only=True); a file of the web UI: "

@@ -18,7 +18,7 @@ from ..utils.types import PathLike
 from .checkpoint import Checkpoint
 from .rearranged import Piece, RearrangedCheckpoint, Recipe
 from .sd3_keys import find_layout, is_diffusers, to_diffusers
-from .source import TensorSource, explain_source
+from .source import TensorSource
 
 # Component -> (kind of network, prefixes of its names); the first prefix is the one that is written.
 COMPONENTS = {
@@ -104,8 +104,7 @@ class SingleFile:
                     left = [name for name in left if not name.startswith(prefix)]
         if found and left:
             raise CheckpointFormatError(
-                explain_source(checkpoint, "network")
-                or f"{self.path} has {len(left)} tensors that belong to no part of Stable Diffusion 3: "
+                f"{self.path} has {len(left)} tensors that belong to no part of Stable Diffusion 3: "
                 f"{', '.join(left[:5])}. Check that it is one; remove them if they are something else's."
             )
         if found:
@@ -113,8 +112,7 @@ class SingleFile:
         kind, _ = find_layout(names)
         if kind is None:
             raise CheckpointFormatError(
-                explain_source(checkpoint, "network")
-                or f"{self.path} is no part of Stable Diffusion 3: it begins with {', '.join(names[:3]) or 'nothing'}. "
+                f"{self.path} is no part of Stable Diffusion 3: it begins with {', '.join(names[:3]) or 'nothing'}. "
                 "Pass a file with its transformer (joint_blocks... or transformer_blocks...), VAE or text encoders."
             )
         component = next(name for name, (known, _) in COMPONENTS.items() if known == kind)
@@ -126,8 +124,7 @@ class SingleFile:
         kind, table = find_layout(names)
         if table is None or kind != COMPONENTS[component][0]:
             raise CheckpointFormatError(
-                explain_source(checkpoint, "network")
-                or f"{self.path} has tensors called {prefix}..., but they are not those of a "
+                f"{self.path} has tensors called {prefix}..., but they are not those of a "
                 f"{component}: {', '.join(names[:3])}. Check that it is a Stable Diffusion 3."
             )
         recipes = {

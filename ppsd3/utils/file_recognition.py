@@ -46,12 +46,6 @@ def of_file(path: str, whole: bool = True) -> Found | None:
         return found or _short_text(head, lower, size)
 
 
-def begins_as_safetensors(path: str) -> bool:
-    """Whether the first bytes of the file at ``path`` are those of a safetensors file."""
-    with open(path, "rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
 def shown(text: object) -> str:
     """A stranger's text in one line, without control characters, and cut."""
     plain = "".join(letter if letter.isprintable() else " " for letter in str(text)[: 2 * _SHOWN])

@@ -6,16 +6,17 @@ Whatever opens files asks here after a failure, so that good files cost nothing.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from . import signatures
 from .elsewhere import nearest
-from .errors import PPSD3Error
+from .errors import CheckpointError, ConfigError, PPSD3Error
 from .file_recognition import by_name, of_file, parsed, shown
 from .pipeline_index import named_class
 from .tensor_recognition import Found, of_class, of_tensors
@@ -60,6 +61,32 @@ def explained(error: Problem, path: PathLike, wanted: str = "", owner: str = "")
     """What :func:`explain` says, as an error of the type of ``error``; this itself where there is nothing to say."""
     said = explain(path, wanted, owner)
     return error if said is None else type(error)(said)
+
+
+@contextlib.contextmanager
+def explaining(path: PathLike, wanted: str = "any") -> Iterator[None]:
+    """Errors about checkpoints within the block say what the file at ``path`` is, if :func:`explain` knows."""
+    try:
+        yield
+    except (CheckpointError, ConfigError) as error:
+        said = explain(path, wanted) if os.path.isfile(path) else None
+        if said is None:
+            raise
+        raise type(error)(said) from error
+
+
+@contextlib.contextmanager
+def explaining_tensors(path: str, tensors: Mapping[str, Any], wanted: str) -> Iterator[None]:
+    """Errors about checkpoints within the block say what has ``tensors`` (by name, each with a ``shape``), if
+    :func:`explain_tensors` knows."""
+    try:
+        yield
+    except CheckpointError as error:
+        infos = {name: ("", getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
+        said = explain_tensors(path, infos, wanted)
+        if said is None:
+            raise
+        raise type(error)(said) from error
 
 
 def explain_name(path: str) -> str | None:
