@@ -6,7 +6,6 @@ import pytest
 from helpers import strangers, tiny
 
 import ppsd3
-from ppsd3.cli.main import main
 from ppsd3.loaders.conversion import convert
 from ppsd3.utils.errors import PPSD3Error
 
