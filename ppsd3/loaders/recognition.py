@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import os
 import re
@@ -97,19 +98,22 @@ def recognize(path: PathLike) -> Recognized:
         return _adapter(file, keys)
     if _is_embedding(file, keys):
         return _embedding(file, keys)
-    return _networks(SingleFile(path))
+    return _networks(SingleFile(path), file)
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
 
 
-def _networks(file: SingleFile) -> Recognized:
+def _networks(file: SingleFile, tensors: SafetensorsFile) -> Recognized:
     facts, components = [], []
     for name, source in file.sources.items():
         components.append(Component.of(name, NETWORKS[name].__name__, source))
         try:
             config = file.configs.get(name) or infer_config(name, source)
-        except CheckpointFormatError:  # of no published size: a directory with its configuration is needed
+        except CheckpointFormatError as error:  # of no published size: a directory with its configuration is needed
+            foreign = explain_source(tensors, wanted="network")
+            if foreign is not None:
+                raise CheckpointFormatError(foreign) from error
             facts.append(f"{name}: of a size that needs config=, a directory with its configuration")
             continue
         facts.append(f"{name}: {published_name(name, config) or 'of no published size'}{_speciality(name, config)}")
@@ -174,7 +178,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
             if part == "down" and re.search(r"\.attn2?\.(to|add)_[qkv]", places[0].module):
                 width = shape[1]
     foreign = explain_source(file, wanted="adapter")
-    if not modules or (foreign and "transformer" not in modules):
+    if foreign or not modules:
         shown = ", ".join(lost[:_SHOWN])
         raise CheckpointFormatError(
             foreign
@@ -204,6 +208,7 @@ def _base(width, blocks, dual):
     return "SD3.5-large" if width == 2432 else f"a transformer of width {width} with {blocks} blocks or more"
 
 
+@functools.lru_cache(maxsize=1)
 def _modules():
     """Component -> names of the linear layers in published networks, of all sizes together."""
     with to_be_filled():

@@ -46,6 +46,10 @@ _HUB_FILE = re.compile(
     rf"(?:https?://(?P<host>[^/]+)/(?:models/)?)?{_HUB_ID.pattern}/"
     r"(?:(?:file/view|blob|resolve)/(?P<revision>[^/]+)/)?(?P<file>[^?]+\.safetensors)(?:\?.*)?"
 )
+# What people copy from a hub's page.
+_PAGE = re.compile(
+    r"https?://[^/]+/(?:models/)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?:tree|resolve|file/view)/[^/]+)?(?:/(?P<folder>[\w-]+))?/?"
+)
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 # Files that a component's folder has: by one of these it is found in the cache without asking the hub.
 _ANCHORS = (
@@ -98,10 +102,15 @@ def resolve_checkpoint(
         )
     match = None if os.path.islink(name) else _HUB_ID.fullmatch(name)
     if not match:
+        page = _PAGE.fullmatch(name)
+        if page:
+            folder = f", subfolder={page['folder']!r}" if page["folder"] else ""
+            raise CheckpointNotFoundError(f"{name} is a page. Pass the id of the repository: {page['repo']!r}{folder}.")
         raise CheckpointNotFoundError(
             explain(name)
             or f"There is no directory {name} (looked for {os.path.abspath(name)}), and it is neither a bundled model "
-            f"({', '.join(BUNDLED)}) nor a hub id of the form 'org/name'. Check the path."
+            f"({', '.join(BUNDLED)}) nor a hub id of the form 'org/name' (a folder in a repository is `subfolder`). "
+            "Check the path."
         )
     repository = _repository(match["hub"])(match["repo"], cache_dir, revision, token, force_download)
     return _fetch(repository, subfolder, variant, frozenset(skip_components), local_files_only)

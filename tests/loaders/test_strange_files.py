@@ -6,6 +6,7 @@ import pytest
 from helpers import strangers, tiny
 
 import ppsd3
+from ppsd3.cli.main import main
 from ppsd3.loaders.conversion import convert
 from ppsd3.utils.errors import PPSD3Error
 
@@ -65,3 +66,75 @@ def test_a_strange_file_is_named_with_its_kind_and_the_remedy(tmp_path, pipe, do
         faults += [f"{kind}: no {lacks} in {message}"] if lacks else []
         path.unlink()
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("arguments", [["--model"], ["--lora"]])
+def test_the_program_says_the_same(tmp_path, capsys, arguments):
+    for kind in ("GGUF of FLUX.1", "a torch archive", "a web page", "LoRA of Stable Diffusion XL, by kohya"):
+        name, content, what, remedy = strangers.FILES[kind]
+        path = tmp_path / name
+        path.write_bytes(content)
+        code = main(["generate", "a cat", *arguments, str(path), "--steps", "1", "--output", str(tmp_path / "x.png")])
+        message = capsys.readouterr().err
+        assert code == 2 and not wrong(message, path, what, remedy), message
+
+
+def test_info_says_it_without_complaint(tmp_path, capsys):
+    for kind, (name, content, what, remedy) in strangers.FILES.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        assert main(["info", str(path)]) == 0, kind
+        assert not wrong(capsys.readouterr().out, path, what, remedy), kind
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", ["sd3.bin", "sd3.ckpt", "sd3.pt", "sd3"])
+def test_safetensors_by_any_name(tmp_path, pipe, name):
+    pipe.transformer.save_pretrained(tmp_path)
+    path = (tmp_path / "diffusion_pytorch_model.safetensors").rename(tmp_path / name)
+    loaded = ppsd3.SD3Transformer2DModel.from_single_file(path, config=tmp_path)
+    assert loaded.config.num_layers == tiny.TRANSFORMER["num_layers"]
+
+
+@pytest.mark.parametrize("name", ["lora.bin", "lora.pt"])
+def test_a_lora_by_any_name(tmp_path, pipe, name):
+    shapes = {"lora_A": (2, 32), "lora_B": (32, 2)}
+    content = {f"transformer.transformer_blocks.0.attn.to_q.{part}.weight": shape for part, shape in shapes.items()}
+    (tmp_path / name).write_bytes(strangers.safetensors(content))
+    pipe.load_lora_weights(tmp_path / name)
+    pipe.unload_lora_weights()
+    pipe.load_lora_weights(tmp_path, weight_name=name)
+    pipe.unload_lora_weights()
+
+
+DIRECTORIES = {  # door -> role
+    "pipeline's directory": "pipeline",
+    "any pipeline's directory": "pipeline",
+    "transformer's directory": "transformer",
+    "scheduler's directory": "scheduler",
+    "tokenizer's directory": "tokenizer",
+}
+
+
+@pytest.mark.parametrize("door", DIRECTORIES)
+def test_directories_one_level_off(tiny_checkpoint, pipe, door):
+    """The parent, a part of the pipeline, and the pipeline where a part is needed."""
+    parts = [tiny_checkpoint, *(tiny_checkpoint / name for name in ("transformer", "vae", "scheduler", "tokenizer"))]
+    for path in parts:
+        if path.name == DIRECTORIES[door] or (path == tiny_checkpoint and DIRECTORIES[door] == "pipeline"):
+            continue
+        message = refusal(DOORS[door], path, pipe)
+        assert str(path) in message and re.search(r"from_pretrained\(\)|check `subfolder`|Pass ", message), message
+    message = refusal(DOORS[door], tiny_checkpoint.parent, pipe)
+    assert f"Pass {tiny_checkpoint}." in message, message
+
+
+def test_subfolders_with_a_typo(tiny_checkpoint):
+    for class_, typo, meant in (
+        (ppsd3.SD3Transformer2DModel, "transfomer", "transformer"),
+        (ppsd3.CLIPTokenizer, "tokeniser", "tokenizer"),
+        (ppsd3.FlowMatchEulerDiscreteScheduler, "sheduler", "scheduler"),
+    ):
+        with pytest.raises(PPSD3Error, match=f"Did you mean {meant!r}") as caught:
+            class_.from_pretrained(tiny_checkpoint, subfolder=typo)
+        assert str(tiny_checkpoint / typo) in str(caught.value)
