@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from .errors import ConfigError
 
+_LONGEST = 60  # characters of a sampler's name
 _FLOW = "flow_prediction"
 
 
@@ -94,7 +95,7 @@ def explain_option(name: str, options: Mapping[str, Any]) -> str | None:
     Args:
         options: the names that can be passed.
     """
-    if not isinstance(name, str) or name in options:
+    if not isinstance(name, str) or name in options or len(name) > _LONGEST:
         return None
     plain = " ".join(re.sub(r"[\s_-]+", " ", name.lower()).split())
     while _SPACINGS.search(plain):
