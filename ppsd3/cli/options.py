@@ -67,9 +67,7 @@ def add_loading_options(parser):
         help="a learnt word for the prompt: file, directory or hub id, and the word (default: what the file says, or "
         "its name); several are added",
     )
-    parser.add_argument(
-        "--scheduler", type=_sampler, choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)"
-    )
+    parser.add_argument("--scheduler", type=_sampler, choices=tuple(SCHEDULERS), help="the sampler (default: its own)")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 

@@ -83,9 +83,8 @@ def check_vae(transformer, vae):
     """Raises InputError if latents of ``transformer`` are not those that ``vae`` decodes, as far as they tell it."""
     made, read = (getattr(part, "config", {}) for part in (transformer, vae))
     channels = made.get("out_channels"), read.get("latent_channels")
-    whose = signatures.VAE_CHANNELS.get(channels[1])
     if None not in channels and channels[0] != channels[1]:
-        known = f" ({whose})" if whose else ""
+        known = f" ({signatures.VAE_CHANNELS[channels[1]]})" if channels[1] in signatures.VAE_CHANNELS else ""
         raise InputError(
             f"The vae has {channels[1]} latent channels{known}, and the transformer makes {channels[0]}. Use the VAE "
             "of the transformer's own checkpoint."

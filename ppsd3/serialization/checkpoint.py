@@ -149,6 +149,9 @@ def _explain_absence(directory, stem, variant):
     if not os.path.isdir(directory):
         absent = f"{directory} does not exist; {wanted} should be in it. Check the path."
         return CheckpointNotFoundError(explain(directory) or absent)
+    lost = os.path.join(directory, wanted)
+    if os.path.islink(lost):  # into nothing
+        return CheckpointNotFoundError(explain(lost) or f"{lost} leads nowhere. Download it again.")
     files = sorted(os.listdir(directory))
     variants = [variant for name in (stem,) + PADDLE_STEMS for variant in available_variants(files, name)]
     if variants:

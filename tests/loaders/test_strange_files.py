@@ -1,6 +1,8 @@
 """Whatever people bring, and whichever door they bring it to: the error names the file, what it is, and the remedy."""
 
+import json
 import re
+import shutil
 
 import pytest
 from helpers import strangers, tiny
@@ -138,3 +140,76 @@ def test_subfolders_with_a_typo(tiny_checkpoint):
         with pytest.raises(PPSD3Error, match=f"Did you mean {meant!r}") as caught:
             class_.from_pretrained(tiny_checkpoint, subfolder=typo)
         assert str(tiny_checkpoint / typo) in str(caught.value)
+
+
+class TestPipelines:
+    """A directory whose files are strange: said at the pipeline's door and at the network's."""
+
+    @pytest.fixture
+    def directory(self, tiny_checkpoint, tmp_path):
+        return shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+
+    def loads(self, directory):
+        yield lambda: ppsd3.StableDiffusion3Pipeline.from_pretrained(directory)
+        yield lambda: ppsd3.SD3Transformer2DModel.from_pretrained(directory, subfolder="transformer")
+        yield lambda: convert(directory, f"{directory}.new")
+
+    def refused(self, directory, says):
+        for load in self.loads(directory):
+            with pytest.raises(PPSD3Error, match=says) as caught:
+                load()
+            assert str(directory / "transformer") in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "kind", ["a web page", "an LFS pointer", "a torch archive", "empty", "zeros", "GGUF of SD3"]
+    )
+    def test_strange_weights(self, directory, kind):
+        _, content, what, remedy = strangers.FILES[kind]
+        (directory / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(content)
+        self.refused(directory, f"(?s){what}.*({remedy})")
+
+    def test_weights_that_the_cache_has_lost(self, directory):
+        weights = directory / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights.unlink()
+        weights.symlink_to("../../../blobs/4d7a")
+        self.refused(directory, r"is a link to ../../../blobs/4d7a.*force_download=True")
+
+    def test_a_download_under_way(self, directory):
+        weights = directory / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights.rename(f"{weights}.incomplete")
+        self.refused(directory, r"a download that has not ended.*Let it end")
+
+    def test_weights_of_another_model(self, directory):
+        weights = directory / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(strangers.FILES["network of FLUX.1 of diffusers"][1])
+        self.refused(directory, r"is of FLUX.1.*diffusers' FluxPipeline")
+
+    def test_quantized_weights(self, directory):
+        name = "transformer_blocks.0.attn.to_q.weight"
+        content = {name: ("U8", (512, 1)), f"{name}.quant_state.bitsandbytes__nf4": ("U8", (9,))}
+        weights = directory / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights.write_bytes(strangers.safetensors(content))
+        self.refused(directory, r"is quantized by bitsandbytes, in nf4.*quantize\('int8'\)")
+
+    @pytest.mark.parametrize("name", ["FluxTransformer2DModel", "UNet2DConditionModel", "WanTransformer3DModel"])
+    def test_a_network_of_another_model(self, directory, name):
+        self.edit(directory / "transformer" / "config.json", _class_name=name)
+        for load in list(self.loads(directory))[:2]:
+            with pytest.raises(PPSD3Error, match=rf"config.json is for .*\({name}\).*stable-diffusion-3.5"):
+                load()
+
+    def test_another_network_than_the_class(self, directory):
+        with pytest.raises(PPSD3Error, match=r"It is of a SD3Transformer2DModel: load it with its class"):
+            ppsd3.AutoencoderKL.from_pretrained(directory, subfolder="transformer")
+
+    @pytest.mark.parametrize("channels, scaling", [(8, (1.5305, 0.0609)), (4, (0.3611, 0.1159))])
+    def test_a_vae_of_another_model(self, pipe, channels, scaling):
+        config = {**tiny.VAE, "latent_channels": channels, "scaling_factor": scaling[0], "shift_factor": scaling[1]}
+        parts = {**pipe.components, "vae": ppsd3.AutoencoderKL(**config)}
+        says = "8 latent channels, and the transformer makes 4" if channels == 8 else r"FLUX.1's, by its scaling_factor"
+        with pytest.raises(PPSD3Error, match=says):
+            ppsd3.StableDiffusion3Pipeline(**parts)
+
+    @staticmethod
+    def edit(path, **entries):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
