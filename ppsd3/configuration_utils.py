@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
-from .utils.checking import bind, declared_types, fit_parameter
+from .utils.checking import bind, declared_types, fit
 from .utils.elsewhere import nearest
 from .utils.errors import ConfigError
 from .utils.files import atomic_write
@@ -68,10 +68,10 @@ def register_to_config(init: Init) -> Init:
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
         bound = bind(signature, (self, *args), kwargs, type(self).__name__)
-        kinds, parameters = declared_types(init), signature.parameters
+        kinds = declared_types(init)
         for name, value in bound.arguments.items():
             if name in kinds:
-                bound.arguments[name] = fit_parameter(parameters[name], value, kinds[name], ConfigError)
+                bound.arguments[name] = fit(name, value, kinds[name], ConfigError)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
         # Through object.__setattr__: nn.Layer refuses attributes before its own __init__ has run.

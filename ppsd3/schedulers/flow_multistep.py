@@ -13,7 +13,7 @@ import paddle
 
 from ..utils.errors import ConfigError, InputError
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice
+from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, check_falling
 
 _OF_DIFFUSION_ALONE = (
     "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio", "lambda_min_clipped",
@@ -68,6 +68,9 @@ class FlowMultistepScheduler(FlowScheduler):
             )
         if mu is None and self.config.use_dynamic_shifting:
             raise InputError("This scheduler has use_dynamic_shifting=True: pass set_timesteps(..., mu=).")
+        check_falling("sigmas", sigmas, strictly=True)
+        if sigmas and sigmas[-1] == 0:
+            raise InputError("`sigmas` ends with 0, where the schedule goes by itself. Leave the 0 out.")
         return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas)
 
     def _finish_schedule(self, sigmas, steps, device):

@@ -8,6 +8,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import checks_arguments
 from ..utils.config_types import LogShift, Positive, Shift, Steps, Tokens
 from ..utils.errors import InputError
 from ..utils.random import Generator, randn
@@ -52,6 +53,7 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
         self._set_up()
         self._first_size: Sequence[int] = ()
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
@@ -83,7 +85,7 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
                 f"use {len(factors) + 1} steps."
             )
         is_first = self._step_index is None
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         if is_first:
             self._first_size = model_output.shape[2:]
         sigma, sigma_next, _ = self._step_sigmas()

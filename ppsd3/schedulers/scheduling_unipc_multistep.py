@@ -10,11 +10,12 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import checks_arguments
 from ..utils.config_types import Index, Shift, Steps
 from ..utils.errors import ConfigError
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -79,12 +80,13 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
         super()._start(sigmas, timesteps, device)
         self._last = None  # sample that the last step began with, after correction, and the step's order
 
+    @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
+        sigmas: Sigmas = None,
+        mu: Mu = None,
     ) -> None:
         """Makes the schedule of a run and forgets the last one.
 
@@ -109,6 +111,7 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
             shifted[0] -= 1e-6
         self._finish_schedule(shifted, steps, device)
 
+    @checks_arguments
     def step(
         self, model_output: paddle.Tensor, timestep: Timestep, sample: paddle.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[paddle.Tensor]:
@@ -126,7 +129,7 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
         Raises:
             InputError: no step left in the schedule.
         """
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         i, sample = self._step_index, cast(sample, "float32")
         picture = self._predicted_picture(model_output, sample)
         if self._last is not None and i - 1 not in self.config.disable_corrector:

@@ -33,42 +33,46 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Limits of a number, or of all numbers in a list, an array or a tensor; ``Range()`` asks that they are finite.
+    """Limits of a number, or of all numbers in a list; ``Range()`` asks of a tensor or an array that all are finite.
 
     Args:
-        least, most: inclusive; None for none.
-        above: exclusive.
-        finite: whether infinity is refused; NaN always is.
+        least, most: inclusive. Default: any finite number; ``-math.inf`` and ``math.inf`` allow infinity.
+        above, below: exclusive.
     """
 
-    least: float | None = None
-    most: float | None = None
+    least: float = -sys.float_info.max
+    most: float = sys.float_info.max
     above: float | None = None
-    finite: bool = True
+    below: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether ``value``, a number, is within the limits."""
-        return (
-            value == value
-            and not (self.finite and abs(value) == math.inf)
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-            and (self.above is None or value > self.above)
-        )
+        """Whether ``value``, a number, is within the limits; NaN never is."""
+        above, below = self.above is None or value > self.above, self.below is None or value < self.below
+        return self.least <= value <= self.most and above and below
 
     def __str__(self) -> str:
-        """What follows "a number" in a message: "from 0 to 1"."""
-        if self.above is not None:
-            return f"above {self.above}" + (f" and at most {self.most}" if self.most is not None else "")
-        if self.least is not None:
-            return f"{self.least} or more" if self.most is None else f"from {self.least} to {self.most}"
-        return f"{self.most} or less" if self.most is not None else "finite"
+        """What follows "a number" in a message: " from 0 to 1"; nothing where any number is within."""
+        has_least, has_most = self.least > FINITE.least, self.most < FINITE.most
+        if has_least and has_most:
+            return f" from {self.least} to {self.most}"
+        words = {"above": self.above, "of at least": self.least if has_least else None, "below": self.below}
+        words["of at most"] = self.most if has_most else None
+        limits = [f"{word} {limit}" for word, limit in words.items() if limit is not None]
+        return " " + " and ".join(limits) if limits else ""
 
 
-ANY_FINITE = Range()
+FINITE = Range()
+_UNIONS = (Union, getattr(types, "UnionType", Union))
 
 
-def fit(name: str, value: Any, kind: Any, error: type[Exception] = InputError) -> Any:
+def fit(
+    name: str,
+    value: Any,
+    kind: Any,
+    error: type[Exception] = InputError,
+    limits: Range | None = None,
+    remedy: str = "",
+) -> Any:
     """``value`` as the type ``kind``.
 
     Args:
@@ -78,6 +82,8 @@ def fit(name: str, value: Any, kind: Any, error: type[Exception] = InputError) -
             ``tuple``, ``Sequence``, ``dict`` or ``Callable`` of such. What cannot be checked (``Any``, a name that is
             only known to type checkers) fits everything.
         error: type of the error.
+        limits: of the numbers in it, where the annotation has none.
+        remedy: more for the message.
 
     Returns:
         ``value`` itself if it is of the type; else what it was converted to without a loss.
@@ -85,43 +91,66 @@ def fit(name: str, value: Any, kind: Any, error: type[Exception] = InputError) -
     Raises:
         error: it does not fit. The message names the argument (and the element in it), the value and what fits.
     """
+    known, numbers_, range_, items = _usual(kind, limits)
+    of_kind = type(value) in known or (type(value) in numbers_ and range_.holds(value))
+    if kind is Any or of_kind or (type(value) is list and items and items.issuperset(map(type, value))):
+        return value
+    return _converted(name, value, kind, error, limits, remedy)
+
+
+def _converted(name, value, kind, error, limits, remedy):
     try:
-        return _fit(name, value, kind, None)
+        return _fit(name, value, kind, limits)
     except _Misfit as misfit:
-        raise error(str(misfit)) from None
+        raise error(f"{misfit}{remedy}") from None
+
+
+@functools.cache
+def _usual(kind, limits):
+    """What most values are, told at a glance: types that fit as they are, types of numbers that fit within a range,
+    that range, and types of a list's items that fit."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Annotated:
+        return _usual(inner[0], next((item for item in kind.__metadata__ if isinstance(item, Range)), limits))
+    nothing: frozenset[type] = frozenset()
+    if origin in _UNIONS:
+        parts: list[Any] = [_usual(part, limits) for part in inner]
+        known, numbers_, items = (nothing.union(*(part[i] for part in parts)) for i in (0, 1, 3))
+        ranges = {part[2] for part in parts if part[1]} or {FINITE}
+        return known, numbers_ if len(ranges) == 1 else nothing, ranges.pop(), items
+    known, items = nothing, nothing
+    if origin is list and limits is None:
+        items = _usual(inner[0], None)[0]
+    elif kind in (str, bool, type(None)) or (kind is paddle.Tensor and limits is None):
+        known = frozenset([kind])
+    return known, frozenset({int: [int], float: [int, float]}.get(kind, [])), limits or FINITE, items
 
 
 def checks_arguments(function: Function) -> Function:
-    """Decorator of a function or method: its arguments are of the types that they are annotated with.
+    """Decorator of a function, a method or a class: its arguments are of the types that they are annotated with.
 
     A default fits by itself. Inside of a graph that is being traced nothing is checked.
 
     Raises:
         InputError: (by the function) an argument does not fit, see :func:`fit`; an unknown or a missing one.
     """
+    if isinstance(function, type):
+        setattr(function, "__init__", checks_arguments(function.__init__))  # noqa: B010 (of any class)
+        return cast(Function, function)
     signature = inspect.signature(function)
+    parameters = signature.parameters
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         if not paddle.in_dynamic_mode():
             return function(*args, **kwargs)
-        bound = bind(signature, args, kwargs, function.__qualname__)
-        kinds, parameters = declared_types(function), signature.parameters
+        bound, kinds = bind(signature, args, kwargs, function.__qualname__), declared_types(function)
         for name, value in bound.arguments.items():
             if name in kinds and value is not parameters[name].default:
-                bound.arguments[name] = fit_parameter(parameters[name], value, kinds[name])
+                bound.arguments[name] = fit(name, value, kinds[name])
         return function(*bound.args, **bound.kwargs)
 
     return cast(Function, call)
-
-
-def fit_parameter(parameter: inspect.Parameter, value: Any, kind: Any, error: type[Exception] = InputError) -> Any:
-    """What was given for ``parameter`` as the type ``kind``: :func:`fit`, for ``*args`` and ``**kwargs`` of each."""
-    if parameter.kind is parameter.VAR_POSITIONAL:
-        return tuple(fit(f"{parameter.name}[{i}]", item, kind, error) for i, item in enumerate(value))
-    if parameter.kind is parameter.VAR_KEYWORD:
-        return {name: fit(name, item, kind, error) for name, item in value.items()}
-    return fit(parameter.name, value, kind, error)
 
 
 def bind(signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any], name: str) -> inspect.BoundArguments:
@@ -133,15 +162,20 @@ def bind(signature: inspect.Signature, args: Any, kwargs: Mapping[str, Any], nam
     try:
         return signature.bind(*args, **kwargs)
     except TypeError as error:
-        known = [own for own in signature.parameters if own != "self"]
-        unknown = [given for given in kwargs if given not in known]
-        hint = nearest(unknown[0], known) if unknown else ""
-        raise UnknownArgumentError(f"{name}: {error}. {hint or 'It takes ' + ', '.join(known) + '.'}") from None
+        raise _unbound(signature, kwargs, f"{name}: {error}") from None
+
+
+def _unbound(signature, kwargs, fault):
+    known = [own for own in signature.parameters if own != "self"]
+    unknown = [given for given in kwargs if given not in known]
+    hint = nearest(unknown[0], known) if unknown else ""
+    return UnknownArgumentError(f"{fault}. {hint or 'It takes ' + ', '.join(known) + '.'}")
 
 
 @functools.cache
 def declared_types(owner: Any) -> dict[str, Any]:
-    """Annotations by name: of a function's arguments, or of a class's attributes (those of a dataclass are its fields).
+    """Annotations by name: of a function's arguments (without ``*args`` and ``**kwargs``), or of a class's attributes,
+    which in a dataclass are its fields.
 
     Names that exist for type checkers alone are ``Any``, and ``int | None`` may stand in a source that Python 3.9
     runs.
@@ -150,7 +184,8 @@ def declared_types(owner: Any) -> dict[str, Any]:
         function = inspect.unwrap(owner)
         names = {**vars(typing), **getattr(function, "__globals__", {})}
         declared = getattr(function, "__annotations__", {})
-        return {name: _evaluated(kind, names) for name, kind in declared.items() if name != "return"}
+        several = [p.name for p in _parameters(function) if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        return {name: _evaluated(kind, names) for name, kind in declared.items() if name not in ("return", *several)}
     found: dict[str, Any] = {}
     for base in reversed(owner.__mro__):
         names = {**vars(typing), **vars(sys.modules[base.__module__])}
@@ -159,6 +194,10 @@ def declared_types(owner: Any) -> dict[str, Any]:
             if hasattr(kind, "__metadata__") or not hasattr(found.get(name), "__metadata__"):
                 found[name] = kind  # a subclass that changes a default alone keeps the limits
     return found
+
+
+def _parameters(function):
+    return inspect.signature(function).parameters.values() if callable(function) else ()
 
 
 class _Unions(ast.NodeTransformer):
@@ -174,10 +213,10 @@ class _Unions(ast.NodeTransformer):
 
 def _evaluated(annotation, names):
     if not isinstance(annotation, str):
-        return annotation
+        return Any if typing.get_origin(annotation) in _UNIONS and Any in typing.get_args(annotation) else annotation
     tree = ast.fix_missing_locations(_Unions().visit(ast.parse(annotation, mode="eval")))
     try:
-        return eval(compile(tree, "<annotation>", "eval"), {**names, "Union": Union})
+        return _evaluated(eval(compile(tree, "<annotation>", "eval"), {**names, "Union": Union}), names)
     except (NameError, AttributeError):  # imported under TYPE_CHECKING
         return Any
 
@@ -201,6 +240,8 @@ def _fit(name, value, kind, limits):
         limits = next((item for item in kind.__metadata__ if isinstance(item, Range)), limits)
         return _fit(name, value, kind.__origin__, limits)
     fitting = _FITTING.get(origin or kind)
+    if kind is Any:
+        return value
     if fitting is not None:
         found = fitting(name, value, typing.get_args(kind), limits)
     elif isinstance(origin or kind, type) and not getattr(origin or kind, "_is_protocol", False):
@@ -214,7 +255,7 @@ def _fit(name, value, kind, limits):
 
 def _fit_union(name, value, kinds, limits):
     misfits = []
-    for kind in kinds:
+    for kind in (type(value),) if type(value) in kinds else kinds:
         try:
             return _fit(name, value, kind, limits)
         except _Misfit as misfit:
@@ -258,14 +299,12 @@ def _number(value):
 
 def _fit_int(name, value, kinds, limits):
     number = _number(value)
-    return number if isinstance(number, int) and (limits or ANY_FINITE).holds(number) else _NO
+    return number if isinstance(number, int) and (limits or FINITE).holds(number) else _NO
 
 
 def _fit_float(name, value, kinds, limits):
     number = _number(value)
-    if number is None or (isinstance(number, int) and abs(number) > sys.float_info.max):
-        return _NO
-    return number if (limits or ANY_FINITE).holds(number) else _NO
+    return number if number is not None and (limits or FINITE).holds(number) else _NO
 
 
 def _fit_sequence(name, value, kinds, limits):
@@ -325,7 +364,7 @@ def _fit_tensor(name, value, kinds, limits):
     tensor = value
     if _is_torch(value):
         tensor = _from_torch(value)
-    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.ndim < 10:
         tensor = paddle.to_tensor(value)
     if not isinstance(tensor, paddle.Tensor) or "complex" in str(tensor.dtype):
         return _NO
@@ -355,8 +394,7 @@ def _from_torch(tensor):
 
 
 _FITTING = {
-    Union: _fit_union,
-    getattr(types, "UnionType", Union): _fit_union,
+    **dict.fromkeys(_UNIONS, _fit_union),
     None: _fit_none,
     type(None): _fit_none,
     bool: _fit_bool,
@@ -396,7 +434,7 @@ def describe_type(kind: Any, several: bool = False, limits: Range | None = None)
     if origin is Annotated:
         own = next((item for item in kind.__metadata__ if isinstance(item, Range)), limits)
         return describe_type(kind.__origin__, several, own)
-    if origin in (Union, getattr(types, "UnionType", Union)):
+    if origin in _UNIONS:
         return _listed(describe_type(part, several, limits) for part in inner)
     if origin is Literal:
         return _listed(repr(value) for value in inner)
@@ -410,8 +448,7 @@ def describe_type(kind: Any, several: bool = False, limits: Range | None = None)
     name = getattr(origin or kind, "__name__", str(kind))
     article = "an" if name[:1] in "AEIOUaeiou" else "a"
     words = _WORDS.get(origin or kind, (f"{article} {name}", f"{name} objects"))[several]
-    has_limits = kind in (int, float) and limits is not None and limits != ANY_FINITE
-    return f"{words}, {limits}" if has_limits else words
+    return f"{words}{limits}" if kind in (int, float) and limits is not None else words
 
 
 def _listed(words: Iterable[str]) -> str:
@@ -425,7 +462,7 @@ _short.maxstring = _short.maxother = 80
 
 def shown(value: Any) -> str:
     """``value`` in a message: short, and of arrays and objects what they are."""
-    if hasattr(value, "shape") and hasattr(value, "dtype") and getattr(value, "ndim", 0):
+    if isinstance(getattr(value, "shape", None), (tuple, list)) and hasattr(value, "dtype") and len(value.shape):
         what = f"{type(value).__module__.partition('.')[0]} {type(value).__name__}"
         return f"a {what} {list(value.shape)} of {str(value.dtype).rpartition('.')[2]}"
     try:

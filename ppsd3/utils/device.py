@@ -153,7 +153,7 @@ def usable_device(device: Any) -> str:
     kind, _, index = name.partition(":")
     if kind == "gpu":
         count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-        if int(index or 0) >= count:
+        if not 0 <= int(index or 0) < count:
             have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
             raise InputError(
                 f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "

@@ -172,7 +172,7 @@ def test_churn_is_refused(churn):
     "config,kwargs,message",
     [
         ({}, {}, "needs num_inference_steps"),
-        ({}, {"num_inference_steps": 0}, "at least 1"),
+        ({}, {"num_inference_steps": 0}, "from 1 to 10000"),
         ({}, {"sigmas": []}, "at least 1"),
         ({}, {"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "num_inference_steps 3, sigmas 2"),
         ({}, {"sigmas": [1.0, 0.5], "timesteps": [1000.0]}, "sigmas 2, timesteps 1"),
