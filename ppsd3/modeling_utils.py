@@ -101,7 +101,8 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
     @classmethod
     def _opened(cls, directory: str, variant: str | None) -> tuple[dict[str, Any], Checkpoint]:
         """The configuration and the weights in ``directory``."""
-        return cls.load_config(directory), Checkpoint.open(directory, cls.weights_name, variant)
+        # Absolute: a folder that is missing is not looked for on a hub.
+        return cls.load_config(os.path.abspath(directory)), Checkpoint.open(directory, cls.weights_name, variant)
 
     @overload
     @classmethod

@@ -213,3 +213,18 @@ class TestPipelines:
     @staticmethod
     def edit(path, **entries):
         path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+
+def test_a_missing_folder_is_not_looked_for_on_a_hub(tmp_path, monkeypatch):
+    (tmp_path / "sd3").mkdir()
+    (tmp_path / "sd3" / "model_index.json").write_text('{"_class_name": "StableDiffusion3Pipeline"}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ppsd3.utils.hub._repository", lambda hub: pytest.fail("a hub was asked"))
+    for class_, folder in (
+        (ppsd3.SD3Transformer2DModel, "transformer"),
+        (ppsd3.FlowMatchEulerDiscreteScheduler, "scheduler"),
+        (ppsd3.CLIPTokenizer, "tokenizer"),
+        (ppsd3.SiglipImageProcessor, "feature_extractor"),
+    ):
+        with pytest.raises(PPSD3Error, match=f"sd3/{folder}"):
+            class_.from_pretrained("sd3", subfolder=folder)
