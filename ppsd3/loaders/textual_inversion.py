@@ -19,6 +19,7 @@ from ..serialization.tensors import from_numpy
 from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
+from ..utils import signatures
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
@@ -248,7 +249,7 @@ class TextualInversionLoaderMixin(PipelineHost):
                 if rows.shape[1] != width:
                     raise WeightMismatchError(
                         f"{source.name}: the vectors of {name!r} are {rows.shape[1]} wide, and the {tower} takes "
-                        f"{width}. They were learnt for another model."
+                        f"{width}. They were learnt for {signatures.WORD_WIDTHS.get(rows.shape[1], 'another model')}."
                     )
                 found.append((tower, _Word(source.name, name, rows)))
         return found
@@ -265,7 +266,7 @@ class TextualInversionLoaderMixin(PipelineHost):
         wanted = ", ".join(f"{tower} {width}" for tower, width in widths.items())
         raise WeightMismatchError(
             f"{source.name}: the vectors of {name!r} are {width} wide, and no tower is: {wanted}. They were learnt for "
-            "another model."
+            f"{signatures.WORD_WIDTHS.get(width, 'another model')}."
         )
 
     def _check_words(self, tower: str, words: Sequence[_Word]) -> None:

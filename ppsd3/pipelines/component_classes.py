@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from paddle import nn
 
@@ -79,22 +80,36 @@ def pipeline_class(name):
     return _import(*PIPELINE_CLASSES[name])
 
 
-def check_vae(transformer, vae):
-    """Raises InputError if latents of ``transformer`` are not those that ``vae`` decodes, as far as they tell it."""
-    made, read = (getattr(part, "config", {}) for part in (transformer, vae))
-    channels = made.get("out_channels"), read.get("latent_channels")
-    if None not in channels and channels[0] != channels[1]:
-        known = f" ({signatures.VAE_CHANNELS[channels[1]]})" if channels[1] in signatures.VAE_CHANNELS else ""
-        raise InputError(
-            f"The vae has {channels[1]} latent channels{known}, and the transformer makes {channels[0]}. Use the VAE "
-            "of the transformer's own checkpoint."
-        )
-    scaling = read.get("scaling_factor"), read.get("shift_factor")
+def check_fit(components):
+    """Raises InputError if networks are not those of one model, as far as their configurations tell it.
+
+    What only other objects have is not looked at: any class may stand in for a component.
+    """
+
+    def entry(name, key):
+        config = getattr(components.get(name), "config", None)
+        return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+    for name, key, other in (
+        ("vae", "latent_channels", "out_channels"),
+        ("text_encoder_3", "d_model", "joint_attention_dim"),
+    ):
+        own, wanted = entry(name, key), entry("transformer", other)
+        if None not in (own, wanted) and own != wanted:
+            known = signatures.VAE_CHANNELS if name == "vae" else signatures.TEXT_WIDTHS["a T5 encoder"]
+            whose = f" ({known[own]})" if own in known else ""
+            raise InputError(
+                f"The {name} has {key}={own}{whose}, and the transformer has {other}={wanted}: they do not belong "
+                f"together. Use the {name} of the transformer's own checkpoint."
+            )
+    scaling = entry("vae", "scaling_factor"), entry("vae", "shift_factor")
     if scaling == signatures.FLUX_SCALING:
         raise InputError(
             f"The vae is FLUX.1's, by its scaling_factor {scaling[0]} and shift_factor {scaling[1]}. Its latents have "
             f"the shape of Stable Diffusion 3's and another meaning. {signatures.VAE_REMEDY}"
         )
+    if (entry("text_encoder", "hidden_size"), entry("text_encoder_2", "hidden_size")) == (1280, 768):
+        raise InputError("The text_encoder is OpenCLIP bigG and the text_encoder_2 CLIP-L. Exchange the two.")
 
 
 def _import(module, name):

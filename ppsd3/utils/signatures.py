@@ -342,6 +342,8 @@ TEXT_WIDTHS = {
 }
 # Width of the texts that an IP-adapter stands beside -> the model that it is for.
 IP_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 4096: "FLUX.1"}
+# Width of a textual inversion -> whose it is; 768 and 1280 are Stable Diffusion 3's, and those of XL.
+WORD_WIDTHS = {1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL", 4096: "T5-XXL"}
 # Channels of a VAE's latents -> whose it is; Stable Diffusion 3 and FLUX.1 both have 16.
 VAE_CHANNELS = {4: "Stable Diffusion 1, 2 or XL", 32: "FLUX.2"}
 FLUX_SCALING = (0.3611, 0.1159)  # scaling and shift of the latents of FLUX.1's VAE, which tell it from others

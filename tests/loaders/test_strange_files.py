@@ -10,6 +10,7 @@ from helpers import strangers, tiny
 import ppsd3
 from ppsd3.cli.main import main
 from ppsd3.loaders.conversion import convert
+from ppsd3.modeling_utils import to_be_filled
 from ppsd3.utils.errors import PPSD3Error
 
 SINGLE_FILE = {
@@ -206,9 +207,24 @@ class TestPipelines:
     def test_a_vae_of_another_model(self, pipe, channels, scaling):
         config = {**tiny.VAE, "latent_channels": channels, "scaling_factor": scaling[0], "shift_factor": scaling[1]}
         parts = {**pipe.components, "vae": ppsd3.AutoencoderKL(**config)}
-        says = "8 latent channels, and the transformer makes 4" if channels == 8 else r"FLUX.1's, by its scaling_factor"
+        says = (
+            "latent_channels=8, and the transformer has out_channels=4"
+            if channels == 8
+            else r"FLUX.1's, by its scaling_factor"
+        )
         with pytest.raises(PPSD3Error, match=says):
             ppsd3.StableDiffusion3Pipeline(**parts)
+
+    def test_text_encoders_of_another_size(self, pipe):
+        t5 = ppsd3.T5EncoderModel(**{**tiny.T5, "d_model": 24})
+        with pytest.raises(PPSD3Error, match=r"text_encoder_3 has d_model=24.*joint_attention_dim=40.*own checkpoint"):
+            ppsd3.StableDiffusion3Pipeline(**{**pipe.components, "text_encoder_3": t5})
+        with to_be_filled():
+            clips = [ppsd3.CLIPTextModelWithProjection(hidden_size=width) for width in (1280, 768)]
+        with pytest.raises(PPSD3Error, match="Exchange the two"):
+            ppsd3.StableDiffusion3Pipeline(
+                **{**pipe.components, **dict(zip(("text_encoder", "text_encoder_2"), clips))}
+            )
 
     @staticmethod
     def edit(path, **entries):
