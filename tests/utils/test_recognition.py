@@ -235,7 +235,7 @@ def test_random_bytes_raise_nothing(tmp_path, seed):
 
 
 HOSTILE = {
-    "many tensors": lambda: strangers.safetensors({f"{'joint_blocks.' * 2}{i}": (0,) for i in range(20_000)}),
+    "many tensors": lambda: strangers.safetensors({f"{'joint_blocks.' * 2}{i}": (0,) for i in range(6000)}),
     "long names": lambda: strangers.safetensors({"to_k." * 10**5 + str(i): (0,) for i in range(3)}),
     "deep": lambda: (10**6).to_bytes(8, "little") + b"{" + b"[" * 10**6,
     "a long number": lambda: (10**6).to_bytes(8, "little") + b'{"a":' + b"9" * 10**6,
@@ -249,8 +249,9 @@ HOSTILE = {
 def test_a_hostile_file_costs_little(tmp_path, kind):
     path = put(tmp_path / "x.safetensors", HOSTILE[kind]())
     began = time.process_time()
+    explain(path)
+    assert time.process_time() - began < 2
     tracemalloc.start()
     explain(path)
-    peak = tracemalloc.get_traced_memory()[1]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28
     tracemalloc.stop()
-    assert time.process_time() - began < 5 and peak < 1 << 28
