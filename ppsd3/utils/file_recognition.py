@@ -220,7 +220,7 @@ def _safetensors(file: BinaryIO, head: bytes, size: int, whole: bool) -> Found |
     """A safetensors file that is not whole, or one for something else."""
     length = int.from_bytes(head[:8], "little")
     if length > size - 8:
-        missing = f"it has {size:,} bytes: at least {8 + length - size:,} are missing"
+        missing = f"at least {8 + length - size:,} bytes are missing"
         return Found(f"is no complete safetensors file: {missing}", _AGAIN) if length <= _LONGEST else None
     if length > _HEADER:
         return None
@@ -233,6 +233,6 @@ def _safetensors(file: BinaryIO, head: bytes, size: int, whole: bool) -> Found |
     except (ConfigError, LookupError, TypeError):
         return None  # the reader says what is wrong with it
     if stop > size:
-        missing = f"it has {size:,} of {stop:,} bytes: {stop - size:,} missing"
+        missing = f"{stop - size:,} of {stop:,} bytes are missing"
         return Found(f"is no complete safetensors file: {missing}", _AGAIN)
     return of_tensors(tensors) if whole else None

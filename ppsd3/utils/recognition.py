@@ -60,7 +60,7 @@ def explain(path: PathLike, wanted: str = "", owner: str = "") -> str | None:
 def explained(error: Problem, path: PathLike, wanted: str = "", owner: str = "") -> Problem:
     """What :func:`explain` says, as an error of the type of ``error``; this itself where there is nothing to say."""
     said = explain(path, wanted, owner)
-    return error if said is None else type(error)(said)
+    return error if said is None else _alike(error)(said)
 
 
 @contextlib.contextmanager
@@ -72,7 +72,7 @@ def explaining(path: PathLike, wanted: str = "any") -> Iterator[None]:
         said = explain(path, wanted) if os.path.isfile(path) else None
         if said is None:
             raise
-        raise type(error)(said) from error
+        raise _alike(error)(said) from error
 
 
 @contextlib.contextmanager
@@ -86,7 +86,12 @@ def explaining_tensors(path: str, tensors: Mapping[str, Any], wanted: str) -> It
         said = explain_tensors(path, infos, wanted)
         if said is None:
             raise
-        raise type(error)(said) from error
+        raise _alike(error)(said) from error
+
+
+def _alike(error: Problem) -> type[Problem]:
+    """The type of ``error``, or the nearest of its bases that takes a message alone."""
+    return next(kind for kind in type(error).__mro__ if kind.__module__ == PPSD3Error.__module__)
 
 
 def explain_name(path: str) -> str | None:

@@ -56,17 +56,17 @@ def of_tensors(tensors: Mapping[str, Sequence[Any]]) -> Found | None:
     part = None if quantized else next((part for part, marks in signatures.PARTS if known.have(marks)), None)
     model = _ip_adapter_model(known) if part == "an IP-adapter" else _model(known, part)
     how = f", quantized by {quantized}" if quantized else ""
+    if part is not None and (model is None or not signatures.OWN_PARTS[part][1]):
+        return Found(f"is {part}", *signatures.OWN_PARTS[part])
     if model is not None and part is not None:
         remedy = (
             f"Use it with {model.name} (diffusers' {model.pipeline}); here use {part} for Stable Diffusion 3 or 3.5."
         )
         return Found(f"is {part} for {model.name}, judged by the names of its tensors", remedy)
     if model is not None:
-        return Found(f"is of {model.name}{how}, judged by the names of its tensors", use_diffusers(model))
+        return Found(f"is a network of {model.name}{how}, judged by the names of its tensors", use_diffusers(model))
     if quantized:
         return Found(f"is{how[1:]}, judged by the names of its tensors", signatures.ORIGINAL)
-    if part is not None:
-        return Found(f"is {part}", *signatures.OWN_PARTS[part])
     for what, marks, remedy in signatures.NETWORKS:
         if known.have(marks):
             return Found(f"is {what}", remedy)

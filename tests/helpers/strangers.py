@@ -98,7 +98,7 @@ OTHERS = {
     "cut off": (
         "x.safetensors",
         safetensors({"joint_blocks.0": (50,)}, cut=10),
-        r"of [\d,]+ bytes: 10 missing",
+        r"10 of [\d,]+ bytes are missing",
         _DOWNLOAD,
     ),
     "cut off in the header": ("x.safetensors", safetensors({"a": (5,)})[:20], "are missing", _DOWNLOAD),
@@ -217,7 +217,12 @@ _NETWORK = {
 
 def _tensors():
     for name, shapes in _MODEL.items():
-        yield f"network of {name}", shapes, f"is of {name.partition(' of ')[0].partition(' with ')[0]}", "diffusers'"
+        yield (
+            f"network of {name}",
+            shapes,
+            f"a network of {name.partition(' of ')[0].partition(' with ')[0]}",
+            "diffusers'",
+        )
     for part, table in (("LoRA", _LORA), ("ControlNet", _CONTROLNET), ("IP-adapter", _IP_ADAPTER)):
         for name, shapes in table.items():
             yield f"{part} of {name}", shapes, f"{part} for {name.partition(',')[0]}", "for Stable Diffusion 3 or 3.5"

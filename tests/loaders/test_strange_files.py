@@ -190,7 +190,7 @@ class TestPipelines:
     def test_weights_of_another_model(self, directory):
         weights = directory / "transformer" / "diffusion_pytorch_model.safetensors"
         weights.write_bytes(strangers.FILES["network of FLUX.1 of diffusers"][1])
-        self.refused(directory, r"is of FLUX.1.*diffusers' FluxPipeline")
+        self.refused(directory, r"network of FLUX.1.*diffusers' FluxPipeline")
 
     def test_quantized_weights(self, directory):
         name = "transformer_blocks.0.attn.to_q.weight"

@@ -25,7 +25,7 @@ UNREADABLE = {
 }  # fmt: skip
 # Kinds that are recognized -> what is said in place of the library's reason.
 RECOGNIZED = {
-    "empty_file": "is empty", "one_byte_short": "76 of 77 bytes: 1 missing", "past_end": "78 of 86 bytes: 8 missing",
+    "empty_file": "is empty", "one_byte_short": "1 of 77 bytes are missing", "past_end": "8 of 86 bytes are missing",
 }  # fmt: skip
 MEMORY = 1 << 24  # bytes that opening may take; the largest file here has a few million
 

@@ -12,15 +12,15 @@ diffusers = pytest.importorskip("diffusers")
 torch = pytest.importorskip("torch")
 
 NETWORKS = {
-    "FluxTransformer2DModel": "is of FLUX.1", "FluxControlNetModel": "is a ControlNet for FLUX.1",
-    "Flux2Transformer2DModel": "is of FLUX.2", "ChromaTransformer2DModel": "is of Chroma",
-    "AuraFlowTransformer2DModel": "is of AuraFlow", "PixArtTransformer2DModel": "is of PixArt",
-    "SanaTransformer2DModel": "is of Sana", "QwenImageTransformer2DModel": "is of Qwen-Image",
-    "ZImageTransformer2DModel": "is of Z-Image", "Lumina2Transformer2DModel": "is of Lumina",
-    "WanTransformer3DModel": "is of Wan", "CogVideoXTransformer3DModel": "is of CogVideoX",
-    "LTXVideoTransformer3DModel": "is of LTX-Video", "MochiTransformer3DModel": "is of Mochi",
-    "HunyuanVideoTransformer3DModel": "is of HunyuanVideo", "CogView4Transformer2DModel": "is of CogView",
-    "StableCascadeUNet": "is of Stable Cascade", "MotionAdapter": "is of AnimateDiff",
+    "FluxTransformer2DModel": "network of FLUX.1", "FluxControlNetModel": "is a ControlNet for FLUX.1",
+    "Flux2Transformer2DModel": "network of FLUX.2", "ChromaTransformer2DModel": "network of Chroma",
+    "AuraFlowTransformer2DModel": "network of AuraFlow", "PixArtTransformer2DModel": "network of PixArt",
+    "SanaTransformer2DModel": "network of Sana", "QwenImageTransformer2DModel": "network of Qwen-Image",
+    "ZImageTransformer2DModel": "network of Z-Image", "Lumina2Transformer2DModel": "network of Lumina",
+    "WanTransformer3DModel": "network of Wan", "CogVideoXTransformer3DModel": "network of CogVideoX",
+    "LTXVideoTransformer3DModel": "network of LTX-Video", "MochiTransformer3DModel": "network of Mochi",
+    "HunyuanVideoTransformer3DModel": "network of HunyuanVideo", "CogView4Transformer2DModel": "network of CogView",
+    "StableCascadeUNet": "network of Stable Cascade", "MotionAdapter": "network of AnimateDiff",
     "T2IAdapter": "is a T2I-adapter", "AutoencoderKLWan": "VAE of a model for videos",
     "AutoencoderKLFlux2": "VAE of FLUX.2, with 32 channels", "AutoencoderKL": "Stable Diffusion 1, 2 or XL, with 4",
 }  # fmt: skip
@@ -43,7 +43,7 @@ def test_networks(name):
 @pytest.mark.parametrize("width", WIDTHS)
 def test_unets_by_the_width_of_their_texts(width):
     with torch.device("meta"):
-        assert f"is of {WIDTHS[width]}," in described(diffusers.UNet2DConditionModel(cross_attention_dim=width))
+        assert f"network of {WIDTHS[width]}," in described(diffusers.UNet2DConditionModel(cross_attention_dim=width))
         control = diffusers.ControlNetModel(cross_attention_dim=width)
         assert f"is a ControlNet for {WIDTHS[width]}," in described(control)
 
