@@ -20,6 +20,7 @@ from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
+from ..utils.recognition import explaining_tensors
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
 
@@ -73,7 +74,7 @@ class SD3LoraLoaderMixin(PipelineHost):
             require_own(f"A LoRA for the {name}", networks.get(name), name)
         adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
         linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
-        with paddle.no_grad():
+        with paddle.no_grad(), explaining_tensors(path, tensors, wanted="adapter"):
             found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
         if lost:
             _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])

@@ -20,11 +20,13 @@ from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..transformers.tokenization import TOKEN_RULE, can_be_token
+from ..utils import signatures
 from ..utils.checking import Range, checks_arguments, fit, shown
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from ..utils.recognition import explain, explain_tensors
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
@@ -260,7 +262,7 @@ class TextualInversionLoaderMixin(PipelineHost):
                 if rows.shape[1] != width:
                     raise WeightMismatchError(
                         f"{source.name}: the vectors of {name!r} are {rows.shape[1]} wide, and the {tower} takes "
-                        f"{width}. They were learnt for another model."
+                        f"{width}. They were learnt for {signatures.WORD_WIDTHS.get(rows.shape[1], 'another model')}."
                     )
                 found.append((tower, _Word(source.name, name, rows)))
         return found
@@ -277,7 +279,7 @@ class TextualInversionLoaderMixin(PipelineHost):
         wanted = ", ".join(f"{tower} {width}" for tower, width in widths.items())
         raise WeightMismatchError(
             f"{source.name}: the vectors of {name!r} are {width} wide, and no tower is: {wanted}. They were learnt for "
-            "another model."
+            f"{signatures.WORD_WIDTHS.get(width, 'another model')}."
         )
 
     def _check_words(self, tower: str, words: Sequence[_Word]) -> None:
@@ -347,12 +349,15 @@ def _checked(source: _Source) -> _Source:
     keys = list(source.tensors)
     if keys and set(keys) <= set(KEYS.values()):
         return source
-    if len(keys) == 1:
+    infos = {key: ("", () if tensor is None else tensor.shape) for key, tensor in source.tensors.items()}
+    known = explain_tensors(source.name, infos, wanted="word")
+    if len(keys) == 1 and known is None:
         return source if keys[0] == _ANONYMOUS else source._replace(token=keys[0])
     some = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
     raise CheckpointFormatError(
-        f"{source.name} is no textual inversion: it has {len(keys)} tensors ({some or 'none'}), and one should have a "
-        "single one, or clip_l and clip_g. Pass the embedding alone."
+        known
+        or f"{source.name} is no textual inversion: it has {len(keys)} tensors ({some or 'none'}), and one should "
+        "have a single one, or clip_l and clip_g. Pass the embedding alone."
     )
 
 
@@ -364,7 +369,8 @@ def _require_vectors(source: _Source, tensor: paddle.Tensor) -> None:
 
 
 def _refuse_pickle(path):
-    if str(path).lower().endswith(PICKLE_SUFFIXES):
+    is_other = os.path.isfile(path) and "is a pickle" not in (explain(path) or "")  # whatever it is called
+    if str(path).lower().endswith(PICKLE_SUFFIXES) and not is_other:
         raise CheckpointFormatError(
             f"{path} is a pickle. Reading one can run code, so ppsd3 does not open it. Convert it where you trust it, "
             "with torch and safetensors: content = torch.load(path, weights_only=True); a file of the web UI: "

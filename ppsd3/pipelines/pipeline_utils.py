@@ -23,7 +23,7 @@ from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
 from .call_signature import Argument, describe
-from .component_classes import index_entry
+from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
@@ -55,6 +55,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def __init__(self, **components: Any):
         self._progress_bar_config: dict[str, Any] = {}
         self._residency: Resident = Resident()
+        check_fit(components)
         self.register_modules(**components)
 
     @classmethod

@@ -27,6 +27,7 @@ from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import resolve_checkpoint
 from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
+from ..utils.recognition import explain, explained
 from ..utils.types import Names, PathLike
 
 if TYPE_CHECKING:
@@ -362,7 +363,8 @@ class PretrainedTokenizer:
         """See :meth:`from_pretrained`."""
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
-            raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
+            absent = f"{path} is not a directory; {needed} in it. Check the path and `subfolder`."
+            raise CheckpointNotFoundError(explain(path) or absent)
         content = _optional_json(path, "tokenizer.json", "a tokenizer")
         settings = _read_settings(path, content, cls.default_tokens)
         for name in _TOKEN_NAMES:
@@ -379,7 +381,8 @@ class PretrainedTokenizer:
             raise CheckpointFormatError(f"{path}: {error} Get the tokenizer again.") from error
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
-            raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            absent = CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            raise explained(absent, path, wanted="tokenizer")
         for token, id in ids.items():
             if tokenizer._id(token) != id:
                 raise CheckpointFormatError(
