@@ -10,12 +10,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import paddle
 
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
+from ...transformers.siglip.image_processor import as_pictures
 from ..call_signature import Pictures
 from .arguments import Tensor
 from .latents import match_batch
@@ -41,6 +42,7 @@ def check(call: Call) -> None:
         raise InputError("Both `ip_adapter_image` and `ip_adapter_image_embeds` are given. Pass one of the two.")
     if embeds is None:
         check_encoder(pipe, image)
+        _read("ip_adapter_image", image)
 
 
 def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
@@ -66,14 +68,27 @@ def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
         )
 
 
-def encode_image(pipe: StableDiffusion3Base, image: Pictures) -> paddle.Tensor:
-    """Features [b, T, E] of pictures, in the transformer's dtype; see ``StableDiffusion3Pipeline.encode_image``."""
+def encode_image(pipe: StableDiffusion3Base, image: Pictures, name: str = "image") -> paddle.Tensor:
+    """Features [b, T, E] of pictures, in the transformer's dtype; see ``StableDiffusion3Pipeline.encode_image``.
+
+    Args:
+        name: of the argument, for errors.
+    """
     check_encoder(pipe, image)
-    extract: Any = pipe.feature_extractor
+    image, extract = _read(name, image), cast("Any", pipe.feature_extractor)
     pixels = image if isinstance(image, paddle.Tensor) else extract(image).pixel_values
     with pipe.using("image_encoder") as encoder:
         features = encoder(pixels, output_hidden_states=True).hidden_states[-2]
     return check_finite(features, "image_encoder").astype(pipe.dtype)
+
+
+def _read(name, image):
+    """What the feature extractor takes: PIL pictures in RGB; a tensor is what it has given."""
+    if not isinstance(image, paddle.Tensor):
+        return as_pictures(image, name=name)
+    if not bool(paddle.isfinite(image.astype("float32")).all()):
+        raise InputError(f"`{name}` holds NaN or infinity. Pass `pixel_values` as the feature_extractor gives them.")
+    return image
 
 
 def prepare_image_embeds(
@@ -87,7 +102,7 @@ def prepare_image_embeds(
     if embeds is None:
         if image is None:
             raise InputError("Neither `ip_adapter_image` nor `ip_adapter_image_embeds` is given. Pass one of the two.")
-        positive = encode_image(pipe, image)
+        positive = encode_image(pipe, image, "ip_adapter_image")
         return positive, paddle.zeros_like(positive) if guided else None
     embeds = _checked(pipe, embeds, guided).astype(pipe.dtype)
     negative, positive = embeds.chunk(2) if guided else (None, embeds)
