@@ -17,7 +17,7 @@ def run(arguments):
     from ..pipelines import VaeImageProcessor
 
     call = prepare_call(arguments, _pipeline_class(), ["image", "mask_image"])
-    image, mask = call["image"], call["mask_image"].convert("L")
+    image, mask = call["image"], call["mask_image"]
     if image.size != mask.size:
         raise InputError(f"--image is {image.size} pixels and --mask {mask.size}. Make them of one size.")
     call["mask_image"] = VaeImageProcessor.blur(mask, arguments.mask_blur) if arguments.mask_blur else mask

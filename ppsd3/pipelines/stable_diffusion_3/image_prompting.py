@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import paddle
 
+from ...transformers.siglip.image_processor import as_pictures
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
-from ...transformers.siglip.image_processor import as_pictures
 from ..call_signature import Pictures
 from .arguments import Tensor
 from .latents import match_batch
