@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
 from .utils.elsewhere import nearest
-from .utils.errors import CheckpointNotFoundError, ConfigError
+from .utils.errors import ConfigError
 from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
+from .utils.json_files import read_json
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from .utils.types import PathLike
 
@@ -153,26 +154,6 @@ class ConfigMixin:
         text = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
         with atomic_write(os.path.join(save_directory, self.config_name)) as file:
             file.write(text.encode())
-
-
-def read_json(path: PathLike, purpose: str) -> dict[str, Any]:
-    """The JSON object in the file ``path``; ``purpose`` says in errors what the file is for.
-
-    Raises:
-        CheckpointNotFoundError, ConfigError
-    """
-    if not os.path.isfile(path):
-        raise CheckpointNotFoundError(
-            f"{path} does not exist; it should hold {purpose}. Check the path, or pass `subfolder=` if it is deeper."
-        )
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} ({purpose}) is not valid JSON: {error}. Download or write it again.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} ({purpose}) holds a {type(value).__name__}, not a JSON object.")
-    return value
 
 
 def _jsonable(value: Any) -> Any:

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 
 from .. import __version__
-from ..configuration_utils import read_json
 from ..loaders.recognition import Component, recognize
 from ..pipelines.component_classes import component_class
 from ..pipelines.exporting import INDEX as EXPORT_INDEX
@@ -15,6 +14,7 @@ from ..pipelines.pipeline_checkpoint import INDEX_NAME
 from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
+from ..utils.json_files import read_json
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
 from .png import describe, read_settings
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_utils import read_json
 from ..modeling_utils import to_be_filled
 from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS as DIRECTORY_LAYOUTS, find_named_layout, in_layout
@@ -29,6 +28,7 @@ from ..transformers import SiglipVisionModel
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
+from ..utils.json_files import read_json
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import choose_variants
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..configuration_utils import read_json
 from ..loaders.host import components_taken
 from ..utils.errors import InputError
 from ..utils.hub import resolve_checkpoint
+from ..utils.json_files import read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from . import component_classes
 from .pipeline_checkpoint import INDEX_NAME

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from paddle import nn
 
-from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders.host import components_taken
 from ..loaders.on_demand import check_load_components
@@ -24,6 +23,7 @@ from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, Confi
 from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
+from ..utils.json_files import read_json
 from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
 from ..utils.weight_names import choose_variants
 from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 
-from ..configuration_utils import read_json
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.json_files import read_json
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import (
     PADDLE_STEMS,

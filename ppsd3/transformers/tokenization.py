@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import paddle
 
-from ..configuration_utils import read_json
 from ..outputs import BaseOutput
 from ..utils import elsewhere
 from ..utils.elsewhere import NoAttributeError, check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
 from ..utils.files import atomic_write
 from ..utils.hub import resolve_checkpoint
+from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.types import Names, PathLike
 
@@ -147,7 +147,7 @@ class PretrainedTokenizer:
 
         decoder, added = self._backend.get_added_tokens_decoder(), self.added_tokens
         kept = [AddedToken(**_fields(decoder[id])) for token, id in added.items() if token not in tokens]
-        content = json.loads(self._backend.to_str())
+        content = parse_json(self._backend.to_str(), "the tokenizer")
         content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in added]
         self._backend = Tokenizer.from_str(json.dumps(content))
         self._backend.add_tokens(kept)
@@ -444,7 +444,7 @@ def _json_bytes(value):
 
 def _optional_json(path, name, purpose):
     file = os.path.join(path, name)
-    return read_json(file, purpose) if os.path.isfile(file) else {}
+    return read_json(file, purpose, MOST_BYTES_OF_VOCABULARY) if os.path.lexists(file) else {}
 
 
 def check_model_type(content: Mapping[str, Any], model_type: str, path: str) -> None:

@@ -9,7 +9,6 @@ component; no pickles and no single-file checkpoints beside them. The hubs' own 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -17,6 +16,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from .errors import CheckpointNotFoundError, InputError
+from .json_files import read_json
 from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
 from .repositories import REPOSITORIES, HubUnreachable, Repository
@@ -279,8 +279,8 @@ def _select(repository, files, components, variant):
 
 def _pipeline_components(repository):
     """Names of the components that the repository's index lists."""
-    with open(os.path.join(repository.download([PIPELINE_INDEX]), PIPELINE_INDEX), encoding="utf-8") as file:
-        index = json.load(file)
+    path = os.path.join(repository.download([PIPELINE_INDEX]), PIPELINE_INDEX)
+    index = read_json(path, "the list of the pipeline's components")
     return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
 
 

@@ -8,8 +8,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...configuration_utils import read_json
 from ...utils.errors import CheckpointFormatError
+from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
 from ..tokenization import PretrainedTokenizer, check_model_type
 
 if TYPE_CHECKING:
@@ -148,12 +148,14 @@ def _read_vocabulary(path, content):
     vocab_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
     if not (os.path.isfile(vocab_file) and os.path.isfile(merges_file)):
         return None
-    return read_json(vocab_file, "the vocabulary of a CLIPTokenizer"), _read_merges(merges_file)
+    vocab = read_json(vocab_file, "the vocabulary of a CLIPTokenizer", MOST_BYTES_OF_VOCABULARY)
+    return vocab, _read_merges(merges_file)
 
 
 def _read_merges(file):
-    with open(file, encoding="utf-8") as lines:
-        merges = [line.rstrip("\r\n").split(" ") for line in lines if not line.startswith("#version") and line.strip()]
+    text = read_small_text(file, "the merges of a CLIPTokenizer", MOST_BYTES_OF_VOCABULARY, CheckpointFormatError)
+    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines(): some of CLIP's merges are other line breaks
+    merges = [line.split(" ") for line in lines if not line.startswith("#version") and line.strip()]
     for merge in merges:
         if len(merge) != 2:
             raise CheckpointFormatError(f"{file} has the line {' '.join(merge)!r}; each should be two tokens.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...utils.errors import CheckpointFormatError
+from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_small_file
 from ..tokenization import PretrainedTokenizer, check_model_type
 from .sentencepiece_model import read_sentencepiece_model, write_sentencepiece_model
 
@@ -57,8 +57,9 @@ class T5Tokenizer(PretrainedTokenizer):
         settings["extra_ids"] = _number_of_sentinels(config)
         spiece_file = os.path.join(path, "spiece.model")
         if os.path.isfile(spiece_file):
-            with open(spiece_file, "rb") as file:
-                settings["spiece"] = file.read()
+            settings["spiece"] = read_small_file(
+                spiece_file, "SentencePiece's vocabulary", MOST_BYTES_OF_VOCABULARY, CheckpointFormatError
+            )
         if content:
             check_model_type(content, "Unigram", path)
             unk_id = content["model"].get("unk_id")
@@ -87,7 +88,7 @@ class T5Tokenizer(PretrainedTokenizer):
 
     def _made_spiece(self):
         """The bytes of a ``spiece.model`` with this vocabulary, or None if SentencePiece cannot hold it."""
-        content = json.loads(self._backend.to_str())
+        content = parse_json(self._backend.to_str(), "the tokenizer")
         pieces = [(piece, score) for piece, score in content["model"]["vocab"]]
         behind = sentinels(self.extra_ids)  # which readers put behind the pieces themselves
         while pieces and pieces[-1][0] in behind:
