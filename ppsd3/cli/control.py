@@ -1,7 +1,8 @@
 """Draw pictures from a prompt and a picture that guides them (a ControlNet), as PNG files that hold the settings."""
 
 from ..utils.errors import InputError
-from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call
+from .from_png import take_settings
 from .options import load_pipeline
 
 
@@ -73,7 +74,7 @@ def _load(arguments, quiet, pipeline_class):
     pipe = load_pipeline(arguments, quiet, pipeline_class, controlnet=nets[0] if len(nets) == 1 else nets)
     classes = {"plain": VaeImageProcessor, "canny-8b": SD3CannyImageProcessor}
     pipe.control_image_processor = [
-        classes[name](**{**pipe.image_processor.config}) for name in _processors(arguments, len(nets))
+        classes[name](**pipe.image_processor.config) for name in _processors(arguments, len(nets))
     ]
     return pipe
 
@@ -85,8 +86,8 @@ def _processors(arguments, count):
         return ["canny-8b" if arguments.canny_8b else "plain"] * count
     if arguments.canny_8b or len(names) != count:
         raise InputError(
-            f"--control-processor is given {len(names)} times for {count} ControlNets{' beside --canny-8b' * arguments.canny_8b}"
-            ". Give one for each, or --canny-8b alone for all."
+            f"--control-processor is given {len(names)} times{' beside --canny-8b' * arguments.canny_8b} for {count} "
+            "ControlNets. Give one for each, or --canny-8b alone for all."
         )
     return names
 

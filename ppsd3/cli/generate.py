@@ -1,6 +1,7 @@
 """Draw pictures from a prompt and save them as PNG files that hold the settings."""
 
-from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call
+from .from_png import take_settings
 
 
 def add_arguments(parser):

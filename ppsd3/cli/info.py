@@ -4,6 +4,7 @@ Weights are not loaded: all is read from headers and names. Without a checkpoint
 """
 
 import os
+import shlex
 from collections import Counter
 
 from .. import __version__
@@ -15,8 +16,10 @@ from ..serialization import Checkpoint
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
+from ..utils.printable import printable
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
-from .png import describe, read_settings
+from .from_png import needs_trust
+from .png import read_settings
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -76,9 +79,12 @@ def _show(found):
 
 def _show_picture(name):
     settings = read_settings(name)
-    print(f"{name}: a picture that ppsd3 {settings.get('ppsd3_version', '')} drew\n")
-    print(describe(settings) + "\n")
-    print(f"draw it again:\n  ppsd3 {settings.get('command', 'generate')} --from-png {name}")
+    print(f"{name}: a picture that ppsd3 {printable(settings.get('ppsd3_version', ''))} drew\n")
+    print("\n".join(f"{name.replace('_', ' ')}: {printable(value)}" for name, value in settings.items()) + "\n")
+    print(f"draw it again:\n  ppsd3 {printable(settings.get('command', 'generate'))} --from-png {shlex.quote(name)}")
+    used = [name.replace("_", " ") for name in needs_trust(settings)]
+    if used:
+        print(f"with --trust-png if its {', '.join(map(printable, used))} may be used, or with these options given")
 
 
 def _show_directory(directory, variant):

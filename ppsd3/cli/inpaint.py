@@ -1,7 +1,8 @@
 """Redraw the masked part of a picture, as PNG files that hold the settings."""
 
 from ..utils.errors import InputError
-from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call
+from .from_png import take_settings
 
 
 def add_arguments(parser):

@@ -7,6 +7,7 @@ import sys
 from .. import __version__
 from ..utils.device import tune_process
 from ..utils.errors import PPSD3Error
+from ..utils.printable import guarded_streams
 
 # Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
 # `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description. It may
@@ -29,6 +30,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 def main(argv=None):
     """Runs ``ppsd3 COMMAND ...`` and returns its exit code: 0, 2 for what the user can mend, 1 for a defect of ours."""
+    with guarded_streams():
+        return _run(argv)
+
+
+def _run(argv):
     arguments = None
     try:
         arguments = _parse(argv)

@@ -245,8 +245,8 @@ class SD3ControlNetModel(ConditionedBlocks):
         same = tokens == hidden_states.shape[1] if self.pos_embed is None else shape[2:] == hidden_states.shape[2:]
         if shape[0] not in (1, rows) or not same:
             raise InputError(
-                f"`controlnet_cond` has the shape {shape} beside hidden_states {list(hidden_states.shape)}; it has to be "
-                "of their height and width (in latent units), with as many rows or one. Resize the guiding picture."
+                f"`controlnet_cond` has the shape {shape} beside hidden_states {list(hidden_states.shape)}; it has to "
+                "be of their height and width (in latent units), with as many rows or one. Resize the guiding picture."
             )
 
 

@@ -25,7 +25,7 @@ import re
 import stat
 import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import Any, Callable
+from typing import IO, Any, Callable
 
 import numpy as np
 import paddle
@@ -365,13 +365,26 @@ def _stream(path, source):
         if len(content) > _MOST_BYTES:
             raise InputError(f"{source} answers with more than {_MOST_BYTES:,} bytes. Download and shrink it first.")
         return io.BytesIO(content)
+    return open_regular(path, source)
+
+
+def open_regular(path: str, source: str) -> IO[bytes]:
+    """Opens a file that may be a stranger's, not a pipe or a device that would never end.
+
+    Args:
+        source: what errors call it.
+
+    Raises:
+        InputError: there is no such file, it is something else, or it may not be read.
+    """
     try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
+        if stat.S_ISREG(os.stat(path).st_mode):
+            return open(path, "rb")
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the path
         raise InputError(f"{source}: there is no such file. Check the path.") from None
-    if not is_file:
-        raise InputError(f"{source} is a directory or a device. Name a file.")
-    return open(path, "rb")
+    except OSError as error:
+        raise InputError(f"{source} cannot be opened: {error.strerror}. Check the path and its permissions.") from error
+    raise InputError(f"{source} is a directory or a device. Name a file.")
 
 
 def _kind(head):
