@@ -2,7 +2,6 @@
 
 from ..utils.errors import InputError
 from .drawing import add_drawing_arguments, draw, prepare_call
-from .from_png import take_settings
 from .options import load_pipeline
 
 
@@ -26,10 +25,6 @@ def add_arguments(parser):
         help="of several ControlNets, how each one's pixels are scaled: plain or canny-8b (as --canny-8b does for all)",
     )
     add_drawing_arguments(parser, *_pipeline_classes().values())
-
-
-def read_defaults(parser, rest):
-    take_settings(parser, rest, "control")
 
 
 def run(arguments):

@@ -85,16 +85,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def take_settings(parser: argparse.ArgumentParser, rest: list[str], command: str) -> None:
-    """Makes the settings in the file of ``--from-png``, if the arguments ``rest`` name one, the parser's defaults.
+    """Makes the settings in the file of ``--from-png``, which the arguments ``rest`` name, the parser's defaults.
 
     Raises:
         InputError: the file is no PNG of ppsd3's, another command drew it, it has a setting that no option has or that
             the option does not take, or it names files and is not trusted.
     """
     given = _given(parser, rest)
-    path = given.get("from_png")
-    if path is None:
-        return
+    path = given["from_png"]
     options = {action.dest: action for action in parser._actions}
     settings = {
         name: value
@@ -130,8 +128,6 @@ def _settings(path, command):
 
 def _given(parser, rest):
     """dict: name -> value of the options that ``rest`` gives, without defaults."""
-    if "-h" in rest or "--help" in rest:  # is shown with the defaults
-        return {}
     defaults = [(action, action.default) for action in parser._actions]
     for action, _ in defaults:
         action.default = argparse.SUPPRESS

@@ -2,16 +2,11 @@
 
 from ..utils.errors import InputError
 from .drawing import add_drawing_arguments, draw, prepare_call
-from .from_png import take_settings
 
 
 def add_arguments(parser):
     parser.add_argument("--mask-blur", type=int, default=0, metavar="PIXELS", help="make the mask's edges soft")
     add_drawing_arguments(parser, _pipeline_class())
-
-
-def read_defaults(parser, rest):
-    take_settings(parser, rest, "inpaint")
 
 
 def run(arguments):
