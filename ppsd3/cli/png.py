@@ -102,8 +102,8 @@ def save_png(image: Any, path: str, settings: Mapping[str, Any], replace: bool =
 
 
 def _encodable(text):
-    """Bytes of a file's name that are no UTF-8 as escapes, which are JSON's too."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """``text`` with escapes, which JSON can hold, in place of the bytes of a file's name that are no UTF-8."""
+    return re.sub("[\ud800-\udfff]", lambda found: rf"\\u{ord(found[0]):x}", text)
 
 
 def _write_new(path, content):

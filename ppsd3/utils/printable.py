@@ -10,7 +10,6 @@ from typing import Any
 
 # Control characters, invisible ones that format or turn around what follows, halves of surrogate pairs, separators.
 _OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
-_HARMLESS = "\u200c\u200d"  # in words of Persian and Hindi, and in emoji
 
 
 def printable(text: Any, lines: bool = False) -> str:
@@ -22,7 +21,7 @@ def printable(text: Any, lines: bool = False) -> str:
     text = str(text)
     if text.isprintable():
         return text
-    kept = _HARMLESS + ("\n\t" if lines else "")
+    kept = "\n\t" if lines else ""
     return "".join(c if c in kept or unicodedata.category(c) not in _OBEYED else _escaped(c) for c in text)
 
 
