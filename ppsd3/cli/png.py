@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import itertools
 import json
 import os
 import re
 import struct
-import tempfile
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from ..utils.errors import InputError
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, write_new
 from ..utils.images import open_regular
 from ..utils.json_files import parse_json_object
 
@@ -95,7 +92,7 @@ def save_png(image: Any, path: str, settings: Mapping[str, Any], replace: bool =
     info.add_text(SETTINGS_KEY, _encodable(json.dumps(settings, ensure_ascii=False)))
     image.save(content, format="PNG", pnginfo=info)
     if not replace:
-        return _write_new(path, content.getbuffer())
+        return write_new(path, content.getbuffer())
     with atomic_write(path) as file:
         file.write(content.getbuffer())
     return path
@@ -104,38 +101,6 @@ def save_png(image: Any, path: str, settings: Mapping[str, Any], replace: bool =
 def _encodable(text):
     """``text`` with escapes, which JSON can hold, in place of the bytes of a file's name that are no UTF-8."""
     return re.sub("[\ud800-\udfff]", lambda found: rf"\\u{ord(found[0]):x}", text)
-
-
-def _write_new(path, content):
-    """Writes a file that is complete under a name that was free, whoever writes beside; the name."""
-    stem, extension = os.path.splitext(path)
-    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(os.path.abspath(path)), suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        names = itertools.chain([path], (f"{stem}-{number}{extension}" for number in itertools.count(2)))
-        return next(name for name in names if _is_placed(temporary, name))
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _is_placed(temporary, name):
-    """Gives a file the name ``name``; whether that was free, to this instant."""
-    try:
-        try:
-            os.link(temporary, name)
-        except OSError as error:
-            if isinstance(error, FileExistsError):
-                raise
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL))  # a disk without links: take the name, then fill it
-            os.replace(temporary, name)
-    except FileExistsError:
-        return False
-    return True
 
 
 def read_settings(path: str) -> dict[str, Any]:

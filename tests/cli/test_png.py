@@ -14,10 +14,10 @@ from helpers import pictures
 from helpers.process import run as run_python
 from PIL import Image
 
-from ppsd3.cli import png
 from ppsd3.cli.from_png import SAFE, take_settings
 from ppsd3.cli.main import COMMANDS, main
 from ppsd3.cli.png import names_directory, output_files, read_settings, save_png
+from ppsd3.utils import files
 from ppsd3.utils.errors import InputError
 
 PROMPT = "a red circle"
@@ -138,7 +138,7 @@ def test_a_failed_save_leaves_nothing(tmp_path, monkeypatch):
     def fail(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(png, "_is_placed", fail)
+    monkeypatch.setattr(files, "_is_placed", fail)
     with pytest.raises(KeyboardInterrupt):
         save_png(Image.new("RGB", (8, 8)), str(tmp_path / "x.png"), {"prompt": ""}, replace=False)
     assert not os.listdir(tmp_path)

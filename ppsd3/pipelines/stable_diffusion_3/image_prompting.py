@@ -41,15 +41,14 @@ def check(call: Call) -> None:
     if image is not None and embeds is not None:
         raise InputError("Both `ip_adapter_image` and `ip_adapter_image_embeds` are given. Pass one of the two.")
     if embeds is None:
-        check_encoder(pipe, image)
-        _read("ip_adapter_image", image)
+        readable(pipe, image, "ip_adapter_image")
 
 
-def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
-    """The pipeline has what ``image`` is encoded by, and the adapter reads what that gives.
+def readable(pipe: StableDiffusion3Base, image: Pictures, name: str) -> Pictures:
+    """What the feature extractor takes of the argument ``name``: PIL pictures in RGB; a tensor is what it has given.
 
     Raises:
-        InputError
+        InputError: no pictures, or the pipeline lacks what they are encoded by, or the adapter reads something else.
     """
     encoder = pipe.image_encoder
     missing = ["image_encoder"] if encoder is None else []
@@ -66,6 +65,11 @@ def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
             f"The image encoder gives features of width {width}, and the IP-adapter reads {pipe.ip_adapter.embed_dim}. "
             "Use the image encoder that it was trained with."
         )
+    if not isinstance(image, paddle.Tensor):
+        return as_pictures(image, name=name)
+    if not bool(paddle.isfinite(image.astype("float32")).all()):
+        raise InputError(f"`{name}` holds NaN or infinity. Pass `pixel_values` as the feature_extractor gives them.")
+    return image
 
 
 def encode_image(pipe: StableDiffusion3Base, image: Pictures, name: str = "image") -> paddle.Tensor:
@@ -74,21 +78,11 @@ def encode_image(pipe: StableDiffusion3Base, image: Pictures, name: str = "image
     Args:
         name: of the argument, for errors.
     """
-    check_encoder(pipe, image)
-    image, extract = _read(name, image), cast("Any", pipe.feature_extractor)
+    image, extract = readable(pipe, image, name), cast("Any", pipe.feature_extractor)
     pixels = image if isinstance(image, paddle.Tensor) else extract(image).pixel_values
     with pipe.using("image_encoder") as encoder:
         features = encoder(pixels, output_hidden_states=True).hidden_states[-2]
     return check_finite(features, "image_encoder").astype(pipe.dtype)
-
-
-def _read(name, image):
-    """What the feature extractor takes: PIL pictures in RGB; a tensor is what it has given."""
-    if not isinstance(image, paddle.Tensor):
-        return as_pictures(image, name=name)
-    if not bool(paddle.isfinite(image.astype("float32")).all()):
-        raise InputError(f"`{name}` holds NaN or infinity. Pass `pixel_values` as the feature_extractor gives them.")
-    return image
 
 
 def prepare_image_embeds(
