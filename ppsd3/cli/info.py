@@ -52,8 +52,8 @@ def run(arguments):
         for name, entry in index.items()
         if isinstance(entry, list) and entry[1] is not None
     ]
-    print(f"{index.get('_class_name')} in {directory}\n")
-    print("\n".join(_component_table(components)) + "\n")
+    print(printable(f"{index.get('_class_name')} in {directory}") + "\n")
+    print("\n".join(map(printable, _component_table(components))) + "\n")
     print("\n".join(_memory_table(components)) + "\n")
     print(_machine())
 
@@ -69,12 +69,12 @@ def _show_file(name):
 
 
 def _show(found):
-    print(f"{found.path}: {found.what}\n")
-    print("\n".join(_component_table(found.components)) + "\n")
-    print("\n".join(found.facts) + "\n")
+    print(printable(f"{found.path}: {found.what}") + "\n")
+    print("\n".join(map(printable, _component_table(found.components))) + "\n")
+    print("\n".join(map(printable, found.facts)) + "\n")
     if found.is_network:
         print("\n".join(_memory_table(found.components)) + "\n")
-    print("load it:\n  " + "\n  ".join(found.load))
+    print("load it:\n  " + "\n  ".join(map(printable, found.load)))
 
 
 def _show_picture(name):
@@ -131,7 +131,7 @@ def _show_component(directory, config, variant):
     )
     part = read_component(parent, name, class_name, variant)
     print(f"{directory}: a component of a pipeline\n")
-    print("\n".join(_component_table([part])) + "\n")
+    print("\n".join(map(printable, _component_table([part]))) + "\n")
     options = "" if variant is None else f", variant={variant!r}"
     class_name = component_class(name, class_name, directory).__name__
     print(f"load it:\n  ppsd3.{class_name}.from_pretrained({directory!r}{options})")
