@@ -29,7 +29,7 @@ SAFE: dict[str, tuple[float, float] | None] = {
     "seed": (-(2**63), 2**64 - 1),
     "height": (16, 16384),
     "width": (16, 16384),
-    "num_inference_steps": (1, 10_000),
+    "num_inference_steps": (1, 1000),
     "sigmas": (0, 1),
     "timesteps": (0, 1000),
     "mu": _WEIGHT,
@@ -58,7 +58,7 @@ SAFE: dict[str, tuple[float, float] | None] = {
 }
 
 _NOTES = ("command", "ppsd3_version")  # settings that are no options
-_MOST_VALUES = 10_000  # of one option
+_MOST_VALUES = 1000  # of one option
 
 # Command -> names of settings in PNG files of version 0.1 -> what they are called now.
 _RENAMED = {

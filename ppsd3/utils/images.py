@@ -280,7 +280,7 @@ def _array(array, source, channels):
 def _tensor(tensor, source, channels, latent_channels):
     shape = list(tensor.shape)
     if channels == 1 and (len(shape) == 2 or (len(shape) == 3 and shape[0] != 1)):
-        tensor = tensor.unsqueeze(-3) if len(shape) == 2 else tensor.unsqueeze(1)
+        tensor = tensor.unsqueeze(len(shape) - 2)
     found = tensor.shape[-3] if tensor.ndim in (3, 4) else 0
     is_latents = latent_channels is not None and found == latent_channels and channels != 1
     if 0 in shape or not (is_latents or found in {1: (1,), 3: (1, 3), None: (1, 3)}[channels]):
@@ -311,7 +311,7 @@ def _tensor(tensor, source, channels, latent_channels):
         tensor = tensor.clip(min=0)
     if channels == 1:
         _check_mask(high, source)
-    return paddle.repeat_interleave(tensor, 3, axis=-3) if channels == 3 and found == 1 else tensor
+    return paddle.concat([tensor] * 3, axis=tensor.ndim - 3) if channels == 3 and found == 1 else tensor
 
 
 def _in_range(values, source, least):

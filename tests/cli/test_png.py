@@ -224,14 +224,14 @@ def test_the_command_line_names_it_or_trusts(run, tiny_checkpoint):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_inference_steps": 10**9}, "--steps 1000000000, and a picture can set whole numbers from 1 to 10000"),
+        ({"num_inference_steps": 10**9}, "--steps 1000000000, and a picture can set whole numbers from 1 to 1000[.]"),
         ({"height": 10**6, "width": 10**6}, "--height 1000000"),
         ({"num_inference_steps": 2.5}, "whole numbers"),
         ({"num_inference_steps": True}, "whole numbers"),
         ({"num_inference_steps": "3"}, "whole numbers"),
         ({"guidance_scale": float("nan")}, "--guidance-scale nan"),
         ({"guidance_scale": float("inf")}, "--guidance-scale inf"),
-        ({"sigmas": [0.5] * 10**4 + [0.1]}, "--sigmas"),
+        ({"sigmas": [0.5] * 1000 + [0.1]}, "--sigmas"),
         ({"sigmas": []}, "--sigmas"),
         ({"prompt": 7}, "PROMPT 7, and a picture can set text"),
         ({"prompt": ["a", "b"]}, "PROMPT"),

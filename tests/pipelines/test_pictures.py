@@ -26,7 +26,9 @@ CONTROL = {**tiny.TRANSFORMER, "num_layers": 2}
 
 
 def net(extra=0):
-    return tiny.randomize(SD3ControlNetModel(**CONTROL, extra_conditioning_channels=extra), 30, 0.5).eval()
+    made = tiny.randomize(SD3ControlNetModel(**CONTROL, extra_conditioning_channels=extra), 30, 0.5)
+    made.eval()
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def pipes(tmp_path_factory):
     first, made = tiny.make_pipeline(qk_norm="rms_norm", dual_attention_layers=(0,)), {}
     first.load_ip_adapter(ip_adapters.write(tmp_path_factory.mktemp("ip") / "adapter", 4))
     for name in PIPELINE_CLASSES:
-        parts = {"controlnet": net("Inpainting" in name)} if "ControlNet" in name else {}
+        parts = {"controlnet": net(extra=int("Inpainting" in name))} if "ControlNet" in name else {}
         made[name] = getattr(ppsd3, name).from_pipe(first, **parts)
     return made
 

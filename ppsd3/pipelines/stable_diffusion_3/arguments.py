@@ -66,9 +66,9 @@ class Picture:
         Pictures,
         Doc(
             "the picture to begin with, resized to `height` and `width`.",
-            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] (bool, uint8, uint16, floats in [0, 1]) or a tensor "
-            "[B, 3, H, W] (these, or in [-1, 1] with negative values), or scaled latents [B, C, H/8, W/8], or a list: "
-            "one for all, or one for each prompt or each picture drawn. What is transparent is white.",
+            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] (bool, uint8, uint16, floats in [0, 1]) or a "
+            "tensor [B, 3, H, W] (these, or in [-1, 1] with negative values), or scaled latents [B, C, H/8, W/8], or a "
+            "list: one for all, or one for each prompt or each picture drawn. What is transparent is white.",
         ),
     ] = None
 
@@ -265,8 +265,8 @@ class ControlPicture:
         PicturesOfEach,
         Doc(
             "what guides the drawing, e.g. edges; one for each ControlNet.",
-            forms="As `image` of other tasks: a PIL picture, an array, a tensor, or scaled latents [b, C, H/8, W/8], one "
-            "for all or one for each prompt.",
+            forms="As `image` of other tasks: a PIL picture, an array, a tensor, or scaled latents [b, C, H/8, W/8], "
+            "one for all or one for each prompt.",
         ),
     ] = None
 
@@ -276,8 +276,8 @@ class ControlMask:
     control_mask: Annotated[
         Pictures,
         Doc(
-            "of the size of `control_image`: white (1) is drawn anew, black (0) stays. Of several ControlNets those read it "
-            "that were trained with one.",
+            "of the size of `control_image`: white (1) is drawn anew, black (0) stays. Of several ControlNets those "
+            "read it that were trained with one.",
             "--mask",
             forms="As `mask_image` of inpainting.",
         ),

@@ -222,7 +222,8 @@ class Inpainting(Task):
 
 def read_picture(name: str, image: Any, call: Call) -> Any:
     """The argument ``name`` as :func:`read_pictures` gives it: colours, or latents of the pipeline's VAE."""
-    return read_pictures(name, image, 3, call.pipe.vae.config.latent_channels)
+    vae = call.pipe.vae
+    return read_pictures(name, image, 3, None if vae is None else vae.config.latent_channels)
 
 
 def check_strength(strength: float, call: Call) -> None:
