@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 from typing import Any
 
 from .. import __version__
 from ..utils.errors import InputError
+from ..utils.images import open_regular
 from . import from_png
 from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
@@ -17,6 +19,8 @@ _RECORDED = (
     *("model", "config", "variant", "dtype", "quantize", "lora", "ip_adapter", "image_encoder", "textual_inversion"),
     *("scheduler", "cache", "on_demand", "without_t5", "prompt_weighting"),
 )
+
+_MOST_PICTURES = 10_000
 
 
 def add_drawing_arguments(parser, *pipeline_classes):
@@ -118,9 +122,9 @@ def _prompts(arguments):
     if arguments.prompt is not None and arguments.from_png is None:
         raise InputError("Both PROMPT and --prompt-file are given. Give one of the two.")
     try:
-        with open(arguments.prompt_file, encoding="utf-8") as file:
-            prompts = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        with open_regular(arguments.prompt_file, f"--prompt-file {arguments.prompt_file}") as file:
+            prompts = [line.strip() for line in io.TextIOWrapper(file, "utf-8-sig") if line.strip()]
+    except UnicodeDecodeError as error:
         raise InputError(f"--prompt-file {arguments.prompt_file} cannot be read: {error}") from error
     if not prompts:
         raise InputError(f"--prompt-file {arguments.prompt_file} holds no prompt. Write one on each line.")
@@ -158,8 +162,8 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
 def _seeds(seed, count):
     import random
 
-    if count < 1:
-        raise InputError(f"--num-images is {count}; it has to be 1 or more.")
+    if not 1 <= count <= _MOST_PICTURES:
+        raise InputError(f"--num-images is {count}; it has to be 1 or more, up to {_MOST_PICTURES} at once.")
     first = random.randrange(2**32) if seed is None else seed
     return [first + i for i in range(count)]
 

@@ -89,7 +89,7 @@ def take_settings(parser: argparse.ArgumentParser, rest: list[str], command: str
 
     Raises:
         InputError: the file is no PNG of ppsd3's, another command drew it, it has a setting that no option has or that
-            the option does not take, or it names files and is not trusted.
+            the option does not take, or one that is not safe, without ``--trust-png``.
     """
     given = _given(parser, rest)
     path = given["from_png"]
@@ -106,8 +106,8 @@ def take_settings(parser: argparse.ArgumentParser, rest: list[str], command: str
     if foreign and not given.get("trust_png"):
         listed = ", ".join(f"{option} {printable(value)}" for option, value in foreign.items())
         raise InputError(
-            f"{path} names files or models: {listed}. If you know where it comes from, add --trust-png to use them; or "
-            "give these options yourself."
+            f"{path} has options that a picture may not set by itself, as they may name files and models: {listed}. "
+            "Give them yourself, or, if you know where it comes from, use all of them with --trust-png."
         )
     parser.set_defaults(**{name: _checked(path, options[name], value) for name, value in settings.items()})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # Control characters, invisible ones that format or turn around what follows, halves of surrogate pairs, separators.
@@ -42,6 +42,10 @@ class _Guarded:
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         self._stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

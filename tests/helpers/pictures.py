@@ -55,6 +55,12 @@ def big_endian():
     return Image.frombytes("I;16B", (SIDE, SIDE), levels.astype(">u2").tobytes())
 
 
+def with_key(picture, key):
+    """One colour is transparent, as in a PNG's tRNS chunk."""
+    picture.info["transparency"] = key
+    return picture
+
+
 RGB = quarters(COLOURS)
 GREY_RGB = np.repeat(quarters(GREYS)[..., None], 3, axis=-1)
 ON_WHITE = quarters(np.where(ALPHAS[..., None] == 0, np.uint8(255), COLOURS))
@@ -68,6 +74,8 @@ MODES = {
     "LA opaque": (greys("LA"), GREY_RGB, False),
     "LA": (with_alpha("LA", grey=True), GREY_ON_WHITE, True),
     "La": (with_alpha("LA", grey=True).convert("La"), GREY_ON_WHITE, True),
+    "L with a key": (with_key(greys(), 200), GREY_ON_WHITE, True),
+    "RGB with a key": (with_key(colours(), (0, 0, 255)), ON_WHITE, True),
     "P": (colours("P"), RGB, False),
     "P transparent": (transparent_palette(), ON_WHITE, True),
     "PA": (palette_with_alpha(), ON_WHITE, True),
