@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 import os
@@ -37,14 +38,7 @@ def output_files(output: str | None, prompts: Sequence[str], seeds: Sequence[int
         InputError: another extension than ``.png``, or a directory that is missing or cannot be written to.
     """
     if names_directory(output):
-        output = output or "."
-        try:
-            os.makedirs(output, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--output {output}: {error.strerror}. Name a directory that can be made.") from error
-        slugs = [_slug(prompt) for prompt in prompts]
-        numbered = [slug if slugs.count(slug) == 1 else f"{slug}-{i + 1}" for i, slug in enumerate(slugs)]
-        files = [os.path.join(output, f"{slug}-{seed}.png") for slug in numbered for seed in seeds]
+        files = _files_in(output or ".", prompts, seeds)
     else:
         stem, extension = os.path.splitext(output or "")
         if extension.lower() != ".png":
@@ -63,6 +57,17 @@ def output_files(output: str | None, prompts: Sequence[str], seeds: Sequence[int
     if taken:
         raise InputError(f"--output: {taken[0]} is a directory. Choose another name.")
     return files
+
+
+def _files_in(directory, prompts, seeds):
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--output {directory}: {error.strerror}. Name a directory that can be made.") from error
+    slugs = [_slug(prompt) for prompt in prompts]
+    counts = collections.Counter(slugs)
+    numbered = [slug if counts[slug] == 1 else f"{slug}-{i + 1}" for i, slug in enumerate(slugs)]
+    return [os.path.join(directory, f"{slug}-{seed}.png") for slug in numbered for seed in seeds]
 
 
 def names_directory(output: str | None) -> bool:

@@ -58,31 +58,25 @@ def atomic_write(path: PathLike, needed: int = 0) -> Iterator[IO[bytes]]:
     Raises:
         DiskError: the disk has less room than ``needed``, is full, or is broken.
     """
-    path = os.path.abspath(path)
+    path, made = os.path.abspath(path), None
     directory = os.path.dirname(path)
-    with _explained(path, needed):
+    if needed:
+        require_space(directory, needed, path)
+    try:
         if _is_part_of_unfinished(path) or not _can_be_replaced(path):
             with open(path, "wb") as file:
                 yield file
             return
         temporary.remove_leftovers(directory)
-        require_space(directory, needed, path)
-        made, descriptor = temporary.make_temporary(directory, is_directory=False)
-        assert descriptor is not None
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                with contextlib.suppress(OSError):
-                    shutil.copymode(path, made)
-                if os.name == "nt":  # which renames no open file
-                    file.close()
-                os.replace(made, path)  # within the lock: nobody takes it for a leftover
-        except BaseException:
+        made, descriptor = temporary.make_file(directory)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            _take_place(file, made, path)
+    except BaseException as error:
+        if made is not None:
             temporary.remove(made)
-            raise
-        _sync(directory)
+        _explain(error, path, needed)
+        raise
 
 
 def write_new(path: PathLike, content: bytes | memoryview) -> str:
@@ -96,38 +90,23 @@ def write_new(path: PathLike, content: bytes | memoryview) -> str:
         DiskError: the disk is full or broken.
     """
     path = os.fspath(path)
-    directory = os.path.dirname(os.path.abspath(path))
     stem, extension = os.path.splitext(path)
     names = itertools.chain([path], (f"{stem}-{number}{extension}" for number in itertools.count(2)))
-    with _explained(path, len(content)):
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
         temporary.remove_leftovers(directory)
-        made, descriptor = temporary.make_temporary(directory, is_directory=False)
-        assert descriptor is not None
+        made, descriptor = temporary.make_file(directory)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                name = next(name for name in names if _is_placed(made, name))  # within the lock, as above
+                return next(name for name in names if _is_placed(made, name))
         finally:
             temporary.remove(made)
-        _sync(directory)
-    return name
-
-
-def _is_placed(made, name):
-    """Gives the complete file ``made`` the name ``name``; whether that was free."""
-    try:
-        try:
-            os.link(made, name)
-        except OSError as error:
-            if isinstance(error, FileExistsError):
-                raise
-            os.close(os.open(name, os.O_CREAT | os.O_EXCL))  # a disk without links: take the name, then fill it
-            os.replace(made, name)
-    except FileExistsError:
-        return False
-    return True
+    except OSError as error:
+        _explain(error, path, len(content))
+        raise
 
 
 @contextlib.contextmanager
@@ -163,8 +142,8 @@ def replacing(directory: PathLike, stale: Stale = lambda path, new: False, neede
         temporary.remove_leftovers(place)
     place = parent if not os.path.lexists(target) or _can_be_exchanged(target) else target
     require_space(place, needed, target)
-    with _explained(target, needed):
-        made, descriptor = temporary.make_temporary(place, is_directory=True)
+    try:
+        made, descriptor = temporary.make_directory(place)
         _unfinished.add(made)
         try:
             yield made
@@ -175,6 +154,9 @@ def replacing(directory: PathLike, stale: Stale = lambda path, new: False, neede
             if descriptor is not None:
                 os.close(descriptor)
             temporary.remove(made)
+    except OSError as error:
+        _explain(error, target, needed)
+        raise
 
 
 def require_space(directory: str, needed: int, name: PathLike | None = None) -> None:
@@ -234,13 +216,22 @@ def settled(directory: str) -> str:
     """
     real = os.path.realpath(directory)
     for root, rest in ((real, ""), os.path.split(real)):
-        if _has_committed(root):
+        if is_interrupted(root):
             try:
                 with temporary.locked(root, exclusive=True):
                     _complete(root)
             except OSError:
                 return os.path.join(_completed_view(root), rest)
     return directory
+
+
+def is_interrupted(root: str) -> bool:
+    """Whether a save into ``root`` waits to be completed, by somebody who might have written there at once."""
+    try:
+        status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
+    except OSError:
+        return False
+    return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
 
 
 def is_temporary(name: str) -> bool:
@@ -338,11 +329,13 @@ def _others(old, new, stale, inside=""):
             elif stale(path, new):
                 gone += [] if os.path.lexists(there) else [path]
             elif entry.is_dir(follow_symlinks=False):
-                if stay is None and not os.path.isdir(there):
+                if stay is None and inside and not os.path.isdir(there):
                     continue  # whatever is in it, it stays where it is
                 more, more_gone = _others(old, new, stale, path)
-                can_be_linked = more is not None and os.access(entry.path, os.W_OK | os.X_OK)
-                stay = [*stay, path, *more] if stay is not None and can_be_linked else None
+                if stay is None or more is None or not os.access(entry.path, os.W_OK | os.X_OK):
+                    stay = None
+                else:
+                    stay = [*stay, path, *more]
                 gone += more_gone
             elif not os.path.lexists(there) and stay is not None:
                 stay = [*stay, path] if entry.is_file() or entry.is_symlink() else None
@@ -389,22 +382,13 @@ def _attributes(path):
 # A directory that keeps its place.
 
 
-def _has_committed(root):
-    """Whether a save into ``root`` waits to be completed, by somebody who might have written there at once."""
-    try:
-        status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
-    except OSError:
-        return False
-    return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
-
-
 def _complete(target):
     """Moves what a save has committed in ``target`` to its names there; may be interrupted and called again.
 
     Never leaves ``target``, whatever links are in it: the files may come from a stranger.
     """
     committed = os.path.join(target, COMMITTED)
-    if not _has_committed(target):
+    if not is_interrupted(target):
         return
     _move(committed, target)
     gone = os.path.join(committed, _GONE)
@@ -484,6 +468,31 @@ def _generation(directory):
     return status.st_dev, status.st_ino, [name for name in names if not is_temporary(name[0])]
 
 
+def _is_placed(made, name):
+    """Gives the complete file ``made`` the name ``name``; whether that was free."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(made, name)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links: takes the name, then fills it
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL))
+            os.replace(made, name)
+        return True
+    return False
+
+
+def _take_place(file, made, path):
+    """Has the open temporary file ``made`` take the place of ``path``, with its permissions."""
+    file.flush()
+    os.fsync(file.fileno())
+    if os.path.exists(path):
+        shutil.copymode(path, made)
+    if os.name == "nt":  # which renames no open file; elsewhere nobody takes it for a leftover as long as it is open
+        file.close()
+    os.replace(made, path)
+
+
 def _is_part_of_unfinished(path):
     return any(_is_in(path, made) for made in tuple(_unfinished))
 
@@ -531,21 +540,17 @@ def _sync(path):
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _explained(path, needed=0):
-    """Turns the failure of a disk into a DiskError that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if temporary.PREFIX in str(error.filename):
-            error.filename = path  # the name that its user knows
-        if error.errno not in _FAILURES or isinstance(error, DiskError):
-            raise
-        there = os.path.dirname(path)
+def _explain(error, path, needed):
+    """Raises a better error than ``error``, for which ``path`` could not be written, if a disk is the cause."""
+    if not isinstance(error, OSError) or isinstance(error, CheckpointError):
+        return
+    if temporary.PREFIX in str(error.filename):
+        error.filename = path  # the name that its user knows
+    if error.errno in _FAILURES:
         room = f"{needed / 1e9:.3f} GB are needed, and " if needed else ""
         with contextlib.suppress(OSError):
-            room += f"its disk has {shutil.disk_usage(there).free / 1e9:.3f} GB free"
+            room += f"its disk has {shutil.disk_usage(os.path.dirname(path)).free / 1e9:.3f} GB free"
         raise DiskError(
-            f"{path} could not be written ({os.strerror(error.errno or 0)}; {room}). What was there before is there "
-            "still. Free some space, or choose another directory."
+            f"{path} could not be written ({os.strerror(error.errno)}; {room}). What was there before is there still. "
+            "Free some space, or choose another directory."
         ) from error

@@ -17,9 +17,9 @@ from urllib.parse import unquote
 
 from .errors import CheckpointNotFoundError, InputError
 from .files import settled
-from .json_files import read_json
 from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
+from .pipeline_index import PIPELINE_INDEX, read_pipeline_index
 from .repositories import REPOSITORIES, HubUnreachable, Repository
 from .types import PathLike
 from .weight_names import (
@@ -33,7 +33,6 @@ from .weight_names import (
 
 _logger = get_logger(__name__)
 
-PIPELINE_INDEX = "model_index.json"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUNDLED = {
     "shapes": os.path.join(_PACKAGE, "shapes", "checkpoint"),  # a pipeline
@@ -287,8 +286,7 @@ def _select(repository, files, components, variant):
 
 def _pipeline_components(repository):
     """Names of the components that the repository's index lists."""
-    path = os.path.join(repository.download([PIPELINE_INDEX]), PIPELINE_INDEX)
-    index = read_json(path, "the list of the pipeline's components")
+    index = read_pipeline_index(repository.download([PIPELINE_INDEX]))
     return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
 
 
