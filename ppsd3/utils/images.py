@@ -81,10 +81,11 @@ def load_image(
     return picture.copy() if picture is image else picture
 
 
-def open_picture(path: str, source: str) -> Image.Image:
+def open_picture(path: str | IO[bytes], source: str) -> Image.Image:
     """The picture in a file or behind a link, upright, in the mode that it has there.
 
     Args:
+        path: its name, or the file, open.
         source: what errors call it.
 
     Raises:
@@ -358,6 +359,8 @@ def _named(source, picture):
 
 
 def _stream(path, source):
+    if not isinstance(path, str):
+        return contextlib.nullcontext(path)
     if path.startswith(("http://", "https://")):
         request = urllib.request.Request(path, headers={"User-Agent": "ppsd3"})
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:

@@ -154,6 +154,14 @@ UNSAFE = {
 }
 
 
+def test_only_the_commands_that_draw_read_pictures_settings():
+    drawing = [command for command, _ in drawing_parsers()]
+    for command in COMMANDS:
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"ppsd3.cli.{command}").add_arguments(parser)
+        assert ("from_png" in {action.dest for action in parser._actions}) == (command in drawing)
+
+
 def drawing_parsers():
     for command in COMMANDS:
         module = importlib.import_module(f"ppsd3.cli.{command}")

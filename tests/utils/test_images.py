@@ -1,6 +1,7 @@
 """Pictures from files and links."""
 
 import http.server
+import io
 import os
 import threading
 import zlib
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps
 
 from ppsd3.utils import load_image, make_image_grid
 from ppsd3.utils.errors import InputError
-from ppsd3.utils.images import read_pictures
+from ppsd3.utils.images import open_picture, read_pictures
 
 
 @pytest.fixture
@@ -194,6 +195,13 @@ def test_files_that_are_no_pictures(tmp_path):
     lazy = Image.open(tmp_path / "cut.png")
     with pytest.raises(InputError, match=r"`image` \(.*cut.png\) cannot be read"):
         read_pictures("image", lazy)
+
+
+def test_an_open_file(tmp_path):
+    content = pictures.encoded(pictures.colours())
+    assert open_picture(io.BytesIO(content), "a record").tobytes() == pictures.colours().tobytes()
+    with pytest.raises(InputError, match="a record cannot be read as a picture: it is a PostScript"):
+        open_picture(io.BytesIO(b"%!PS-Adobe-3.0 EPSF-3.0\n"), "a record")
 
 
 def test_damaged_pictures_are_read_or_refused(tmp_path):
