@@ -25,14 +25,17 @@ import re
 import stat
 import urllib.request
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, Callable
+from typing import IO, Annotated, Any, Callable
 
 import numpy as np
 import paddle
 from PIL import Image
 
+from .checking import Range, checks_arguments
 from .errors import InputError
 from .types import PathLike
+
+Count = Annotated[int, Range(1)]
 
 # What is read from files. EPS, which PIL has another program draw, and other formats that few have are not.
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "HEIF", "JPEG2000", "ICO", "TGA")
@@ -57,6 +60,7 @@ _WHITE = {"bool": 1, "uint8": 255, "uint16": 65535}  # dtype -> level of white
 _AS_THEY_ARE = {3: ("RGB",), 1: ("L", "RGB", "1", "P", "CMYK", "YCbCr", "HSV"), None: ("L", "RGB")}
 
 
+@checks_arguments
 def load_image(
     image: PathLike | Image.Image, convert_method: Callable[[Image.Image], Image.Image] | None = None
 ) -> Image.Image:
@@ -76,7 +80,7 @@ def load_image(
     elif isinstance(image, Image.Image):
         source, picture = "`image`", image
     else:
-        raise InputError(f"image is a {type(image).__name__}; pass a path, a link or a PIL picture.")
+        raise InputError(f"`image` is a {type(image).__name__}; pass a path, a link or a PIL picture.")
     picture = as_rgb(picture, source) if convert_method is None else convert_method(upright(picture, source))
     return picture.copy() if picture is image else picture
 
@@ -327,8 +331,8 @@ def _in_range(values, source, least):
 
 
 def _check_mask(most, source):
-    """Refuses a mask that marks nothing though it is not black: its white is another than the type's."""
-    if 0 < most < 0.5:
+    """Refuses a mask of 0 and 1 where white is 255: it would mark nothing."""
+    if 0 < most < 1.5 / 255:
         raise InputError(
             f"{source} marks nothing: its greatest value is {most * 255:.3g} of 255. White has to be 255, 1.0 or True: "
             "for a mask of 0 and 1, pass mask * 255 or mask.astype(bool)."
@@ -405,7 +409,10 @@ def _kind(head):
     }[found and found.group().strip()]
 
 
-def make_image_grid(images: Sequence[Image.Image], rows: int, cols: int, resize: int | None = None) -> Image.Image:
+@checks_arguments
+def make_image_grid(
+    images: Sequence[Image.Image], rows: Count, cols: Count, resize: Count | None = None
+) -> Image.Image:
     """One picture of ``rows`` times ``cols`` of the same size, row by row.
 
     Args:
@@ -415,9 +422,9 @@ def make_image_grid(images: Sequence[Image.Image], rows: int, cols: int, resize:
     Raises:
         InputError: another number of pictures.
     """
-    if len(images) != rows * cols or not images:
+    if len(images) != rows * cols:
         raise InputError(
-            f"{len(images)} pictures cannot fill {rows} rows of {cols}. Pass as many as fit, at least one."
+            f"`images` holds {len(images)} pictures, which cannot fill {rows} rows of {cols}. Pass as many as fit."
         )
     images = [image.resize((resize, resize)) for image in images] if resize else images
     width, height = images[0].size

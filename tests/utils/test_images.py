@@ -68,8 +68,11 @@ def test_no_picture(tmp_path):
     for source in (tmp_path / "a.png", "missing.png"):
         with pytest.raises(InputError, match="Check the path"):
             load_image(source)
-    with pytest.raises(InputError, match="int"):
-        load_image(3)
+    for wrong in (3, None, [picture]):
+        with pytest.raises(InputError, match="`image` is"):
+            load_image(wrong)
+    with pytest.raises(InputError, match="`convert_method`"):
+        load_image("missing.png", convert_method=3)
 
 
 def test_grid(picture):
