@@ -12,6 +12,7 @@ from typing import Any
 
 from ..utils.errors import InputError
 from ..utils.printable import printable
+from .options import DEFAULT_MODEL
 from .png import read_settings
 
 _PART, _WEIGHT = (0, 1), (-1000, 1000)
@@ -113,8 +114,12 @@ def take_settings(parser: argparse.ArgumentParser, rest: list[str], command: str
 
 
 def needs_trust(settings: dict[str, Any]) -> list[str]:
-    """Names of the settings that are used with ``--trust-png`` only."""
-    return [name for name in settings if name not in SAFE and name not in _NOTES]
+    """Names of the settings that are used with ``--trust-png`` only; the bundled model needs none."""
+    return [
+        name
+        for name, value in settings.items()
+        if name not in SAFE and name not in _NOTES and (name, value) != ("model", DEFAULT_MODEL)
+    ]
 
 
 def _settings(path, command):
