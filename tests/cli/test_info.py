@@ -194,7 +194,12 @@ def test_words_pictures_and_folders_of_them(tmp_path, capsys):
     picture = Image.new("RGB", (8, 8))
     save_png(picture, tmp_path / "x.png", {"prompt": "a cat", "seed": 7, "command": "img2img"})
     code, shown = show(capsys, tmp_path / "x.png")
-    assert code == 0 and "a cat" in shown and "ppsd3 img2img --from-png" in shown
+    assert code == 0 and "a cat" in shown and "ppsd3 img2img --from-png" in shown and "--trust-png" not in shown
+    hostile = {"prompt": "a \x1b[31mcat\nload it", "model": "shapes", "lora": ["\u202ex"], "command": "generate\x07"}
+    save_png(picture, tmp_path / "x.png", hostile)
+    code, shown = show(capsys, tmp_path / "x.png")
+    assert code == 0 and "prompt: a \\x1b[31mcat\\nload it\n" in shown and "\\u202ex" in shown
+    assert "if its lora may be used" in shown and not set("\x1b\u202e\x07") & set(shown)
     picture.save(tmp_path / "y.png")
     assert show(capsys, tmp_path / "y.png")[0] == 2
 
