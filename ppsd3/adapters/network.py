@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import paddle
 from paddle import nn
 
-from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
+from ..ops import AdaptedLinear, AdaptedWeights, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils import elsewhere
@@ -21,6 +21,7 @@ from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Names
 from .layers import LowRank
+from .patterns import NamePattern, PatternTable
 
 _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 
@@ -39,7 +40,8 @@ class LoraConfig:
             Default: the projections of the transformer's attention.
         init_lora_weights: initial A; the initial B is zero. "gaussian": normal with standard deviation 1 / r;
             True: uniform, as PEFT's own default.
-        rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers.
+        rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers. These and
+            the one in ``target_modules`` are matched in linear time, and look neither back nor ahead.
         exclude_modules: layers that stay as they are, written as ``target_modules``.
         lora_dropout: part of a layer's input that its LoRA does not see, while training.
         lora_bias: whether each LoRA trains a bias too.
@@ -95,9 +97,12 @@ class LoraConfig:
 
     def make(self, name: str, layer: Any) -> LowRank:
         """A new :class:`LowRank` for ``layer``, which changes nothing before it is trained."""
-        rank, alpha = _own(self.rank_pattern, name, self.r), _own(self.alpha_pattern, name, self.lora_alpha)
+        rank = _table("rank_pattern", self.rank_pattern).get(name, self.r)
+        alpha = _table("alpha_pattern", self.alpha_pattern).get(name, self.lora_alpha)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise InputError(f"r is {rank!r} for {name}; a rank is a whole number, 1 or more.")
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise InputError(f"lora_alpha is {alpha!r} for {name}; it is a number.")
         if self.init_lora_weights == "gaussian":
             down = paddle.randn([rank, layer.in_features]) / rank
         elif self.init_lora_weights is True:
@@ -119,12 +124,22 @@ class LoraConfig:
 
 def _names_module(targets: Names | None, name: str) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        return _pattern(targets).matches(name)
     return any(name == target or name.endswith("." + target) for target in targets or ())
 
 
-def _own(pattern, name, default):
-    return next((v for key, v in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+_pattern = functools.lru_cache(maxsize=64)(NamePattern)
+
+
+def _table(name: str, patterns: Any) -> PatternTable:
+    if patterns is not None and not isinstance(patterns, Mapping):
+        raise InputError(f"{name} is a {type(patterns).__name__}; it is a dict of modules' names.")
+    return _read_table(name, tuple((patterns or {}).items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _read_table(name, patterns):
+    return PatternTable(dict(patterns), name)
 
 
 def linear_layers(network: nn.Layer) -> dict[str, Any]:
@@ -134,6 +149,21 @@ def linear_layers(network: nn.Layer) -> dict[str, Any]:
         for name, layer in own_sublayers(network)
         if isinstance(layer, _LINEARS) and not name.endswith(".base_layer")
     }
+
+
+def adaptable_layers(network: nn.Layer) -> dict[str, Any]:
+    """What a file can change in ``network``: linear layers, convolutions and norms with weights, by name."""
+    return {
+        name: layer
+        for name, layer in own_sublayers(network)
+        if not name.endswith(".base_layer") and (isinstance(layer, (*_LINEARS, AdaptedWeights)) or _has_weights(layer))
+    }
+
+
+def _has_weights(layer: nn.Layer) -> bool:
+    """Whether it is a convolution or a norm with weights: of all layers, norms alone have a vector called so."""
+    weight = layer.parameters(include_sublayers=False)[:1]
+    return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
 
 
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
@@ -190,9 +220,9 @@ def attach(network: nn.Layer, name: str, adapters: Mapping[str, Adapter]) -> Non
     """
     check_name(network, name)
     for module, adapter in adapters.items():
-        layer = linear_layers_at(network, module)
-        if not isinstance(layer, AdaptedLinear):
-            wrapped = AdaptedLinear(layer)
+        layer = layer_at(network, module)
+        if not isinstance(layer, (AdaptedLinear, AdaptedWeights)):
+            wrapped = AdaptedLinear(layer) if isinstance(layer, _LINEARS) else AdaptedWeights(layer)
             wrapped.enabled = is_enabled(network)
             replace_layer(network, module, wrapped)
             layer = wrapped
@@ -203,7 +233,7 @@ def attach(network: nn.Layer, name: str, adapters: Mapping[str, Adapter]) -> Non
     _changed(network)
 
 
-def linear_layers_at(network: nn.Layer, module: str) -> nn.Layer:
+def layer_at(network: nn.Layer, module: str) -> nn.Layer:
     """The sublayer called ``module``."""
     for part in module.split("."):
         network = getattr(network, part)

@@ -149,12 +149,12 @@ class PeftAdapterMixin(nn.Layer):
         with paddle.no_grad():
             found, _ = read_adapters(
                 _of_component(tensors, prefix, component),
-                {component: adapted.linear_layers(self)},
+                {component: adapted.adaptable_layers(self)},
                 path,
                 _of_component(metadata or {}, prefix, component),
                 network_alphas,
             )
-        (adapted.swap if hotswap else adapted.attach)(self, name, found[component])
+        (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
     def save_lora_adapter(
         self,

@@ -71,9 +71,9 @@ class SD3LoraLoaderMixin(PipelineHost):
         for name in {component_of(key) for key in tensors}:
             require_own(f"A LoRA for the {name}", networks.get(name), name)
         adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
-        linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
+        layers = {name: adapted.adaptable_layers(network) for name, network in networks.items()}
         with paddle.no_grad():
-            found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
+            found, lost = read_adapters(tensors, layers, path, metadata, alphas, strict)
         if lost:
             _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
         if hotswap:

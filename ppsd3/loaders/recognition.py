@@ -15,7 +15,7 @@ from typing import Any
 
 from ..adapters.files import layout_of_file
 from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
-from ..adapters.network import linear_layers
+from ..adapters.network import adaptable_layers
 from ..modeling_utils import to_be_filled
 from ..models import SD3Transformer2DModel
 from ..serialization import SafetensorsFile, SingleFile
@@ -234,7 +234,7 @@ def _base(width, blocks, dual):
 
 
 def _modules():
-    """Component -> names of the linear layers in published networks, of all sizes together."""
+    """Component -> names of the layers in published networks, of all sizes together."""
     with to_be_filled():
         networks = {
             "transformer": SD3Transformer2DModel(
@@ -244,7 +244,7 @@ def _modules():
             "text_encoder_2": CLIPTextModelWithProjection(num_hidden_layers=32, **_TINY_CLIP),
             "text_encoder_3": T5EncoderModel(num_layers=24, d_model=8, d_kv=8, d_ff=8, num_heads=1, vocab_size=8),
         }
-        return {name: list(linear_layers(network)) for name, network in networks.items()}
+        return {name: list(adaptable_layers(network)) for name, network in networks.items()}
 
 
 # Only the names of their layers matter.

@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from ..modeling_utils import is_to_be_filled
-from ..ops import LayerNorm, Linear
+from ..ops import LayerNorm, Linear, base_of
 from ..ops.shapes import sizes_of
 from ..ops.vision import patch_tokens
 from ..utils.errors import ConfigError, InputError
@@ -174,7 +174,7 @@ class PatchEmbed(nn.Layer):
     def forward(self, latent: paddle.Tensor) -> paddle.Tensor:
         sizes = sizes_of(latent)[1:]
         channels, height, width = sizes if self.data_format == "NCHW" else (sizes[2], *sizes[:2])
-        if channels != self.proj.weight.shape[1]:
+        if channels != base_of(self.proj).weight.shape[1]:
             raise self._wrong_channels(channels)
         tokens = self._projected(latent)  # [B, N, D]
         if self.add_pos_embed:
@@ -184,7 +184,7 @@ class PatchEmbed(nn.Layer):
         return tokens if self.flatten else self._grid(tokens, height, width)
 
     def _wrong_channels(self, channels):
-        taken = self.proj.weight.shape[1]
+        taken = base_of(self.proj).weight.shape[1]
         return InputError(f"The latents have {channels} channels, the transformer takes {taken} (in_channels).")
 
     def _projected(self, latent):

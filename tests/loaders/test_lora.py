@@ -172,7 +172,8 @@ def test_fused_weights_stay_when_adapters_are_unloaded(pipe):
 
 def test_numbers_that_are_not_finite_are_not_fused(pipe, plain):
     tensors = loras.for_pipeline(pipe)
-    next(iter(tensors.values()))[0, 0] = np.nan
+    for tensor in list(tensors.values())[:2]:
+        tensor[0, 0] = 3e38  # the product of A and B is too large
     pipe.load_lora_weights(tensors)
     with pytest.raises(InputError, match="not finite"):
         pipe.fuse_lora(safe_fusing=True)
@@ -286,7 +287,7 @@ def test_files_that_do_not_fit(pipe, plain):
     pipe.load_lora_weights({**tensors, **lost}, strict=False)
     close(draw(pipe), merged_picture(tensors))
     wide = {"transformer.context_embedder.lora_A.weight": np.zeros((2, 8), "float32")}
-    with pytest.raises(CheckpointFormatError, match="no up"):
+    with pytest.raises(CheckpointFormatError, match="no lora_B"):
         pipe.load_lora_weights(wide)
     wide["transformer.context_embedder.lora_B.weight"] = np.zeros((32, 2), "float32")
     with pytest.raises(WeightMismatchError, match=r"\[32, 8\]"):
