@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import json
+import operator
 import os
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import paddle
@@ -247,7 +249,8 @@ def _apart(adapter: WeightChange) -> list[WeightChange]:
         is_first = not isinstance(part, Dense) and all(type(other) is not type(part) for other in written)
         (written if is_first else matrices).append(part)
     if matrices:
-        whole = sum(part.matrix() * part.scaling for part in matrices)
+        products = [part.matrix() * part.scaling for part in matrices]
+        whole = reduce(operator.add, products)
         shape = next((part.diff.shape for part in matrices if isinstance(part, Dense)), whole.shape)
         written.append(Dense(cast(whole.reshape(shape), next(iter(adapter.parameters())).dtype)))
     return [*written, adapter]

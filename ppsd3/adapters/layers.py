@@ -20,7 +20,9 @@ Sources: LoRA, arXiv 2106.09685; DoRA, 2402.09353; LoHa, 2108.06098; LoKr and OF
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -239,17 +241,19 @@ class Sum(WeightChange):
         return super().reads_plain or any(part.reads_plain for part in self.parts)
 
     def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
-        changes = (part.product(x, plain) * part.scaling for part in self.parts)
-        return sum(changes) if len(self.parts) else paddle.zeros_like(plain)
+        changes = [part.product(x, plain) * part.scaling for part in self.parts]
+        return reduce(operator.add, changes) if changes else paddle.zeros_like(plain)
 
     def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
         assert weight is not None
-        return sum((part.matrix(weight) * part.scaling for part in self.parts), paddle.zeros_like(weight))
+        return reduce(
+            operator.add, (part.matrix(weight) * part.scaling for part in self.parts), paddle.zeros_like(weight)
+        )
 
     def bias_change(self, strength: float) -> paddle.Tensor | None:
         changes = [super().bias_change(strength), *(part.bias_change(strength * self.scaling) for part in self.parts)]
         changes = [change for change in changes if change is not None]
-        return sum(changes) if changes else None
+        return reduce(operator.add, changes) if changes else None
 
 
 def _row_norms(weight):

@@ -378,7 +378,8 @@ def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float =
         safe: check that all sums are finite before anything changes.
 
     Raises:
-        InputError: there is no such adapter, one is fused already, or ``safe`` and a sum is not finite.
+        InputError: there is no such adapter, one is fused already, one has a bias for a layer without one, or ``safe``
+            and a sum is not finite.
     """
     names = active_adapters(network) if names is None else names
     again = [name for name in names if name in fused_adapters(network)]
@@ -389,6 +390,11 @@ def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float =
         new = {name: layer.strengths[name] * scale for name in names if name in layer.strengths}
         if new:
             chosen[module] = layer, {**layer.fused, **new}
+    for module, (layer, strengths) in chosen.items():
+        if layer.lacks_bias(strengths):
+            raise InputError(
+                f"{', '.join(names)} has a bias for {module}, which has none, so it cannot be fused. Use it as it is."
+            )
     for module, (layer, strengths) in chosen.items() if safe else ():
         if not all(
             bool(part.astype("float32").isfinite().all()) for part in layer.merged(strengths) if part is not None

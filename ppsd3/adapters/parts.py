@@ -9,7 +9,9 @@ is known to be wrong.)
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any, NoReturn
 
 import paddle
@@ -138,10 +140,10 @@ class _Reading:
         self.shape = [layer.out_features, layer.in_features] if self.is_linear else list(base_of(layer).weight.shape)
         self.dtype = layer.compute_dtype if self.is_linear else base_of(layer).weight.dtype
         alpha = self.left.pop("alpha", None)
-        self.alpha = None if alpha is None else float(alpha.astype("float32"))
+        self.alpha = None if alpha is None else float(alpha.astype("float32").numpy().reshape(-1)[0])
 
     def result(self) -> WeightChange:
-        changes = [self.full(part) for part in ("diff", "w_norm") if part in self.left]
+        changes: list[WeightChange] = [self.full(part) for part in ("diff", "w_norm") if part in self.left]
         if len(self.shape) > 1:
             for marks, make in (
                 (("down", "up"), self.low_rank),
@@ -163,7 +165,7 @@ class _Reading:
                 "or to the other tensors of the layer. Ask who made the file."
             )
         if biases:
-            options["bias"] = sum(biases[1:], biases[0])
+            options["bias"] = reduce(operator.add, biases)
         if len(changes) == 1 and (not options or self.takes(changes[0], options)):
             changes[0].put(**options)
             return changes[0]
@@ -190,6 +192,7 @@ class _Reading:
     def low_rank(self):
         (down_key, down), (up_key, up) = self.pair("down", "lora_A (lora_down)"), self.pair("up", "lora_B (lora_up)")
         up = self.share(self.flat(up, up_key), up_key)
+        down = down if len(self.shape) == 4 and down.ndim == 4 else self.flat(down, down_key)
         rank = self.rank_of(down, up, down_key, up_key)
         scaling = self.scaling(rank)
         if "mid" in self.left and len(self.shape) == 4:
@@ -201,7 +204,6 @@ class _Reading:
             self.check([up.shape[0], *self.shape[1:]], up_key)
             change = LowRank(down, up.reshape([*up.shape, 1, 1]), scaling=scaling)
         else:
-            down = self.flat(down, down_key)
             self.check([up.shape[0], down.shape[1]], up_key)
             change = LowRank(down, up, scaling=scaling)
         if "bias" in self.left:
@@ -218,7 +220,7 @@ class _Reading:
                 factors.append((self.shaped(_tucker(core, a, b), a_key), b.shape[0]))
                 continue
             a = self.share(self.flat(a, a_key), a_key)
-            b = b.flatten(1) if len(self.shape) == 4 and b.ndim == 4 else self.flat(b, b_key)
+            b = self.unrolled(b, b_key)
             rank = self.rank_of(b, a, b_key, a_key)
             self.check([a.shape[0], b.shape[1]], a_key, [self.shape[0], math.prod(self.shape[1:])])
             factors.append((a, b) if self.is_linear else (self.shaped(paddle.matmul(a, b), a_key), rank))
@@ -233,12 +235,10 @@ class _Reading:
             whole = f"lokr_w{number}"
             if whole in self.left:
                 key = self.keys[whole]
-                factor = cast(self.left.pop(whole), self.dtype)
-                factor = factor.flatten(1) if len(self.shape) == 4 and factor.ndim == 4 else self.flat(factor, key)
+                factor: Any = self.unrolled(cast(self.left.pop(whole), self.dtype), key)
             else:
                 (a_key, a), (b_key, b) = (self.pair(f"{whole}_{letter}") for letter in "ab")
-                b = b.flatten(1) if len(self.shape) == 4 and b.ndim == 4 else self.flat(b, b_key)
-                a = self.flat(a, a_key)
+                a, b = self.flat(a, a_key), self.unrolled(b, b_key)
                 if number == 2 and "lokr_t2" in self.left and len(self.shape) == 4:
                     factor = _tucker(self.core("lokr_t2", a.shape[0]), a, b).flatten(1)
                     ranks.append(b.shape[0])
@@ -317,6 +317,10 @@ class _Reading:
                 "Download the file again, or ask who made it."
             )
         return tensor
+
+    def unrolled(self, tensor: paddle.Tensor, key: str) -> paddle.Tensor:
+        """The tensor as a matrix, with the windows of a convolution in its rows."""
+        return tensor.flatten(1) if len(self.shape) == 4 and tensor.ndim == 4 else self.flat(tensor, key)
 
     def shaped(self, tensor, key, rows=None):
         """The tensor in the shape of the convolution's weight, with ``rows`` rows."""

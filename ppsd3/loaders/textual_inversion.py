@@ -239,6 +239,7 @@ class TextualInversionLoaderMixin(PipelineHost):
                 )
         else:
             (tensor,) = source.tensors.values()
+            _require_vectors(source, tensor)
             places = {self._tower_of_width(source, tensor, token, towers): tensor}
         found = []
         for tower, tensor in places.items():
@@ -273,7 +274,7 @@ class TextualInversionLoaderMixin(PipelineHost):
         # For each word also the name of one vector more: a token of that name would become part of the word.
         seen = {f"{token}_{len(names)}".lower() for token, names in self._words_of(tower).items()}
         for source, token, rows in words:
-            if not isinstance(token, str) or not token or token != token.strip():
+            if not isinstance(token, str) or not token or token != token.strip() or not _is_unicode(token):
                 raise InputError(f"token is {token!r}; it has to be text without spaces around it.")
             names = _names(token, len(rows) + 1)
             taken = next((name for name in names if name.lower() in seen or tokenizer.has_token(name)), None)
@@ -365,12 +366,16 @@ def _tokens_for(sources: Sequence[_Source], token: Names | None) -> list[Any]:
     return list(token)
 
 
-def _split(source: _Source, tensor: paddle.Tensor, token: Any) -> list[tuple[str, np.ndarray]]:
-    """[(token, float32 [n, D])]: one word of all vectors or, with a list of tokens, one word for each vector."""
-    if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
+def _require_vectors(source: _Source, tensor: paddle.Tensor) -> None:
+    if tensor.ndim not in (1, 2) or 0 in tensor.shape:
         raise CheckpointFormatError(
             f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
         )
+
+
+def _split(source: _Source, tensor: paddle.Tensor, token: Any) -> list[tuple[str, np.ndarray]]:
+    """[(token, float32 [n, D])]: one word of all vectors or, with a list of tokens, one word for each vector."""
+    _require_vectors(source, tensor)
     rows = tensor.detach().astype("float32").numpy().reshape(-1, tensor.shape[-1])
     if not np.isfinite(rows).all():
         raise CheckpointFormatError(
@@ -384,6 +389,11 @@ def _split(source: _Source, tensor: paddle.Tensor, token: Any) -> list[tuple[str
     if token is None:
         raise InputError(f"{source.name} does not say which word it is. Pass token='<...>'.")
     return [(token, rows)]
+
+
+def _is_unicode(text):
+    """Whether it has no half of a surrogate pair, which no file or prompt can hold."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _names(token: str, count: int) -> list[str]:

@@ -12,8 +12,10 @@ adapters out without a word.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import reduce
 from types import MappingProxyType
 from typing import Any, Callable
 
@@ -87,26 +89,26 @@ class AdaptedLayer(nn.Layer):
 
     @no_grad
     def merged(self, strengths: dict[str, float]) -> tuple[Tensor, Tensor | None]:
-        """float32 (weight, bias or None) with the adapters of ``strengths`` in them and no others.
-
-        Raises:
-            InputError: an adapter has a bias, and the layer has none.
-        """
+        """float32 (weight, bias or None) with the adapters of ``strengths`` in them and no others."""
         tensors, bias = self._originals()
         weight = dense_weight(self.base_layer, tensors)
         change, bias_change = self._changes(weight, strengths)
         if bias_change is not None:
-            if bias is None:
-                raise InputError("An adapter has a bias for a layer that has none, so it cannot be fused.")
+            assert bias is not None, "see lacks_bias"
             bias = bias.astype("float32") + bias_change
         return weight + change, bias
 
-    def _changes(self, weight, strengths):
+    def lacks_bias(self, names: Collection[str]) -> bool:
+        """Whether one of these adapters has a bias and the layer has none, so that it cannot be fused."""
+        biases = [self.adapters[name].bias_change(1.0) for name in names]
+        return getattr(self.base_layer, "bias", None) is None and any(bias is not None for bias in biases)
+
+    def _changes(self, weight: Tensor, strengths: Mapping[str, float]) -> tuple[Tensor, Tensor | None]:
         """(what the adapters of ``strengths`` add to the float32 ``weight``, to the bias or None)."""
-        change = sum((self.adapters[name].weight_change(weight, s) for name, s in strengths.items()), 0.0)
-        bias_changes = [self.adapters[name].bias_change(s) for name, s in strengths.items()]
-        bias_changes = [change for change in bias_changes if change is not None]
-        return change, sum(bias_changes) if bias_changes else None
+        changes = [self.adapters[name].weight_change(weight, s) for name, s in strengths.items()]
+        biases = [self.adapters[name].bias_change(s) for name, s in strengths.items()]
+        biases = [change for change in biases if change is not None]
+        return reduce(operator.add, changes), reduce(operator.add, biases) if biases else None
 
     @no_grad
     def fuse(self, strengths: dict[str, float], merged: tuple[Tensor, Tensor | None] | None = None) -> None:

@@ -27,9 +27,9 @@ def networks():
 
 def read(networks, tensors, **options):
     tensors = {name: from_numpy(np.array(value)) for name, value in tensors.items()}
-    return read_adapters(tensors, {n: adaptable_layers(network) for n, network in networks.items()}, "a file", **options)[
-        0
-    ]
+    return read_adapters(
+        tensors, {n: adaptable_layers(network) for n, network in networks.items()}, "a file", **options
+    )[0]
 
 
 def peft(module, down, up, alpha=None):
@@ -203,7 +203,9 @@ def test_lokr_is_the_kronecker_product(networks, factored):
     wanted = np.kron(matrices[1], matrices[2]) * (2 / rank if factored else 1.0)
     np.testing.assert_allclose(change(adapter, paddle.zeros([D, D])), wanted, atol=1e-6)
     x = paddle.randn([2, 5, D])
-    np.testing.assert_allclose((adapter.product(x, paddle.zeros([2, 5, D])) * adapter.scaling).numpy(), x.numpy() @ wanted.T, atol=1e-5)
+    np.testing.assert_allclose(
+        (adapter.product(x, paddle.zeros([2, 5, D])) * adapter.scaling).numpy(), x.numpy() @ wanted.T, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rows, kind", [(6, Kronecker), (4, Dense)])
