@@ -196,8 +196,8 @@ class _Reading:
         rank = self.rank_of(down, up, down_key, up_key)
         scaling = self.scaling(rank)
         if "mid" in self.left and len(self.shape) == 4:
-            core = self.core("mid", rank)
-            down = self.flat(down, down_key)
+            core, down = self.core("mid", rank), self.flat(down, down_key)
+            self.check([up.shape[0], down.shape[1]], up_key, self.shape[:2])
             change = Dense(self.shaped(paddle.einsum("oa,abkl,bi->oikl", up, core, down), up_key), scaling=scaling)
         elif len(self.shape) == 4:
             down = self.shaped(down, down_key, rows=rank)
@@ -216,6 +216,7 @@ class _Reading:
             (a_key, a), (b_key, b) = (self.pair(f"hada_w{number}_{letter}") for letter in "ab")
             if f"hada_t{number}" in self.left and len(self.shape) == 4:
                 a, b = self.flat(a, a_key), self.flat(b, b_key)
+                self.check([a.shape[1], b.shape[1]], a_key, self.shape[:2])
                 core = self.core(f"hada_t{number}", a.shape[0])
                 factors.append((self.shaped(_tucker(core, a, b), a_key), b.shape[0]))
                 continue
@@ -230,34 +231,40 @@ class _Reading:
         return Dense(first * second, scaling=self.scaling(one))
 
     def kronecker(self):
-        ranks, factors = [], []
+        # Shapes are compared before anything is multiplied out: two vectors in a small file make an endless matrix.
+        whole = [self.shape[0] * self.rows[0][1] // len(self.rows), math.prod(self.shape[1:])]
+        factors: list[Any] = []
+        ranks = []
         for number in (1, 2):
-            whole = f"lokr_w{number}"
-            if whole in self.left:
-                key = self.keys[whole]
-                factor: Any = self.unrolled(cast(self.left.pop(whole), self.dtype), key)
+            name = f"lokr_w{number}"
+            if name in self.left:
+                key = self.keys[name]
+                factors.append(self.unrolled(cast(self.left.pop(name), self.dtype), key))
+                continue
+            (a_key, a), (b_key, b) = (self.pair(f"{name}_{letter}") for letter in "ab")
+            a, b = self.flat(a, a_key), self.unrolled(b, b_key)
+            if number == 2 and "lokr_t2" in self.left and len(self.shape) == 4:
+                core, window = self.core("lokr_t2", a.shape[0]), math.prod(self.shape[2:])
+                self.check_factor([a.shape[1], b.shape[1] * window], whole, a_key)
+                factors.append(_tucker(core, a, b).flatten(1))
+                ranks.append(b.shape[0])
             else:
-                (a_key, a), (b_key, b) = (self.pair(f"{whole}_{letter}") for letter in "ab")
-                a, b = self.flat(a, a_key), self.unrolled(b, b_key)
-                if number == 2 and "lokr_t2" in self.left and len(self.shape) == 4:
-                    factor = _tucker(self.core("lokr_t2", a.shape[0]), a, b).flatten(1)
-                    ranks.append(b.shape[0])
-                else:
-                    ranks.append(self.rank_of(b, a, b_key, a_key))
-                    factor = paddle.matmul(a, b)
-            factors.append(factor)
+                ranks.append(self.rank_of(b, a, b_key, a_key))
+                self.check_factor([a.shape[0], b.shape[1]], whole, a_key)
+                factors.append(paddle.matmul(a, b))
+        first, second = factors
+        self.check([first.shape[0] * second.shape[0], first.shape[1] * second.shape[1]], f"{self.name}.lokr", whole)
         # As LyCORIS: alpha has no effect where neither factor is one of low rank.
         scaling = self.scaling(ranks[-1]) if ranks else 1.0
-        first, second = factors
-        made = [first.shape[0] * second.shape[0], first.shape[1] * second.shape[1]]
-        count = self.rows[0][1]
-        if self.is_linear and first.shape[0] % count == 0:
-            first = self.share(first, self.name)
-            self.check([first.shape[0] * second.shape[0], made[1]], self.name)
-            return Kronecker(first, second, scaling=scaling)
-        self.check_size(made, count)
+        if self.is_linear and first.shape[0] % self.rows[0][1] == 0:
+            return Kronecker(self.share(first, self.name), second, scaling=scaling)
         matrix = self.share(paddle.kron(first, second), self.name)  # rows that no factor has separately
         return Dense(matrix if self.is_linear else self.shaped(matrix, self.name), scaling=scaling)
+
+    def check_factor(self, shape, whole, key):
+        """Raises WeightMismatchError if no Kronecker product with a factor of this shape is ``whole``."""
+        if any(size % part for size, part in zip(whole, shape)):
+            self.check(shape, key, whole)
 
     def orthogonal(self):
         key, blocks = self.keys["oft_blocks"], self.left.pop("oft_blocks").astype("float32")
@@ -357,16 +364,13 @@ class _Reading:
         if self.rows == ((0, 1),):
             return tensor
         count = self.rows[0][1]
-        self.check_size(tensor.shape, count, key)
+        if tensor.shape[0] % count:
+            raise WeightMismatchError(
+                f"{self.path}: {key} has {tensor.shape[0]} rows, which are not {count} equal parts."
+            )
         parts = tensor.chunk(count)
         chosen = [parts[index] for index, _ in self.rows]
         return paddle.concat(chosen) if len(chosen) > 1 else chosen[0].clone()
-
-    def check_size(self, shape, count, key=None):
-        if shape[0] % count:
-            raise WeightMismatchError(
-                f"{self.path}: {key or self.name} has {shape[0]} rows, which are not {count} equal parts."
-            )
 
     def check(self, made, key, wanted=None):
         """Raises WeightMismatchError if the shape ``made`` is not the layer's."""
@@ -380,7 +384,7 @@ class _Reading:
             )
 
 
-def _tucker(core, a, b):
+def _tucker(core: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> Any:
     """``sum over i, j of core[i, j] a[i, p] b[j, q]``: [p, q, k, k]."""
     return paddle.einsum("ijkl,ip,jq->pqkl", core, a, b)
 
