@@ -66,6 +66,8 @@ def find_weights(
 
 def to_paddle(name: str, value: Any) -> paddle.Tensor:
     """A Paddle tensor, numpy array, number or torch tensor as a Paddle tensor; ``name`` is for the error."""
+    if not isinstance(name, str):
+        raise InputError(f"A dict of tensors has the key {name!r}; its keys are their names.")
     if isinstance(value, paddle.Tensor):
         return value
     if hasattr(value, "detach"):  # torch's
