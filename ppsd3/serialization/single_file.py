@@ -142,9 +142,9 @@ class SingleFile:
 
     def _source(self, checkpoint, component, prefix, names, factors):
         kind, table = find_layout(names)
-        is_whole_clip = kind == "clip" and any(_VISION.fullmatch(name) for name in names)
-        if is_whole_clip:
-            names = [name for name in names if not _VISION.fullmatch(name)]
+        texts = [name for name in names if kind != "clip" or not _VISION.fullmatch(name)]
+        is_whole_clip_l = len(texts) < len(names) and component == "text_encoder"
+        names = texts
         if table is None or kind != COMPONENTS[component][0]:
             raise CheckpointFormatError(
                 f"{self.path} has tensors called {prefix}..., but they are not those of a "
@@ -154,7 +154,7 @@ class SingleFile:
             target: Recipe(tuple(Piece(prefix + name, *part) for name, *part in recipe.pieces), recipe.form)
             for target, recipe in to_diffusers(names, table, self.path).items()
         }
-        if kind == "clip" and (is_whole_clip or "text_projection.weight" not in recipes):
+        if kind == "clip" and (is_whole_clip_l or "text_projection.weight" not in recipes):
             _add_projection(checkpoint, recipes)
         return RearrangedCheckpoint(checkpoint, recipes, factors, checkpoint.metadata)
 
