@@ -231,5 +231,6 @@ def _of_component(entries: Mapping[str, Any], prefix: str | None, component: str
     own = {f"{component}.{key[len(start) :]}": value for key, value in entries.items() if key.startswith(start)}
     if own and prefix:
         return own
-    plain = component != "transformer" and not any(key.startswith((component, "lora_te")) for key in entries)
+    prefixes = (f"{component}.", f"{component}_2.", "lora_te")
+    plain = component != "transformer" and not any(key.startswith(prefixes) for key in entries)
     return {f"{component}.{key}" if plain else key: value for key, value in entries.items()}

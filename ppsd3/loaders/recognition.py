@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..adapters.files import layout_of_file
-from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
+from ..adapters.keys import ModuleNames, adapter_kind, bundled_word, dialect, split_key
 from ..adapters.network import adaptable_layers
 from ..modeling_utils import to_be_filled
 from ..models import SD3Transformer2DModel
@@ -189,7 +189,7 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
         module, part = split_key(key)
         place = None if part is None else names.find(module)
         if place is None:
-            lost.append(key)
+            lost += [] if bundled_word(key) else [key]
             continue
         component, places = place
         parts[part] += 1
@@ -211,6 +211,9 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
             "those for Stable Diffusion 3 and 3.5. Load it with the model that it was made for."
         )
     facts = [f"{component}: {len(some)} layers" for component, some in modules.items()]
+    words = sorted({bundled[0] for bundled in map(bundled_word, keys) if bundled})
+    if words:
+        facts.append(f"learnt words beside it, which are loaded too: {', '.join(words)}")
     if ranks:
         facts.append("ranks: " + ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(_SHOWN)))
     base = _base(width, max(blocks, default=0) + 1, dual)

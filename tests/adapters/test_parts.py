@@ -157,9 +157,14 @@ def named(kinds, module=LINEAR):
 
 
 def pairs():
+    """Each kind alone, and each pair; but for a ring of them, these are for the tests of the machine."""
     for kinds in itertools.chain(((kind,) for kind in KINDS), itertools.combinations(KINDS, 2)):
-        if {kind.__name__ for kind in kinds} not in ({"lora", "lora_with_bias"}, {"loha", "large_loha"}):
-            yield pytest.param(kinds, id=" and ".join(kind.__name__ for kind in kinds))
+        names = [kind.__name__ for kind in kinds]
+        if set(names) in ({"lora", "lora_with_bias"}, {"loha", "large_loha"}):
+            continue  # two names of one tensor
+        places = [KINDS.index(kind) for kind in kinds]
+        marks = pytest.mark.machine if len(kinds) == 2 and places[1] - places[0] != 2 else ()
+        yield pytest.param(kinds, id=" and ".join(names), marks=marks)
 
 
 @pytest.mark.parametrize("kinds", pairs())

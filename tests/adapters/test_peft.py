@@ -5,7 +5,7 @@ import paddle
 import pytest
 from helpers import loras, tiny
 
-from ppsd3 import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from ppsd3 import LoraConfig, SD3ControlNetModel, get_peft_model_state_dict, set_peft_model_state_dict
 from ppsd3.serialization.readers import SafetensorsFile
 from ppsd3.utils.errors import InputError, UnknownArgumentError, WeightMismatchError
 
@@ -197,3 +197,25 @@ def test_names_of_settings():
     }.items():
         with pytest.raises(UnknownArgumentError, match=remedy):
             LoraConfig(**{name: 1})
+
+
+def test_controlnets_have_adapters_too(tmp_path):
+    """Their keys begin with "controlnet", with any prefix that is given, or with nothing."""
+    net = tiny.randomize(SD3ControlNetModel(**tiny.TRANSFORMER), 0)
+    rng = np.random.default_rng(0)
+    name, patches = "controlnet_blocks.0", "pos_embed_input.proj"
+    down, up, change = loras.normal(rng, 2, 32), loras.normal(rng, 32, 2), loras.normal(rng, 32, 4, 2, 2)
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{patches}.diff": change}
+    before = {module: net.state_dict()[f"{module}.weight"].numpy().copy() for module in (name, patches)}
+    for prefix, start in (("controlnet", "controlnet."), ("x", "x."), (None, ""), ("transformer", "")):
+        net.load_lora_adapter({start + key: value for key, value in tensors.items()}, prefix=prefix, adapter_name="a")
+        net.fuse_lora()
+        fused = net.state_dict()
+        np.testing.assert_allclose(fused[f"{name}.base_layer.weight"].numpy(), before[name] + up @ down, atol=1e-6)
+        np.testing.assert_allclose(fused[f"{patches}.base_layer.weight"].numpy(), before[patches] + change, atol=1e-6)
+        net.unfuse_lora()
+        net.save_lora_adapter(tmp_path, "a")
+        assert set(SafetensorsFile(tmp_path / "pytorch_lora_weights.safetensors").keys()) == set(tensors)
+        net.delete_adapters("a")
+    for module, weight in before.items():
+        np.testing.assert_array_equal(net.state_dict()[f"{module}.weight"].numpy(), weight)
