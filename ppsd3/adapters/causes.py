@@ -11,7 +11,7 @@ import paddle
 from ..utils.errors import CheckpointError, CheckpointFormatError, WeightMismatchError
 from .keys import ModuleNames, component_of, split_key
 
-_SHOWN = 5  # keys that a message names
+_SHOWN, _LONGEST = 5, 200  # keys that a message names, and how many of their letters
 
 # Regular expression of a part of a key, with underscores for dots -> the model whose layer it is.
 _MODELS = (
@@ -113,4 +113,5 @@ def _cause(key, names, networks):
 
 
 def _listed(keys):
-    return ", ".join(keys[:_SHOWN]) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+    shown = (key if len(key) <= _LONGEST else key[:_LONGEST] + "..." for key in keys[:_SHOWN])
+    return ", ".join(shown) + (f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")

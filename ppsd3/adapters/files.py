@@ -233,7 +233,8 @@ def write_adapters(adapters: Mapping[str, WeightChange]) -> tuple[Tensors, dict[
                 tensors[f"{module}.diff_b"] = change.lora_bias * change.scaling
             if change.lora_magnitude_vector is not None:
                 magnitude = change.lora_magnitude_vector
-                if isinstance(change, LowRank):
+                if isinstance(change, LowRank):  # as PEFT has it: [out], of a convolution [1, out, 1, 1]
+                    magnitude = magnitude if change.lora_A.ndim == 2 else magnitude.reshape([1, -1, 1, 1])
                     tensors[f"{module}.lora_magnitude_vector"] = magnitude
                 else:
                     tensors[f"{module}.dora_scale"] = magnitude.unsqueeze(1)

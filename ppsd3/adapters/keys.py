@@ -132,6 +132,7 @@ class ModuleNames:
 
     def __init__(self, modules: Mapping[str, Iterable[str]]) -> None:
         self._places = {component: _places(component, names) for component, names in modules.items()}
+        self._numberless: dict[str, set[str]] | None = None
 
     def find(self, name: str) -> tuple[str, list[Place]] | None:
         """``(component, places)`` of a module's name with its prefix; None if no network has it."""
@@ -142,8 +143,10 @@ class ModuleNames:
 
     def resembles(self, name: str) -> str | None:
         """The component that has a layer of that name but for the numbers in it, or None."""
+        if self._numberless is None:
+            self._numberless = {component: set(map(_numberless, own)) for component, own in self._places.items()}
         for component, flat in self._readings(name):
-            if _numberless(flat) in {_numberless(own) for own in self._places[component]}:
+            if _numberless(flat) in self._numberless[component]:
                 return component
         return None
 

@@ -36,8 +36,8 @@ class LoraConfig:
     Attributes:
         r: rank; PEFT's own default is 8, as of ``lora_alpha``.
         lora_alpha: the change is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
-        target_modules: ends of the names of linear layers, a regular expression of whole names, or "all-linear".
-            Default: the projections of the transformer's attention.
+        target_modules: ends of the names of linear layers and convolutions, a regular expression of whole names, or
+            "all-linear". Default: the projections of the transformer's attention.
         init_lora_weights: initial A; the initial B is zero. "gaussian": normal with standard deviation 1 / r;
             True: uniform, as PEFT's own default.
         rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers. These and
@@ -90,13 +90,22 @@ class LoraConfig:
         if self.target_modules is None:
             self.target_modules = ATTENTION_MODULES
 
-    def matches(self, name: str) -> bool:
-        """Whether the linear layer called ``name`` gets an adapter."""
-        wanted = self.target_modules == "all-linear" or _names_module(self.target_modules, name)
+    def matches(self, name: str, layer: Any) -> bool:
+        """Whether ``layer``, called ``name``, gets an adapter."""
+        if self.target_modules == "all-linear":
+            wanted = isinstance(layer, _LINEARS)
+        else:  # an expression chooses among layers with a matrix, a list may name a norm, which is then refused
+            wanted = _names_module(self.target_modules, name)
+            wanted = wanted and not (isinstance(self.target_modules, str) and len(shape_and_dtype(layer)[0]) == 1)
         return wanted and not _names_module(self.exclude_modules, name)
 
     def make(self, name: str, layer: Any) -> LowRank:
         """A new :class:`LowRank` for ``layer``, which changes nothing before it is trained."""
+        shape, dtype = shape_and_dtype(layer)
+        if len(shape) == 1:
+            raise InputError(f"target_modules chooses {name}, a norm. A LoRA is trained for layers with a matrix.")
+        if self.lora_dropout and len(shape) > 2:
+            raise InputError(f"lora_dropout is for linear layers, and {name} is a convolution. Leave out one of them.")
         rank = _table("rank_pattern", self.rank_pattern).get(name, self.r)
         alpha = _table("alpha_pattern", self.alpha_pattern).get(name, self.lora_alpha)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
@@ -104,19 +113,18 @@ class LoraConfig:
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
             raise InputError(f"lora_alpha is {alpha!r} for {name}; it is a number.")
         if self.init_lora_weights == "gaussian":
-            down = paddle.randn([rank, layer.in_features]) / rank
+            down = paddle.randn([rank, *shape[1:]]) / rank
         elif self.init_lora_weights is True:
-            bound = layer.in_features**-0.5
-            down = paddle.uniform([rank, layer.in_features], min=-bound, max=bound)
+            bound = math.prod(shape[1:]) ** -0.5
+            down = paddle.uniform([rank, *shape[1:]], min=-bound, max=bound)
         else:
             raise InputError(f"init_lora_weights is {self.init_lora_weights!r}; it can be 'gaussian' or True.")
-        dtype = layer.compute_dtype
         magnitude = None
         if self.use_dora:
-            magnitude = dense_weight(base_of(layer)).square().sum(axis=1).sqrt().astype(dtype)
+            magnitude = dense_weight(base_of(layer)).flatten(1).square().sum(axis=1).sqrt().astype(dtype)
         scaling = alpha / (math.sqrt(rank) if self.use_rslora else rank)
-        up = paddle.zeros([layer.out_features, rank], dtype)
-        bias = paddle.zeros([layer.out_features], dtype) if self.lora_bias else None
+        up = paddle.zeros([shape[0], rank, *(1 for _ in shape[2:])], dtype)
+        bias = paddle.zeros(shape[:1], dtype) if self.lora_bias else None
         made = LowRank(down.astype(dtype), up, scaling=scaling, magnitude=magnitude, bias=bias)
         made.dropout = self.lora_dropout
         return made
@@ -140,6 +148,14 @@ def _table(name: str, patterns: Any) -> PatternTable:
 @functools.lru_cache(maxsize=64)
 def _read_table(name, patterns):
     return PatternTable(dict(patterns), name)
+
+
+def shape_and_dtype(layer: Any) -> tuple[list[int], paddle.dtype]:
+    """Shape of the weight of ``layer``, with adapters or without, and the dtype that it computes in."""
+    if isinstance(layer, _LINEARS):
+        return [layer.out_features, layer.in_features], layer.compute_dtype
+    weight = base_of(layer).weight
+    return list(weight.shape), weight.dtype
 
 
 def linear_layers(network: nn.Layer) -> dict[str, Any]:
@@ -167,22 +183,21 @@ def _has_weights(layer: nn.Layer) -> bool:
 
 
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
-    """Adds a new LoRA to linear layers of ``network``, and makes its weights the only trainable ones.
+    """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.
 
     Args:
         network: of any dtype, quantized or with layerwise casting.
 
     Raises:
-        InputError: the name is taken or impossible, or no layer matches.
+        InputError: the name is taken or impossible, no layer matches, or one that can have no LoRA.
     """
     require_own("An adapter", network)
+    layers = {name: layer for name, layer in adaptable_layers(network).items() if config.matches(name, layer)}
     with paddle.no_grad():
-        chosen = {
-            name: config.make(name, layer) for name, layer in linear_layers(network).items() if config.matches(name)
-        }
+        chosen = {name: config.make(name, layer) for name, layer in layers.items()}
     if not chosen:
         raise InputError(
-            f"target_modules={config.target_modules!r} matches no linear layer of {type(network).__name__}, e.g. "
+            f"target_modules={config.target_modules!r} matches no layer of {type(network).__name__}, e.g. "
             f"{', '.join(list(linear_layers(network))[:3])}."
         )
     attach(network, adapter_name, chosen)

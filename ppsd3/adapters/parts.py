@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 import paddle
 
-from ..ops import base_of
 from ..serialization.tensors import cast, dtype_name, is_floating
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from .keys import Place
 from .layers import Dense, Kronecker, LowRank, Orthogonal, Sum, WeightChange, hadamard
+from .network import shape_and_dtype
 from .patterns import PatternTable
 
 # Width of a published transformer -> its name.
@@ -136,9 +136,8 @@ class _Reading:
         self.path, self.name, self.keys = parts.path, parts.name, parts._keys
         self.module, self.rows, self.scalings = place.module, place.rows, scalings
         self.left = dict(parts.tensors)
-        self.is_linear = hasattr(layer, "in_features")
-        self.shape = [layer.out_features, layer.in_features] if self.is_linear else list(base_of(layer).weight.shape)
-        self.dtype = layer.compute_dtype if self.is_linear else base_of(layer).weight.dtype
+        self.shape, self.dtype = shape_and_dtype(layer)
+        self.is_linear = len(self.shape) == 2
         alpha = self.left.pop("alpha", None)
         self.alpha = None if alpha is None else float(alpha.astype("float32").numpy().reshape(-1)[0])
 

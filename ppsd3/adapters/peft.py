@@ -201,10 +201,18 @@ def set_peft_model_state_dict(
     """Fills an adapter that ``model`` has with the tensors of :func:`get_peft_model_state_dict`.
 
     Raises:
-        InputError: there is no such adapter.
+        InputError: there is no such adapter, or it is not a LoRA.
         WeightMismatchError: other names or shapes than the adapter's.
     """
     own = get_peft_model_state_dict(model, adapter_name)
+    adapters = adapted.adapters_called(model, adapter_name).values()
+    held = {id(tensor) for adapter in adapters for tensor in adapter.parameters()}
+    made = [name for name, tensor in own.items() if id(tensor) not in held]
+    if made:
+        raise InputError(
+            f"The adapter {adapter_name!r} has {made[0]}, which is no part of a LoRA that can be filled. Load it "
+            "with load_lora_adapter(..., hotswap=True)."
+        )
     differing = sorted(set(own) ^ set(peft_model_state_dict))
     if differing:
         raise WeightMismatchError(
