@@ -57,8 +57,7 @@ def not_for_these(
         any_fits: whether other keys do match.
     """
     if not lost:
-        what = "it is empty" if not tensors else "it has alphas and nothing that they scale"
-        return CheckpointFormatError(f"{path} changes nothing in {', '.join(networks)}: {what}.")
+        return CheckpointFormatError(f"{path} changes nothing in {', '.join(networks)}: it is empty.")
     model = foreign_model({key: list(tensors[key].shape) for key in lost if key in tensors})
     if model:
         return (WeightMismatchError if any_fits else CheckpointFormatError)(
@@ -94,6 +93,8 @@ def _cause(key, names, networks):
     if kind:
         return f"{kind}, which ppsd3 does not have; merge it into the model where it loads"
     module, part = split_key(key)
+    if part == "alpha" and names.find(module):
+        return "alphas of layers that the file does not change; download it again, or ask who made it"
     if part is None:
         return "no tensors of an adapter that ppsd3 knows; ask who made the file"
     component = component_of(key)

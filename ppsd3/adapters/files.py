@@ -125,8 +125,9 @@ def read_adapters(
         else:
             where = place[0], tuple(place[1])
             found.setdefault(where, LayerParts(module, path)).add(part, key, tensor)
-    # An alpha without tensors is of a module that this file does not change.
-    found = {place: parts for place, parts in found.items() if set(parts.tensors) - {"alpha"}}
+    for place in [place for place, parts in found.items() if set(parts.tensors) == {"alpha"}]:
+        alpha = found.pop(place).keys["alpha"]
+        lost += [] if alpha in given else [alpha]  # those that are given beside a file may be of all networks
     if not found or (lost and strict):
         raise not_for_these(path, lost, names, layers, tensors, any_fits=bool(found))
     if _is_paddle(found, layers):

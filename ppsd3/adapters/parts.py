@@ -73,12 +73,16 @@ class LayerParts:
     Args:
         name: the module's name in the file, with its prefix.
         path: what messages call the file.
+
+    Attributes:
+        tensors: by part, see :func:`ppsd3.adapters.keys.split_key`.
+        keys: part -> the tensor's name in the file.
     """
 
     def __init__(self, name: str, path: str) -> None:
         self.name, self.path = name, path
         self.tensors: dict[str, paddle.Tensor] = {}
-        self._keys: dict[str, str] = {}
+        self.keys: dict[str, str] = {}
 
     def add(self, part: str, key: str, tensor: paddle.Tensor) -> None:
         """Adds the tensor ``key``, which is the module's ``part``.
@@ -88,7 +92,7 @@ class LayerParts:
         """
         if part in self.tensors:
             raise CheckpointFormatError(
-                f"{self.path}: {self._keys[part]} and {key} are two names of one tensor. Remove one of them."
+                f"{self.path}: {self.keys[part]} and {key} are two names of one tensor. Remove one of them."
             )
         if not is_floating(tensor.dtype) and not (part == "alpha" and dtype_name(tensor.dtype) != "bool"):
             raise CheckpointFormatError(
@@ -107,12 +111,12 @@ class LayerParts:
             raise CheckpointFormatError(
                 f"{self.path}: {key} has numbers that are not finite (NaN or infinity). Download or train it again."
             )
-        self.tensors[part], self._keys[part] = tensor, key
+        self.tensors[part], self.keys[part] = tensor, key
 
     def turned(self) -> LayerParts:
         """The same with A and B transposed."""
         other = LayerParts(self.name, self.path)
-        other._keys = self._keys
+        other.keys = self.keys
         other.tensors = {
             part: tensor.t() if part in ("down", "up") and tensor.ndim == 2 else tensor
             for part, tensor in self.tensors.items()
@@ -133,7 +137,7 @@ class _Reading:
     """One layer's change in the making."""
 
     def __init__(self, parts: LayerParts, place: Place, layer: Any, scalings: Scalings) -> None:
-        self.path, self.name, self.keys = parts.path, parts.name, parts._keys
+        self.path, self.name, self.keys = parts.path, parts.name, parts.keys
         self.module, self.rows, self.scalings = place.module, place.rows, scalings
         self.left = dict(parts.tensors)
         self.shape, self.dtype = shape_and_dtype(layer)
@@ -195,7 +199,7 @@ class _Reading:
         rank = self.rank_of(down, up, down_key, up_key)
         scaling = self.scaling(rank)
         if "mid" in self.left and len(self.shape) == 4:
-            core, down = self.core("mid", rank), self.flat(down, down_key)
+            core, down = self.core("mid", rank, rank), self.flat(down, down_key)
             self.check([up.shape[0], down.shape[1]], up_key, self.shape[:2])
             change = Dense(self.shaped(paddle.einsum("oa,abkl,bi->oikl", up, core, down), up_key), scaling=scaling)
         elif len(self.shape) == 4:
@@ -216,7 +220,7 @@ class _Reading:
             if f"hada_t{number}" in self.left and len(self.shape) == 4:
                 a, b = self.flat(a, a_key), self.flat(b, b_key)
                 self.check([a.shape[1], b.shape[1]], a_key, self.shape[:2])
-                core = self.core(f"hada_t{number}", a.shape[0])
+                core = self.core(f"hada_t{number}", a.shape[0], b.shape[0])
                 factors.append((self.shaped(_tucker(core, a, b), a_key), b.shape[0]))
                 continue
             a = self.share(self.flat(a, a_key), a_key)
@@ -243,7 +247,7 @@ class _Reading:
             (a_key, a), (b_key, b) = (self.pair(f"{name}_{letter}") for letter in "ab")
             a, b = self.flat(a, a_key), self.unrolled(b, b_key)
             if number == 2 and "lokr_t2" in self.left and len(self.shape) == 4:
-                core, window = self.core("lokr_t2", a.shape[0]), math.prod(self.shape[2:])
+                core, window = self.core("lokr_t2", a.shape[0], b.shape[0]), math.prod(self.shape[2:])
                 self.check_factor([a.shape[1], b.shape[1] * window], whole, a_key)
                 factors.append(_tucker(core, a, b).flatten(1))
                 ranks.append(b.shape[0])
@@ -335,10 +339,10 @@ class _Reading:
             self.check(list(tensor.shape), key, wanted)
         return tensor.reshape(wanted)
 
-    def core(self, part, rank):
+    def core(self, part, *ranks):
         """The core [r, r, k, k] of a decomposition of a convolution."""
         key, tensor = self.pair(part)
-        self.check(list(tensor.shape), key, [rank, rank, *self.shape[2:]])
+        self.check(list(tensor.shape), key, [*ranks, *self.shape[2:]])
         return tensor
 
     def rank_of(self, down, up, down_key, up_key):
@@ -363,10 +367,9 @@ class _Reading:
         if self.rows == ((0, 1),):
             return tensor
         count = self.rows[0][1]
-        if tensor.shape[0] % count:
-            raise WeightMismatchError(
-                f"{self.path}: {key} has {tensor.shape[0]} rows, which are not {count} equal parts."
-            )
+        rows = tensor.shape[0] if tensor.ndim else 1
+        if rows % count:
+            raise WeightMismatchError(f"{self.path}: {key} has {rows} rows, which are not {count} equal parts.")
         parts = tensor.chunk(count)
         chosen = [parts[index] for index, _ in self.rows]
         return paddle.concat(chosen) if len(chosen) > 1 else chosen[0].clone()
@@ -374,13 +377,19 @@ class _Reading:
     def check(self, made, key, wanted=None):
         """Raises WeightMismatchError if the shape ``made`` is not the layer's."""
         wanted = self.shape if wanted is None else wanted
-        if list(made) != list(wanted):
-            widths = [size for size in made if size in _WIDTHS and size not in wanted]
-            size = f", by its width {_WIDTHS[widths[0]]}" if widths else ""
-            raise WeightMismatchError(
-                f"{self.path}: {key} makes a change of shape {list(made)} for {self.module}, where {list(wanted)} is "
-                f"needed. It is made for another size of Stable Diffusion 3{size}: load it into that one."
-            )
+        if list(made) == list(wanted):
+            return
+        width = next((size for size in made if size in _WIDTHS and size not in wanted), None)
+        if width:
+            cause = f"It is made for {_WIDTHS[width]}, another size of Stable Diffusion 3: load it into that one."
+        elif list(made) == list(wanted)[::-1]:
+            cause = "It is transposed. Convert it, or ask who made it."
+        else:
+            cause = "It is made for layers of other sizes. Check which model it is for."
+        raise WeightMismatchError(
+            f"{self.path}: {key} makes a change of shape {list(made)} for {self.module}, where {list(wanted)} is "
+            f"needed. {cause}"
+        )
 
 
 def _tucker(core: paddle.Tensor, a: paddle.Tensor, b: paddle.Tensor) -> Any:

@@ -189,7 +189,8 @@ class SD3LoraLoaderMixin(PipelineHost):
     ) -> None:
         """Writes an adapter of this pipeline into one file, which diffusers reads too.
 
-        (LoKr and full matrices are written under LyCORIS' names, for which diffusers has no layers.)
+        (LoKr, OFT and full matrices are written under LyCORIS' names, for which diffusers has no layers. Words that
+        came with an adapter are written by ``save_textual_inversion``.)
 
         Args:
             save_directory: made if missing.

@@ -333,6 +333,7 @@ CAUSES = {
     "transformer.transformer_blocks.0.attn.to_q.oft_r.default.weight": "OFT in PEFT's form",
     "transformer.proj_out.modules_to_save.weight": "Whole modules",
     "transformer.proj_out.weight": "No tensors of an adapter",
+    "transformer.proj_out.alpha": "Alphas of layers that the file does not change",
     "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight": "text_encoder_3 .T5-XXL., which is not",
 }
 
@@ -343,8 +344,9 @@ def test_each_cause_has_its_own_words(networks, key):
     tensors = peft(Q[: -len(".lora_A.weight")], *pair(D, D))
     every = set(CAUSES.values()) - {CAUSES[key]}
     for beside, error in ((tensors, WeightMismatchError), ({}, CheckpointFormatError)):
+        shape = () if key.endswith("alpha") else (4, D)
         with pytest.raises(error, match=CAUSES[key]) as raised:
-            read(networks, {**beside, key: np.ones((4, D), "float32")})
+            read(networks, {**beside, key: np.ones(shape, "float32")})
         assert "a file" in str(raised.value) and key in str(raised.value)
         assert not any(re.search(words, str(raised.value)) for words in every)
 
@@ -365,8 +367,18 @@ def test_layers_that_only_another_version_has():
 
 
 def test_shapes_of_another_size_are_named(networks):
-    with pytest.raises(WeightMismatchError, match=r"lora_B.weight .*\[2432, 2432\] .*\[32, 32\].* width SD3.5-large"):
+    with pytest.raises(
+        WeightMismatchError, match=r"B.weight .*\[2432, 2432\] .*\[32, 32\].* SD3.5-large, another size"
+    ):
         read(networks, peft(Q[: -len(".lora_A.weight")], *pair(2432, 2432)))
+
+
+def test_shapes_that_are_no_size_are_not_called_so(networks):
+    name = "transformer.transformer_blocks.0.ff.net.0.proj"
+    for tensors, words in (({"diff": (D, M)}, "It is transposed"), ({"diff": (M, D + 1)}, "layers of other sizes")):
+        with pytest.raises(WeightMismatchError, match=words) as raised:
+            read(networks, {f"{name}.{part}": np.ones(shape, "float32") for part, shape in tensors.items()})
+        assert "another size" not in str(raised.value)
 
 
 def test_what_cannot_be_read(networks):
