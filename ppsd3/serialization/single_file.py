@@ -7,15 +7,14 @@ names, read from the one mapped file when they are needed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import Any
 
 import numpy as np
 
-from ..configuration_utils import read_json
 from ..utils.errors import CheckpointFormatError
+from ..utils.json_files import parse_json_object, read_json
 from ..utils.types import PathLike
 from .checkpoint import Checkpoint
 from .rearranged import Piece, RearrangedCheckpoint, Recipe
@@ -97,12 +96,8 @@ class SingleFile:
         return found
 
     def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-        try:
-            return json.loads(metadata.get(CONFIGS_KEY, "{}"))
-        except ValueError as error:
-            raise CheckpointFormatError(
-                f"{self.path}: its metadata {CONFIGS_KEY!r} is not JSON ({error}). Write the file again."
-            ) from error
+        source = f"{self.path}: its metadata {CONFIGS_KEY!r}"
+        return parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
 
     def _config_beside(self):
         """A ControlNet's configuration, which shapes do not tell whole, where its file is in a diffusers directory."""
