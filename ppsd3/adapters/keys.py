@@ -67,6 +67,7 @@ _OLD_NAMES.update({"self_attn_to_v": "self_attn_v_proj", "self_attn_to_out": "se
 _DIALECTS = (
     (r"lora_(unet|te|te[123]|transformer)_.*", "kohya's sd-scripts"),
     (r"lycoris_.*", "LyCORIS"),
+    (r"(transformer\.joint_blocks|clip_[lg]\.text_model|t5\.encoder|bundle_emb)\..*", "OneTrainer"),
     (r"(diffusion_model|model\.diffusion_model|text_encoders)\..*", "ComfyUI"),
     (r".*(\.processor\.|\.lora_linear_layer\.|_lora\.(down|up)\.).*", "diffusers before PEFT"),
     (r".*\.lora_[AB]\..*", "diffusers and PEFT"),

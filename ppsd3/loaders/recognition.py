@@ -183,13 +183,16 @@ def _call(file):
 def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     names = ModuleNames(_modules())
     parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
-    width, lost, blocks, dual = None, [], set(), False
+    width, lost, blocks, dual, words = None, [], set(), False, set()
     is_paddle = layout_of_file(file) == "paddle"
     for key in keys:
         module, part = split_key(key)
         place = None if part is None else names.find(module)
         if place is None:
-            lost += [] if bundled_word(key) else [key]
+            word, tower = bundled_word(key) or (None, None)
+            is_word = tower in KEYS.values()
+            words |= {word} if is_word else set()
+            lost += [] if is_word else [key]
             continue
         component, places = place
         parts[part] += 1
@@ -211,9 +214,8 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
             "those for Stable Diffusion 3 and 3.5. Load it with the model that it was made for."
         )
     facts = [f"{component}: {len(some)} layers" for component, some in modules.items()]
-    words = sorted({bundled[0] for bundled in map(bundled_word, keys) if bundled})
     if words:
-        facts.append(f"learnt words beside it, which are loaded too: {', '.join(words)}")
+        facts.append(f"learnt words beside it, which are loaded too: {', '.join(sorted(words))}")
     if ranks:
         facts.append("ranks: " + ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(_SHOWN)))
     base = _base(width, max(blocks, default=0) + 1, dual)
