@@ -19,6 +19,7 @@ from .utils.errors import CheckpointNotFoundError, ConfigError
 from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from .utils.threads import process_wide
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def register_to_config(init: Init) -> Init:
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
         # Through object.__setattr__: nn.Layer refuses attributes before its own __init__ has run.
         object.__setattr__(self, "_internal_config", FrozenConfig(arguments))
-        init(self, *args, **kwargs)
+        with process_wide:  # another thread's LazyGuard would leave parameters without memory
+            init(self, *args, **kwargs)
 
     return cast(Init, wrapper)  # with the constructor's own signature
 

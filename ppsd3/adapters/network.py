@@ -19,6 +19,7 @@ from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
+from ..utils.threads import changes_networks
 from ..utils.types import Names
 from .layers import LowRank
 
@@ -136,6 +137,7 @@ def linear_layers(network: nn.Layer) -> dict[str, Any]:
     }
 
 
+@changes_networks
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
     """Adds a new LoRA to linear layers of ``network``, and makes its weights the only trainable ones.
 

@@ -19,6 +19,7 @@ from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
+from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
 
@@ -70,18 +71,18 @@ class SD3LoraLoaderMixin(PipelineHost):
         networks = self._lora_networks()
         for name in {component_of(key) for key in tensors}:
             require_own(f"A LoRA for the {name}", networks.get(name), name)
-        adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
-        linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
-        with paddle.no_grad():
+        with Changing(self, "load_lora_weights"), paddle.no_grad():
+            adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
+            linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
             found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
-        if lost:
-            _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
-        if hotswap:
-            for name, network in networks.items():
-                adapted.swap(network, adapter_name, found.get(name, {}))
-            return
-        for name, adapters in found.items():
-            adapted.attach(networks[name], adapter_name, adapters)
+            if lost:
+                _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
+            if hotswap:
+                for name, network in networks.items():
+                    adapted.swap(network, adapter_name, found.get(name, {}))
+                return
+            for name, adapters in found.items():
+                adapted.attach(networks[name], adapter_name, adapters)
 
     def enable_lora_hotswap(self, **options: Any) -> None:
         """Changes nothing: any adapter can be exchanged (``hotswap=True``), whatever its rank and layers.
@@ -199,6 +200,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
         save_lora_file(save_directory, weight_name, tensors, config, layout)
 
+    @works_with_networks
     def _layers_to_save(self, adapter_name):
         names = self._adapter_names()
         if adapter_name is None and len(names) == 1:
@@ -210,6 +212,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapters_called(part, adapter_name) for name, part in self._lora_networks().items()}
         return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
 
+    @changes_networks
     def set_adapters(
         self,
         adapter_names: Names,
@@ -243,6 +246,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapter_names(network) for name, network in self._lora_networks().items()}
         return {name: adapters for name, adapters in found.items() if adapters}
 
+    @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -254,16 +258,19 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_networks().values():
             adapted.detach(network, names)
 
+    @changes_networks
     def disable_lora(self) -> None:
         """Disables all adapters until :meth:`enable_lora`. Fused ones stay in the weights."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, False)
 
+    @changes_networks
     def enable_lora(self) -> None:
         """Enables the adapters again."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, True)
 
+    @changes_networks
     def fuse_lora(
         self,
         components: Names | None = None,
@@ -288,11 +295,13 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_components(components):
             adapted.fuse(network, names, lora_scale, safe_fusing)
 
+    @changes_networks
     def unfuse_lora(self, components: Names | None = None) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         for network in self._lora_components(components):
             adapted.unfuse(network)
 
+    @changes_networks
     @takes_keywords_of(SWITCHES)
     def unload_lora_weights(self) -> None:
         """Removes all adapters. Fused ones stay in the weights for good."""

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, cast
 
 import paddle
@@ -35,6 +37,9 @@ from .transformer_sd3 import SD3Transformer2DModel
 
 HEAD_DIM = 64  # of the projection's attention, in every file
 DEFAULT_SCALE = 0.5
+
+_all_scales = threading.Lock()  # held while all scales of an adapter are read or set
+_held: ContextVar[dict[IPAdapterAttention, float]] = ContextVar("ip_adapter_scales", default={})  # noqa: B039
 
 # Names in InstantX's own files -> diffusers' names.
 _ORIGINAL_NAMES = (
@@ -165,11 +170,10 @@ class IPAdapterAttention(nn.Layer):
         timesteps_emb_dim: width of the embedded timestep.
 
     Attributes:
-        scale: factor of what it adds.
+        scale: factor of what it adds; within :func:`held_scales`, that of the block.
     """
 
     head_dim: int
-    scale: float
 
     def __init__(
         self,
@@ -180,13 +184,25 @@ class IPAdapterAttention(nn.Layer):
         scale: float = DEFAULT_SCALE,
     ) -> None:
         super().__init__()
-        self.head_dim, self.scale = head_dim, scale
+        self.head_dim, self._scale = head_dim, scale
         self.norm_ip: AdaLayerNorm = AdaLayerNorm(timesteps_emb_dim, ip_hidden_states_dim)
         self.to_k_ip: Linear = Linear(ip_hidden_states_dim, hidden_size, bias=False)
         self.to_v_ip: Linear = Linear(ip_hidden_states_dim, hidden_size, bias=False)
         self.norm_q: RMSNorm = RMSNorm(head_dim)
         self.norm_k: RMSNorm = RMSNorm(head_dim)
         self.norm_ip_k: RMSNorm = RMSNorm(head_dim)
+
+    @property
+    def scale(self) -> float:
+        return _held.get().get(self, self._scale)
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        held = _held.get()
+        if self in held:
+            held[self] = value
+        else:
+            self._scale = value
 
     def forward(
         self, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, ip_hidden_states: paddle.Tensor, temb: paddle.Tensor
@@ -281,11 +297,32 @@ class IPAdapter(nn.Layer):
     @property
     def scales(self) -> list[float]:
         """Weight of the image prompt in each attention."""
-        return [attention.scale for attention in self.ip_adapter]
+        with _all_scales:
+            return [attention.scale for attention in self.ip_adapter]
+
+    @scales.setter
+    def scales(self, values: Sequence[float]) -> None:
+        with _all_scales:
+            for attention, value in zip(self.ip_adapter, values):
+                attention.scale = float(value)
 
     def forward(self, image_embeds: paddle.Tensor, timestep: paddle.Tensor) -> Tensors:
         tokens, temb = self.image_proj(image_embeds, timestep)
         return {"ip_hidden_states": tokens, "temb": temb}
+
+
+@contextlib.contextmanager
+def held_scales(adapter: IPAdapter | None) -> Iterator[None]:
+    """Within the block, in its context, the scales of ``adapter`` are those at its start or what the block sets; those
+    of other threads stay theirs. None changes nothing."""
+    if adapter is None:
+        yield
+        return
+    token = _held.set({**_held.get(), **dict(zip(adapter.ip_adapter, adapter.scales))})
+    try:
+        yield
+    finally:
+        _held.reset(token)
 
 
 def _attentions_of(config):

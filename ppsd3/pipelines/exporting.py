@@ -24,6 +24,7 @@ from ..utils.errors import CheckpointError, InputError
 from ..utils.files import replace_directory, staging_directory
 from ..utils.interruption import interruptible
 from ..utils.paddle_internals import WRONG_PASSES
+from ..utils.threads import works_with_networks
 from ..utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Graph(NamedTuple):
     outputs: list[Port]
 
 
+@works_with_networks
 def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str:
     """Writes the networks of ``pipe`` as models for Paddle Inference, with active LoRAs in them.
 

@@ -25,6 +25,7 @@ from ..utils.files import atomic_write, move_into, staging_directory
 from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
+from ..utils.threads import works_with_networks
 from ..utils.weight_names import choose_variants
 from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
@@ -209,6 +210,7 @@ class PipelineCheckpointMixin:
                 f"pass `{missing[0]}=` a component of your own or None."
             )
 
+    @works_with_networks
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,

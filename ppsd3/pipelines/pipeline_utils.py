@@ -20,6 +20,7 @@ from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
+from ..utils.threads import Shared, WorkingWith, changes_networks, parts_of
 from .call_signature import Argument, describe
 from .component_classes import index_entry
 from .familiar_methods import FamiliarMethods
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -70,6 +71,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def components(self) -> dict[str, Any]:
         """Name -> component, None for one that is absent; ``Other(**pipe.components)`` shares them."""
         return {name: getattr(self, name) for name in self._component_names}
+
+    def _shared_parts(self) -> list[Any]:
+        return [shared for part in self.components.values() if part is not None for shared in parts_of(part)]
 
     @property
     def config(self) -> FrozenConfig:
@@ -108,6 +112,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
         return made if paddle_dtype is None else made.to(dtype=paddle_dtype)
 
+    @changes_networks
     @takes_keywords_of(MOVING, also=())
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Self:
         """Moves the networks to a device and / or a dtype; returns the pipeline.
@@ -130,6 +135,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             network.to(device=device, dtype=dtype)
         return self
 
+    @changes_networks
     def quantize(self, kind: str, components: str | Sequence[str] | None = None) -> Self:
         """Holds the networks that take the time and the memory in int8; returns the pipeline.
 
@@ -153,6 +159,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             network.quantize(kind)
         return self
 
+    @changes_networks
     def compile(self, components: str | Sequence[str] | None = None) -> Self:
         """Runs networks as static graphs from the next call on; returns the pipeline.
 
@@ -196,7 +203,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         device; otherwise it gives ``pipe.vae`` as it is.
         """
         part = getattr(self, name)
-        with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
+        lent = part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part)
+        with WorkingWith(part), lent as network:
             yield network
 
     def _tell(self, name, method, **options):
@@ -207,6 +215,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         else:
             getattr(part, method)(**options)
 
+    @changes_networks
     def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
@@ -221,6 +230,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         """
         self._offload(ModelOffload, gpu_id, device)
 
+    @changes_networks
     def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
         """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
 

@@ -20,6 +20,7 @@ from ...transformers import (
 )
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
+from ...utils.threads import works_with_networks
 from ..call_signature import Pictures, Texts
 from ..image_processor import VaeImageProcessor
 from ..pipeline_utils import DiffusionPipeline
@@ -126,6 +127,7 @@ class StableDiffusion3Base(
             arguments.skip_layer_guidance_stop,
         )
 
+    @works_with_networks
     @no_grad
     def encode_prompt(
         self,
@@ -182,6 +184,7 @@ class StableDiffusion3Base(
             return positive.embeds, None, positive.pooled, None
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 
+    @works_with_networks
     @no_grad
     def encode_image(self, image: Pictures, device: str | None = None) -> paddle.Tensor:
         """What the image encoder sees in pictures, as an IP-adapter reads it.
@@ -200,6 +203,7 @@ class StableDiffusion3Base(
         checks.check_device(device, self.device)
         return image_prompting.encode_image(self, image)
 
+    @works_with_networks
     @no_grad
     def prepare_ip_adapter_image_embeds(
         self,

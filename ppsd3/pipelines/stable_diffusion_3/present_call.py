@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from ...models.ip_adapter import held_scales
+from ...ops.settings import kept as kept_settings
 from ...utils.paddle_internals import no_grad
+from ...utils.threads import WorkingWith
 from .arguments import CallArguments
 from .call import Call
 from .pipeline_output import StableDiffusion3PipelineOutput
@@ -39,7 +42,8 @@ class PresentCall:
         outer = self._calls.get(thread)  # a callback may draw too
         call = self._calls[thread] = self._last_call = Call(self, task, arguments)  # type: ignore[arg-type]
         try:
-            return call.run()
+            with WorkingWith(self), kept_settings(), held_scales(self.ip_adapter):
+                return call.run()
         finally:
             if outer is None:
                 del self._calls[thread]

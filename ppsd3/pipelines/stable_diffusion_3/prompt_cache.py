@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -24,7 +25,7 @@ _SAMPLES = 16  # numbers of each weight that go into a network's fingerprint
 
 
 class PromptCache:
-    """Conditions by prompt. Prompts that a ``WeightedPrompts`` reads are not kept.
+    """Conditions by prompt. Prompts that a ``WeightedPrompts`` reads are not kept. Threads may share one.
 
     Args:
         directory: where they are kept beyond this process, one ``.npz`` file of some megabytes each;
@@ -45,6 +46,7 @@ class PromptCache:
             os.makedirs(self.directory, exist_ok=True)
         self.max_entries, self.hits, self.misses = max_entries, 0, 0
         self._entries: collections.OrderedDict[str, TextCondition] = collections.OrderedDict()
+        self._lock = threading.Lock()  # of the three
 
     def encode(
         self,
@@ -60,7 +62,7 @@ class PromptCache:
         if type(encoders.reader) is not PromptReader:  # prompts of any length take as much room as the longest beside
             return encode(encoders, requests, max_sequence_length)
         reading = f"{_reading(encoders)} {max_sequence_length}"
-        rows, known, missing = [], {}, {}
+        rows, known, missing, hits = [], {}, {}, 0
         for request in requests:
             texts = zip(request.prompt, request.prompt_2, request.prompt_3)
             rows.append([_key(reading, text, request.clip_skip) for text in texts])
@@ -69,10 +71,11 @@ class PromptCache:
                     found = self._get(key)
                     if found is None:
                         missing[key] = request, index
-                        self.misses += 1
                         continue
                     known[key] = found
-                self.hits += 1
+                hits += 1
+        with self._lock:
+            self.hits, self.misses = self.hits + hits, self.misses + len(missing)
         known.update(self._encode_missing(encode, encoders, missing, max_sequence_length))
         return [TextCondition.cat([known[key] for key in keys]).astype(encoders.dtype) for keys in rows]
 
@@ -95,9 +98,10 @@ class PromptCache:
         return fresh
 
     def _get(self, key):
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
         path = self._path(key)
         if path is None or not os.path.isfile(path):
             return None
@@ -118,9 +122,10 @@ class PromptCache:
                 np.savez(file, **arrays)
 
     def _remember(self, key, condition):
-        self._entries[key] = condition
-        while len(self._entries) > self.max_entries:
-            self._entries.popitem(last=False)
+        with self._lock:
+            self._entries[key] = condition
+            while len(self._entries) > self.max_entries:
+                self._entries.popitem(last=False)
 
     def _path(self, key):
         return None if self.directory is None else os.path.join(self.directory, key + ".npz")

@@ -8,6 +8,7 @@ import paddle
 
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
+from ...utils.threads import works_with_networks
 from ..call_signature import Texts
 from . import checks
 from .prompt_encoding import TextEncoders, encode_clip, encode_t5, read_tokens
@@ -22,6 +23,7 @@ class TowerEncoding:
 
     _text_encoders: Any
 
+    @works_with_networks
     @no_grad
     def _get_clip_prompt_embeds(
         self,
@@ -58,6 +60,7 @@ class TowerEncoding:
         repeats = num_images_per_prompt
         return features.repeat_interleave(repeats, axis=0), pooled.repeat_interleave(repeats, axis=0)
 
+    @works_with_networks
     @no_grad
     def _get_t5_prompt_embeds(
         self,
