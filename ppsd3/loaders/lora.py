@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import paddle
@@ -318,15 +318,13 @@ class SD3LoraLoaderMixin(PipelineHost):
         """Number of fused adapters."""
         return len(self.fused_loras)
 
-    @contextlib.contextmanager
-    def lora_scaled(self, scale: float | None, argument: str = "scale") -> Iterator[None]:
+    def lora_scaled(self, scale: float | None, argument: str = "scale") -> contextlib.AbstractContextManager[None]:
         """Multiplies the weights of all adapters by ``scale`` within the block; None changes nothing.
 
         Raises:
             InputError: ``scale`` is not a number, or not 1 though no adapter is loaded; the message names ``argument``.
         """
-        with scaled_adapters(list(self._lora_networks().values()), scale, argument):
-            yield
+        return scaled_adapters(list(self._lora_networks().values()), scale, argument)
 
     def _refuse_on_demand(self):
         for name in self._lora_loadable_modules:

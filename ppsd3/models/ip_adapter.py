@@ -28,6 +28,7 @@ from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ..serialization.source import TensorSource
+from ..utils.contexts import held
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.types import Dtype, Shape, Tensors
 from .attention_processor import JointAttnProcessor2_5
@@ -39,7 +40,7 @@ HEAD_DIM = 64  # of the projection's attention, in every file
 DEFAULT_SCALE = 0.5
 
 _all_scales = threading.Lock()  # held while all scales of an adapter are read or set
-_held: ContextVar[dict[IPAdapterAttention, float]] = ContextVar("ip_adapter_scales", default={})  # noqa: B039
+_own_scales: ContextVar[dict[IPAdapterAttention, float]] = ContextVar("ip_adapter_scales", default={})  # noqa: B039
 
 # Names in InstantX's own files -> diffusers' names.
 _ORIGINAL_NAMES = (
@@ -194,13 +195,13 @@ class IPAdapterAttention(nn.Layer):
 
     @property
     def scale(self) -> float:
-        return _held.get().get(self, self._scale)
+        return _own_scales.get().get(self, self._scale)
 
     @scale.setter
     def scale(self, value: float) -> None:
-        held = _held.get()
-        if self in held:
-            held[self] = value
+        own = _own_scales.get()
+        if self in own:
+            own[self] = value
         else:
             self._scale = value
 
@@ -311,18 +312,11 @@ class IPAdapter(nn.Layer):
         return {"ip_hidden_states": tokens, "temb": temb}
 
 
-@contextlib.contextmanager
-def held_scales(adapter: IPAdapter | None) -> Iterator[None]:
-    """Within the block, in its context, the scales of ``adapter`` are those at its start or what the block sets; those
-    of other threads stay theirs. None changes nothing."""
-    if adapter is None:
-        yield
-        return
-    token = _held.set({**_held.get(), **dict(zip(adapter.ip_adapter, adapter.scales))})
-    try:
-        yield
-    finally:
-        _held.reset(token)
+def held_scales(adapter: IPAdapter | None) -> contextlib.AbstractContextManager[None]:
+    """Within the block, the scales of ``adapter`` are those at its start or what the block sets; other threads have
+    theirs. None changes nothing."""
+    own = {} if adapter is None else dict(zip(adapter.ip_adapter, adapter.scales))
+    return held(_own_scales, {**_own_scales.get(), **own})
 
 
 def _attentions_of(config):

@@ -12,7 +12,7 @@ of leaving the adapters out without a word.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import paddle
 from paddle import Tensor, nn
 
+from ..utils.contexts import held
 from ..utils.errors import InputError
 from ..utils.paddle_internals import no_grad, share_memory
 
@@ -186,8 +187,9 @@ def adapter_scale(network: nn.Layer) -> float:
     return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLinear)), 1.0)
 
 
-@contextlib.contextmanager
-def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument: str) -> Iterator[None]:
+def scaled_adapters(
+    networks: Sequence[nn.Layer], scale: float | None, argument: str
+) -> contextlib.AbstractContextManager[None]:
     """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts, for what runs in
     its context: the networks do not change, so other threads see nothing of it.
 
@@ -195,8 +197,11 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
         InputError: ``scale`` is no number, or not 1 though there is no adapter; names ``argument``.
     """
     if scale is None or (scale == 1 and not isinstance(scale, bool)):
-        yield
-        return
+        return contextlib.nullcontext()
+    return held(_scales, _scaled(networks, scale, argument))
+
+
+def _scaled(networks, scale, argument):
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise InputError(
             f"{argument} is {scale!r}; it is a number, by which the strength of LoRA layers is multiplied."
@@ -204,11 +209,7 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
     layers = [layer for network in networks for layer in adapted_layers(network).values()]
     if not layers:
         raise InputError(f"{argument} is {scale}: it scales LoRA layers, and none is loaded. Leave it out.")
-    token = _scales.set({**_scales.get(), **{layer: layer.scale * scale for layer in layers}})
-    try:
-        yield
-    finally:
-        _scales.reset(token)
+    return {**_scales.get(), **{layer: layer.scale * scale for layer in layers}}
 
 
 def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
@@ -30,13 +29,13 @@ def _level(name, source):
 
 
 _process = Settings(_level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS"))
-_context: ContextVar[Settings | None] = ContextVar("kernel_settings", default=None)  # of a ``with`` block
+context: ContextVar[Settings | None] = ContextVar("kernel_settings", default=None)  # of a ``with`` block
 _changing = threading.Lock()
 
 
 def current() -> Settings:
     """The settings that hold for the present thread."""
-    return _context.get() or _process
+    return context.get() or _process
 
 
 class _Change:
@@ -50,37 +49,27 @@ class _Change:
         _put(changes)
 
     def __enter__(self) -> _Change:
-        if _context.get() is None:
+        if context.get() is None:
             _put(self._before)
-            self._block = _context.set(_process._replace(**self._changes))
+            self._block = context.set(_process._replace(**self._changes))
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._block is None:
             _put(self._before)
         else:
-            _context.reset(self._block)
+            context.reset(self._block)
 
 
 def _put(changes: Mapping[str, Any]) -> None:
     """Changes the settings of the block that this thread is in, or else of the process."""
     global _process
-    own = _context.get()
+    own = context.get()
     if own is not None:
-        _context.set(own._replace(**changes))
+        context.set(own._replace(**changes))
         return
     with _changing:
         _process = _process._replace(**changes)
-
-
-@contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Within the block, the settings are those at its start, whatever other threads change."""
-    token = _context.set(current())
-    try:
-        yield
-    finally:
-        _context.reset(token)
 
 
 class use_kernels(_Change):

@@ -20,7 +20,7 @@ from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
-from ..utils.threads import Shared, WorkingWith, changes_networks, parts_of
+from ..utils.threads import Shared, changes_networks, parts_of, working_with
 from .call_signature import Argument, describe
 from .component_classes import index_entry
 from .familiar_methods import FamiliarMethods
@@ -204,7 +204,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         """
         part = getattr(self, name)
         lent = part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part)
-        with WorkingWith(part), lent as network:
+        with working_with(part), lent as network:
             yield network
 
     def _tell(self, name, method, **options):

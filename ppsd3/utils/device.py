@@ -62,8 +62,11 @@ def tune_thread() -> None:
     OpenMP counts its threads for each thread that calls it, and of Python's threads only the first knows more than one.
     And a thread that has met Paddle while another traced a graph is brought back to dynamic mode.
     """
-    if getattr(_known, "tuned", False):
-        return
+    if not getattr(_known, "tuned", False):
+        _tune_new_thread()
+
+
+def _tune_new_thread():
     from .paddle_internals import leave_static_mode_of_others, set_num_threads
     from .threads import process_wide
 

@@ -252,10 +252,14 @@ def _draw(shape, generator, dtype):
     if isinstance(generator, TorchGenerator):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
-        with _global_stream:
-            return paddle.randn(shape, dtype=compute)
+        return _draw_from_global_stream(shape, compute)
     draw = _draw_from_paddle_generator if isinstance(generator, PaddleGenerator) else _draw_from_torch
     return draw(shape, generator, dtype)
+
+
+def _draw_from_global_stream(shape, dtype):
+    with _global_stream:
+        return paddle.randn(shape, dtype=dtype)
 
 
 def _draw_from_torch(shape, generator, dtype):

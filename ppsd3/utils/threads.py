@@ -1,6 +1,6 @@
 """What threads share: the networks, which one thread changes while no other works with them, and the process.
 
-A pipeline's call says with which networks and tokenizers it works (:class:`WorkingWith`); any number of threads may.
+A pipeline's call says with which networks and tokenizers it works (:func:`working_with`); any number of threads may.
 What changes one (:func:`changes_networks`) waits until no other thread works with it, and calls that come later wait
 for the change, so that it has its turn however many calls there are. A thread that is inside of a call itself cannot
 wait for calls, its own least of all, and is refused.
@@ -8,10 +8,11 @@ wait for calls, its own least of all, and is refused.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 from .device import tune_thread
@@ -43,24 +44,22 @@ def parts_of(owner: Any) -> list[Any]:
     return owner._shared_parts() if isinstance(owner, Shared) else [owner]
 
 
-class WorkingWith:
-    """Context manager: within the block, other threads do not change what ``owner`` stands for."""
-
-    def __init__(self, owner: Any) -> None:
-        self._parts = parts_of(owner)  # kept, so that their ids stay theirs
-
-    def __enter__(self) -> None:
-        tune_thread()
-        me = threading.get_ident()
-        self._claim = Counter((id(part), me) for part in self._parts)
+@contextlib.contextmanager
+def working_with(owner: Any) -> Iterator[None]:
+    """Within the block, other threads do not change what ``owner`` stands for."""
+    global _working
+    tune_thread()
+    parts = parts_of(owner)  # kept, so that their ids stay theirs
+    claim = Counter((id(part), threading.get_ident()) for part in parts)
+    with _turn:
+        if _changing or _waiting:
+            _wait_for_changes(set(map(id, parts)), threading.get_ident())
+        _working += claim
+    try:
+        yield
+    finally:
         with _turn:
-            _turn.wait_for(lambda: not _is_held_back(set(map(id, self._parts)), me))
-            _working.update(self._claim)
-
-    def __exit__(self, *exception: object) -> None:
-        global _working
-        with _turn:
-            _working -= self._claim
+            _working -= claim
             _turn.notify_all()
 
 
@@ -76,7 +75,7 @@ class Changing:
     """
 
     def __init__(self, owner: Any, what: str) -> None:
-        self._parts, self._what = parts_of(owner), what  # kept, as in WorkingWith
+        self._parts, self._what = parts_of(owner), what  # kept, as in working_with
 
     def __enter__(self) -> None:
         me, parts = threading.get_ident(), set(map(id, self._parts))
@@ -124,20 +123,22 @@ def changes_networks(function: _Function) -> _Function:
 
 
 def works_with_networks(function: _Function) -> _Function:
-    """Decorator of what reads its first argument, a pipeline or a network: it runs as in :class:`WorkingWith`."""
+    """Decorator of what reads its first argument, a pipeline or a network: it runs as in :func:`working_with`."""
 
     @functools.wraps(function)
     def beside_others(owner: Any, *args: Any, **kwargs: Any) -> Any:
-        with WorkingWith(owner):
+        with working_with(owner):
             return function(owner, *args, **kwargs)
 
     return cast(_Function, beside_others)
 
 
-def _is_held_back(parts, me):
-    """Whether work has to wait: for a change, or for one that waits, unless this thread may be what that waits for."""
+def _wait_for_changes(parts, me):
+    """For those that other threads make; and for those that wait, unless this thread may be what they wait for."""
     gives_way = not _is_inside(me) and me not in _changing.values()
-    return _is_changed_by_others(parts, me) or (gives_way and any(parts & wanted for wanted in _waiting))
+    _turn.wait_for(
+        lambda: not (_is_changed_by_others(parts, me) or (gives_way and any(parts & wanted for wanted in _waiting)))
+    )
 
 
 def _is_busy(parts, me):

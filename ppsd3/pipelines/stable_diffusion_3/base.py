@@ -344,14 +344,9 @@ class StableDiffusion3Base(
         clip_skip: int | None,
     ) -> tuple[TextCondition, TextCondition | None]:
         """The conditions of a call's prompts, see ``prompt_encoding.encode_conditions``."""
+        encoders, cache = self._text_encoders(), self._prompt_cache
         return encode_conditions(
-            self._text_encoders(),
-            prompts,
-            guided,
-            num_images_per_prompt,
-            max_sequence_length,
-            clip_skip,
-            self._prompt_cache,
+            encoders, prompts, guided, num_images_per_prompt, max_sequence_length, clip_skip, cache
         )
 
     def _text_encoders(self):

@@ -142,11 +142,7 @@ class Call:
         pictures = image_prompting.read_picture(self, guided)
         arguments = self.arguments
         texts = self.pipe._encode_texts(
-            self.prompts,
-            guided,
-            arguments.num_images_per_prompt,
-            arguments.max_sequence_length,
-            arguments.clip_skip,
+            self.prompts, guided, arguments.num_images_per_prompt, arguments.max_sequence_length, arguments.clip_skip
         )
         (positive, negative), (picture, no_picture) = texts, pictures
         return positive.with_image(picture), None if negative is None else negative.with_image(no_picture)
