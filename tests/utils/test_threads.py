@@ -210,7 +210,8 @@ PIPELINE_BESIDE = set(
     """
     call_arguments check_inputs download encode_image encode_prompt from_pipe from_pretrained from_single_file
     get_active_adapters get_list_adapters lora_scaled lora_state_dict maybe_free_model_hooks numpy_to_pil
-    prepare_ip_adapter_image_embeds prepare_latents progress_bar save_lora_weights save_pretrained save_textual_inversion using
+    prepare_ip_adapter_image_embeds prepare_latents progress_bar save_lora_weights save_pretrained
+    save_textual_inversion using
     disable_attention_slicing enable_attention_slicing enable_lora_hotswap
     disable_xformers_memory_efficient_attention enable_xformers_memory_efficient_attention
     disable_cache disable_prompt_cache enable_cache enable_prompt_cache register_modules set_ip_adapter_scale
@@ -220,7 +221,9 @@ PIPELINE_BESIDE = set(
 
 
 def classes(base):
-    return [found for name in ppsd3.__all__ if inspect.isclass(found := getattr(ppsd3, name)) and issubclass(found, base)]
+    return [
+        found for name in ppsd3.__all__ if inspect.isclass(found := getattr(ppsd3, name)) and issubclass(found, base)
+    ]
 
 
 def methods(class_):
@@ -231,7 +234,7 @@ def methods(class_):
 
 
 @pytest.mark.parametrize(
-    ("base", "changing", "beside"),
+    "base, changing, beside",
     [(ppsd3.ModelMixin, NETWORK, NETWORK_BESIDE), (ppsd3.DiffusionPipeline, PIPELINE, PIPELINE_BESIDE)],
     ids=["network", "pipeline"],
 )
