@@ -13,7 +13,7 @@ import paddle
 
 from .adapters import PeftAdapterMixin
 from .compilation import ForwardReplaceable
-from .configuration_utils import ConfigMixin
+from .configuration_utils import ConfigMixin, naming
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
 from .ops.adapted import checkpoint_tensors
@@ -33,9 +33,10 @@ from .serialization.source import TensorSource
 from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
-from .utils.device import device_name, tune_thread, usable_device
+from .utils.device import available_memory, device_name, tune_thread, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
-from .utils.errors import InputError
+from .utils.errors import ConfigError, InputError
+from .utils.files import read_whole
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -96,6 +97,11 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
             return super().__getattr__(name)
         except AttributeError:
             raise NoAttributeError(type(self), name, METHODS) from None
+
+    @classmethod
+    def _opened(cls, directory: str, variant: str | None) -> tuple[dict[str, Any], Checkpoint]:
+        """The configuration and the weights in ``directory``."""
+        return cls.load_config(directory), Checkpoint.open(directory, cls.weights_name, variant)
 
     @overload
     @classmethod
@@ -179,11 +185,9 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
             token=token,
             force_download=force_download,
         )
-        directory = os.path.join(directory, subfolder) if subfolder else directory
-        config = {**cls.load_config(directory), **overrides}
-        checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
-        path = os.path.join(directory, cls.config_name)
-        model, report = cls._filled_from(checkpoint, config, dtype, storage_dtype, path)
+        config, checkpoint = read_whole(directory, lambda folder: cls._opened(folder, variant), subfolder)
+        path = os.path.join(directory, subfolder or "", cls.config_name)
+        model, report = cls._filled_from(checkpoint, {**config, **overrides}, dtype, storage_dtype, path)
         return (model, report.as_loading_info()) if output_loading_info else model
 
     @classmethod
@@ -265,7 +269,7 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
             check_storage_dtype(storage_dtype)
         config, source = dict(config), cls.with_own_names(source)
         quantization = config.pop(CONFIG_KEY, None)
-        with to_be_filled():
+        with to_be_filled(), naming(config_path):
             model = cls(**cls.extract_init_arguments(config, source=config_path))
         prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
@@ -283,10 +287,14 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
             paddle_dtype: default ``paddle.get_default_dtype()``.
 
         Raises:
-            ConfigError: a key of ``config`` is not an argument of the class; the message gives the nearest one.
+            ConfigError: a key of ``config`` is not an argument of the class (the message gives the nearest one), a
+                value is not of the argument's type or out of its range, or the weights need more memory than is free.
             UnknownArgumentError: the same of ``overrides``.
         """
-        model = cls(**cls.extract_init_arguments({**config, **overrides}))
+        arguments = cls.extract_init_arguments({**config, **overrides})
+        if not is_to_be_filled():
+            _check_memory(cls, arguments)
+        model = cls(**arguments)
         return model if paddle_dtype is None else model.to(dtype=paddle_dtype)
 
     @classmethod
@@ -337,10 +345,11 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
 
-        Files are renamed to their final names when all are written; those of an earlier save are replaced.
+        All or nothing: whatever happens, the directory holds the old model or the new one (:mod:`ppsd3.utils.files`).
+        The disk needs room for both.
 
         Args:
-            save_directory: made if missing.
+            save_directory: made if missing. Other files in it stay.
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
             layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
@@ -350,7 +359,7 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
         Raises:
             InputError: another layout, or an int8 model in one that is not diffusers'; and what
                 :func:`ppsd3.serialization.writers.write_checkpoint` raises.
-            CheckpointError: the disk has too little space.
+            DiskError: the disk has too little space.
         """
         written = find_named_layout(layout, self.weights_name, type(self).__name__)
         if written.is_paddle and self.is_quantized:
@@ -515,6 +524,18 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
         self.gradient_checkpointing = value
+
+
+def _check_memory(model_class: type[ModelMixin], arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the weights of the model that ``arguments`` make need more memory than is free."""
+    with to_be_filled():
+        skeleton = model_class(**arguments)
+    needed, free = 4 * sum(int(p.size) for p in skeleton.parameters()), available_memory()
+    if needed > free:
+        raise ConfigError(
+            f"This {model_class.__name__} has {needed // 4:,} weights, which need {needed / 1e9:,.1f} GB; "
+            f"{free / 1e9:,.1f} GB are free. Make the configuration smaller, or load it from files, which are mapped."
+        )
 
 
 _filling = threading.local()

@@ -16,9 +16,10 @@ from ..serialization.layout import declared_layout
 from ..serialization.readers import SafetensorsFile
 from ..serialization.source import TensorSource
 from ..serialization.tensors import cast
-from ..serialization.writers import write_tensors
+from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
+from ..utils.json_files import parse_json_object
 from ..utils.types import PathLike, Tensors
 from .keys import ModuleNames, Place, split_key
 from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
@@ -39,10 +40,8 @@ def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
     """
     file = SafetensorsFile(path)
     text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
-    try:
-        metadata = None if text is None else json.loads(text)
-    except ValueError as error:
-        raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
+    source = f"{file.path}: its metadata {LORA_ADAPTER_METADATA_KEY!r}"
+    metadata = None if text is None else parse_json_object(text, source, CheckpointFormatError)
     tensors = {name: file.read(name) for name in file.keys()}
     matrices = {key: tensor for key, tensor in tensors.items() if split_key(key)[1] in ("down", "up")}
     if declared_layout(file) == "paddle" and not any(len(set(tensor.shape)) > 1 for tensor in matrices.values()):
@@ -77,7 +76,8 @@ def save_lora_file(
     if os.path.isfile(save_directory):
         raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
     os.makedirs(save_directory, exist_ok=True)
-    with atomic_write(os.path.join(save_directory, name)) as file:
+    needed = sum(byte_size(tensor) for tensor in tensors.values())
+    with atomic_write(os.path.join(save_directory, name), needed) as file:
         write_tensors(file, tensors, metadata)
 
 

@@ -5,11 +5,11 @@ Legend: B batch, C latent channels, H W latent grid, N image tokens, L text toke
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,12 @@ from ..modeling_utils import ModelMixin, is_to_be_filled
 from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
+from ..utils.config_types import Heads, HeadWidth, Index, Layers, PatchSide, Pixels, PositionTable, Width
 from ..utils.errors import ConfigError, InputError
+from ..utils.files import replacing
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.types import Dtype, PathLike
+from ..utils.weight_names import is_former_component_file
 from .attention import JointTransformerBlock, SD3SingleTransformerBlock
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from .transformer_sd3 import ConditionedBlocks, PreparedCondition, SD3Transformer2DModel
@@ -70,19 +73,19 @@ class SD3ControlNetModel(ConditionedBlocks):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 128,
-        patch_size: int = 2,
-        in_channels: int = 16,
-        num_layers: int = 18,
-        attention_head_dim: int = 64,
-        num_attention_heads: int = 18,
-        joint_attention_dim: int | None = 4096,
-        caption_projection_dim: int = 1152,
-        pooled_projection_dim: int = 2048,
-        out_channels: int = 16,
-        pos_embed_max_size: int | None = 96,
-        extra_conditioning_channels: int = 0,
-        dual_attention_layers: Sequence[int] = (),
+        sample_size: Pixels = 128,
+        patch_size: PatchSide = 2,
+        in_channels: Width = 16,
+        num_layers: Layers = 18,
+        attention_head_dim: HeadWidth = 64,
+        num_attention_heads: Heads = 18,
+        joint_attention_dim: Width | None = 4096,
+        caption_projection_dim: Width = 1152,
+        pooled_projection_dim: Width = 2048,
+        out_channels: Width = 16,
+        pos_embed_max_size: PositionTable | None = 96,
+        extra_conditioning_channels: Index = 0,
+        dual_attention_layers: Sequence[Index] = (),
         qk_norm: str | None = None,
         pos_embed_type: str | None = "sincos",
         use_pos_embed: bool = True,
@@ -278,7 +281,7 @@ class SD3MultiControlNetModel(ModelMixin):
         for name, values in (("controlnet_cond", controlnet_cond), ("conditioning_scale", conditioning_scale)):
             if len(values) != len(self.nets):
                 raise InputError(f"`{name}` has {len(values)} entries for {len(self.nets)} ControlNets.")
-        residuals = reduce(
+        residuals = functools.reduce(
             _sum_of_two,
             (
                 net(
@@ -310,8 +313,10 @@ class SD3MultiControlNetModel(ModelMixin):
     def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
         ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""
-        for index, net in enumerate(self.nets):
-            net.save_pretrained(_numbered(save_directory, index), **options)
+        parent, name = os.path.split(os.path.abspath(save_directory))
+        with replacing(parent, functools.partial(is_former_component_file, numbered=name)) as new:
+            for index, net in enumerate(self.nets):
+                net.save_pretrained(_numbered(os.path.join(new, name), index), **options)
 
     @classmethod
     @takes_keywords_of(LOADING, also=())
@@ -337,7 +342,7 @@ def add_residuals(lists: Iterable[list[paddle.Tensor]]) -> list[paddle.Tensor] |
     first brought to their least common multiple.
     """
     lists = list(lists)
-    return reduce(_sum_of_two, lists) if lists else None
+    return functools.reduce(_sum_of_two, lists) if lists else None
 
 
 def _sum_of_two(first, second):

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import paddle
 
+from ..utils.checking import Range, checks_arguments
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Tensors
 
 
+@checks_arguments
 @dataclasses.dataclass
 class EMA:
-    """Shadow copy of parameters, ``shadow = decay * shadow + (1 - decay) * parameter`` per step.
+    """Shadow copy of parameters, ``shadow = decay * shadow + (1 - decay) * parameter`` per step, always float32.
+
+    In bfloat16 a step of ``1 - decay`` would round to nothing.
 
     Args:
         parameters: by structured name.
@@ -24,12 +29,12 @@ class EMA:
     """
 
     parameters: Mapping[str, paddle.Tensor]
-    decay: float = 0.9995
-    every: int = 4
+    decay: Annotated[float, Range(0, below=1)] = 0.9995
+    every: Annotated[int, Range(1)] = 4
     shadow: Tensors = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.shadow = {name: float32_copy(p) for name, p in self.parameters.items()}
 
     @no_grad
     def update(self, step: int) -> None:
@@ -40,7 +45,7 @@ class EMA:
         for name, parameter in self.parameters.items():
             shadow = self.shadow[name]
             shadow.scale_(keep)
-            shadow.add_(parameter.detach() * (1 - keep))
+            shadow.add_(parameter.detach().astype("float32") * (1 - keep))
 
     def copy_to_parameters(self) -> None:
         """Sets the parameters to the averages for good."""
@@ -57,7 +62,13 @@ class EMA:
             _assign(self.parameters, own)
 
 
+def float32_copy(tensor: paddle.Tensor) -> paddle.Tensor:
+    """A detached copy in float32, in which small updates do not vanish."""
+    copy = tensor.detach().astype("float32")
+    return copy.clone() if copy.dtype == tensor.dtype else copy
+
+
 @no_grad
 def _assign(parameters: Mapping[str, paddle.Tensor], values: Mapping[str, paddle.Tensor]) -> None:
     for name, parameter in parameters.items():
-        parameter.set_value(values[name])
+        parameter.set_value(values[name].astype(parameter.dtype))

@@ -9,7 +9,6 @@ component; no pickles and no single-file checkpoints beside them. The hubs' own 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -17,8 +16,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from .errors import CheckpointNotFoundError, InputError
+from .files import settled
 from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
+from .pipeline_index import PIPELINE_INDEX, read_pipeline_index
 from .repositories import REPOSITORIES, HubUnreachable, Repository
 from .types import PathLike
 from .weight_names import (
@@ -32,7 +33,6 @@ from .weight_names import (
 
 _logger = get_logger(__name__)
 
-PIPELINE_INDEX = "model_index.json"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUNDLED = {
     "shapes": os.path.join(_PACKAGE, "shapes", "checkpoint"),  # a pipeline
@@ -85,7 +85,7 @@ def resolve_checkpoint(
     """
     name = _as_path(name_or_path)
     if os.path.isdir(name) and (name not in BUNDLED or _holds_checkpoint(name)):
-        return name
+        return settled(name)
     if name in BUNDLED:
         return _bundled(name)
     if os.path.isfile(name):
@@ -122,6 +122,7 @@ def resolve_file(
         CheckpointNotFoundError: no such file; the message says what was tried.
     """
     name = _as_path(path_or_link)
+    name = _settled_file(name)
     if os.path.isfile(name):
         return name
     if os.path.isdir(name):
@@ -143,6 +144,12 @@ def _as_path(given: object) -> str:
     if not isinstance(given, (str, os.PathLike)):
         raise InputError(f"A checkpoint is found by a path, a hub id or a link, not by a {type(given).__name__}.")
     return os.path.expanduser(os.fspath(given))
+
+
+def _settled_file(path: str) -> str:
+    """``path``, see :func:`ppsd3.utils.files.settled`."""
+    directory, name = os.path.split(path)
+    return os.path.join(settled(directory), name) if directory else path
 
 
 def _repository(hub: str | None) -> type[Repository]:
@@ -170,7 +177,7 @@ def resolve_small_file(
     if match:
         return _fetch_file(_repository(match["hub"])(match["repo"], **hub), inside, local_files_only)
     directory = resolve_checkpoint(name) if name in BUNDLED else name
-    return os.path.join(directory, inside) if os.path.isdir(directory) else directory
+    return _settled_file(os.path.join(directory, inside) if os.path.isdir(directory) else directory)
 
 
 def select_files(files: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:
@@ -279,8 +286,7 @@ def _select(repository, files, components, variant):
 
 def _pipeline_components(repository):
     """Names of the components that the repository's index lists."""
-    with open(os.path.join(repository.download([PIPELINE_INDEX]), PIPELINE_INDEX), encoding="utf-8") as file:
-        index = json.load(file)
+    index = read_pipeline_index(repository.download([PIPELINE_INDEX]))
     return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
 
 
