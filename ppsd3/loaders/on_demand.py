@@ -109,7 +109,7 @@ class OnDemandNetwork(Shared):
             with self._lock:
                 self._users -= 1
                 if not self._users and self._network is not None:
-                    self._release()
+                    self._release(self._network)
 
     def _read_whole(self):
         """The network with all that was done to it, and with its adapter."""
@@ -120,9 +120,9 @@ class OnDemandNetwork(Shared):
             self._attachment.enter_context(self._attached(network, self.ip_adapter))
         return network
 
-    def _release(self):
+    def _release(self, network):
         self._attachment.close()  # the adapter keeps its memory
-        for tensor in tensors_of(self._network, include_sublayers=True):
+        for tensor in tensors_of(network, include_sublayers=True):
             free_memory(tensor)  # whoever still refers to the network: its memory is not kept
         self._network = None
         release_freed_memory()

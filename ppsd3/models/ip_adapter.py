@@ -315,7 +315,7 @@ class IPAdapter(nn.Layer):
 def held_scales(adapter: IPAdapter | None) -> contextlib.AbstractContextManager[None]:
     """Within the block, the scales of ``adapter`` are those at its start or what the block sets; other threads have
     theirs. None changes nothing."""
-    own = {} if adapter is None else dict(zip(adapter.ip_adapter, adapter.scales))
+    own: dict[Any, float] = {} if adapter is None else dict(zip(adapter.ip_adapter, adapter.scales))
     return held(_own_scales, {**_own_scales.get(), **own})
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
+from ..utils.contexts import held
 from ..utils.errors import ConfigError
 
 LEVELS = ("reference", "paddle", "onednn", "native")  # each may use those before it too
@@ -29,13 +31,13 @@ def _level(name, source):
 
 
 _process = Settings(_level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS"))
-context: ContextVar[Settings | None] = ContextVar("kernel_settings", default=None)  # of a ``with`` block
+_context: ContextVar[Settings | None] = ContextVar("kernel_settings", default=None)  # of a ``with`` block
 _changing = threading.Lock()
 
 
 def current() -> Settings:
     """The settings that hold for the present thread."""
-    return context.get() or _process
+    return _context.get() or _process
 
 
 class _Change:
@@ -49,27 +51,32 @@ class _Change:
         _put(changes)
 
     def __enter__(self) -> _Change:
-        if context.get() is None:
+        if _context.get() is None:
             _put(self._before)
-            self._block = context.set(_process._replace(**self._changes))
+            self._block = _context.set(_process._replace(**self._changes))
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._block is None:
             _put(self._before)
         else:
-            context.reset(self._block)
+            _context.reset(self._block)
 
 
 def _put(changes: Mapping[str, Any]) -> None:
     """Changes the settings of the block that this thread is in, or else of the process."""
     global _process
-    own = context.get()
+    own = _context.get()
     if own is not None:
-        context.set(own._replace(**changes))
+        _context.set(own._replace(**changes))
         return
     with _changing:
         _process = _process._replace(**changes)
+
+
+def kept() -> contextlib.AbstractContextManager[None]:
+    """Within the block, the settings are those at its start, whatever other threads change."""
+    return held(_context, current())
 
 
 class use_kernels(_Change):

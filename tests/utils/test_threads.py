@@ -210,7 +210,7 @@ PIPELINE_BESIDE = set(
     """
     call_arguments check_inputs download encode_image encode_prompt from_pipe from_pretrained from_single_file
     get_active_adapters get_list_adapters lora_scaled lora_state_dict maybe_free_model_hooks numpy_to_pil
-    prepare_ip_adapter_image_embeds prepare_latents progress_bar save_lora_weights save_pretrained
+    prepare_ip_adapter_image_embeds prepare_latents progress_bar require save_lora_weights save_pretrained
     save_textual_inversion using
     disable_attention_slicing enable_attention_slicing enable_lora_hotswap
     disable_xformers_memory_efficient_attention enable_xformers_memory_efficient_attention

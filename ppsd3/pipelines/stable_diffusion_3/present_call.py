@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...models.ip_adapter import held_scales
-from ...ops import settings
-from ...utils.contexts import held
-from ...utils.paddle_internals import no_grad
+import paddle
+
+from ...models.ip_adapter import IPAdapter, held_scales
+from ...ops.settings import kept as kept_settings
+from ...utils.device import tune_thread
 from ...utils.threads import working_with
 from .arguments import CallArguments
 from .call import Call
@@ -26,6 +27,11 @@ class PresentCall:
     _last_call: Call | None = None
     _scheduler: Any
 
+    if TYPE_CHECKING:
+
+        @property
+        def ip_adapter(self) -> IPAdapter | None: ...
+
     @property
     def scheduler(self) -> Any:
         """The pipeline's scheduler; inside a call, as for its callbacks, the call's own copy with its schedule."""
@@ -36,14 +42,14 @@ class PresentCall:
     def scheduler(self, scheduler: Any) -> None:
         self._scheduler = scheduler
 
-    @no_grad
     def _draw(self, task: Task, arguments: CallArguments) -> StableDiffusion3PipelineOutput:
         """The pictures of one call; a tuple of its ``images`` without ``return_dict``."""
+        tune_thread()
         call = self._last_call = Call(self, task, arguments)  # type: ignore[arg-type]
         calls = self._calls.setdefault(threading.get_ident(), [])
         calls.append(call)
         try:
-            with working_with(self), held(settings.context, settings.current()), held_scales(self.ip_adapter):
+            with paddle.no_grad(), working_with(self), kept_settings(), held_scales(self.ip_adapter):
                 return call.run()
         finally:
             calls.pop()
