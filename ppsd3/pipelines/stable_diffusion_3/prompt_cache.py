@@ -2,16 +2,21 @@
 
 A condition belongs to the text, to how it is read, and to the encoders with all that was done to them (weights,
 adapters, quantization), so all of it is in its key. With encoders that are loaded on demand, a hit saves the loading.
+Each text is encoded by itself: in a batch its last digits would depend on what is beside it, and so on which thread or
+call was the first to need it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
 import hashlib
 import os
 import threading
-from collections.abc import Callable
-from typing import Annotated
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
@@ -92,7 +97,8 @@ class PromptCache:
             for clip_skip, some in groups
         ]
         fresh = {}
-        for (_, some), condition in zip(groups, encode(encoders, requests, max_sequence_length) if requests else []):
+        alone = dataclasses.replace(encoders, using=lambda name: _row_by_row(encoders.tower(name)))
+        for (_, some), condition in zip(groups, encode(alone, requests, max_sequence_length) if requests else []):
             for row, (key, _, _) in enumerate(some):
                 fresh[key] = TextCondition(condition.embeds[row : row + 1], condition.pooled[row : row + 1])
                 self._put(key, fresh[key])
@@ -130,6 +136,31 @@ class PromptCache:
 
     def _path(self, key):
         return None if self.directory is None else os.path.join(self.directory, key + ".npz")
+
+
+@contextlib.contextmanager
+def _row_by_row(tower: AbstractContextManager[Any]) -> Iterator[Callable[..., Any]]:
+    """Gives the network of ``tower`` as a function that runs it for each row of its input by itself."""
+    with tower as network:
+        yield lambda rows, **options: _Rows([network(row, **options) for row in rows.split(rows.shape[0])])
+
+
+class _Rows:
+    """Outputs of a network for one row each, as its output for all of them."""
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self._outputs = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return _joined([getattr(output, name) for output in self._outputs])
+
+    def __getitem__(self, index: int) -> Any:
+        return _joined([output[index] for output in self._outputs])
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Tensors one after the other on the batch axis; of tuples of tensors, each."""
+    return paddle.concat(parts) if isinstance(parts[0], paddle.Tensor) else tuple(map(paddle.concat, zip(*parts)))
 
 
 _TEXTS = ("prompt", "prompt_2", "prompt_3")
