@@ -20,6 +20,7 @@ from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
+from ..utils.threads import changes_networks
 from ..utils.types import Names
 from .layers import LowRank
 from .patterns import NamePattern, PatternTable
@@ -182,6 +183,7 @@ def _has_weights(layer: nn.Layer) -> bool:
     return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
 
 
+@changes_networks
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
     """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.
 

@@ -27,6 +27,7 @@ from ..utils.files import atomic_write
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.recognition import explain, explain_tensors
+from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
@@ -107,15 +108,17 @@ class TextualInversionLoaderMixin(PipelineHost):
         chosen = text_encoder is not None or tokenizer is not None
         sources = [_read(item, dict(options)) for item in given]
         words = collections.defaultdict(list)  # tower -> its new words
-        for source, wanted in zip(sources, _tokens_for(sources, token)):
-            for tower, word in self._words(source, wanted, towers, chosen):
-                words[tower].append(word)
-        for tower, some in words.items():
-            self._check_words(tower, some)
-        for tower, some in words.items():
-            self._add_words(tower, some)
+        with Changing(self, "load_textual_inversion"):
+            for source, wanted in zip(sources, _tokens_for(sources, token)):
+                for tower, word in self._words(source, wanted, towers, chosen):
+                    words[tower].append(word)
+            for tower, some in words.items():
+                self._check_words(tower, some)
+            for tower, some in words.items():
+                self._add_words(tower, some)
 
     @checks_arguments
+    @changes_networks
     def unload_textual_inversion(
         self, tokens: Names | None = None, tokenizer: str | CLIPTokenizer | None = None, text_encoder: Any = None
     ) -> None:
@@ -149,6 +152,7 @@ class TextualInversionLoaderMixin(PipelineHost):
                 self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=own.eos_token_id)
 
     @checks_arguments
+    @works_with_networks
     def save_textual_inversion(self, save_directory: PathLike, token: str, weight_name: str | None = None) -> None:
         """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
 

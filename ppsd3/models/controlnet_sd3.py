@@ -274,6 +274,9 @@ class SD3MultiControlNetModel(ModelMixin):
             raise InputError(f"SD3MultiControlNetModel takes SD3ControlNetModels, not {wrong or 'an empty list'}.")
         self.nets = nn.LayerList(list(controlnets))
 
+    def _shared_parts(self) -> list[Any]:
+        return [self, *self.nets]
+
     @property
     def config(self) -> FrozenConfig:
         """FrozenConfig: ``nets`` is the list of the ControlNets' own."""

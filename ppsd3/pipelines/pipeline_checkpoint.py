@@ -29,6 +29,7 @@ from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, takes_keywords_of
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, not_a_component, read_pipeline_index
 from ..utils.recognition import explain_class
+from ..utils.threads import works_with_networks
 from ..utils.weight_names import choose_variants, is_former_component_file
 from .component_classes import PIPELINE_CLASSES, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
@@ -219,6 +220,7 @@ class PipelineCheckpointMixin:
                 f"pass `{missing[0]}=` a component of your own or None."
             )
 
+    @works_with_networks
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
