@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
+import unicodedata
 
 import numpy as np
 from helpers import ip_adapters, tiny
+
+from .case import Wrong
 
 SMALL = {**tiny.TRANSFORMER, "num_layers": 1, "sample_size": 8, "pos_embed_max_size": 8}
 SMALL_VAE = {**tiny.VAE, "block_out_channels": (4,), "norm_num_groups": 2, "layers_per_block": 1}
@@ -95,3 +100,49 @@ def as_float32(code, array):
         return (array.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(all="ignore"):
         return array.astype(np.float32)
+
+
+# A whole pipeline, and the command line
+
+
+def pipeline(directory=None):
+    """A complete pipeline of one layer each, whose pictures of 16 pixels a side take a few milliseconds; saved into
+    ``directory``."""
+    from ppsd3 import StableDiffusion3Pipeline
+
+    parts = tiny.make_components(num_layers=1)
+    for name in ("text_encoder", "text_encoder_2"):
+        config = {**parts[name].config, **ONE_LAYER}
+        parts[name] = tiny.randomize(type(parts[name])(**config), 1)
+    parts["text_encoder_3"] = tiny.randomize(type(parts["text_encoder_3"])(**{**tiny.T5, "num_layers": 1}), 2)
+    pipe = StableDiffusion3Pipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    if directory is not None:
+        pipe.save_pretrained(directory)
+    return pipe
+
+
+SMALL_CALL = {"num_inference_steps": 1, "height": 16, "width": 16}
+SMALL_OPTIONS = ("--steps", "1", "--height", "16", "--width", "16", "--quiet")
+
+
+def command(*arguments):
+    """Runs ``ppsd3 ARGUMENTS`` in this process; what it refuses is raised as InputError, and a defect as it was."""
+    from ppsd3.cli.main import main
+    from ppsd3.utils.errors import InputError
+
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse's
+        code = error.code
+    text = printed.getvalue()
+    raw = sorted({letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf") and letter not in "\n\t\r"})
+    if raw:
+        raise Wrong(f"control characters are printed as they are: {raw} in {text[-200:]!r}")
+    if code == 1:
+        main([*(str(argument) for argument in arguments), "--debug"])  # which raises it
+        raise RuntimeError(text)
+    if code:
+        raise InputError(text)
