@@ -42,11 +42,13 @@ class Kind:
             line = [part for part in line if part != "a red circle"]
             chosen.append(("--prompt-file", file))
         if rng.random() < 0.3:
-            line[rng.randrange(1, len(line))] = self._value(rng)
+            at = rng.randrange(1, len(line))
+            if place not in (line[at], *getattr(line[at], "parents", ())):  # where something is written
+                line[at] = self._value(rng)
         line += [part for some in chosen for part in some]
         line = [_possible(part) for part in line]
         # A refusal may name what stands on the line in place of the option.
-        names = {str(part) for part in line[1:] if len(str(part)) > 1} | {"COMMAND", "PROMPT", "CHECKPOINT", "SOURCE", "TARGET", "unrecognized arguments"}
+        names = {str(part) for part in line[1:] if len(str(part)) > 1} | {f" {part} " for part in line} | {"COMMAND", "PROMPT", "CHECKPOINT", "SOURCE", "TARGET", "unrecognized arguments"}
         names |= {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]}
         return Case(lambda: corpus.command(*line), tuple(names), repr([str(part)[:60] for part in line]))
 

@@ -54,6 +54,8 @@ class Kind:
         for name, weights in self.weights.items():
             for key, own in weights.items():
                 change = np.asarray(expected.get((name, key), 0), np.float32)
+                if own.ndim == 1 and change.size == own.size:  # a row of numbers for a bias
+                    change = change.reshape(own.shape)
                 if change.ndim and change.shape != own.shape:
                     raise Wrong(f"{name}.{key} {own.shape} took a change of the shape {change.shape}")
                 difference = fused[name][key] - own - change
@@ -81,7 +83,7 @@ class Kind:
             found.setdefault(place, {})[part] = values[:, :, 0, 0] if values.shape[2:] == (1, 1) else values
         changes = {}
         for (network, module), parts in found.items():
-            changes[(network, f"{module}.weight")] = _matrix(parts, _alpha(parts, network, metadata))
+            changes[(network, f"{module}.weight")] = _matrix(parts, _alpha(parts, network, module, metadata))
             if "diff_b" in parts:
                 changes[(network, f"{module}.bias")] = parts["diff_b"]
         return changes
@@ -104,13 +106,19 @@ def _matrix(parts, alpha):
 
 
 def _scale(alpha, rank):
-    return np.float32(1.0 if alpha is None else alpha / rank)
+    value, stabilised = alpha
+    return np.float32(1.0 if value is None else value / (rank**0.5 if stabilised else rank))
 
 
-def _alpha(parts, network, metadata):
+def _alpha(parts, network, module, metadata):
+    """(alpha or None, whether it is divided by the root of the rank)."""
+    stabilised = bool(metadata.get(f"{network}.use_rslora"))
     if "alpha" in parts:
-        return float(parts["alpha"].reshape(-1)[0])
-    return metadata.get(f"{network}.lora_alpha")
+        return float(parts["alpha"].reshape(-1)[0]), stabilised
+    for pattern, alpha in (metadata.get(f"{network}.alpha_pattern") or {}).items():
+        if f".{module}".endswith(f".{pattern}"):
+            return alpha, stabilised
+    return metadata.get(f"{network}.lora_alpha"), stabilised
 
 
 def _metadata(data):
