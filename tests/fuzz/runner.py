@@ -99,6 +99,8 @@ class Worker:
         self.close()
         if self._hung:
             return {"verdict": "hang", "error": f"over {CPU_SECONDS} s", "message": words, "where": _innermost(words)}
+        if code == 1:
+            raise RuntimeError(f"the worker failed by itself:\n{words}")
         name = signal.Signals(-code).name if code < 0 else f"exit {code}"
         return {"verdict": "crash", "error": name, "message": words, "where": _innermost(words)}
 

@@ -12,24 +12,25 @@ from .. import corpus, mutation
 from ..case import Case
 
 _TOO_LARGE = (10**9, 2**31, 2**63, 10**30)
+PLACE = "new"  # stands for a directory of the case
 # Not what a directory to write into is: nothing is written where a text happens to point to.
 _SKIPPED = ("callback_on_step_end", "save_directory", "target")
 
 
 class Kind:
     def __init__(self, directory):
-        self.calls = _calls(directory)
+        self.calls = [call for call in _calls(directory) if _parameters(call[1])]
 
     def case(self, rng, place):
         label, function, sound = rng.choice(self.calls)
-        names = _parameters(function) or list(sound)
+        names = _parameters(function)
         changed = {}
         for _ in range(rng.choice((1, 1, 1, 2))):
             changed[rng.choice(names)] = _value(rng)
         if rng.random() < 0.05:
             changed[mutation.text(rng) or "no_such_argument"] = 1
         arguments = sound() if callable(sound) else dict(sound)
-        arguments = {name: place / value if value == "PLACE" else value for name, value in arguments.items()}
+        arguments = {name: place / value if value is PLACE else value for name, value in arguments.items()}
         arguments.update(changed)
         shown = {name: _show(value) for name, value in changed.items()}
         return Case(lambda: function(**arguments), tuple(changed), f"{label}({shown})")
@@ -37,7 +38,7 @@ class Kind:
 
 def _show(value):
     shape = getattr(value, "shape", None)
-    return repr(value)[:80] if shape is None else f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}"
+    return repr(value)[:80] if isinstance(value, type) or shape is None else f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}"
 
 
 def _parameters(function):
@@ -92,9 +93,9 @@ def _calls(directory):
         ("from_pretrained", ppsd3.StableDiffusion3Pipeline.from_pretrained, {"pretrained_model_name_or_path": model}),
         ("from_pretrained", ppsd3.AutoencoderKL.from_pretrained, {"pretrained_model_name_or_path": model, "subfolder": "vae"}),
         ("from_pretrained", ppsd3.CLIPTokenizer.from_pretrained, {"pretrained_model_name_or_path": model, "subfolder": "tokenizer"}),
-        ("save_pretrained", networks["vae"].save_pretrained, {"save_directory": "PLACE"}),
-        ("save_pretrained", pipe.save_pretrained, {"save_directory": "PLACE"}),
-        ("convert", ppsd3.convert, {"source": model / "vae", "target": "PLACE"}),
+        ("save_pretrained", networks["vae"].save_pretrained, {"save_directory": PLACE}),
+        ("save_pretrained", pipe.save_pretrained, {"save_directory": PLACE}),
+        ("convert", ppsd3.convert, {"source": model / "vae", "target": PLACE}),
         ("from_pipe", ppsd3.StableDiffusion3Pipeline.from_pipe, {"pipeline": pipe}),
         ("load_image", load_image, {"image": lambda: None}),
         ("make_image_grid", make_image_grid, lambda: {"images": [_picture()] * 2, "rows": 1, "cols": 2}),
@@ -116,8 +117,7 @@ def _calls(directory):
         ("FirstBlockCache", ppsd3.FirstBlockCache, {}),
         ("vae.decode", networks["vae"].decode, lambda: {"z": _tensor([1, 4, 4, 4])}),
         ("vae.encode", networks["vae"].encode, lambda: {"x": _tensor([1, 3, 8, 8])}),
-        ("enable_layerwise_casting", networks["transformer"].enable_layerwise_casting, {}),
-        ("quantize", networks["controlnet"].quantize, {}),
+        ("enable_layerwise_casting", ppsd3.SD3Transformer2DModel(**corpus.SMALL).enable_layerwise_casting, {}),
     ]
     calls += _adapters(corpus.pipeline())
     guidances = ("ClassifierFreeGuidance", "ClassifierFreeZeroStarGuidance", "AdaptiveProjectedGuidance", "GuidanceInterval")
@@ -218,6 +218,6 @@ def _adapters(pipe):
         (pipe.delete_adapters, lambda **options: emptied().delete_adapters(**options), {"adapter_names": "a"}),
         (pipe.fuse_lora, fuse, {"lora_scale": 0.5}),
         (pipe.load_textual_inversion, learn, word),
-        (type(pipe).save_lora_weights, type(pipe).save_lora_weights, {"save_directory": "PLACE", "transformer_lora_layers": layers}),
+        (type(pipe).save_lora_weights, type(pipe).save_lora_weights, {"save_directory": PLACE, "transformer_lora_layers": layers}),
     )
     return [(method.__name__, function if function == method else _like(method, function), sound) for method, function, sound in calls]
