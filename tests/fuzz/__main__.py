@@ -13,21 +13,22 @@ from fuzz.case import KINDS
 
 def main():
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("kind", nargs="?", help=f"one or several of {','.join(KINDS)} (default: all)")
-    parser.add_argument("seed", nargs="?", default="0")
-    parser.add_argument("case", nargs="?", type=int, help="this one alone (default: all of them)")
-    parser.add_argument("--cases", type=int, default=300, help="of each kind (default: %(default)s)")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case (default: %(default)s)")
+    parser.add_argument("kind", nargs="?", help=f"one of {', '.join(KINDS)}, or several with commas (default: all)")
+    parser.add_argument("seed", nargs="?", default="0", help="any word (default: %(default)s)")
+    parser.add_argument("case", nargs="?", type=int, help="this one alone (default: the first ones)")
+    parser.add_argument("--cases", type=int, default=300, help="how many of each kind (default: %(default)s)")
     arguments = parser.parse_args()
-    kinds = arguments.kind.split(",") if arguments.kind else KINDS
     if arguments.case is not None:
-        _, faults = runner.fuzz(kinds, arguments.seed, 1, arguments.case, lambda _, verdict: print(json.dumps(verdict, indent=1)))
-        return 1 if faults else 0
-    counts, faults = runner.fuzz(kinds, arguments.seed, arguments.cases, arguments.first)
-    print(runner.describe(faults))
-    for kind, count in counts.items():
-        print(f"{kind:20} {dict(count)}")
-    return 1 if faults else 0
+        (verdict,) = runner.Worker().run(arguments.kind, arguments.seed, arguments.case, arguments.case + 1)
+        print(json.dumps(verdict, indent=1, ensure_ascii=True))
+        return verdict["verdict"] not in runner.GOOD
+    failed = False
+    for kind in arguments.kind.split(",") if arguments.kind else KINDS:
+        counts, faults = runner.fuzz(kind, arguments.seed, arguments.cases)
+        print(runner.describe(faults).encode("ascii", "backslashreplace").decode())
+        print(f"{kind:20} {dict(counts)}", flush=True)
+        failed |= bool(faults)
+    return failed
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import sys
 import tempfile
 import time
 
-from .case import KINDS
-
 CPU_SECONDS = 5  # that a case may take
 WALL_SECONDS = 120  # for a case that waits; other programs may hold the processor
 GOOD = ("accepted", "refused")
@@ -23,10 +21,14 @@ _TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Worker:
-    """A warm process that runs cases; another one takes its place when it dies."""
+    """A warm process that runs cases; another one takes its place when it dies.
 
-    def __init__(self) -> None:
-        self._process = None
+    Args:
+        cpu_seconds: that a case may take.
+    """
+
+    def __init__(self, cpu_seconds: float = CPU_SECONDS) -> None:
+        self._process, self._cpu_seconds = None, cpu_seconds
 
     def run(self, kind, seed, first, stop):
         """Yields the verdict on each case of ``range(first, stop)``."""
@@ -70,16 +72,23 @@ class Worker:
             cwd=self._home.name,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         )
-        self._hung = False
+        self._hung, self._read = False, b""
 
     def _answer(self, is_case=True):
         """The next line of the worker, None once it has ended or has taken too long."""
         began, cpu = time.monotonic(), self._cpu()
         while True:
-            if select.select([self._process.stdout], [], [], 0.5)[0]:
-                line = self._process.stdout.readline()
-                return json.loads(line) if line else None
-            if is_case and (self._cpu() - cpu > CPU_SECONDS or time.monotonic() - began > WALL_SECONDS):
+            line, newline, rest = self._read.partition(b"\n")
+            if newline:
+                self._read = rest
+                return json.loads(line)
+            if select.select([self._process.stdout], [], [], 0.2)[0]:
+                data = os.read(self._process.stdout.fileno(), 1 << 16)
+                if not data:
+                    return None
+                self._read += data
+                continue
+            if is_case and (self._cpu() - cpu > self._cpu_seconds or time.monotonic() - began > WALL_SECONDS):
                 self._hung = True
                 self._process.send_signal(signal.SIGUSR1)  # it says where it is
                 time.sleep(0.5)
@@ -98,7 +107,7 @@ class Worker:
         words = self._last_words()
         self.close()
         if self._hung:
-            return {"verdict": "hang", "error": f"over {CPU_SECONDS} s", "message": words, "where": _innermost(words)}
+            return {"verdict": "hang", "error": f"over {self._cpu_seconds} s", "message": words, "where": _innermost(words)}
         if code == 1:
             raise RuntimeError(f"the worker failed by itself:\n{words}")
         name = signal.Signals(-code).name if code < 0 else f"exit {code}"
@@ -117,21 +126,18 @@ def _innermost(words):
     return ""
 
 
-def fuzz(kinds=KINDS, seed=0, cases=300, first=0, report=None):
-    """dict: kind -> Counter of verdicts, and the list of faults (dicts)."""
-    counts, faults = {}, []
-    worker = Worker()
+def fuzz(kind, seed="0", cases=300, first=0, worker=None):
+    """Counter of the verdicts on ``cases`` cases, and the faults among them (dicts)."""
+    counts, faults = collections.Counter(), []
+    own = worker or Worker()
     try:
-        for kind in kinds:
-            counts[kind] = collections.Counter()
-            for verdict in worker.run(kind, seed, first, first + cases):
-                counts[kind][verdict["verdict"]] += 1
-                if report is not None:
-                    report(kind, verdict)
-                if verdict["verdict"] not in GOOD:
-                    faults.append({"kind": kind, "seed": seed, **verdict})
+        for verdict in own.run(kind, seed, first, first + cases):
+            counts[verdict["verdict"]] += 1
+            if verdict["verdict"] not in GOOD:
+                faults.append({"kind": kind, "seed": seed, **verdict})
     finally:
-        worker.close()
+        if worker is None:
+            own.close()
     return counts, faults
 
 

@@ -28,6 +28,7 @@ def serve(requests, answers):
     """For each line "KIND SEED FIRST STOP" of ``requests``: the cases, a JSON line on each to ``answers``."""
     faulthandler.register(signal.SIGUSR1)
     warnings.simplefilter("ignore")
+    importlib.import_module("ppsd3")  # before any case's time begins
     kinds: dict[str, Any] = {}
     for line in requests:
         name, seed, first, stop = line.split()

@@ -117,7 +117,6 @@ def _calls(directory):
         ("FirstBlockCache", ppsd3.FirstBlockCache, {}),
         ("vae.decode", networks["vae"].decode, lambda: {"z": _tensor([1, 4, 4, 4])}),
         ("vae.encode", networks["vae"].encode, lambda: {"x": _tensor([1, 3, 8, 8])}),
-        ("enable_layerwise_casting", ppsd3.SD3Transformer2DModel(**corpus.SMALL).enable_layerwise_casting, {}),
     ]
     calls += _adapters(corpus.pipeline())
     guidances = ("ClassifierFreeGuidance", "ClassifierFreeZeroStarGuidance", "AdaptiveProjectedGuidance", "GuidanceInterval")
