@@ -4,7 +4,7 @@
     python examples/train_shapes.py --output runs/shapes --stage transformer
     python examples/train_shapes.py --output runs/shapes --stage controlnet  # reads silhouettes: shapes-silhouette
 
-Every stage writes its state to OUTPUT/<stage>/state.npz every few minutes, and losses to log.jsonl. The packed
+Every stage writes its state to OUTPUT/<stage>/checkpoints every few minutes, and losses to log.jsonl. The packed
 model, in half precision and in diffusers format, is OUTPUT/shapes; the package ships it as ppsd3/shapes/checkpoint.
 """
 

@@ -36,6 +36,7 @@ from .serialization.writers import write_checkpoint
 from .utils.device import device_name, tune_process, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import InputError
+from .utils.files import read_whole
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
@@ -95,6 +96,11 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
             return super().__getattr__(name)
         except AttributeError:
             raise NoAttributeError(type(self), name, METHODS) from None
+
+    @classmethod
+    def _opened(cls, directory: str, variant: str | None) -> tuple[dict[str, Any], Checkpoint]:
+        """The configuration and the weights in ``directory``."""
+        return cls.load_config(directory), Checkpoint.open(directory, cls.weights_name, variant)
 
     @overload
     @classmethod
@@ -178,11 +184,9 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
             token=token,
             force_download=force_download,
         )
-        directory = os.path.join(directory, subfolder) if subfolder else directory
-        config = {**cls.load_config(directory), **overrides}
-        checkpoint = Checkpoint.open(directory, cls.weights_name, variant)
-        path = os.path.join(directory, cls.config_name)
-        model, report = cls._filled_from(checkpoint, config, dtype, storage_dtype, path)
+        config, checkpoint = read_whole(directory, lambda folder: cls._opened(folder, variant), subfolder)
+        path = os.path.join(directory, subfolder or "", cls.config_name)
+        model, report = cls._filled_from(checkpoint, {**config, **overrides}, dtype, storage_dtype, path)
         return (model, report.as_loading_info()) if output_loading_info else model
 
     @classmethod
@@ -334,10 +338,11 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
     ) -> None:
         """Writes ``config.json`` and the weights, in their present dtype, as diffusers or transformers read them.
 
-        Files are renamed to their final names when all are written; those of an earlier save are replaced.
+        All or nothing: whatever happens, the directory holds the old model or the new one (:mod:`ppsd3.utils.files`).
+        The disk needs room for both.
 
         Args:
-            save_directory: made if missing.
+            save_directory: made if missing. Other files in it stay.
             variant: part of the file names, e.g. "fp16".
             max_shard_size: bytes per file at most, or e.g. "10GB".
             layout: "diffusers", or "ppdiffusers" for files that ppdiffusers and its text encoders read; a text encoder
@@ -347,7 +352,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         Raises:
             InputError: another layout, or an int8 model in one that is not diffusers'; and what
                 :func:`ppsd3.serialization.writers.write_checkpoint` raises.
-            CheckpointError: the disk has too little space.
+            DiskError: the disk has too little space.
         """
         written = find_named_layout(layout, self.weights_name, type(self).__name__)
         if written.is_paddle and self.is_quantized:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Callable
 
 from paddle.optimizer.lr import LambdaDecay
 
@@ -12,9 +12,19 @@ from .utils.errors import InputError
 __path__: list[str] = []  # see utils/elsewhere.py
 
 
-def _after_warmup(name: str, cycles: float, power: float) -> Any:
-    """The rate, as a part of its peak, at ``progress`` (0 to 1) through the steps after the warm-up."""
-    return {
+def after_warmup(name: str, cycles: float | None = None, power: float = 1.0) -> Callable[[float], float]:
+    """The rate, as a part of its peak, at ``progress`` (0 to 1) through the steps after the warm-up.
+
+    Args:
+        name: "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts" or "polynomial".
+        cycles: waves of "cosine" (default 0.5) or restarts (default 1).
+        power: of "polynomial".
+
+    Raises:
+        InputError: an unknown name.
+    """
+    cycles = (0.5 if name == "cosine" else 1) if cycles is None else cycles
+    shapes: dict[str, Callable[[float], float]] = {
         "constant": lambda progress: 1.0,
         "constant_with_warmup": lambda progress: 1.0,
         "linear": lambda progress: 1.0 - progress,
@@ -23,7 +33,10 @@ def _after_warmup(name: str, cycles: float, power: float) -> Any:
             0.0 if progress >= 1 else 0.5 * (1.0 + math.cos(math.pi * (cycles * progress % 1.0)))
         ),
         "polynomial": lambda progress: (1.0 - progress) ** power,
-    }.get(name)
+    }
+    if name not in shapes:
+        raise InputError(f"name is {name!r}; the schedules are {', '.join(shapes)}.")
+    return shapes[name]
 
 
 def get_scheduler(
@@ -51,12 +64,7 @@ def get_scheduler(
     Raises:
         InputError: an unknown name, or a number that is missing.
     """
-    if num_cycles is None:
-        num_cycles = 0.5 if name == "cosine" else 1
-    shape = _after_warmup(name, num_cycles, power)
-    if shape is None:
-        known = "constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial"
-        raise InputError(f"name is {name!r}; the schedules are {known}.")
+    shape = after_warmup(name, num_cycles, power)
     if not name.startswith("constant") and num_training_steps is None:
         raise InputError(f"The schedule {name!r} needs num_training_steps.")
     if learning_rate is None and optimizer is None:

@@ -16,7 +16,7 @@ from ..serialization.layout import declared_layout
 from ..serialization.readers import SafetensorsFile
 from ..serialization.source import TensorSource
 from ..serialization.tensors import cast
-from ..serialization.writers import write_tensors
+from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.types import PathLike, Tensors
@@ -77,7 +77,8 @@ def save_lora_file(
     if os.path.isfile(save_directory):
         raise InputError(f"{save_directory} is a file; an adapter is saved into a directory. Choose another name.")
     os.makedirs(save_directory, exist_ok=True)
-    with atomic_write(os.path.join(save_directory, name)) as file:
+    needed = sum(byte_size(tensor) for tensor in tensors.values())
+    with atomic_write(os.path.join(save_directory, name), needed) as file:
         write_tensors(file, tensors, metadata)
 
 

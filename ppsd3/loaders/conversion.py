@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -24,13 +23,13 @@ from ..serialization.sd3_keys import original_table, to_original
 from ..serialization.single_file import COMPONENTS, CONFIGS_KEY
 from ..serialization.source import TensorSource
 from ..serialization.tensors import dtype_name, floating_dtype
-from ..serialization.writers import StoredTensor, byte_size, require_space, write_checkpoint, write_tensors
+from ..serialization.writers import StoredTensor, byte_size, write_checkpoint, write_tensors
 from ..transformers import SiglipVisionModel
 from ..utils.errors import CheckpointFormatError, InputError
-from ..utils.files import atomic_write, move_into, staging_directory
+from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
 from ..utils.types import Dtype, PathLike
-from ..utils.weight_names import choose_variants
+from ..utils.weight_names import choose_variants, is_former_component_file
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources
 
 LAYOUTS = ("original", *DIRECTORY_LAYOUTS)
@@ -55,7 +54,8 @@ def convert(
 ) -> str:
     """Writes the checkpoint ``source`` as ``target`` in another layout, dtype or number of files.
 
-    One tensor at a time is in memory. Files are renamed to their final names when all are written.
+    One tensor at a time is in memory. All or nothing, as with :meth:`DiffusionPipeline.save_pretrained`; ``target`` may
+    be ``source``.
 
     Args:
         source: a single file (Stability AI's, ComfyUI's, or one with diffusers' names) or a link to one;
@@ -180,8 +180,8 @@ class _DirectoryParts:
         self.single = not os.path.isfile(index)
         if self.single:
             self.index: dict[str, Any] = {}
-            self.networks = [_component_of(directory)]
-            self._variants = {self.networks[0]: variant}
+            self.networks, self.others = [_component_of(directory)], []
+            self._open({self.networks[0]: variant})
             return
         self.index = read_json(index, purpose="the list of the pipeline's components")
         self.pipeline = self.index.get("_class_name", _PIPELINE)
@@ -199,23 +199,43 @@ class _DirectoryParts:
                     f"{index} lists {name!r} as a {listed}; what can be converted is a {known}. Pass {name}=None to "
                     "leave it out."
                 )
-        self._variants = choose_variants({n: os.listdir(self.folder(n)) for n in self.networks}, variant)
+        self._open(choose_variants({n: os.listdir(self.folder(n)) for n in self.networks}, variant))
+
+    def _open(self, variants):
+        """Opens all that is converted and reads all that is copied, so that it stays as it is."""
+        self._opened = {
+            name: (
+                _NETWORKS[name].load_config(self.folder(name)),
+                Checkpoint.open(self.folder(name), _NETWORKS[name].weights_name, variants[name], pdparams=True),
+            )
+            for name in self.networks
+        }
+        self._copied = {
+            os.path.join(name, file): content for name in self.others for file, content in self._files(name)
+        }
+
+    def _files(self, name):
+        with os.scandir(self.folder(name)) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    with open(entry.path, "rb") as file:
+                        yield entry.name, file.read()
 
     def folder(self, name: str) -> str:
         return self.directory if self.single else os.path.join(self.directory, name)
 
     def network(self, name: str) -> _Network:
-        folder = self.folder(name)
-        checkpoint = Checkpoint.open(folder, _NETWORKS[name].weights_name, self._variants[name], pdparams=True)
-        return _Network(name, _NETWORKS[name].load_config(folder), checkpoint)
+        return _Network(name, *self._opened[name])
 
     def scheduler_config(self) -> dict[str, Any] | None:
         file = os.path.join(self.directory, "scheduler", "scheduler_config.json")
         return None if self.single or "scheduler" not in self.others else read_json(file, purpose="the scheduler")
 
     def save_others(self, target: str) -> None:
-        for name in self.others:
-            shutil.copytree(self.folder(name), os.path.join(target, name))
+        for path, content in self._copied.items():
+            os.makedirs(os.path.join(target, os.path.dirname(path)), exist_ok=True)
+            with atomic_write(os.path.join(target, path)) as file:
+                file.write(content)
 
     def classes(self) -> dict[str, str | None]:
         """Component -> class name, None for one that is absent."""
@@ -277,7 +297,7 @@ def _open(source, variant, config, components, whole):
             "pass None to leave a component out."
         )
     directory = resolve_checkpoint(path, variant=variant, skip_components=tuple(components))
-    return _DirectoryParts(directory, variant, components)
+    return read_whole(directory, lambda directory: _DirectoryParts(directory, variant, components))
 
 
 def _component_of(directory):
@@ -304,8 +324,7 @@ def _write_pdparams(source, target, dtype, others):
     dtype = None if dtype is None else dtype_name(floating_dtype(dtype))
     tensors = {name: StoredTensor(file, name, dtype) for name in file.keys()}
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    require_space(os.path.dirname(target), sum(byte_size(tensor) for tensor in tensors.values()))
-    with atomic_write(target) as opened:
+    with atomic_write(target, sum(byte_size(tensor) for tensor in tensors.values())) as opened:
         write_tensors(opened, tensors, file.metadata)
 
 
@@ -323,10 +342,8 @@ def _write_file(target, parts, dtype):
     scheduler = parts.scheduler_config()
     if scheduler is not None:
         configs["scheduler"] = _arguments_only(scheduler)
-    directory = os.path.dirname(target)
-    os.makedirs(directory, exist_ok=True)
-    require_space(directory, sum(byte_size(tensor) for tensor in tensors.values()))
-    with atomic_write(target) as file:
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with atomic_write(target, sum(byte_size(tensor) for tensor in tensors.values())) as file:
         write_tensors(file, tensors, {"format": "pt", CONFIGS_KEY: json.dumps(configs)})
 
 
@@ -360,14 +377,13 @@ def _write_directory(target, parts, layout, dtype, variant, max_shard_size):
     for name, class_name in sorted(parts.classes().items()):
         library = foreign if name.startswith(_OF_TRANSFORMERS) else own
         index[name] = [None, None] if class_name is None else [library, class_name]
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with staging_directory(target) as staging:
-        for name in parts.networks:
-            folder = os.path.join(staging, name)
-            _write_network(folder, parts.network(name), layout, dtype, variant, max_shard_size)
-        parts.save_others(staging)
+    networks = {name: parts.network(name) for name in parts.networks}
+    needed = sum(byte_size(t) for network in networks.values() for t in network.tensors(dtype, layout).values())
+    with replacing(target, is_former_component_file, needed) as new:
+        for name, network in networks.items():
+            _write_network(os.path.join(new, name), network, layout, dtype, variant, max_shard_size)
+        parts.save_others(new)
         if DIRECTORY_LAYOUTS[layout].is_paddle:
-            _add_vocabularies(staging)
-        with atomic_write(os.path.join(staging, PIPELINE_INDEX)) as file:
+            _add_vocabularies(new)
+        with atomic_write(os.path.join(new, PIPELINE_INDEX)) as file:
             file.write((json.dumps(index, indent=2) + "\n").encode())
-        move_into(staging, target, last=PIPELINE_INDEX)

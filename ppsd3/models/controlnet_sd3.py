@@ -5,11 +5,11 @@ Legend: B batch, C latent channels, H W latent grid, N image tokens, L text toke
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
 from ..utils.errors import ConfigError, InputError
+from ..utils.files import replacing
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.types import Dtype, PathLike
+from ..utils.weight_names import is_former_component_file
 from .attention import JointTransformerBlock, SD3SingleTransformerBlock
 from .embeddings import CombinedTimestepTextProjEmbeddings, PatchEmbed
 from .transformer_sd3 import ConditionedBlocks, PreparedCondition, SD3Transformer2DModel
@@ -275,7 +277,7 @@ class SD3MultiControlNetModel(ModelMixin):
         for name, values in (("controlnet_cond", controlnet_cond), ("conditioning_scale", conditioning_scale)):
             if len(values) != len(self.nets):
                 raise InputError(f"`{name}` has {len(values)} entries for {len(self.nets)} ControlNets.")
-        residuals = reduce(
+        residuals = functools.reduce(
             _sum_of_two,
             (
                 net(
@@ -307,8 +309,10 @@ class SD3MultiControlNetModel(ModelMixin):
     def save_pretrained(self, save_directory: PathLike, **options: Any) -> None:
         """Writes the first net into ``save_directory``, the others beside it with ``_1``, ``_2``, ... after its name;
         ``options`` are those of :meth:`SD3ControlNetModel.save_pretrained`."""
-        for index, net in enumerate(self.nets):
-            net.save_pretrained(_numbered(save_directory, index), **options)
+        parent, name = os.path.split(os.path.abspath(save_directory))
+        with replacing(parent, functools.partial(is_former_component_file, numbered=name)) as new:
+            for index, net in enumerate(self.nets):
+                net.save_pretrained(_numbered(os.path.join(new, name), index), **options)
 
     @classmethod
     @takes_keywords_of(LOADING, also=())
@@ -334,7 +338,7 @@ def add_residuals(lists: Iterable[list[paddle.Tensor]]) -> list[paddle.Tensor] |
     first brought to their least common multiple.
     """
     lists = list(lists)
-    return reduce(_sum_of_two, lists) if lists else None
+    return functools.reduce(_sum_of_two, lists) if lists else None
 
 
 def _sum_of_two(first, second):

@@ -15,6 +15,7 @@ from .residency import OnDemandNetwork
 # knows: a name that transformers or ppdiffusers writes for the same thing is one more line.
 COMPONENT_CLASSES = {
     "SD3Transformer2DModel": ("diffusers", "models", "SD3Transformer2DModel"),
+    "ObjectiveTransformer2DModel": ("ppsd3", "training.objective_transformer", "ObjectiveTransformer2DModel"),
     "SD3ControlNetModel": ("diffusers", "models", "SD3ControlNetModel"),
     "SD3MultiControlNetModel": ("diffusers", "models", "SD3MultiControlNetModel"),
     "AutoencoderKL": ("diffusers", "models", "AutoencoderKL"),

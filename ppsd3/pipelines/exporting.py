@@ -19,9 +19,9 @@ from paddle.static import InputSpec
 from ..compilation import CompiledFunction
 from ..serialization.combined import is_whole
 from ..serialization.tensors import dtype_name
-from ..serialization.writers import byte_size, require_space
+from ..serialization.writers import byte_size
 from ..utils.errors import CheckpointError, InputError
-from ..utils.files import replace_directory, staging_directory
+from ..utils.files import atomic_write, replacing, require_space
 from ..utils.interruption import interruptible
 from ..utils.paddle_internals import WRONG_PASSES
 from ..utils.types import PathLike
@@ -72,22 +72,20 @@ def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str
     """
     target = check_target(save_directory)
     _check_components(pipe)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with staging_directory(target) as staging, interruptible():
+    with replacing(target, lambda path, new: True) as new, interruptible():
         index: dict[str, Any] = {**_facts(pipe), "models": {}}
         for name, graphs in _GRAPHS.items():
             if getattr(pipe, name, None) is not None:
                 with pipe.using(name) as network, paddle.no_grad():
                     _check_network(name, network)
                     for model, graph in graphs(network).items():
-                        index["models"][model] = _write(staging, model, network, graph)
+                        index["models"][model] = _write(new, model, network, graph)
         for name in _PARTS:
             part = getattr(pipe, name, None)
             if part is not None:
-                part.save_pretrained(os.path.join(staging, name))
-        with open(os.path.join(staging, INDEX), "w", encoding="utf-8") as file:
-            file.write(json.dumps(index, indent=2) + "\n")
-        replace_directory(staging, target)
+                part.save_pretrained(os.path.join(new, name))
+        with atomic_write(os.path.join(new, INDEX)) as file:
+            file.write((json.dumps(index, indent=2) + "\n").encode())
     return target
 
 
@@ -233,7 +231,7 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     """Writes one model; returns its entry in the index."""
     folder = os.path.join(directory, model)
     os.makedirs(folder)
-    require_space(os.path.dirname(directory), sum(byte_size(parameter) for parameter in network.parameters()))
+    require_space(directory, sum(byte_size(parameter) for parameter in network.parameters()), folder)
     specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
     CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))

@@ -17,15 +17,17 @@ from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders.host import components_taken
 from ..loaders.on_demand import check_load_components
+from ..modeling_utils import ModelMixin
 from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS
+from ..serialization.writers import byte_size
 from ..transformers.paddlenlp import from_paddlenlp
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
-from ..utils.files import atomic_write, move_into, staging_directory
+from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
-from ..utils.weight_names import choose_variants
+from ..utils.weight_names import choose_variants, is_former_component_file
 from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
 
@@ -105,6 +107,15 @@ class PipelineCheckpointMixin:
             force_download=force_download,
             skip_components=tuple(components),
         )
+        options = (paddle_dtype, storage_dtype, variant, load_components)
+        chosen, arguments = read_whole(directory, lambda folder: cls._read(folder, components, *options))
+        made = chosen(**{**arguments, **components})
+        made.name_or_path = os.fspath(pretrained_model_name_or_path)
+        return made
+
+    @classmethod
+    def _read(cls, directory, components, paddle_dtype, storage_dtype, variant, load_components):
+        """The class to make and its arguments, but for the ``components`` that are given; see from_pretrained."""
         index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
         chosen = cls._resolve_class(index, directory)
         if not cls._component_signature():  # any pipeline, whose components are known by now
@@ -128,9 +139,7 @@ class PipelineCheckpointMixin:
             loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
         absent = dict.fromkeys(chosen._component_signature())
         settings = {name: index[name] for name in chosen._settings if name in index}
-        made = chosen(**{**absent, **settings, **loaded, **components})
-        made.name_or_path = os.fspath(pretrained_model_name_or_path)
-        return made
+        return chosen, {**absent, **settings, **loaded}
 
     def _read_more(self, class_, directory, subfolder):
         """A network that joins the others: of their dtypes, and on demand where some of them are."""
@@ -222,11 +231,11 @@ class PipelineCheckpointMixin:
 
         Text encoders and tokenizers of PaddleNLP are written as :func:`ppsd3.from_paddlenlp` converts them.
 
-        Everything is first written beside ``save_directory`` and moved there at the end, so a failure leaves what
-        was there before.
+        All or nothing: whatever happens, the directory holds the old pipeline or the new one
+        (:mod:`ppsd3.utils.files`). The disk needs room for both.
 
         Args:
-            save_directory: made if missing. Components of the same name in it are replaced.
+            save_directory: made if missing. Components of the same name in it are replaced; other files stay.
             variant: put into the names of the weight files.
             max_shard_size: weight files are split above it.
             layout: "diffusers", or "ppdiffusers" for what ppdiffusers reads. (ppdiffusers 0.29 has the networks of SD3,
@@ -235,6 +244,7 @@ class PipelineCheckpointMixin:
 
         Raises:
             InputError: ``save_directory`` is a file, another layout, or a component cannot be saved.
+            DiskError: the disk has too little space.
         """
         if layout not in ("diffusers", "ppdiffusers"):
             raise InputError(f"layout is {layout!r}; a pipeline can be saved as 'diffusers' or 'ppdiffusers'.")
@@ -247,22 +257,22 @@ class PipelineCheckpointMixin:
         libraries = dict(zip(LAYOUTS["diffusers"].libraries, LAYOUTS[layout].libraries))
         entries = {name: entry for name, entry in self.config.items() if self._is_listed(name)}
         index = {name: [libraries.get(library), class_name] for name, (library, class_name) in entries.items()}
-        os.makedirs(os.path.dirname(save_directory), exist_ok=True)
-        with staging_directory(save_directory) as staging:
+        networks = [part for part in self.components.values() if isinstance(part, ModelMixin)]
+        needed = sum(byte_size(parameter) for network in networks for parameter in network.parameters())
+        with replacing(save_directory, is_former_component_file, needed) as new:
             for name, component in self.components.items():
                 if component is not None:
                     component = from_paddlenlp(component) if is_foreign(component) else component
                     options = {"variant": variant, "max_shard_size": max_shard_size, "layout": layout}
                     options = options if is_network(component) else {}
-                    component.save_pretrained(os.path.join(staging, name), **options)
-            with atomic_write(os.path.join(staging, INDEX_NAME)) as file:
+                    component.save_pretrained(os.path.join(new, name), **options)
+            with atomic_write(os.path.join(new, INDEX_NAME)) as file:
                 from .. import __version__
 
                 name, version = LAYOUTS[layout].version
                 header = {"_class_name": type(self).__name__, name: version, "_ppsd3_version": __version__}
                 settings = {name: getattr(self, name) for name in self._settings}
                 file.write((json.dumps({**header, **index, **settings}, indent=2) + "\n").encode())
-            move_into(staging, save_directory, last=INDEX_NAME)
 
     def _is_listed(self, name):
         return getattr(self, name) is not None or name not in self._optional_components

@@ -1,12 +1,10 @@
-"""Safetensors files, written so that a failure leaves the directory as it was."""
+"""Safetensors files: one, or shards with their index."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import struct
 from collections.abc import Mapping
 from typing import IO, Union
@@ -14,8 +12,8 @@ from typing import IO, Union
 import numpy as np
 import paddle
 
-from ..utils.errors import CheckpointError, InputError
-from ..utils.files import atomic_write
+from ..utils.errors import InputError
+from ..utils.files import atomic_write, replacing
 from ..utils.types import Shape
 from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
 from .readers import DTYPES, require_readable
@@ -133,8 +131,8 @@ def write_checkpoint(
 ) -> None:
     """Writes ``tensors`` as ``stem`` into ``directory``: one file, or shards with their index.
 
-    Every file is written under a temporary name, and all are renamed at the end; the shards and the index that an
-    earlier save of the same variant left are removed then.
+    They take their names all at once when all are written (:mod:`ppsd3.utils.files`). The shards and the index that an
+    earlier save of the same variant left go then; other files stay.
 
     Args:
         variant: e.g. "fp16"; becomes part of the names.
@@ -144,7 +142,7 @@ def write_checkpoint(
 
     Raises:
         InputError: ``directory`` is a file, or ``max_shard_size`` is no size.
-        CheckpointError: the disk has too little space.
+        DiskError: the disk has too little space.
     """
     if os.path.isfile(directory):
         raise InputError(f"{directory} is a file; a model is saved into a directory.")
@@ -160,43 +158,14 @@ def write_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         texts[index_file(stem, variant)] = json.dumps(index, indent=2) + "\n"
 
-    with _made_directory(directory), contextlib.ExitStack() as stack:
-        require_space(directory, total)
-        # The stack unwinds backwards: the index and the texts are renamed after the shards that they name.
+    def is_former(path, new):
+        weight = parse_weight_name(path)
+        return weight is not None and (weight.stem, weight.variant) == (stem, variant)
+
+    with replacing(directory, is_former, total) as new:
         for name, text in texts.items():
-            stack.enter_context(atomic_write(os.path.join(directory, name))).write(text.encode())
+            with atomic_write(os.path.join(new, name)) as file:
+                file.write(text.encode())
         for name, shard in zip(names, shards):
-            write_tensors(stack.enter_context(atomic_write(os.path.join(directory, name))), shard, {"format": format})
-    _remove_stale(directory, stem, variant, keep=set(names) | set(texts))
-
-
-@contextlib.contextmanager
-def _made_directory(directory):
-    """Makes ``directory``, and removes it again if it is new and the body fails."""
-    existed = os.path.isdir(directory)
-    os.makedirs(directory, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        if not existed:
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
-        raise
-
-
-def require_space(directory: str, needed: int) -> None:
-    """Raises CheckpointError unless the disk of ``directory`` has ``needed`` bytes free."""
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise CheckpointError(
-            f"Saving needs {needed / 1e9:.2f} GB, but the disk of {directory} has {free / 1e9:.2f} GB free. "
-            "Free some space, choose another directory, or save in a 16-bit dtype."
-        )
-
-
-def _remove_stale(directory, stem, variant, keep):
-    """Removes the weights files of this stem and variant that are not in ``keep``."""
-    for name in os.listdir(directory):
-        weight = parse_weight_name(name)
-        if weight and (weight.stem, weight.variant) == (stem, variant) and name not in keep:
-            os.unlink(os.path.join(directory, name))
+            with atomic_write(os.path.join(new, name)) as file:
+                write_tensors(file, shard, {"format": format})

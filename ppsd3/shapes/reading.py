@@ -102,7 +102,12 @@ class CaptionReadingTask:
             self.layers[f"clip_{i}_reader"] = TokenReader(clip.config.hidden_size)
             self.layers[f"clip_{i}_pooled_reader"] = PooledReader(clip.config.projection_dim)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        return {"batch": self.batch}
+
+    def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
         """Mean cross entropy of all readers' answers."""
         statements = [state(sample_scene(rng), rng) for _ in range(self.batch)]
         texts = [phrase(statement, rng) for statement in statements]

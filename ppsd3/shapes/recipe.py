@@ -20,7 +20,8 @@ from ..training.autoencoder import AutoencoderTask, latent_statistics
 from ..training.controlnet import ControlNetTask
 from ..training.ema import EMA
 from ..training.text_to_image import TextDropout, TextToImageTask
-from ..training.trainer import Trainer
+from ..training.timestep_sampling import LogitNormal
+from ..training.trainer import Trainer, TrainingOptions
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ..utils.hub import BUNDLED
 from .dataset import LatentScenes, encode_scenes
@@ -93,7 +94,7 @@ CONTROLLED_SCENES = 16384  # for the ControlNet, which only learns to read shape
 # SD3 drops encoders with 0.464, so that any subset works; less here. The caption "" becomes the negative prompt.
 DROPOUT = TextDropout(encoder=0.12, caption=0.1)
 # The paper's logit-normal (0, 1), moved towards noise, where the number and places of objects are decided.
-DENSITY: dict[str, Any] = dict(logit_mean=0.6)
+DENSITY = LogitNormal(mean=0.6)
 CONTROL_LAYERS = 2  # of the transformer's 6: a third of its time is added to a step
 
 
@@ -122,12 +123,13 @@ def run_vae(output: str, steps: int | None = None) -> None:
     )
     kl_weight = 0.01  # larger makes latents smoother and easier to generate, and pictures softer
     task = AutoencoderTask(vae, pictures, batch=8, kl_weight=kl_weight)
-    trainer = Trainer(task, os.path.join(output, "vae"), max_steps=3200, **common).run(steps)
+    trainer = Trainer(task, os.path.join(output, "vae"), TrainingOptions(max_steps=3200, **common)).run(steps)
     averages(trainer).copy_to_parameters()
     # Small shapes are mostly edges, which the weight sharpens; with the noise the decoder learns to tolerate the
     # transformer's errors.
     task = AutoencoderTask(vae, pictures, batch=8, kl_weight=kl_weight, edge_weight=5.0, latent_noise=0.05)
-    trainer = Trainer(task, os.path.join(output, "vae_edges"), max_steps=3000, seed=1, **common).run(steps)
+    options = TrainingOptions(max_steps=3000, seed=1, **common)
+    trainer = Trainer(task, os.path.join(output, "vae_edges"), options).run(steps)
     with averages(trainer).applied():
         mean, std = latent_statistics(vae, pictures)
         vae.register_to_config(shift_factor=round(mean, 4), scaling_factor=round(1 / std, 4))
@@ -174,7 +176,8 @@ def run_text(output: str, steps: int | None = None) -> None:
     text_encoder_2 = CLIPTextModelWithProjection(**CLIP_G, **ids, pad_token_id=0)
     text_encoder_3 = T5EncoderModel(**T5, vocab_size=len(tokenizer_3))
     task = CaptionReadingTask([(text_encoder, tokenizer), (text_encoder_2, tokenizer_2)], text_encoder_3, tokenizer_3)
-    trainer = Trainer(task, os.path.join(output, "text"), max_steps=2000, learning_rate=1.5e-3, ema_decay=0.998)
+    options = TrainingOptions(max_steps=2000, learning_rate=1.5e-3, ema_decay=0.998)
+    trainer = Trainer(task, os.path.join(output, "text"), options)
     trainer.run(steps)
     with averages(trainer).applied():
         parts = (text_encoder, tokenizer, text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3)
@@ -200,14 +203,13 @@ def run_transformer(output: str, steps: int | None = None) -> None:
         dropout=DROPOUT,
         density=DENSITY,
     )
-    trainer = Trainer(
-        task,
-        os.path.join(output, "transformer"),
+    options = TrainingOptions(
         max_steps=52000,  # 3 million pictures
         learning_rate=1e-3,  # ten times SD3's: the network is small
         warmup_steps=300,  # modulation starts at zero, which large first steps would disturb
         ema_decay=0.9995,  # over the last 2000 steps
     )
+    trainer = Trainer(task, os.path.join(output, "transformer"), options)
     # Operands in bfloat16, sums in float32: faster where the CPU can.
     with float32_matmul_precision("medium"):
         trainer.run(steps)
@@ -233,15 +235,14 @@ def run_controlnet(output: str, steps: int | None = None) -> None:
         dropout=DROPOUT,
         density=DENSITY,
     )
-    trainer = Trainer(
-        task,
-        os.path.join(output, "controlnet"),
+    options = TrainingOptions(
         max_steps=3000,  # 15 to 25 minutes on two cores
         learning_rate=1e-3,
         warmup_steps=100,
         ema_decay=0.998,  # over the last 500 steps
         save_every=250,
     )
+    trainer = Trainer(task, os.path.join(output, "controlnet"), options)
     with float32_matmul_precision("medium"):
         trainer.run(steps)
     averages(trainer).copy_to_parameters()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 import paddle
@@ -43,7 +43,13 @@ class AutoencoderTask:
         """The trained networks."""
         return {"vae": self.vae}
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        names = ("batch", "kl_weight", "edge_weight", "latent_noise")
+        return {name: getattr(self, name) for name in names}
+
+    def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
         """L1 + L2 + KL of one batch."""
         x = to_model_range(self.pictures(rng, self.batch))
         posterior = self.vae.encode(x, return_dict=False)[0]

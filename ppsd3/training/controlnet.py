@@ -36,7 +36,7 @@ class ControlNetTask(TextToImageTask):
         self.controlnet: SD3ControlNetModel = controlnet
         self.layers: dict[str, nn.Layer] = {"controlnet": controlnet}
 
-    def velocity(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
+    def predict(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
         assert batch.controls is not None
         residuals = self.controlnet(controlnet_cond=paddle.to_tensor(batch.controls), **inputs)[0]
         return self.transformer(block_controlnet_hidden_states=residuals, **inputs)[0]

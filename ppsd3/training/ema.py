@@ -14,7 +14,9 @@ from ..utils.types import Tensors
 
 @dataclasses.dataclass
 class EMA:
-    """Shadow copy of parameters, ``shadow = decay * shadow + (1 - decay) * parameter`` per step.
+    """Shadow copy of parameters, ``shadow = decay * shadow + (1 - decay) * parameter`` per step, always float32.
+
+    In bfloat16 a step of ``1 - decay`` would round to nothing.
 
     Args:
         parameters: by structured name.
@@ -29,7 +31,7 @@ class EMA:
     shadow: Tensors = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.shadow = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.shadow = {name: float32_copy(p) for name, p in self.parameters.items()}
 
     @no_grad
     def update(self, step: int) -> None:
@@ -40,7 +42,7 @@ class EMA:
         for name, parameter in self.parameters.items():
             shadow = self.shadow[name]
             shadow.scale_(keep)
-            shadow.add_(parameter.detach() * (1 - keep))
+            shadow.add_(parameter.detach().astype("float32") * (1 - keep))
 
     def copy_to_parameters(self) -> None:
         """Sets the parameters to the averages for good."""
@@ -57,7 +59,13 @@ class EMA:
             _assign(self.parameters, own)
 
 
+def float32_copy(tensor: paddle.Tensor) -> paddle.Tensor:
+    """A detached copy in float32, in which small updates do not vanish."""
+    copy = tensor.detach().astype("float32")
+    return copy.clone() if copy.dtype == tensor.dtype else copy
+
+
 @no_grad
 def _assign(parameters: Mapping[str, paddle.Tensor], values: Mapping[str, paddle.Tensor]) -> None:
     for name, parameter in parameters.items():
-        parameter.set_value(values[name])
+        parameter.set_value(values[name].astype(parameter.dtype))

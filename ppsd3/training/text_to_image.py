@@ -1,21 +1,19 @@
-"""Training task of the transformer: the velocity of a rectified flow, given text (paper, sections 2, 3 and 5.1)."""
+"""Training task of the transformer: a flow from data to noise, given text (paper, sections 2, 3 and 5.1)."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, Callable
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import nn
 
 from ..models import SD3Transformer2DModel
 from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, TextEncoders, encode_prompts
 from ..utils.paddle_internals import no_grad
-from .flow_matching import RectifiedFlow
-from .timestep_sampling import sample_timesteps
+from .flow_matching import Objective, loss_weight, scaled
+from .timestep_sampling import Density, FloatArray, Indexed, LogitNormal
 
 
 @dataclasses.dataclass
@@ -53,13 +51,22 @@ Batches = Callable[[np.random.Generator, int], Batch]
 
 
 class TextToImageTask:
-    """Rectified flow matching on batches of latents and captions.
+    """Flow matching on batches of latents and captions.
 
     Args:
         transformer: trained in place.
         encoders: frozen towers and their tokenizers.
-        batches: ``batches(rng, step)`` -> :class:`Batch`.
-        density: arguments of :func:`sample_timesteps`; default logit-normal (0, 1).
+        batches: ``batches(rng, number)`` -> :class:`Batch`; ``number`` counts the batches of a run.
+        dropout: of text.
+        density: law of the times, in which a larger t is more noise. Shift it for large pictures,
+            ``LogitNormal().shifted(3.0)``: a model that is sampled at a scheduler's shift wants it in training too.
+        objective: the trajectory, and what the network predicts. Default: a rectified flow's velocity. To sample with
+            another one see :class:`ppsd3.training.objective_transformer.ObjectiveTransformer2DModel`.
+        weight: name of the loss weight, see :func:`ppsd3.training.flow_matching.loss_weight`.
+        stratified: spread the times of a batch evenly over their law.
+
+    Raises:
+        InputError: ``weight`` is unknown.
     """
 
     def __init__(
@@ -68,35 +75,53 @@ class TextToImageTask:
         encoders: TextEncoders,
         batches: Batches,
         dropout: TextDropout = TextDropout(),
-        density: Mapping[str, Any] | None = None,
+        density: Density | Indexed = LogitNormal(),
+        objective: Objective = Objective(),
+        weight: str = "none",
+        stratified: bool = False,
     ) -> None:
         self.transformer: SD3Transformer2DModel = transformer
         self.encoders: TextEncoders = encoders
         self.batches: Batches = batches
         self.dropout: TextDropout = dropout
-        self.density: Mapping[str, Any] = density or {}
-        self.flow: RectifiedFlow = RectifiedFlow()
+        self.density: Density | Indexed = density
+        self.objective: Objective = objective
+        self.weight: str = weight
+        self.stratified: bool = stratified
         self.layers: dict[str, nn.Layer] = {"transformer": transformer}
+        loss_weight(weight, 0.5)
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
-        """Mean squared error of the velocity over one batch."""
-        batch = self.batches(rng, step)
-        size = len(batch.prompts)
-        x0 = paddle.to_tensor(batch.latents)
-        noise = paddle.to_tensor(rng.standard_normal(batch.latents.shape, dtype=np.float32))
-        t = paddle.to_tensor(sample_timesteps(rng, size, **self.density))
-        condition = self.condition(batch, rng)
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What a resumed run must share."""
+        names = ("dropout", "density", "objective", "weight", "stratified")
+        return {name: repr(getattr(self, name)) for name in names}
+
+    def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
+        """Weighted mean squared error of the prediction over one batch, and the errors by their times."""
+        read = self.batches(rng, batch)
+        noise = paddle.to_tensor(rng.standard_normal(read.latents.shape, dtype=np.float32))
+        t = self.density.sample(rng, len(read.prompts), self.stratified)
+        errors = self.errors(read, noise, t, self.condition(read, rng))
+        weights = loss_weight(self.weight, t).astype(np.float32)
+        return (errors * paddle.to_tensor(weights)).mean(), {"t": t, "errors": errors.numpy()}
+
+    def errors(self, batch: Batch, noise: paddle.Tensor, t: FloatArray, condition: TextCondition) -> paddle.Tensor:
+        """Squared errors [B] of the prediction at ``t [B]``, means over a latent; ``noise [B, C, H, W]``."""
+        x0, path = paddle.to_tensor(batch.latents), self.objective.trajectory
+        z = path.interpolate(x0, noise, t)
         inputs = dict(
-            hidden_states=self.flow.interpolate(x0, noise, t),
+            hidden_states=scaled(path.input_scale(t), z),
             encoder_hidden_states=condition.embeds,
             pooled_projections=condition.pooled,
-            timestep=t * 1000,
+            timestep=paddle.to_tensor(path.timestep(t).astype(np.float32)),
             return_dict=False,
         )
-        return F.mse_loss(self.velocity(inputs, batch), self.flow.target(x0, noise)), {"batch": float(size)}
+        target = self.objective.target(x0, noise, t)
+        return (self.predict(inputs, batch) - target).square().mean(axis=[1, 2, 3])
 
-    def velocity(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
-        """The predicted velocity [B, C, H, W]; ``inputs`` are arguments of the transformer."""
+    def predict(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
+        """The network's prediction [B, C, H, W]; ``inputs`` are arguments of the transformer."""
         return self.transformer(**inputs)[0]
 
     @no_grad

@@ -1,25 +1,32 @@
 """The training loop of all tasks, which resumes an interrupted run.
 
-A task owns the loss; the trainer owns optimizer, learning rate, clipping, averages, checkpoints and the log.
+A task owns the loss; the trainer owns optimizer, learning rate, clipping, averages, states and the log.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import dataclasses
+import math
 import os
-import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any, Callable, Protocol
 
 import numpy as np
 import paddle
 from paddle import nn
 
-from ..utils.errors import CheckpointFormatError, ConfigError
-from ..utils.files import atomic_write
+from ..optimization import after_warmup
+from ..training_utils import cast_training_params
+from ..utils.errors import ConfigError, InputError, NotFiniteError
 from ..utils.logging import get_logger
 from ..utils.types import Tensors
+from .checkpoints import Checkpoints, load_into, read_group, read_state
+from .distributed import Ranks, current_ranks
 from .ema import EMA
+from .log import TrainingLog
+from .optimizers import clip_gradients, make_optimizer
+from .precision import Precision
 
 _logger = get_logger(__name__)
 
@@ -29,189 +36,339 @@ class Task(Protocol):
 
     @property
     def layers(self) -> Mapping[str, nn.Layer]:
-        """The networks that are trained together."""
+        """The networks that are trained together: their parameters with gradients are."""
         ...
 
-    def loss(self, rng: np.random.Generator, step: int) -> tuple[paddle.Tensor, dict[str, float]]:
-        """The loss of one step, and metrics for the log. All randomness must come from ``rng``."""
+    @property
+    def configuration(self) -> Mapping[str, Any]:
+        """Settings, as JSON values, that a resumed run must share."""
+        ...
+
+    def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
+        """The loss of one batch, and metrics for the log.
+
+        Args:
+            rng: all randomness must come from it.
+            batch: number of the batch in the whole run.
+        """
         ...
 
 
-class Trainer:
-    """Trains ``task`` for ``max_steps`` steps of AdamW, and resumes an interrupted run.
-
-    The task's ``rng`` depends on seed and step only, so a resumed run sees the batches of an uninterrupted one.
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How a task is trained.
 
     Args:
-        output_dir: holds ``state.npz`` and ``log.jsonl``.
-        max_steps: length of the whole run.
-        learning_rate: peak; reached after ``warmup_steps``, then a cosine to ``final_lr_ratio`` times the peak.
-        weight_decay, betas: of AdamW; tensors of fewer than two axes are not decayed.
+        max_steps: length of the whole run, in steps of the optimizer.
+        learning_rate: peak.
+        lr_schedule: "constant", "linear", "cosine", "cosine_with_restarts" or "polynomial", after a linear warm-up.
+        warmup_steps: at whose last the peak is reached.
+        final_lr_ratio: part of the peak at which the schedule ends.
+        optimizer: see :func:`ppsd3.training.optimizers.make_optimizer`.
+        betas, weight_decay, epsilon: of the optimizer.
         max_grad_norm: global norm that gradients are clipped to.
+        batches_per_step: batches whose mean gradient is a step's. Several ranks share them.
+        mixed_precision: "no", "bf16" or "fp16" (GPU): operations in 16 bits; parameters and updates stay float32.
         ema_decay: None trains without averages.
+        max_nonfinite_steps: steps in a row without a finite loss and gradient after which the run stops; each of them
+            is skipped and counted.
         save_every, log_every: in steps.
+        validate_every: in steps; None for never.
+        checkpoints_total_limit: states to keep; None for all.
+        report_to: "visualdl", or None for ``log.jsonl`` alone.
         seed: of batches and noise.
 
     Raises:
-        ConfigError: ``output_dir`` holds the state of another model.
+        InputError: a number outside its range.
+    """
+
+    max_steps: int
+    learning_rate: float = 1e-4
+    lr_schedule: str = "cosine"
+    warmup_steps: int = 100
+    final_lr_ratio: float = 0.02
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    batches_per_step: int = 1
+    mixed_precision: str = "no"
+    ema_decay: float | None = 0.9995
+    max_nonfinite_steps: int = 10
+    save_every: int = 500
+    log_every: int = 50
+    validate_every: int | None = None
+    checkpoints_total_limit: int | None = 2
+    report_to: str | None = None
+    seed: int = 0
+
+    # A resumed run may change these: they leave the numbers as they are.
+    FREE = frozenset({"save_every", "log_every", "validate_every", "checkpoints_total_limit", "report_to"})
+
+    def __post_init__(self) -> None:
+        after_warmup(self.lr_schedule)
+        counts = ("max_steps", "batches_per_step", "max_nonfinite_steps", "save_every", "log_every")
+        optional = ("validate_every", "checkpoints_total_limit")
+        given = [*counts, *(name for name in optional if getattr(self, name) is not None)]
+        for name in given:
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("learning_rate", "max_grad_norm", "epsilon"):
+            _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
+        for name in ("warmup_steps", "weight_decay", "final_lr_ratio", "seed"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        if self.ema_decay is not None:
+            _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of step ``step`` (from 0)."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        part = after_warmup(self.lr_schedule)(min(1.0, progress))
+        return self.learning_rate * (self.final_lr_ratio + (1 - self.final_lr_ratio) * part)
+
+    def configuration(self) -> dict[str, Any]:
+        """What a resumed run must share, as JSON values."""
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name not in self.FREE}
+        if self.lr_schedule == "constant":
+            del values["max_steps"]  # a longer run goes on as it was
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+class Trainer:
+    """Trains ``task``, and resumes an interrupted run bit for bit.
+
+    A batch's ``rng`` depends on the seed and the batch's number only, so a resumed run, and one by another number of
+    ranks, sees the batches of an uninterrupted one.
+
+    Args:
+        output_dir: holds ``checkpoints`` and ``log.jsonl``.
+        validate: ``validate(step)`` -> numbers for the log; called with the averages in the place of the weights.
+        resume_from: "latest", the name of a state of the run, or the path of any other.
+        override: resume although settings differ from the state's.
+
+    Raises:
+        ConfigError: a state is of another model, or of other settings.
+        InputError: nothing is to be trained, or ``batches_per_step`` cannot be shared by the ranks.
     """
 
     def __init__(
         self,
         task: Task,
         output_dir: str,
-        max_steps: int,
-        learning_rate: float = 1e-3,
-        warmup_steps: int = 200,
-        final_lr_ratio: float = 0.0,
-        weight_decay: float = 0.01,
-        betas: tuple[float, float] = (0.9, 0.99),
-        max_grad_norm: float = 1.0,
-        ema_decay: float | None = 0.9995,
-        save_every: int = 500,
-        log_every: int = 50,
-        seed: int = 0,
+        options: TrainingOptions,
+        validate: Callable[[int], Mapping[str, float]] | None = None,
+        resume_from: str = "latest",
+        override: bool = False,
     ) -> None:
         self.task: Task = task
         self.output_dir: str = output_dir
-        self.max_steps: int = max_steps
-        self.save_every: int = save_every
-        self.log_every: int = log_every
-        self.seed: int = seed
-        self.learning_rate: float = learning_rate
-        self.warmup_steps: int = warmup_steps
-        self.final_lr_ratio: float = final_lr_ratio
+        self.options: TrainingOptions = options
+        self.validate: Callable[[int], Mapping[str, float]] | None = validate
+        self.resume_from: str = resume_from
+        self.override: bool = override
         self.step: int = 0
-        self.parameters: Tensors = {
-            f"{name}.{key}": p
-            for name, layer in task.layers.items()
-            for key, p in layer.named_parameters()
-            if p.trainable
-        }
-        decayed = {p.name for p in self.parameters.values() if p.ndim > 1}
-        self.optimizer: paddle.optimizer.Optimizer = paddle.optimizer.AdamW(
-            learning_rate=learning_rate,
-            beta1=betas[0],
-            beta2=betas[1],
-            parameters=list(self.parameters.values()),
-            weight_decay=weight_decay,
-            apply_decay_param_fun=decayed.__contains__,
-            grad_clip=paddle.nn.ClipGradByGlobalNorm(max_grad_norm),
+        self.skipped: int = 0
+        self._skipped_in_a_row = 0
+        self._saved_step: int | None = None
+        self.ranks: Ranks = current_ranks()
+        if options.batches_per_step % self.ranks.world:
+            raise InputError(
+                f"batches_per_step is {options.batches_per_step}, which {self.ranks.world} ranks cannot share alike. "
+                "Make it a multiple."
+            )
+        self.precision: Precision = Precision(options.mixed_precision)
+        self.parameters: Tensors = trained_parameters(task)
+        self.optimizer = make_optimizer(
+            options.optimizer, self.parameters, options.betas, options.weight_decay, options.epsilon
         )
-        self.ema: EMA | None = None if ema_decay is None else EMA(self.parameters, ema_decay)
+        self.ema: EMA | None = None if options.ema_decay is None else EMA(self.parameters, options.ema_decay)
+        self.checkpoints: Checkpoints = Checkpoints(
+            os.path.join(output_dir, "checkpoints"), options.checkpoints_total_limit
+        )
         os.makedirs(output_dir, exist_ok=True)
-
-    @property
-    def state_file(self) -> str:
-        """Path of the resumable state."""
-        return os.path.join(self.output_dir, "state.npz")
+        self.log: TrainingLog = TrainingLog(
+            output_dir, options.log_every, options.max_steps, options.report_to, silent=not self.ranks.is_first
+        )
 
     def run(self, until: int | None = None) -> Trainer:
-        """Resumes from ``output_dir``, trains to step ``until`` (default ``max_steps``), and returns the trainer."""
-        self.resume()
-        self._set_training(True)
-        last, clock = self.step, time.monotonic()
-        history = []
-        while self.step < (until or self.max_steps):
-            loss, metrics = self.task.loss(np.random.default_rng([self.seed, self.step]), self.step)
-            loss.backward()
-            self.optimizer.set_lr(self.learning_rate_at(self.step))
-            self.optimizer.step()
-            self.optimizer.clear_grad()
-            self.step += 1
-            if self.ema is not None:
-                self.ema.update(self.step)
-            history.append({"loss": float(loss), **metrics})
-            if self.step % self.log_every == 0:
-                now = time.monotonic()
-                self._log(history, (self.step - last) / (now - clock))
-                history, last, clock = [], self.step, now
-            if self.step % self.save_every == 0:
-                self.save()
-        self.save()
-        self._set_training(False)
-        return self
-
-    def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to ``final_lr_ratio`` of the peak."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + np.cos(np.pi * min(1.0, progress)))
-        return float(self.learning_rate * (self.final_lr_ratio + (1 - self.final_lr_ratio) * cosine))
-
-    def save(self) -> None:
-        """Writes parameters, averages, optimizer moments and the step, atomically."""
-        arrays: dict[str, Any] = {f"model/{name}": p.numpy() for name, p in self.parameters.items()}
-        if self.ema is not None:
-            arrays.update({f"ema/{name}": value.numpy() for name, value in self.ema.shadow.items()})
-        arrays.update({f"optimizer/{name}": value for name, value in self._optimizer_state().items()})
-        with atomic_write(self.state_file) as file:
-            np.savez(file, step=np.int64(self.step), **arrays)
-
-    def resume(self) -> bool:
-        """Loads ``state_file`` if it exists; returns whether it did.
+        """Resumes, trains to step ``until`` (default ``max_steps``), and returns the trainer.
 
         Raises:
-            CheckpointFormatError: the file is damaged.
-            ConfigError: it belongs to another model.
+            NotFiniteError: too many steps in a row had no finite loss; the last good state is as it was.
         """
-        if not os.path.exists(self.state_file):
+        if not self.resume():
+            self.ranks.broadcast(self.parameters.values())
+            self.log.begin(0)
+            self.save()
+        with training_mode(self.task.layers):
+            while self.step < (until or self.options.max_steps):
+                metrics = self._train_step()
+                self.step += 1
+                if self.ema is not None:
+                    self.ema.update(self.step)
+                self.log.add(self.step, self.options.learning_rate_at(self.step - 1), metrics)
+                if self.validate is not None and self._due(self.options.validate_every):
+                    self._validate(self.validate)
+                if self._due(self.options.save_every) and not self._skipped_in_a_row:
+                    self.save()
+        if self._saved_step != self.step and not self._skipped_in_a_row:
+            self.save()
+        return self
+
+    def _due(self, every):
+        return every is not None and self.step % every == 0
+
+    def _train_step(self) -> dict[str, Any]:
+        """One step of the optimizer: the mean gradient of its batches, of which each rank works on its own."""
+        count = self.options.batches_per_step
+        results: list[dict[str, Any]] = []
+        for index in self.ranks.share(count):
+            batch = self.step * count + index
+            with self.precision.forward():
+                loss, metrics = self.task.loss(np.random.default_rng([self.options.seed, batch]), batch)
+            self.precision.backward(loss / count)
+            results.append({"loss": float(loss), **metrics})
+        parameters = list(self.parameters.values())
+        self.ranks.sum_gradients(parameters)
+        norm = clip_gradients(parameters, self.options.max_grad_norm, self.precision.scale)
+        (loss_sum,) = self.ranks.sum([sum(result["loss"] for result in results)])
+        finite = math.isfinite(norm) and math.isfinite(loss_sum)
+        if finite:
+            self.optimizer.step(self.options.learning_rate_at(self.step))
+        for parameter in parameters:
+            parameter.clear_gradient(set_to_zero=False)
+        self.precision.update(finite)
+        self._count_skipped(finite, loss_sum / count)
+        return {**_joined(results), "loss": loss_sum / count, "grad_norm": norm} if finite else {"skipped": 1.0}
+
+    def _count_skipped(self, finite, loss):
+        self._skipped_in_a_row = 0 if finite else self._skipped_in_a_row + 1
+        if finite:
+            return
+        self.skipped += 1
+        if self._skipped_in_a_row == self.options.max_nonfinite_steps:
+            good = self.checkpoints.find("latest")
+            raise NotFiniteError(
+                f"The loss or its gradient was not finite in {self._skipped_in_a_row} steps in a row, the last at step "
+                f"{self.step} (loss {loss}). The last good state is {good}. Try a lower learning_rate, "
+                "max_grad_norm=0.1, or bf16 in the place of fp16."
+            )
+        _logger.warning("step %d is skipped: its loss (%s) or gradient is not finite", self.step, loss)
+
+    def _validate(self, validate):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(training_mode(self.task.layers, False))
+            if self.ema is not None:
+                stack.enter_context(self.ema.applied())
+            numbers = validate(self.step)
+        if numbers:
+            self.log.note(self.step, **{name: float(value) for name, value in numbers.items()})
+
+    def save(self) -> None:
+        """Writes the state of this step: parameters, averages, moments, and where the run stands."""
+        if self.ranks.is_first:
+            groups = {"parameters": self.parameters, "optimizer": self.optimizer.state()}
+            if self.ema is not None:
+                groups["ema"] = self.ema.shadow
+            state = {
+                "step": self.step,
+                "skipped": self.skipped,
+                "precision": self.precision.state(),
+                "log": [_jsonable(metrics) for metrics in self.log.history],
+                "configuration": self._configuration(),
+            }
+            self.checkpoints.save(self.step, state, groups)
+        self._saved_step = self.step
+        self.ranks.wait()
+
+    def resume(self) -> bool:
+        """Goes on from the state that ``resume_from`` names; returns whether there is one.
+
+        Raises:
+            CheckpointFormatError: the state is damaged.
+            ConfigError: it is of another model, or of other settings.
+        """
+        path = self.checkpoints.find(self.resume_from)
+        if path is None:
             return False
-        try:
-            with np.load(self.state_file) as archive:
-                state = {key: archive[key] for key in archive.files}
-        except Exception as error:
-            raise CheckpointFormatError(
-                f"{self.state_file} cannot be read ({error}). Delete it to start again, or restore a copy."
-            ) from error
-        self._load_group(state, "model/", self.parameters)
+        state = read_state(path)
+        if not self.override:
+            self._compare(path, state["configuration"])
+        load_into(path, "parameters", self.parameters)
         if self.ema is not None:
-            self._load_group(state, "ema/", self.ema.shadow)
-        self._restore_optimizer({k[len("optimizer/") :]: v for k, v in state.items() if k.startswith("optimizer/")})
-        self.step = int(state["step"])
-        _logger.info("resumed %s at step %d", self.output_dir, self.step)
+            load_into(path, "ema", self.ema.shadow)
+        self.optimizer.load_state(read_group(path, "optimizer"))
+        self.precision.load_state(state["precision"])
+        self.step, self.skipped = int(state["step"]), int(state["skipped"])
+        self._saved_step = self.step
+        self.log.begin(self.step, state["log"])
+        if self.ranks.is_first:
+            self.checkpoints.discard_after(self.step)
+        self.ranks.wait()
+        _logger.info("resumed %s at step %d", path, self.step)
         return True
 
-    def _load_group(self, state: Mapping[str, np.ndarray], prefix: str, tensors: Mapping[str, paddle.Tensor]) -> None:
-        for name, tensor in tensors.items():
-            value = state.get(prefix + name)
-            if value is None or list(value.shape) != list(tensor.shape):
-                found = "nothing" if value is None else f"shape {list(value.shape)}"
-                raise ConfigError(
-                    f"{self.state_file} has {found} for {name}, where the model has {list(tensor.shape)}: "
-                    "it is of another model. Use another output directory, or delete the file."
-                )
-            tensor.set_value(value)
+    def _configuration(self):
+        return {**self.options.configuration(), **{f"task.{k}": v for k, v in self.task.configuration.items()}}
 
-    # Paddle names optimizer state after automatic parameter names, which depend on what was built before in the
-    # process; on disk the structured names are used.
+    def _compare(self, path, saved):
+        mine = self._configuration()
+        different = [name for name in sorted({*mine, *saved}) if mine.get(name) != saved.get(name)]
+        if different:
+            listed = "; ".join(f"{name} is {mine.get(name)!r} and was {saved.get(name)!r}" for name in different)
+            raise ConfigError(
+                f"{path} was trained with other settings: {listed}. Use those, another output directory, or "
+                "override=True (`--override`) to go on with the new ones."
+            )
 
-    def _optimizer_state(self):
-        structured = {p.name: name for name, p in self.parameters.items()}
-        state = {}
-        for key, value in self.optimizer.state_dict().items():
-            owner = next((auto for auto in structured if key.startswith(auto + "_")), None)
-            if owner is not None:
-                state[structured[owner] + "|" + key[len(owner) + 1 :]] = np.asarray(value.numpy())
-        return state
 
-    def _restore_optimizer(self, saved):
-        if saved:
-            state = {}
-            for key, value in saved.items():
-                name, suffix = key.split("|")
-                state[f"{self.parameters[name].name}_{suffix}"] = paddle.to_tensor(value)
-            self.optimizer.set_state_dict(state)
+def trained_parameters(task: Task) -> Tensors:
+    """The parameters of a task's networks that have gradients, by structured name; made float32 in place.
 
-    def _set_training(self, value):
-        for layer in self.task.layers.values():
-            layer.train() if value else layer.eval()
+    Raises:
+        InputError: there are none.
+    """
+    cast_training_params(list(task.layers.values()))
+    parameters = {
+        f"{name}.{key}": p for name, layer in task.layers.items() for key, p in layer.named_parameters() if p.trainable
+    }
+    if not parameters:
+        raise InputError(f"Nothing of {', '.join(task.layers)} has gradients. Add an adapter, or unfreeze parameters.")
+    return parameters
 
-    def _log(self, history, rate):
-        means = {key: float(np.mean([entry[key] for entry in history if key in entry])) for key in history[-1]}
-        entry = {"step": self.step, "lr": self.learning_rate_at(self.step), "steps_per_second": rate, **means}
-        with open(os.path.join(self.output_dir, "log.jsonl"), "a", encoding="utf-8") as file:
-            file.write(json.dumps({key: round(value, 6) for key, value in entry.items()}) + "\n")
-        text = "  ".join(f"{key} {value:.4g}" for key, value in entry.items())
-        print(f"[{os.path.basename(self.output_dir)}] {text}", flush=True)
+
+@contextlib.contextmanager
+def training_mode(layers: Mapping[str, nn.Layer], training: bool = True) -> Iterator[None]:
+    """Within it, the networks are in training mode or not; after it as before."""
+    before = {name: layer.training for name, layer in layers.items()}
+    _set_mode(layers, dict.fromkeys(layers, training))
+    try:
+        yield
+    finally:
+        _set_mode(layers, before)
+
+
+def _set_mode(layers, modes):
+    for name, layer in layers.items():
+        layer.train() if modes[name] else layer.eval()
+
+
+def _check(name, value, right, range_):
+    if not right:
+        raise InputError(f"{name} is {value!r}; it must be {range_}.")
+
+
+def _joined(results):
+    """Metrics of a step's batches: means of numbers, arrays one after the other."""
+    names = {name for result in results for name in result}
+    values = {name: [result[name] for result in results if name in result] for name in names}
+    return {
+        name: np.concatenate([np.ravel(v) for v in found]) if np.ndim(found[0]) else float(np.mean(found))
+        for name, found in values.items()
+    }
+
+
+def _jsonable(metrics):
+    return {name: np.asarray(value).tolist() for name, value in metrics.items()}

@@ -21,7 +21,7 @@ from ..outputs import BaseOutput
 from ..utils import elsewhere
 from ..utils.elsewhere import NoAttributeError, check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.types import Names, PathLike
@@ -327,7 +327,11 @@ class PretrainedTokenizer:
         """
         hub = {name: options[name] for name in HUB_KEYWORDS if name in options}
         directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
-        path = os.path.join(directory, subfolder) if subfolder else directory
+        return read_whole(directory, lambda path: cls._read(path, model_max_length, options), subfolder)
+
+    @classmethod
+    def _read(cls, path, model_max_length, options):
+        """See :meth:`from_pretrained`."""
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
             raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
@@ -356,7 +360,6 @@ class PretrainedTokenizer:
         They are tokenizer.json, tokenizer_config.json, special_tokens_map.json and the subclass's classic vocabulary
         files. ``others`` are keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
         """
-        os.makedirs(save_directory, exist_ok=True)
         added = self._backend.get_added_tokens_decoder()
         config = {
             **self._tokens,
@@ -372,9 +375,10 @@ class PretrainedTokenizer:
             "special_tokens_map.json": _json_bytes({k: v for k, v in self._tokens.items() if v is not None}),
             **self._vocabulary_contents(),
         }
-        for name, content in files.items():
-            with atomic_write(os.path.join(save_directory, name)) as file:
-                file.write(content)
+        with replacing(save_directory) as new:
+            for name, content in files.items():
+                with atomic_write(os.path.join(new, name)) as file:
+                    file.write(content)
 
     def save_vocabulary(self, directory: PathLike) -> None:
         """Writes the classic vocabulary files that ``directory`` lacks; PaddleNLP does not read tokenizer.json."""

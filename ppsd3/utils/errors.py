@@ -50,6 +50,13 @@ class CheckpointFormatError(CheckpointError, ValueError):
     """A file exists but is truncated, is a pickle, or is not what its name says."""
 
 
+class DiskError(CheckpointError, OSError):
+    """A file could not be written, because its disk is full or broken; the message says what is missing."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
 class WeightMismatchError(CheckpointError, ValueError):
     """Tensors are missing, unexpected, or of another shape than the model's."""
 

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from .errors import CheckpointNotFoundError, InputError
+from .files import settled
 from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
 from .repositories import REPOSITORIES, HubUnreachable, Repository
@@ -85,7 +86,7 @@ def resolve_checkpoint(
     """
     name = _as_path(name_or_path)
     if os.path.isdir(name) and (name not in BUNDLED or _holds_checkpoint(name)):
-        return name
+        return settled(name)
     if name in BUNDLED:
         return _bundled(name)
     if os.path.isfile(name):
@@ -122,6 +123,7 @@ def resolve_file(
         CheckpointNotFoundError: no such file; the message says what was tried.
     """
     name = _as_path(path_or_link)
+    name = _settled_file(name)
     if os.path.isfile(name):
         return name
     if os.path.isdir(name):
@@ -143,6 +145,12 @@ def _as_path(given: object) -> str:
     if not isinstance(given, (str, os.PathLike)):
         raise InputError(f"A checkpoint is found by a path, a hub id or a link, not by a {type(given).__name__}.")
     return os.path.expanduser(os.fspath(given))
+
+
+def _settled_file(path: str) -> str:
+    """``path``, see :func:`ppsd3.utils.files.settled`."""
+    directory, name = os.path.split(path)
+    return os.path.join(settled(directory), name) if directory else path
 
 
 def _repository(hub: str | None) -> type[Repository]:
@@ -170,7 +178,7 @@ def resolve_small_file(
     if match:
         return _fetch_file(_repository(match["hub"])(match["repo"], **hub), inside, local_files_only)
     directory = resolve_checkpoint(name) if name in BUNDLED else name
-    return os.path.join(directory, inside) if os.path.isdir(directory) else directory
+    return _settled_file(os.path.join(directory, inside) if os.path.isdir(directory) else directory)
 
 
 def select_files(files: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:

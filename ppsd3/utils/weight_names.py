@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -61,6 +62,24 @@ def parse_weight_name(name: str) -> WeightName | None:
             parts = match.groupdict()
             return WeightName(parts["stem"], parts["variant"] or parts.get("after"), kind)
     return None
+
+
+def is_component_file(name: str) -> bool:
+    """Whether a file of this name is what a component is saved as: weights, a configuration, a vocabulary."""
+    return name.endswith((".safetensors", ".json", ".txt", ".model", *PICKLE_SUFFIXES))
+
+
+def is_former_component_file(path: str, new: str, numbered: str = "controlnet") -> bool:
+    """Whether the file at ``path``, in the old directory of several components, is replaced by a component in ``new``.
+
+    ``numbered`` is the component of which there may be any number: ``controlnet``, ``controlnet_1``, ... Those that a
+    save does not write are no longer there then.
+    """
+    component, _, rest = path.partition(os.sep)
+    saved = os.path.isdir(os.path.join(new, component))
+    if not saved and re.fullmatch(rf"{re.escape(numbered)}_\d+", component):
+        saved = os.path.isdir(os.path.join(new, numbered))
+    return bool(rest) and saved and is_component_file(rest)
 
 
 def available_variants(names: Iterable[str], stem: str | None = None) -> list[str | None]:

@@ -3,6 +3,7 @@
 import filecmp
 import json
 import os
+import shutil
 
 import numpy as np
 import paddle
@@ -160,7 +161,7 @@ def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
 
 
 def test_too_little_space(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(writers.shutil, "disk_usage", lambda path: type("usage", (), {"free": 100})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("usage", (), {"free": 100})())
     with pytest.raises(CheckpointError, match="free"):
         ppsd3.convert(checkpoint[1], tmp_path / "x.safetensors")
 

@@ -249,9 +249,12 @@ def test_save_over_itself(checkpoint):
     pipe = load(checkpoint)
     picture = draw(pipe)
     (checkpoint / "vae" / "left_over.txt").write_text("of an earlier save")
+    (checkpoint / "README.md").write_text("the user's")
+    (checkpoint / "vae" / "README.md").write_text("the user's")
     pipe.save_pretrained(checkpoint)
     assert np.array_equal(draw(pipe), picture) and np.array_equal(draw(load(checkpoint)), picture)
     assert not (checkpoint / "vae" / "left_over.txt").exists()
+    assert (checkpoint / "README.md").exists() and (checkpoint / "vae" / "README.md").exists()
 
 
 def test_failed_save_leaves_nothing(tmp_path):

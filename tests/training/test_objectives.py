@@ -8,35 +8,40 @@ from helpers import tiny
 from ppsd3.models import SD3ControlNetModel
 from ppsd3.training.autoencoder import AutoencoderTask, local_contrast, to_model_range
 from ppsd3.training.controlnet import ControlNetTask
-from ppsd3.training.flow_matching import RectifiedFlow
+from ppsd3.training.flow_matching import EDM, Cosine, LDMLinear, Objective, RectifiedFlow
 from ppsd3.training.text_to_image import Batch, TextDropout, TextToImageTask
-from ppsd3.training.timestep_sampling import sample_timesteps
 from ppsd3.utils.errors import InputError
 
 
-def test_flow_runs_from_data_to_noise_at_its_target_velocity():
-    flow, rng = RectifiedFlow(), np.random.default_rng(0)
-    x0, noise = (paddle.to_tensor(rng.standard_normal([2, 3, 4, 4]).astype("float32")) for _ in range(2))
-    at = {t: flow.interpolate(x0, noise, paddle.full([2], t)) for t in (0.0, 0.25, 1.0)}
-    np.testing.assert_array_equal(at[0.0].numpy(), x0.numpy())
-    np.testing.assert_array_equal(at[1.0].numpy(), noise.numpy())
-    np.testing.assert_allclose((at[0.25] - x0).numpy(), 0.25 * flow.target(x0, noise).numpy(), atol=1e-6)
+@pytest.mark.parametrize("path", [RectifiedFlow(), EDM(), Cosine(), LDMLinear()], ids=lambda path: type(path).__name__)
+def test_the_loss_is_that_of_the_objective_by_hand(pipe, path):
+    training, batch = task(pipe, encoder=0.0)
+    training.objective, training.weight = Objective(path, "epsilon"), "sigma_sqrt"
+    t = np.array([0.2, 0.5, 0.9])
+    noise = np.random.default_rng(0).standard_normal(batch.latents.shape).astype("float32")
+    condition = training.condition(batch, np.random.default_rng(0))
+    found = training.errors(batch, paddle.to_tensor(noise), t, condition).numpy()
+    alpha, sigma, scale = (
+        (f(t)[:, None, None, None]).astype("float32") for f in (path.alpha, path.sigma, path.input_scale)
+    )
+    read = paddle.to_tensor(scale * (alpha * batch.latents + sigma * noise))
+    told = paddle.to_tensor(path.timestep(t).astype("float32"))
+    answer = pipe.transformer(read, condition.embeds, condition.pooled, told).sample.numpy()
+    np.testing.assert_allclose(found, ((answer - noise) ** 2).mean((1, 2, 3)), rtol=1e-5)
+    # the whole loss, from the same generator
+    rng = np.random.default_rng(7)
+    noise = paddle.to_tensor(rng.standard_normal(batch.latents.shape, dtype=np.float32))
+    t = training.density.sample(rng, 3)
+    errors = training.errors(batch, noise, t, condition).numpy()
+    loss, metrics = training.loss(np.random.default_rng(7), 0)
+    assert float(loss) == pytest.approx((errors / t**2).mean(), rel=1e-5)
+    np.testing.assert_array_equal(metrics["t"], t)
+    np.testing.assert_array_equal(metrics["errors"], errors)
 
 
-# Shares below 1/4 worked out by hand: Phi(-ln 3) = 0.136; f_mode(u) = 1/4 at u = 0.867; 2/pi atan(1/3) = 0.205.
-@pytest.mark.parametrize(
-    "density, below_quarter", [("uniform", 0.25), ("logit_normal", 0.136), ("mode", 0.133), ("cosmap", 0.205)]
-)
-def test_densities(density, below_quarter):
-    t = sample_timesteps(np.random.default_rng(0), 200000, density)
-    assert t.dtype == np.float32 and 0 <= t.min() and t.max() <= 1
-    assert np.median(t) == pytest.approx(0.5, abs=0.01)
-    assert (t < 0.25).mean() == pytest.approx(below_quarter, abs=0.01)
-
-
-def test_unknown_density():
-    with pytest.raises(InputError, match=r"lognormal.*logit_normal"):
-        sample_timesteps(np.random.default_rng(0), 2, "lognormal")
+def test_an_unknown_weight_is_refused_before_training(pipe):
+    with pytest.raises(InputError, match=r"'snr'.*'min_snr'"):
+        TextToImageTask(pipe.transformer, pipe._text_encoders(), lambda rng, step: None, weight="snr")
 
 
 @pytest.fixture(scope="module")
