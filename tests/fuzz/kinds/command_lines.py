@@ -48,7 +48,8 @@ class Kind:
         line += [part for some in chosen for part in some]
         line = [_possible(part) for part in line]
         # A refusal may name what stands on the line in place of the option.
-        names = {str(part) for part in line[1:] if len(str(part)) > 1} | {f" {part} " for part in line} | {"COMMAND", "PROMPT", "CHECKPOINT", "SOURCE", "TARGET", "unrecognized arguments"}
+        names = {str(part) for part in line[1:] if len(str(part)) > 1} | {f" {part} " for part in line}
+        names |= {str(part).rpartition(":")[0] for part in line[1:]} - {""} | {"COMMAND", "PROMPT", "CHECKPOINT", "SOURCE", "TARGET", "unrecognized arguments"}
         names |= {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]}
         return Case(lambda: corpus.command(*line), tuple(names), repr([str(part)[:60] for part in line]))
 

@@ -43,7 +43,7 @@ class Kind:
         corpus.replace(file, data)
         if rng.random() < 0.3 and (folder / "tokenizer.json").exists() and file.name != "tokenizer.json":
             (folder / "tokenizer.json").unlink()  # then the others are read
-        return Case(lambda: _use(class_, folder), (str(folder),), f"{folder.name}/{file.name}: {changed}")
+        return Case(lambda: _use(class_, folder), (str(folder), "padding"), f"{folder.name}/{file.name}: {changed}")
 
 
 def _use(class_, folder):
