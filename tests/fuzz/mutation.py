@@ -13,7 +13,18 @@ TEXTS = (
     "file:///etc/passwd", "http://127.0.0.1:9/x", "\ud800", "\ufeff", "\u202e", "é" * 10, "\x1b[31m", "{", "[]", "%s%n",
     "a" * 5000, "(" * 3000, "(a+)+$", "\U0001f600", "float16", "torch.float32", "lambda: 1", "__class__", "a\nb", "a\r",
 )  # fmt: skip
-_WORDS = ("sd3", "relu", "gelu", "silu", "epsilon", "linear", "constant", "DownEncoderBlock2D", "float32", "model.safetensors")
+_WORDS = (
+    "sd3",
+    "relu",
+    "gelu",
+    "silu",
+    "epsilon",
+    "linear",
+    "constant",
+    "DownEncoderBlock2D",
+    "float32",
+    "model.safetensors",
+)
 
 
 def number(rng):

@@ -16,7 +16,8 @@ import time
 CPU_SECONDS = 5  # that a case may take
 WALL_SECONDS = 120  # for a case that waits; other programs may hold the processor
 GOOD = ("accepted", "refused")
-_ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[2]
+PACKAGE = pathlib.Path(os.environ.get("PPSD3_FUZZ_PACKAGE", ROOT))  # the tree whose ppsd3 is tried
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -62,8 +63,8 @@ class Worker:
 
     def _start(self):
         self._home = tempfile.TemporaryDirectory(prefix="ppsd3-fuzz-")
-        self._stderr = tempfile.TemporaryFile()
-        paths = [os.environ.get("PPSD3_FUZZ_PACKAGE", str(_ROOT)), str(_ROOT / "tests")]
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed with the worker
+        paths = [str(PACKAGE), str(ROOT / "tests")]
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-m", "fuzz.worker"],
             stdin=subprocess.PIPE,
@@ -107,7 +108,12 @@ class Worker:
         words = self._last_words()
         self.close()
         if self._hung:
-            return {"verdict": "hang", "error": f"over {self._cpu_seconds} s", "message": words, "where": _innermost(words)}
+            return {
+                "verdict": "hang",
+                "error": f"over {self._cpu_seconds} s",
+                "message": words,
+                "where": _innermost(words),
+            }
         if code == 1:
             raise RuntimeError(f"the worker failed by itself:\n{words}")
         name = signal.Signals(-code).name if code < 0 else f"exit {code}"
@@ -148,7 +154,7 @@ def describe(faults, most=50):
         groups[(fault["kind"], fault["verdict"], fault["error"], fault["where"])].append(fault)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return "\n\n".join(
-        f"{len(some)} x {verdict}: {error} at {where or '?'}\n  {some[0].get('changed', '')}\n  {some[0]['message'][:300]}\n"
-        f"  python -m tests.fuzz {kind} {some[0]['seed']} {some[0]['case']}"
+        f"{len(some)} x {verdict}: {error} at {where or '?'}\n  {some[0].get('changed', '')}\n"
+        f"  {some[0]['message'][:300]}\n  python -m tests.fuzz {kind} {some[0]['seed']} {some[0]['case']}"
         for (kind, verdict, error, where), some in ordered[:most]
     )

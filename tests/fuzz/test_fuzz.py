@@ -10,6 +10,7 @@ import os
 import random
 
 import pytest
+
 from fuzz import runner
 from fuzz.case import KINDS
 from fuzz.kinds.faults import FAULTS

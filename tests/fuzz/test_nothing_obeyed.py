@@ -12,12 +12,13 @@ import sysconfig
 
 import numpy as np
 import pytest
+
 from fuzz import corpus
 from fuzz.kinds import png
 from fuzz.kinds.lora import write as safetensors
+from fuzz.runner import PACKAGE, ROOT
 
 HERE = pathlib.Path(__file__).parent
-ROOT = HERE.parents[1]
 HUB_ID = "evil/model"
 
 Trace = collections.namedtuple("Trace", "line code said events")
@@ -53,7 +54,11 @@ def trace(tree, lines):
     log = tree / "log"
     log.unlink(missing_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PPSD3_"))}
-    environment = {**kept, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "HF_HOME": str(tree / "hub")}
+    environment = {
+        **kept,
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE), str(ROOT / "tests")]),
+        "HF_HOME": str(tree / "hub"),
+    }
     environment.update({"PPSD3_TRACE": str(log), "HF_ENDPOINT": "http://127.0.0.1:9", "PYTHONDONTWRITEBYTECODE": "1"})
     compiler = shutil.which("cc")
     if compiler:
@@ -85,7 +90,7 @@ def trace(tree, lines):
 
 def touched(tree, events):
     """What of ``events`` is neither of Python and ppsd3, nor of the system, nor in ``named``."""
-    own = [ROOT, sys.prefix, sys.base_prefix, tree / "named", *sysconfig.get_paths().values()]
+    own = [ROOT, PACKAGE, sys.prefix, sys.base_prefix, tree / "named", *sysconfig.get_paths().values()]
     own += ["/proc", "/sys", "/dev", "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/etc/localtime"]
     own += [os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "ppsd3")]
     allowed = tuple(os.path.realpath(path) for path in own)
@@ -93,7 +98,7 @@ def touched(tree, events):
     for what, name in events:
         path = os.path.realpath(os.path.join(tree / "here", name))
         inside = any(path == place or path.startswith(place + os.sep) for place in allowed)
-        if not what.endswith("open") or not inside and path != str(tree / "here"):
+        if not what.endswith("open") or (not inside and path != str(tree / "here")):
             found.append((what, name))
     return found
 
@@ -112,7 +117,10 @@ def hostile_settings(tree):
     """Settings of a PNG that would have files read or written, or a hub asked."""
     bait = tree / "bait"
     yield from ({"model": value} for value in (str(bait / "model"), HUB_ID, str(bait / "adapter.safetensors")))
-    yield from ({"lora": value} for value in ([str(bait / "adapter.safetensors")], [f"{bait}/adapter.safetensors:0.5"], [HUB_ID]))
+    yield from (
+        {"lora": value}
+        for value in ([str(bait / "adapter.safetensors")], [f"{bait}/adapter.safetensors:0.5"], [HUB_ID])
+    )
     yield {"textual_inversion": [str(bait / "word.safetensors")]}
     yield {"textual_inversion": [HUB_ID]}
     yield {"prompt_file": str(bait / "prompts.txt")}
@@ -124,7 +132,9 @@ def hostile_settings(tree):
     yield {"ip_adapter_image": str(bait / "picture.png")}
     yield {"from_png": str(bait / "picture.png")}
     yield {"callback_on_step_end": str(bait / "evil.py"), "run": "print", "func": "evil"}
-    yield {"prompt": f"<lora:{bait}/adapter:1> embedding:{bait}/word.safetensors @{bait}/prompts.txt __{bait}/prompts__"}
+    yield {
+        "prompt": f"<lora:{bait}/adapter:1> embedding:{bait}/word.safetensors @{bait}/prompts.txt __{bait}/prompts__"
+    }
     yield {"prompt": "../../bait/new", "seed": 1}
 
 
@@ -133,7 +143,13 @@ def hostile_models(tree):
     up = "../../bait/model"
     code = {"auto_map": {"AutoModel": "evil.py--Evil"}, "trust_remote_code": True, "custom_code": "evil"}
     index = "diffusion_pytorch_model.safetensors.index.json"
-    yield {"model_index.json": {"_name_or_path": HUB_ID, "custom_pipeline": "evil", **{f"_{key}": value for key, value in code.items()}}}
+    yield {
+        "model_index.json": {
+            "_name_or_path": HUB_ID,
+            "custom_pipeline": "evil",
+            **{f"_{key}": value for key, value in code.items()},
+        }
+    }
     yield {"model_index.json": {"vae": [up, "AutoencoderKL"]}}
     yield {"model_index.json": {"vae": ["evil", "Evil"]}}
     yield {"model_index.json": {"vae": ["diffusers", f"{bait}/vae"]}}
@@ -142,21 +158,31 @@ def hostile_models(tree):
     for shard in (f"{up}/vae/diffusion_pytorch_model.safetensors", f"{bait}/vae/diffusion_pytorch_model.safetensors"):
         yield {f"vae/{index}": {"weight_map": {"encoder.conv_in.weight": shard}}}
     for entries in (code, {"_name_or_path": HUB_ID}, {"pretrained_model_name_or_path": bait, "name_or_path": bait}):
-        yield {"transformer/config.json": entries}
-        yield {"scheduler/scheduler_config.json": entries}
-        yield {"tokenizer/tokenizer_config.json": entries}
-    for key in ("vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file", "name_or_path", "cache_dir"):
-        yield {"tokenizer/tokenizer_config.json": {key: f"{bait}/tokenizer/vocab.json"}}
+        files = ("transformer/config.json", "scheduler/scheduler_config.json", "tokenizer/tokenizer_config.json")
+        yield from ({file: entries} for file in files)
+    keys = ("vocab_file", "merges_file", "tokenizer_file", "special_tokens_map_file", "name_or_path", "cache_dir")
+    yield {"tokenizer/tokenizer_config.json": dict.fromkeys(keys, f"{bait}/tokenizer/vocab.json")}
     yield {"tokenizer_3/tokenizer_config.json": {"sp_model_kwargs": {"model_file": f"{bait}/tokenizer_3/spiece.model"}}}
-    yield {"tokenizer/tokenizer.json": {"model": {"type": "BPE", "vocab": f"{bait}/tokenizer/vocab.json", "merges": "evil"}}}
+    yield {
+        "tokenizer/tokenizer.json": {
+            "model": {"type": "BPE", "vocab": f"{bait}/tokenizer/vocab.json", "merges": "evil"}
+        }
+    }
 
 
 def hostile_adapters(tree):
     bait = str(tree / "bait" / "adapter.safetensors")
     for value in (bait, HUB_ID, "../../bait/adapter.safetensors"):
-        settings = {"transformer.base_model_name_or_path": value, "transformer.auto_mapping": {"parent_library": "evil"}}
+        settings = {
+            "transformer.base_model_name_or_path": value,
+            "transformer.auto_mapping": {"parent_library": "evil"},
+        }
         settings["transformer.corda_config"] = {"cache_file": value, "covariance_file": value}
-        yield {"lora_adapter_metadata": json.dumps(settings), "ss_sd_model_name": value, "modelspec.architecture": value}
+        yield {
+            "lora_adapter_metadata": json.dumps(settings),
+            "ss_sd_model_name": value,
+            "modelspec.architecture": value,
+        }
 
 
 def lines(tree):
@@ -168,7 +194,9 @@ def lines(tree):
         file = named / f"{number}.png"
         file.write_bytes(drawn(settings))
         made += [["generate", "--from-png", file, "--model", sound, *small], ["info", file]]
-    for number, settings in enumerate([{"image": str(tree / "bait" / "picture.png"), "strength": 0.9}, {"mask_image": "evil"}]):
+    for number, settings in enumerate(
+        [{"image": str(tree / "bait" / "picture.png"), "strength": 0.9}, {"mask_image": "evil"}]
+    ):
         file = named / f"image-{number}.png"
         file.write_bytes(drawn({**settings, "command": "img2img"}))
         made += [["img2img", "--from-png", file, *more, "--model", sound, *small] for more in ([], ["--image", file])]
@@ -184,7 +212,8 @@ def lines(tree):
     bait = tree / "bait"
     prompts.write_text(
         f"--output {bait}/new.png\n../../bait/new\n/etc/passwd\n@{bait}/prompts.txt\n__{bait}/prompts__\n"
-        f"<lora:{bait}/adapter:1> (embedding:{bait}/word.safetensors:1.2)\nfile://{bait}/prompts.txt\n$(touch {bait}/new)\n"
+        f"<lora:{bait}/adapter:1> (embedding:{bait}/word.safetensors:1.2)\nfile://{bait}/prompts.txt\n"
+        f"$(touch {bait}/new)\n"
     )
     (named / "pictures").mkdir()
     weighted = ["--prompt-weighting", *corpus.SMALL_OPTIONS, "--output", named / "pictures"]
@@ -207,10 +236,21 @@ def test_what_the_command_line_names_is_seen(tree):
     """The trace shows what Python reads, what native code reads, a connection, and what is written."""
     bait, sound = tree / "bait", tree / "named" / "model"
     adapter_file, new = bait / "adapter.safetensors", bait / "seen.png"
-    line = ["generate", "--prompt-file", bait / "prompts.txt", "--model", sound, "--lora", adapter_file, *corpus.SMALL_OPTIONS]
+    line = [
+        "generate",
+        "--prompt-file",
+        bait / "prompts.txt",
+        "--model",
+        sound,
+        "--lora",
+        adapter_file,
+        *corpus.SMALL_OPTIONS,
+    ]
     drawing, asking = trace(tree, [[*line, "--output", new], ["info", HUB_ID]])
+    events = touched(tree, drawing.events)
+    assert ("open", str(new)) in events
     for how in ("open", "native open") if shutil.which("cc") else ("open",):
-        seen = {os.path.basename(name) for what, name in touched(tree, drawing.events) if what == how}
-        assert {"prompts.txt", "adapter.safetensors", "seen.png"} <= seen
+        seen = {os.path.basename(name) for what, name in events if what == how}
+        assert {"prompts.txt", "adapter.safetensors"} <= seen
     assert "connect" in {what for what, _ in touched(tree, asking.events)}
     new.unlink()

@@ -1,7 +1,7 @@
 """Runs command lines of ppsd3 in a process whose every file, connection and program is written down.
 
-``python -m fuzz.traced LOG`` takes a JSON list of command lines from standard input. Lines of LOG: what happened, a tab,
-and the name; ``command`` begins each command line. Native code is watched by ``traced.c``.
+``python -m fuzz.traced LOG`` takes a JSON list of command lines from standard input. Lines of LOG: what happened, a
+tab, and the name; ``command`` begins each command line. Native code is watched by ``traced.c``.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from typing import Any
 
-from .case import KINDS, Wrong
+from .case import Wrong
 
 MEMORY = 1 << 30  # bytes that a case may allocate beside what the process holds when it begins
 _SHOWN = 400  # characters of a message
@@ -53,7 +53,7 @@ def judge(kind, name, seed, number):
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             case.run()
         verdict = {"verdict": "accepted"}
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001, what it is decides
         verdict = _verdict_on(error, case.names)
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))

@@ -6,7 +6,7 @@ import inspect
 import pathlib
 
 import numpy as np
-from helpers import ip_adapters, loras, tiny
+from helpers import ip_adapters, loras
 
 from .. import corpus, mutation
 from ..case import Case
@@ -38,14 +38,20 @@ class Kind:
 
 def _show(value):
     shape = getattr(value, "shape", None)
-    return repr(value)[:80] if isinstance(value, type) or shape is None else f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}"
+    return (
+        repr(value)[:80]
+        if isinstance(value, type) or shape is None
+        else f"{type(value).__name__} {list(shape)} {getattr(value, 'dtype', '')}"
+    )
 
 
 def _parameters(function):
     """Names that can be given; of a class those of its constructor."""
     signature = inspect.signature(function)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [name for name, parameter in signature.parameters.items() if parameter.kind in kinds and name not in _SKIPPED]
+    return [
+        name for name, parameter in signature.parameters.items() if parameter.kind in kinds and name not in _SKIPPED
+    ]
 
 
 def _value(rng):
@@ -59,22 +65,42 @@ def _value(rng):
     if choice == 2:
         return mutation.text(rng)
     if choice == 3:
-        return rng.choice((None, True, False, object(), object, lambda *args, **options: None, b"abc", {1}, 1j, range(3), ...))
+        return rng.choice(
+            (None, True, False, object(), object, lambda *args, **options: None, b"abc", {1}, 1j, range(3), ...)
+        )
     if choice == 4:
-        return rng.choice(([], {}, (), [None], [[]], ["a", 1], [1, 2, 3], {"a": 1}, [float("nan")], [1e9] * 3, [True], {1: 2}))
+        return rng.choice(
+            ([], {}, (), [None], [[]], ["a", 1], [1, 2, 3], {"a": 1}, [float("nan")], [1e9] * 3, [True], {1: 2})
+        )
     if choice == 5:
-        scalar = rng.choice((np.int64(3), np.float32(0.5), np.float64("nan"), np.bool_(True), np.array(2), np.str_("a")))
-        return rng.choice((scalar, np.array([1, 2]), np.zeros((0, 3)), np.array(["a"]), np.array([None]), np.full((4, 4, 3), np.nan)))
+        scalar = rng.choice(
+            (np.int64(3), np.float32(0.5), np.float64("nan"), np.bool_(True), np.array(2), np.str_("a"))
+        )
+        return rng.choice(
+            (scalar, np.array([1, 2]), np.zeros((0, 3)), np.array(["a"]), np.array([None]), np.full((4, 4, 3), np.nan))
+        )
     if choice == 6:
         shape = rng.choice(([1], [0, 4], [1, 4, 2, 2], [1, 4, 4, 4], [2, 3, 16, 16], [1, 77, 40], [1, 28], [1] * 7, []))
         tensor = paddle.full(shape, rng.choice((0.5, float("nan"), float("inf"))))
         return tensor.astype(rng.choice(("float32", "float64", "int64", "bool", "float16")))
     if choice == 7:
-        mode, size = rng.choice(("RGB", "L", "1", "P", "RGBA", "I;16", "F", "CMYK", "LAB")), rng.choice(((16, 16), (1, 1), (40, 8)))
+        mode, size = (
+            rng.choice(("RGB", "L", "1", "P", "RGBA", "I;16", "F", "CMYK", "LAB")),
+            rng.choice(((16, 16), (1, 1), (40, 8))),
+        )
         image = Image.new(mode, size)
         return rng.choice((image, [image], [image, None], (image, image)))
     if choice == 8:
-        return rng.choice((np.random.default_rng(0), paddle.float32, np.float32, Exception("a"), pathlib.Path("/etc/passwd"), {"scale": "a"}))
+        return rng.choice(
+            (
+                np.random.default_rng(0),
+                paddle.float32,
+                np.float32,
+                Exception("a"),
+                pathlib.Path("/etc/passwd"),
+                {"scale": "a"},
+            )
+        )
     return mutation.value(rng)
 
 
@@ -91,8 +117,16 @@ def _calls(directory):
     calls += [
         ("encode_prompt", pipe.encode_prompt, {"prompt": "a", "prompt_2": None, "prompt_3": None}),
         ("from_pretrained", ppsd3.StableDiffusion3Pipeline.from_pretrained, {"pretrained_model_name_or_path": model}),
-        ("from_pretrained", ppsd3.AutoencoderKL.from_pretrained, {"pretrained_model_name_or_path": model, "subfolder": "vae"}),
-        ("from_pretrained", ppsd3.CLIPTokenizer.from_pretrained, {"pretrained_model_name_or_path": model, "subfolder": "tokenizer"}),
+        (
+            "from_pretrained",
+            ppsd3.AutoencoderKL.from_pretrained,
+            {"pretrained_model_name_or_path": model, "subfolder": "vae"},
+        ),
+        (
+            "from_pretrained",
+            ppsd3.CLIPTokenizer.from_pretrained,
+            {"pretrained_model_name_or_path": model, "subfolder": "tokenizer"},
+        ),
         ("save_pretrained", networks["vae"].save_pretrained, {"save_directory": PLACE}),
         ("save_pretrained", pipe.save_pretrained, {"save_directory": PLACE}),
         ("convert", ppsd3.convert, {"source": model / "vae", "target": PLACE}),
@@ -102,9 +136,21 @@ def _calls(directory):
         ("TorchGenerator", ppsd3.TorchGenerator, {"seed": 1}),
         ("TorchGenerator.randn", ppsd3.TorchGenerator(0).randn, {"shape": [2]}),
         ("VaeImageProcessor", ppsd3.VaeImageProcessor, {}),
-        ("VaeImageProcessor.preprocess", ppsd3.VaeImageProcessor().preprocess, lambda: {"image": _picture(), "height": 16, "width": 16}),
-        ("VaeImageProcessor.postprocess", ppsd3.VaeImageProcessor().postprocess, lambda: {"image": _tensor([1, 3, 8, 8])}),
-        ("SiglipImageProcessor", ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR).__call__, lambda: {"images": _picture()}),
+        (
+            "VaeImageProcessor.preprocess",
+            ppsd3.VaeImageProcessor().preprocess,
+            lambda: {"image": _picture(), "height": 16, "width": 16},
+        ),
+        (
+            "VaeImageProcessor.postprocess",
+            ppsd3.VaeImageProcessor().postprocess,
+            lambda: {"image": _tensor([1, 3, 8, 8])},
+        ),
+        (
+            "SiglipImageProcessor",
+            ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR).__call__,
+            lambda: {"images": _picture()},
+        ),
         ("CLIPTokenizer.__call__", pipe.tokenizer.__call__, {"text": "a"}),
         ("T5Tokenizer.__call__", pipe.tokenizer_3.__call__, {"text": "a"}),
         ("decode", pipe.tokenizer.decode, {"ids": [1, 2]}),
@@ -119,7 +165,12 @@ def _calls(directory):
         ("vae.encode", networks["vae"].encode, lambda: {"x": _tensor([1, 3, 8, 8])}),
     ]
     calls += _adapters(corpus.pipeline())
-    guidances = ("ClassifierFreeGuidance", "ClassifierFreeZeroStarGuidance", "AdaptiveProjectedGuidance", "GuidanceInterval")
+    guidances = (
+        "ClassifierFreeGuidance",
+        "ClassifierFreeZeroStarGuidance",
+        "AdaptiveProjectedGuidance",
+        "GuidanceInterval",
+    )
     guidances += ("GuidanceRescale", "PerturbedAttentionGuidance")
     calls += [(name, getattr(ppsd3, name), {}) for name in guidances]
     calls += [("SkipLayerGuidance", ppsd3.SkipLayerGuidance, {"base": 5.0, "layers": [0]})]
@@ -139,16 +190,30 @@ def _tasks(pipe):
     image = {"image": _picture()}
     net = ppsd3.SD3ControlNetModel.from_transformer(pipe.transformer, num_layers=1)
     control = {"control_image": _picture(), "controlnet_conditioning_scale": 0.5}
-    inpainting = ppsd3.SD3ControlNetModel.from_transformer(pipe.transformer, num_layers=1, num_extra_conditioning_channels=1)
+    inpainting = ppsd3.SD3ControlNetModel.from_transformer(
+        pipe.transformer, num_layers=1, num_extra_conditioning_channels=1
+    )
     tasks = (
         (ppsd3.StableDiffusion3Pipeline, {}, {}),
         (ppsd3.StableDiffusion3Img2ImgPipeline, {}, {**image, "strength": 0.9, "num_inference_steps": 2}),
-        (ppsd3.StableDiffusion3InpaintPipeline, {}, {**image, "mask_image": _picture(), "strength": 0.9, "num_inference_steps": 2}),
+        (
+            ppsd3.StableDiffusion3InpaintPipeline,
+            {},
+            {**image, "mask_image": _picture(), "strength": 0.9, "num_inference_steps": 2},
+        ),
         (ppsd3.StableDiffusion3PAGPipeline, {}, {}),
         (ppsd3.StableDiffusion3PAGImg2ImgPipeline, {}, {**image, "strength": 0.9, "num_inference_steps": 2}),
         (ppsd3.StableDiffusion3ControlNetPipeline, {"controlnet": net}, control),
-        (ppsd3.StableDiffusion3ControlNetImg2ImgPipeline, {"controlnet": net}, {**control, **image, "strength": 0.9, "num_inference_steps": 2}),
-        (ppsd3.StableDiffusion3ControlNetInpaintingPipeline, {"controlnet": inpainting}, {**control, "control_mask": _picture()}),
+        (
+            ppsd3.StableDiffusion3ControlNetImg2ImgPipeline,
+            {"controlnet": net},
+            {**control, **image, "strength": 0.9, "num_inference_steps": 2},
+        ),
+        (
+            ppsd3.StableDiffusion3ControlNetInpaintingPipeline,
+            {"controlnet": inpainting},
+            {**control, "control_mask": _picture()},
+        ),
     )
     for class_, parts, own in tasks:
         pag = {"pag_applied_layers": "blocks.0"} if "PAG" in class_.__name__ else {}
@@ -212,11 +277,26 @@ def _adapters(pipe):
     layers = {"transformer_blocks.0.attn.to_q.lora_A.weight": _tensor([2, 32])}
     layers["transformer_blocks.0.attn.to_q.lora_B.weight"] = _tensor([32, 2])
     calls = (
-        (pipe.load_lora_weights, lambda **options: emptied(False).load_lora_weights(**options), {"pretrained_model_name_or_path_or_dict": tensors}),
-        (pipe.set_adapters, lambda **options: emptied().set_adapters(**options), {"adapter_names": "a", "adapter_weights": 0.5}),
+        (
+            pipe.load_lora_weights,
+            lambda **options: emptied(False).load_lora_weights(**options),
+            {"pretrained_model_name_or_path_or_dict": tensors},
+        ),
+        (
+            pipe.set_adapters,
+            lambda **options: emptied().set_adapters(**options),
+            {"adapter_names": "a", "adapter_weights": 0.5},
+        ),
         (pipe.delete_adapters, lambda **options: emptied().delete_adapters(**options), {"adapter_names": "a"}),
         (pipe.fuse_lora, fuse, {"lora_scale": 0.5}),
         (pipe.load_textual_inversion, learn, word),
-        (type(pipe).save_lora_weights, type(pipe).save_lora_weights, {"save_directory": PLACE, "transformer_lora_layers": layers}),
+        (
+            type(pipe).save_lora_weights,
+            type(pipe).save_lora_weights,
+            {"save_directory": PLACE, "transformer_lora_layers": layers},
+        ),
     )
-    return [(method.__name__, function if function == method else _like(method, function), sound) for method, function, sound in calls]
+    return [
+        (method.__name__, function if function == method else _like(method, function), sound)
+        for method, function, sound in calls
+    ]

@@ -23,7 +23,10 @@ class Kind:
         self.garbage.write_bytes(b"\0" * 100)
         (directory / "empty").mkdir()
         self.files = [self.model, self.picture, self.garbage, directory / "empty", "/dev/null", directory / "absent"]
-        self.files += [self.model / "vae" / "config.json", self.model / "transformer" / "diffusion_pytorch_model.safetensors"]
+        self.files += [
+            self.model / "vae" / "config.json",
+            self.model / "transformer" / "diffusion_pytorch_model.safetensors",
+        ]
         self.options = {name: _options(name) for name in COMMANDS}
 
     def case(self, rng, place):
@@ -34,7 +37,11 @@ class Kind:
             if not self.options[name]:
                 break
             option = rng.choice(self.options[name])
-            values = () if option.nargs == 0 else tuple(self._value(rng) for _ in range(rng.choice((1, 1, 1, 2)) if option.nargs else 1))
+            values = (
+                ()
+                if option.nargs == 0
+                else tuple(self._value(rng) for _ in range(rng.choice((1, 1, 1, 2)) if option.nargs else 1))
+            )
             chosen.append((option.option_strings[0], *values))
         if name in ("generate", "img2img") and rng.random() < 0.2:
             file = place / "prompts.txt"
@@ -49,7 +56,14 @@ class Kind:
         line = [_possible(part) for part in line]
         # A refusal may name what stands on the line in place of the option.
         names = {str(part) for part in line[1:] if len(str(part)) > 1} | {f" {part} " for part in line}
-        names |= {str(part).rpartition(":")[0] for part in line[1:]} - {""} | {"COMMAND", "PROMPT", "CHECKPOINT", "SOURCE", "TARGET", "unrecognized arguments"}
+        names |= {str(part).rpartition(":")[0] for part in line[1:]} - {""} | {
+            "COMMAND",
+            "PROMPT",
+            "CHECKPOINT",
+            "SOURCE",
+            "TARGET",
+            "unrecognized arguments",
+        }
         names |= {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]}
         return Case(lambda: corpus.command(*line), tuple(names), repr([str(part)[:60] for part in line]))
 

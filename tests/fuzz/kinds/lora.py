@@ -15,14 +15,23 @@ _ENDS = {
     "peft": {"down": ".lora_A.weight", "up": ".lora_B.weight"},
     "kohya": {"down": ".lora_down.weight", "up": ".lora_up.weight"},
 }
-_PART = re.compile(r"(.*?)\.(lora_A\.weight|lora_B\.weight|lora_down\.weight|lora_up\.weight|alpha|hada_w[12]_[ab]|lokr_w[12]|diff|diff_b)")
-_PREFIXES = {"transformer": ("transformer", "lora_unet"), "text_encoder": ("text_encoder", "lora_te1"), "text_encoder_2": ("text_encoder_2", "lora_te2")}
+_PART = re.compile(
+    r"(.*?)\.(lora_A\.weight|lora_B\.weight|lora_down\.weight|lora_up\.weight|alpha|hada_w[12]_[ab]|lokr_w[12]|diff|diff_b)"
+)
+_PREFIXES = {
+    "transformer": ("transformer", "lora_unet"),
+    "text_encoder": ("text_encoder", "lora_te1"),
+    "text_encoder_2": ("text_encoder_2", "lora_te2"),
+}
 
 
 class Kind:
     def __init__(self, directory):
         self.pipe = corpus.pipeline()
-        self.linears = {name: loras.shapes_of(getattr(self.pipe, name), ("to_q", "to_k", "to_v", "q_proj", "fc1", "linear")) for name in _PREFIXES}
+        self.linears = {
+            name: loras.shapes_of(getattr(self.pipe, name), ("to_q", "to_k", "to_v", "q_proj", "fc1", "linear"))
+            for name in _PREFIXES
+        }
         self.weights = {name: _arrays(getattr(self.pipe, name)) for name in _PREFIXES}
 
     def case(self, rng, place):
@@ -142,7 +151,12 @@ def _file(rng, linears):
         algorithm = rng.choice(("lora", "lora", "loha", "lokr", "diff"))
         shapes = {
             "lora": {_ENDS[style]["down"]: (2, width), _ENDS[style]["up"]: (out, 2), ".alpha": ()},
-            "loha": {".hada_w1_a": (out, 2), ".hada_w1_b": (2, width), ".hada_w2_a": (out, 2), ".hada_w2_b": (2, width)},
+            "loha": {
+                ".hada_w1_a": (out, 2),
+                ".hada_w1_b": (2, width),
+                ".hada_w2_a": (out, 2),
+                ".hada_w2_b": (2, width),
+            },
             "lokr": {".lokr_w1": (2, 2), ".lokr_w2": (out // 2, width // 2)},
             "diff": {".diff": (out, width), ".diff_b": (out,)},
         }[algorithm]
@@ -152,7 +166,14 @@ def _file(rng, linears):
             tensors[key + end] = np.asarray(numbers.standard_normal(shape), np.float32)
     metadata = {"format": "pt"}
     if style == "peft" and rng.random() < 0.5:
-        metadata["lora_adapter_metadata"] = json.dumps({"transformer.r": 2, "transformer.lora_alpha": 4, "transformer.alpha_pattern": {}, "transformer.rank_pattern": {}})
+        metadata["lora_adapter_metadata"] = json.dumps(
+            {
+                "transformer.r": 2,
+                "transformer.lora_alpha": 4,
+                "transformer.alpha_pattern": {},
+                "transformer.rank_pattern": {},
+            }
+        )
     return tensors, metadata
 
 
@@ -170,16 +191,40 @@ def _change(rng, tensors, metadata):
         del tensors[key]
         return tensors, metadata, f"without {key}"
     if choice < 4:
-        new = rng.choice((key + "x", key[1:], key.replace("0", "7"), key.replace("to_q", "to_k"), mutation.text(rng), key.replace(".", "_"), key.upper()))
+        new = rng.choice(
+            (
+                key + "x",
+                key[1:],
+                key.replace("0", "7"),
+                key.replace("to_q", "to_k"),
+                mutation.text(rng),
+                key.replace(".", "_"),
+                key.upper(),
+            )
+        )
         tensors[new] = tensors.pop(key)
         return tensors, metadata, f"{key} -> {new!r}"
     if choice == 4:
-        end = rng.choice((".alpha", ".diff_b", ".diff", ".lokr_w1", ".dora_scale", ".hada_w1_a", ".lora_A.weight", ".lora_mid.weight", ".diff_x"))
+        end = rng.choice(
+            (
+                ".alpha",
+                ".diff_b",
+                ".diff",
+                ".lokr_w1",
+                ".dora_scale",
+                ".hada_w1_a",
+                ".lora_A.weight",
+                ".lora_mid.weight",
+                ".diff_x",
+            )
+        )
         new = re.sub(r"\.(lora|alpha|hada|lokr|diff).*", "", key) + end
         tensors[new] = array.reshape(-1)[: rng.choice((1, 2, 32))]
         return tensors, metadata, f"{new} beside"
     if choice == 5:
-        shape = rng.choice((array.shape[::-1], (*array.shape, 1, 1), (1, *array.shape), (array.size,), (0, *array.shape)))
+        shape = rng.choice(
+            (array.shape[::-1], (*array.shape, 1, 1), (1, *array.shape), (array.size,), (0, *array.shape))
+        )
         tensors[key] = array.reshape(shape) if np.prod(shape) == array.size else np.zeros(shape, np.float32)
         return tensors, metadata, f"{key} {array.shape} -> {shape}"
     if choice == 6:
@@ -190,11 +235,16 @@ def _change(rng, tensors, metadata):
         tensors[key] = np.full_like(array, rng.choice((np.nan, np.inf, 1e38, 0, 1e-45)))
         return tensors, metadata, f"{key} of {tensors[key].reshape(-1)[:1]}"
     if choice == 8:
-        metadata = {**metadata, rng.choice(("format", "lora_adapter_metadata", "ss_network_dim", "\0")): mutation.text(rng)}
+        metadata = {
+            **metadata,
+            rng.choice(("format", "lora_adapter_metadata", "ss_network_dim", "\0")): mutation.text(rng),
+        }
         return tensors, metadata, f"metadata {metadata}"
     settings = {"transformer.r": 2, "transformer.lora_alpha": 4, "transformer.use_rslora": False}
     settings[rng.choice(("transformer.alpha_pattern", "transformer.rank_pattern", "text_encoder.alpha_pattern"))] = {
-        rng.choice(("(a+)+$", "(" * 50, "[", "(.*)*x" * 20, "to_q", ".*", "\\", mutation.text(rng)[:200])): mutation.number(rng)
+        rng.choice(
+            ("(a+)+$", "(" * 50, "[", "(.*)*x" * 20, "to_q", ".*", "\\", mutation.text(rng)[:200])
+        ): mutation.number(rng)
     }
     if choice > 9:
         settings, _ = mutation.mutated(rng, settings)
@@ -202,7 +252,16 @@ def _change(rng, tensors, metadata):
     return tensors, metadata, f"metadata {settings}"
 
 
-_CODES = {"float32": "F32", "float16": "F16", "float64": "F64", "int8": "I8", "int32": "I32", "uint8": "U8", "bool": "BOOL", "uint16": "U16"}
+_CODES = {
+    "float32": "F32",
+    "float16": "F16",
+    "float64": "F64",
+    "int8": "I8",
+    "int32": "I32",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "uint16": "U16",
+}
 
 
 def write(tensors, metadata=None):
@@ -210,7 +269,11 @@ def write(tensors, metadata=None):
     header, body = ({"__metadata__": metadata} if metadata else {}), b""
     for name, array in tensors.items():
         raw = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": _CODES[array.dtype.name], "shape": list(array.shape), "data_offsets": [len(body), len(body) + len(raw)]}
+        header[name] = {
+            "dtype": _CODES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [len(body), len(body) + len(raw)],
+        }
         body += raw
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + body

@@ -47,7 +47,9 @@ class Kind:
         elif choice == 3:  # opcodes of a pickle instead of others
             data = bytearray(data)
             for _ in range(rng.choice((1, 3))):
-                data[rng.randrange(min(len(data), 3000))] = rng.choice(b"().NIJKMLGFVXBCcobuatelsdphjgrqR0123\x80\x8c\x8d\x93\x94\x95\x96\x97")
+                data[rng.randrange(min(len(data), 3000))] = rng.choice(
+                    b"().NIJKMLGFVXBCcobuatelsdphjgrqR0123\x80\x8c\x8d\x93\x94\x95\x96\x97"
+                )
             data, changed = bytes(data), "opcodes"
         else:
             data, changed = mutation.changed_bytes(rng, data), "bytes"

@@ -51,7 +51,9 @@ def _load(file):
 
 
 def chunk(kind, data, crc=None):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+    return (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data) if crc is None else crc)
+    )
 
 
 def picture(text_chunks=(), size=(SIDE, SIDE), depth=8, colour=2, rows=None):
@@ -66,7 +68,6 @@ def _chunks(rng):
     settings = dict(SETTINGS)
     if rng.random() < 0.3:
         settings.update(_TASKS["img2img"])
-    changed = "settings"
     content, keys = mutation.mutated(rng, settings)
     if rng.random() < 0.15 and isinstance(content, dict):
         content[rng.choice(_ORDERS)] = rng.choice((["/etc/passwd"], "/etc/passwd", True, mutation.value(rng)))
@@ -83,7 +84,11 @@ def _chunks(rng):
         return picture([plain], depth=depth, colour=colour), f"depth {depth}, colour {colour}", ()
     if choice == 8:
         bomb = zlib.compress(b" " * 10**7, 9)
-        kinds = [chunk(b"zTXt", b"ppsd3\0\0" + bomb), chunk(b"iTXt", b"ppsd3\0\1\0\0\0" + bomb), chunk(b"iCCP", b"a\0\0" + bomb)]
+        kinds = [
+            chunk(b"zTXt", b"ppsd3\0\0" + bomb),
+            chunk(b"iTXt", b"ppsd3\0\1\0\0\0" + bomb),
+            chunk(b"iCCP", b"a\0\0" + bomb),
+        ]
         return picture([rng.choice(kinds)] * rng.choice((1, 8))), "a text that swells", ()
     if choice == 9:
         return picture([plain], rows=mutation.changed_bytes(rng, zlib.compress(b"\0" * 784))), "pixels", ()

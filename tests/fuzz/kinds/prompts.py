@@ -8,11 +8,23 @@ from .. import corpus, mutation
 from ..case import Case, Wrong
 
 _PIECES = (
-    "a red circle", "(", ")", "[", "]", ":", "(a:", "1.3)", "((", "))", ":1.5)", "\\(", "\\", "BREAK", " BREAK ", "(b:1.1)",
-    "(c:-1)", "(d:1e9)", "(e:nan)", "(f:inf)", "(g:1e-9)", "AND", "<|endoftext|>", "<|startoftext|>", "</s>", "<pad>",
+    "a red circle", "(", ")", "[", "]", ":", "(a:", "1.3)", "((", "))", ":1.5)", "\\(", "\\", "BREAK", " BREAK ",
+    "(b:1.1)", "(c:-1)", "(d:1e9)", "(e:nan)", "(f:inf)", "(g:1e-9)", "AND", "<|endoftext|>", "<|startoftext|>", "</s>", "<pad>",
     "\u0301" * 5, "\0", "\n", "\u202e", "🙂", "中文", "\ud800", "'s", "  ",
 )  # fmt: skip
-_LONG = ("(" * 20_000, "a " * 20_000, "a" * 50_000, "[(" * 10_000, "(a:1.1" * 5000, "\\(" * 20_000, "BREAK " * 3000, " " * 100_000, ":" * 30_000, "é" * 30_000, "a:1.1)" * 5000)
+_LONG = (
+    "(" * 20_000,
+    "a " * 20_000,
+    "a" * 50_000,
+    "[(" * 10_000,
+    "(a:1.1" * 5000,
+    "\\(" * 20_000,
+    "BREAK " * 3000,
+    " " * 100_000,
+    ":" * 30_000,
+    "é" * 30_000,
+    "a:1.1)" * 5000,
+)
 _NAMES = ("prompt", "negative_prompt", "prompt_2", "prompt_3", "negative_prompt_3")
 
 
@@ -26,12 +38,12 @@ class Kind:
     def case(self, rng, place):
         reader = rng.choice(self.readers)
         texts = {"prompt": "a", "prompt_2": None, "prompt_3": None}
-        for _ in range(rng.choice((1, 1, 2))):
-            texts[rng.choice(_NAMES)] = _prompt(rng)
+        names = {rng.choice(_NAMES) for _ in range(rng.choice((1, 1, 2)))}
+        texts.update({name: _prompt(rng) for name in sorted(names)})
         texts["num_images_per_prompt"] = rng.choice((1, 1, 2))
         draws = rng.random() < 0.1
         shown = {name: repr(text)[:80] for name, text in texts.items()}
-        return Case(lambda: self.use(reader, texts, draws), tuple(texts), f"{type(reader).__name__} {shown}")
+        return Case(lambda: self.use(reader, texts, draws), tuple(names), f"{type(reader).__name__} {shown}")
 
     def use(self, reader, texts, draws):
         self.pipe.prompt_reader = reader

@@ -86,8 +86,8 @@ def _changed_file(rng, data):
 def _odd_entry(rng):
     return rng.choice(
         (
-            "F16", "BF16", "I32", "F64", "F8_E4M3", "F4", "C64", "BOOL", [], [0], [1], [-1, -1], [2**63], [2**32, 2**32],
-            [1] * 64, [0, 2**40], [1.0], [True], ["1"], mutation.value(rng),
+            "F16", "BF16", "I32", "F64", "F8_E4M3", "F4", "C64", "BOOL", [], [0], [1], [-1, -1], [2**63],
+            [2**32, 2**32], [1] * 64, [0, 2**40], [1.0], [True], ["1"], mutation.value(rng),
         )
     )  # fmt: skip
 

@@ -10,7 +10,11 @@ from .. import corpus, mutation
 from ..case import Case, Wrong
 from .safetensors import _changed_file
 
-_CLASSES = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModelWithProjection"}
+_CLASSES = {
+    "transformer": "SD3Transformer2DModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModelWithProjection",
+}
 
 
 class Kind:
@@ -64,7 +68,9 @@ class Kind:
         content, body = self._header()
         for _ in range(rng.choice((1, 3, 30))):
             key = rng.choice(sorted(content))
-            new = rng.choice((key[1:], "model." + key, key.rpartition(".")[0], key.replace("0", "99"), mutation.text(rng), key[:20]))
+            new = rng.choice(
+                (key[1:], "model." + key, key.rpartition(".")[0], key.replace("0", "99"), mutation.text(rng), key[:20])
+            )
             content[new] = content.pop(key)
         text = json.dumps(content).encode()
         return f"names, e.g. {key} -> {new!r}", len(text).to_bytes(8, "little") + text + body
@@ -73,7 +79,9 @@ class Kind:
         content, body = self._header()
         metadata, keys = mutation.mutated(rng, content.get("__metadata__") or {"format": "pt"})
         if isinstance(metadata, dict) and rng.random() < 0.7:
-            texts = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+            texts = {
+                str(key): value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()
+            }
             for key in rng.sample(sorted(texts), min(1, len(texts))):
                 inner = _inner(texts[key])
                 texts[key] = mutation.json_text(rng, mutation.mutated(rng, inner)[0]).decode("latin-1")

@@ -41,9 +41,9 @@ class Kind:
         before = [len(tower.get_input_embeddings().weight) for tower in towers]
         try:
             self.pipe.load_textual_inversion(str(file), token=token)
-            held = np.concatenate([
-                tower.get_input_embeddings().weight[count:].numpy().ravel() for tower, count in zip(towers, before)
-            ])
+            held = np.concatenate(
+                [tower.get_input_embeddings().weight[count:].numpy().ravel() for tower, count in zip(towers, before)]
+            )
         finally:
             if any(len(tower.get_input_embeddings().weight) > count for tower, count in zip(towers, before)):
                 self.pipe.unload_textual_inversion()
