@@ -9,7 +9,8 @@ from ..case import Case, Wrong
 
 _PIECES = (
     "a red circle", "(", ")", "[", "]", ":", "(a:", "1.3)", "((", "))", ":1.5)", "\\(", "\\", "BREAK", " BREAK ",
-    "(b:1.1)", "(c:-1)", "(d:1e9)", "(e:nan)", "(f:inf)", "(g:1e-9)", "AND", "<|endoftext|>", "<|startoftext|>", "</s>", "<pad>",
+    "(b:1.1)", "(c:-1)", "(d:1e9)", "(e:nan)", "(f:inf)", "(g:1e-9)", "AND",
+    "<|endoftext|>", "<|startoftext|>", "</s>", "<pad>",
     "\u0301" * 5, "\0", "\n", "\u202e", "🙂", "中文", "\ud800", "'s", "  ",
 )  # fmt: skip
 _LONG = (
