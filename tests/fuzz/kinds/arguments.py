@@ -131,7 +131,7 @@ def _calls(directory):
         ("save_pretrained", pipe.save_pretrained, {"save_directory": PLACE}),
         ("convert", ppsd3.convert, {"source": model / "vae", "target": PLACE}),
         ("from_pipe", ppsd3.StableDiffusion3Pipeline.from_pipe, {"pipeline": pipe}),
-        ("load_image", load_image, {"image": lambda: None}),
+        ("load_image", load_image, lambda: {"image": _picture()}),
         ("make_image_grid", make_image_grid, lambda: {"images": [_picture()] * 2, "rows": 1, "cols": 2}),
         ("TorchGenerator", ppsd3.TorchGenerator, {"seed": 1}),
         ("TorchGenerator.randn", ppsd3.TorchGenerator(0).randn, {"shape": [2]}),

@@ -56,7 +56,8 @@ class Kind:
         line = [_possible(part) for part in line]
         # A refusal may name what stands on the line in place of the option.
         names = {str(part) for part in line[1:] if len(str(part)) > 1} | {f" {part} " for part in line}
-        names |= {str(part).rpartition(":")[0] for part in line[1:]} - {""} | {
+        names |= {str(part).rpartition(":")[0] for part in line[1:]} - {""}
+        names |= {" ".join(part.split()) for part in line[1:]} - {""} | {
             "COMMAND",
             "PROMPT",
             "CHECKPOINT",

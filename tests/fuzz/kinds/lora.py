@@ -125,14 +125,15 @@ def _alpha(parts, network, module, metadata):
     if "alpha" in parts:
         return float(parts["alpha"].reshape(-1)[0]), stabilised
     for pattern, alpha in (metadata.get(f"{network}.alpha_pattern") or {}).items():
-        if f".{module}".endswith(f".{pattern}"):
+        simple = re.fullmatch(r"[\w.*]{1,8}", pattern) and not pattern.startswith("*") and "**" not in pattern
+        if simple and re.fullmatch(rf"(.*\.)?({pattern})", module):  # the others match nothing here
             return alpha, stabilised
     return metadata.get(f"{network}.lora_alpha"), stabilised
 
 
 def _metadata(data):
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
+    return json.loads((header.get("__metadata__") or {}).get("lora_adapter_metadata", "{}"))
 
 
 def _arrays(network):
