@@ -133,7 +133,7 @@ def _alpha(parts, network, module, metadata):
 
 def _metadata(data):
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads((header.get("__metadata__") or {}).get("lora_adapter_metadata", "{}"))
+    return json.loads((header.get("__metadata__") or {}).get("lora_adapter_metadata", "{}")) or {}
 
 
 def _arrays(network):
