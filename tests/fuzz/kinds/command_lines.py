@@ -10,6 +10,7 @@ from ..case import Case
 from . import png
 
 COMMANDS = ("generate", "img2img", "inpaint", "control", "info", "convert", "export")
+_METAVARS = {"COMMAND", "PROMPT", "CHECKPOINT", "SOURCE", "TARGET", "unrecognized arguments"}
 _OWN = ("--output", "--quiet", "--help", "--debug", "--preview", "--from-png")
 
 
@@ -37,11 +38,8 @@ class Kind:
             if not self.options[name]:
                 break
             option = rng.choice(self.options[name])
-            values = (
-                ()
-                if option.nargs == 0
-                else tuple(self._value(rng) for _ in range(rng.choice((1, 1, 1, 2)) if option.nargs else 1))
-            )
+            count = 0 if option.nargs == 0 else rng.choice((1, 1, 1, 2)) if option.nargs else 1
+            values = [self._value(rng) for _ in range(count)]
             chosen.append((option.option_strings[0], *values))
         if name in ("generate", "img2img") and rng.random() < 0.2:
             file = place / "prompts.txt"
@@ -54,18 +52,10 @@ class Kind:
                 line[at] = self._value(rng)
         line += [part for some in chosen for part in some]
         line = [_possible(part) for part in line]
-        # A refusal may name what stands on the line in place of the option.
-        names = {str(part) for part in line[1:] if len(str(part)) > 1} | {f" {part} " for part in line}
-        names |= {str(part).rpartition(":")[0] for part in line[1:]} - {""}
-        names |= {" ".join(part.split()) for part in line[1:]} - {""} | {
-            "COMMAND",
-            "PROMPT",
-            "CHECKPOINT",
-            "SOURCE",
-            "TARGET",
-            "unrecognized arguments",
-        }
-        names |= {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]}
+        names = {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]} | _METAVARS
+        for part in line[1:]:  # a refusal may name what stands on the line in place of the option
+            names |= {part, part.rpartition(":")[0], " ".join(part.split())} if len(part) > 1 else {f" {part} "}
+        names.discard("")
         return Case(lambda: corpus.command(*line), tuple(names), repr([str(part)[:60] for part in line]))
 
     def _sound(self, name, place):
