@@ -53,8 +53,11 @@ setup(
             "scipy>=1.9",
             "sentencepiece>=0.1.99",
             "matplotlib>=3.6",
+            "pyyaml>=6",
             MODELSCOPE,
         ],
+        # `ppsd3 train`: its configuration, data sets of Hugging Face and WebDataset, VisualDL's logs.
+        "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5"],
         # Models by "modelscope:org/name".
         "modelscope": [MODELSCOPE],
         # What the parity tests compare with.

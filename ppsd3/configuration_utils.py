@@ -6,18 +6,21 @@ because with a warning a misspelt key would silently make a different model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
+from .utils.checking import bind, declared_types, fit
 from .utils.elsewhere import nearest
-from .utils.errors import CheckpointNotFoundError, ConfigError
+from .utils.errors import ConfigError
 from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
+from .utils.json_files import read_json
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from .utils.types import PathLike
 
@@ -51,19 +54,40 @@ class FrozenConfig(dict[str, Any]):
 
 
 def register_to_config(init: Init) -> Init:
-    """Decorator of ``__init__``: stores all arguments, defaults included, in ``self.config`` before the body runs."""
+    """Decorator of ``__init__``: checks all arguments, defaults included, against the types and ranges that they are
+    annotated with, and stores them in ``self.config``, before the body runs. A numpy number becomes Python's.
+
+    Raises:
+        ConfigError: (by ``__init__``) a value does not fit.
+        UnknownArgumentError: (by ``__init__``) an argument is unknown, missing or given twice.
+    """
     signature = inspect.signature(init)
 
     @functools.wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)
+        bound = bind(signature, (self, *args), kwargs, type(self).__name__)
+        kinds = declared_types(init)
+        for name, value in bound.arguments.items():
+            if name in kinds:
+                bound.arguments[name] = fit(name, value, kinds[name], ConfigError)
         bound.apply_defaults()
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
         # Through object.__setattr__: nn.Layer refuses attributes before its own __init__ has run.
         object.__setattr__(self, "_internal_config", FrozenConfig(arguments))
-        init(self, *args, **kwargs)
+        init(*bound.args, **bound.kwargs)
 
     return cast(Init, wrapper)  # with the constructor's own signature
+
+
+@contextlib.contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Errors about a configuration begin with ``source``, the file that it is from, if they do not have it already."""
+    try:
+        yield
+    except ConfigError as error:
+        if source in str(error):
+            raise
+        raise ConfigError(f"{source}: {error}") from error
 
 
 class ConfigMixin:
@@ -99,7 +123,8 @@ class ConfigMixin:
         """The object that ``config`` describes, with ``overrides`` on top.
 
         Raises:
-            ConfigError: a key is not an argument of the class; the message gives the nearest one.
+            ConfigError: a key is not an argument of the class (the message gives the nearest one), or a value is not
+                of the argument's type or out of its range.
         """
         return cls(**cls.extract_init_arguments({**config, **overrides}))
 
@@ -153,26 +178,6 @@ class ConfigMixin:
         text = json.dumps(self.to_json_dict(), indent=2, sort_keys=True) + "\n"
         with atomic_write(os.path.join(save_directory, self.config_name)) as file:
             file.write(text.encode())
-
-
-def read_json(path: PathLike, purpose: str) -> dict[str, Any]:
-    """The JSON object in the file ``path``; ``purpose`` says in errors what the file is for.
-
-    Raises:
-        CheckpointNotFoundError, ConfigError
-    """
-    if not os.path.isfile(path):
-        raise CheckpointNotFoundError(
-            f"{path} does not exist; it should hold {purpose}. Check the path, or pass `subfolder=` if it is deeper."
-        )
-    try:
-        with open(path, encoding="utf-8") as file:
-            value = json.load(file)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} ({purpose}) is not valid JSON: {error}. Download or write it again.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} ({purpose}) holds a {type(value).__name__}, not a JSON object.")
-    return value
 
 
 def _jsonable(value: Any) -> Any:

@@ -13,7 +13,7 @@ import paddle
 
 from .adapters import PeftAdapterMixin
 from .compilation import ForwardReplaceable
-from .configuration_utils import ConfigMixin
+from .configuration_utils import ConfigMixin, naming
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
 from .ops.adapted import checkpoint_tensors
@@ -33,9 +33,9 @@ from .serialization.source import TensorSource
 from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
-from .utils.device import device_name, tune_process, usable_device
+from .utils.device import available_memory, device_name, tune_process, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
-from .utils.errors import InputError
+from .utils.errors import ConfigError, InputError
 from .utils.files import read_whole
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
@@ -268,7 +268,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
             check_storage_dtype(storage_dtype)
         config, source = dict(config), cls.with_own_names(source)
         quantization = config.pop(CONFIG_KEY, None)
-        with to_be_filled():
+        with to_be_filled(), naming(config_path):
             model = cls(**cls.extract_init_arguments(config, source=config_path))
         prepare_for_loading(model, quantization, source)
         if storage_dtype is not None:
@@ -286,10 +286,14 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
             paddle_dtype: default ``paddle.get_default_dtype()``.
 
         Raises:
-            ConfigError: a key of ``config`` is not an argument of the class; the message gives the nearest one.
+            ConfigError: a key of ``config`` is not an argument of the class (the message gives the nearest one), a
+                value is not of the argument's type or out of its range, or the weights need more memory than is free.
             UnknownArgumentError: the same of ``overrides``.
         """
-        model = cls(**cls.extract_init_arguments({**config, **overrides}))
+        arguments = cls.extract_init_arguments({**config, **overrides})
+        if not is_to_be_filled():
+            _check_memory(cls, arguments)
+        model = cls(**arguments)
         return model if paddle_dtype is None else model.to(dtype=paddle_dtype)
 
     @classmethod
@@ -513,6 +517,18 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
 
     def _set_gradient_checkpointing(self, value: bool) -> None:
         self.gradient_checkpointing = value
+
+
+def _check_memory(model_class: type[ModelMixin], arguments: Mapping[str, Any]) -> None:
+    """Raises ConfigError if the weights of the model that ``arguments`` make need more memory than is free."""
+    with to_be_filled():
+        skeleton = model_class(**arguments)
+    needed, free = 4 * sum(int(p.size) for p in skeleton.parameters()), available_memory()
+    if needed > free:
+        raise ConfigError(
+            f"This {model_class.__name__} has {needed // 4:,} weights, which need {needed / 1e9:,.1f} GB; "
+            f"{free / 1e9:,.1f} GB are free. Make the configuration smaller, or load it from files, which are mapped."
+        )
 
 
 _filling = threading.local()

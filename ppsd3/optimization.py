@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable
+from typing import Annotated, Any, Callable
 
 from paddle.optimizer.lr import LambdaDecay
 
+from .utils.checking import Range, checks_arguments
 from .utils.errors import InputError
 
 __path__: list[str] = []  # see utils/elsewhere.py
 
 
+@checks_arguments
 def after_warmup(name: str, cycles: float | None = None, power: float = 1.0) -> Callable[[float], float]:
     """The rate, as a part of its peak, at ``progress`` (0 to 1) through the steps after the warm-up.
 
@@ -39,11 +41,12 @@ def after_warmup(name: str, cycles: float | None = None, power: float = 1.0) -> 
     return shapes[name]
 
 
+@checks_arguments
 def get_scheduler(
     name: str,
     learning_rate: float | None = None,
-    num_warmup_steps: int = 0,
-    num_training_steps: int | None = None,
+    num_warmup_steps: Annotated[int, Range(0)] = 0,
+    num_training_steps: Annotated[int, Range(1)] | None = None,
     num_cycles: float | None = None,
     power: float = 1.0,
     last_epoch: int = -1,

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from .serialization.tensors import cast, floating_dtype, put
+from .utils.checking import Range, checks_arguments
 from .utils.errors import InputError
 from .utils.paddle_internals import no_grad
 from .utils.random import Generator, TorchGenerator, randn
@@ -22,13 +24,14 @@ from .utils.types import Dtype
 __path__: list[str] = []  # see utils/elsewhere.py
 
 
+@checks_arguments
 def compute_density_for_timestep_sampling(
     weighting_scheme: str,
-    batch_size: int,
+    batch_size: Annotated[int, Range(1, 2**31 - 1)],
     logit_mean: float = 0.0,
     logit_std: float = 1.0,
     mode_scale: float = 1.29,
-    device: str = "cpu",
+    device: Any = "cpu",
     generator: Generator | None = None,
 ) -> paddle.Tensor:
     """Draws times of a flow for training (SD3 paper, section 3.1).
@@ -59,6 +62,7 @@ def compute_density_for_timestep_sampling(
     return u
 
 
+@checks_arguments
 def compute_loss_weighting_for_sd3(weighting_scheme: str, sigmas: paddle.Tensor) -> paddle.Tensor:
     """Weights of the loss at the noise levels ``sigmas``, of their shape (SD3 paper, section 3.1).
 
@@ -73,6 +77,7 @@ def compute_loss_weighting_for_sd3(weighting_scheme: str, sigmas: paddle.Tensor)
 
 
 @no_grad
+@checks_arguments
 def cast_training_params(model: nn.Layer | Sequence[nn.Layer], dtype: Dtype = "float32") -> None:
     """Casts the trainable parameters of one or several networks in place, e.g. a LoRA's beside frozen float16."""
     for network in [model] if isinstance(model, nn.Layer) else model:
@@ -81,7 +86,8 @@ def cast_training_params(model: nn.Layer | Sequence[nn.Layer], dtype: Dtype = "f
                 put(parameter, cast(parameter, floating_dtype(dtype)))
 
 
-def set_seed(seed: int) -> None:
+@checks_arguments
+def set_seed(seed: Annotated[int, Range(0, 2**64 - 1)]) -> None:
     """Seeds Python's, numpy's and Paddle's global streams."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 (the global stream is what is meant)

@@ -124,6 +124,21 @@ def test_modules_import_light_things_only():
     assert_nothing_found(heavy_imports)
 
 
+def test_json_has_one_reader():
+    """utils/json_files.py limits sizes and depth, and words the errors. The benchmarks' processes trust one another."""
+
+    def check(tree, module):
+        if module.name == "json_files.py" or part_of(module) == "bench":
+            return []
+        names = [name for _, name in imported(tree, module)]
+        aliases = [f"import of {name}" for name in names if name in ("json.load", "json.loads", "json.JSONDecoder")]
+        attributes = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+        calls = [n for n in attributes if isinstance(n.value, ast.Name) and n.value.id == "json" and n.attr != "dumps"]
+        return aliases + [f"{node.lineno}: json.{node.attr}; use utils/json_files.py" for node in calls]
+
+    assert_nothing_found(check)
+
+
 def test_the_files_of_the_eight_pipelines_do_not_grow():
     """They hold what each adds; a signature, or whatever two of them share, has one place elsewhere."""
     files = [path for path in MODULES if path.name.startswith("pipeline_") and path.parent.name == "stable_diffusion_3"]

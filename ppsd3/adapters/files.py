@@ -19,6 +19,7 @@ from ..serialization.tensors import cast
 from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
+from ..utils.json_files import parse_json_object
 from ..utils.types import PathLike, Tensors
 from .keys import ModuleNames, Place, split_key
 from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
@@ -39,10 +40,8 @@ def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
     """
     file = SafetensorsFile(path)
     text = file.metadata.get(LORA_ADAPTER_METADATA_KEY)
-    try:
-        metadata = None if text is None else json.loads(text)
-    except ValueError as error:
-        raise CheckpointFormatError(f"{file.path}: its {LORA_ADAPTER_METADATA_KEY} is not JSON ({error}).") from error
+    source = f"{file.path}: its metadata {LORA_ADAPTER_METADATA_KEY!r}"
+    metadata = None if text is None else parse_json_object(text, source, CheckpointFormatError)
     tensors = {name: file.read(name) for name in file.keys()}
     matrices = {key: tensor for key, tensor in tensors.items() if split_key(key)[1] in ("down", "up")}
     if declared_layout(file) == "paddle" and not any(len(set(tensor.shape)) > 1 for tensor in matrices.values()):

@@ -7,14 +7,15 @@ import os
 from collections import Counter
 
 from .. import __version__
-from ..configuration_utils import read_json
 from ..loaders.recognition import Component, recognize
 from ..pipelines.component_classes import component_class
 from ..pipelines.exporting import INDEX as EXPORT_INDEX
-from ..pipelines.pipeline_checkpoint import INDEX_NAME
 from ..serialization import Checkpoint
+from ..utils import device
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
+from ..utils.json_files import read_json
+from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
 from .png import describe, read_settings
 
@@ -43,11 +44,11 @@ def run(arguments):
     directory = resolve_checkpoint(arguments.checkpoint, variant=arguments.variant)
     if not os.path.isfile(os.path.join(directory, INDEX_NAME)):
         return _show_directory(directory, arguments.variant)
-    index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
+    index = read_pipeline_index(directory)
     components = [
         read_component(directory, name, entry[1], arguments.variant)
         for name, entry in index.items()
-        if isinstance(entry, list) and entry[1] is not None
+        if isinstance(entry, list) and name not in SETTINGS and not name.startswith("_") and entry[1] is not None
     ]
     print(f"{index.get('_class_name')} in {directory}\n")
     print("\n".join(_component_table(components)) + "\n")
@@ -101,12 +102,18 @@ def _show_directory(directory, variant):
 
 def _show_export(directory):
     index = read_json(os.path.join(directory, EXPORT_INDEX), purpose="the list of an export's models")
-    print(f"{directory}: models for Paddle {index['paddle_version']}'s inference\n")
-    for name, model in index["models"].items():
-        print(f"{name:16} {_size(os.path.getsize(os.path.join(directory, model['weights'])))}")
-        for verb, ports in (("takes", model["inputs"]), ("gives", model["outputs"])):
-            for port in ports:
-                print(f"  {verb} {port['name']:24} {port['dtype']} {port['shape']}: {port['meaning']}")
+    lines = [f"{directory}: models for Paddle {index.get('paddle_version')}'s inference\n"]
+    try:
+        for name, model in index["models"].items():
+            lines.append(f"{name:16} {_size(os.path.getsize(os.path.join(directory, model['weights'])))}")
+            for verb, ports in (("takes", model["inputs"]), ("gives", model["outputs"])):
+                for port in ports:
+                    lines.append(f"  {verb} {port['name']:24} {port['dtype']} {port['shape']}: {port['meaning']}")
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise CheckpointFormatError(
+            f"{os.path.join(directory, EXPORT_INDEX)} is not as `ppsd3 export` writes it ({error}). Export again."
+        ) from error
+    print("\n".join(lines))
     print("\ndocs/guide/export.md has a program that draws with them.")
 
 
@@ -120,14 +127,12 @@ _CONFIGS = {
 
 def _show_component(directory, config, variant):
     parent, name = os.path.split(os.path.abspath(directory))
-    class_name = (
-        config.get("_class_name") or config.get("tokenizer_class") or (config.get("architectures") or [None])[0]
-    )
-    part = read_component(parent, name, class_name, variant)
+    named = named_class(config)
+    part = read_component(parent, name, named, variant)
     print(f"{directory}: a component of a pipeline\n")
     print("\n".join(_component_table([part])) + "\n")
     options = "" if variant is None else f", variant={variant!r}"
-    class_name = component_class(name, class_name, directory).__name__
+    class_name = component_class(name, named, directory).__name__
     print(f"load it:\n  ppsd3.{class_name}.from_pretrained({directory!r}{options})")
 
 
@@ -178,19 +183,11 @@ def _memory_places():
     """[(name, bytes)]: what the main memory has free, and all that each GPU has."""
     import paddle
 
-    places = [("CPU", _free_memory())]
+    places = [("CPU", device.available_memory())]
     if paddle.is_compiled_with_cuda():
         for i in range(paddle.device.cuda.device_count()):
             places.append((f"gpu:{i}", paddle.device.cuda.get_device_properties(i).total_memory))
     return places
-
-
-def _free_memory():
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):  # not Linux: all there is
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _machine():

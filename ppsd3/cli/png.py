@@ -6,6 +6,7 @@ import re
 
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
+from ..utils.json_files import parse_json_object
 
 SETTINGS_KEY = "ppsd3"  # JSON, for programs
 PARAMETERS_KEY = "parameters"  # prose, where picture viewers of this field look
@@ -79,7 +80,7 @@ def read_settings(path):
         raise InputError(f"{path} is no picture. Name a PNG that `ppsd3 generate` wrote.") from error
     if text is None:
         raise InputError(f"{path} does not say how it was drawn. Name a PNG that `ppsd3 generate` wrote.")
-    return json.loads(text)
+    return parse_json_object(text, f"{path}: its text {SETTINGS_KEY!r}", InputError)
 
 
 def describe(settings):

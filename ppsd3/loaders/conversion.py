@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..configuration_utils import read_json
+from ..configuration_utils import naming
 from ..modeling_utils import to_be_filled
 from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS as DIRECTORY_LAYOUTS, find_named_layout, in_layout
@@ -27,7 +27,9 @@ from ..serialization.writers import StoredTensor, byte_size, write_checkpoint, w
 from ..transformers import SiglipVisionModel
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write, read_whole, replacing
-from ..utils.hub import PIPELINE_INDEX, resolve_checkpoint, resolve_file
+from ..utils.hub import resolve_checkpoint, resolve_file
+from ..utils.json_files import read_json
+from ..utils.pipeline_index import PIPELINE_INDEX, named_class, read_pipeline_index
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import choose_variants, is_former_component_file
 from .single_file import NETWORKS, TOKENIZERS, PipelineSources
@@ -131,8 +133,9 @@ class _Network:
                 f"{source.path} is quantized, and only this directory's own layout says how. Convert the model that it "
                 "was made from, and quantize the result."
             )
-        with to_be_filled():
-            self.model = class_(**class_.extract_init_arguments(config, source=f"the configuration for {source.path}"))
+        of = f"the configuration for {source.path}"
+        with to_be_filled(), naming(of):
+            self.model = class_(**class_.extract_init_arguments(config, source=of))
         _, places, transposed, report = fit(
             self.model, source, self.model._keys_to_ignore_on_load, self.model._tied_keys
         )
@@ -183,7 +186,7 @@ class _DirectoryParts:
             self.networks, self.others = [_component_of(directory)], []
             self._open({self.networks[0]: variant})
             return
-        self.index = read_json(index, purpose="the list of the pipeline's components")
+        self.index = read_pipeline_index(directory)
         self.pipeline = self.index.get("_class_name", _PIPELINE)
         listed = [n for n, entry in self.index.items() if isinstance(entry, list) and entry[1] and n not in given]
         self.networks = [name for name in listed if name in _NETWORKS]
@@ -303,7 +306,7 @@ def _open(source, variant, config, components, whole):
 def _component_of(directory):
     """The name of the component in ``directory``, by its configuration."""
     config = read_json(os.path.join(directory, "config.json"), purpose="a network's configuration")
-    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    name = named_class(config)
     components = [component for component, class_ in _NETWORKS.items() if class_.__name__ == name]
     if not components:
         known = ", ".join(sorted({class_.__name__ for class_ in _NETWORKS.values()}))

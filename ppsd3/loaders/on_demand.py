@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..configuration_utils import FrozenConfig
+from ..configuration_utils import FrozenConfig, naming
 from ..modeling_utils import ModelMixin, to_be_filled
 from ..quantization import CONFIG_KEY
 from ..serialization.tensors import floating_dtype
@@ -52,7 +52,7 @@ class OnDemandNetwork:
     ) -> None:
         self.network_class, self.name, self.dtype = class_, name, dtype
         self._read, self._path, self._options = read, path, options
-        with to_be_filled():  # a skeleton without weights, for the defaults that its file leaves out
+        with to_be_filled(), naming(path):  # a skeleton without weights, for the defaults that its file leaves out
             config = {key: value for key, value in config.items() if key != CONFIG_KEY}  # of an int8 checkpoint
             self.config = class_.from_config(config).config
         self._network: ModelMixin | None = None

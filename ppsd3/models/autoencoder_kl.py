@@ -18,10 +18,11 @@ from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
+from ..utils.config_types import BlocksOfOneSize, Groups, Pixels, Positive, Width
 from ..utils.errors import ConfigError
 from ..utils.random import Generator
 from .tiling import Tileable
-from .vae import Decoder, DecoderOutput, DiagonalGaussianDistribution, Encoder
+from .vae import Decoder, DecoderOutput, DiagonalGaussianDistribution, Encoder, check_number_of_sizes
 
 
 @dataclass
@@ -65,20 +66,20 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
+        in_channels: Width = 3,
+        out_channels: Width = 3,
         down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
         up_block_types: Sequence[str] = ("UpDecoderBlock2D",),
-        block_out_channels: Sequence[int] = (64,),
-        layers_per_block: int = 1,
+        block_out_channels: Sequence[Width] = (64,),
+        layers_per_block: BlocksOfOneSize = 1,
         act_fn: str = "silu",
-        latent_channels: int = 4,
-        norm_num_groups: int = 32,
-        sample_size: int | Sequence[int] = 32,
-        scaling_factor: float = 0.18215,
+        latent_channels: Width = 4,
+        norm_num_groups: Groups = 32,
+        sample_size: Pixels | Sequence[Pixels] = 32,
+        scaling_factor: Positive = 0.18215,
         shift_factor: float | None = None,
         latents_mean: Sequence[float] | None = None,
-        latents_std: Sequence[float] | None = None,
+        latents_std: Sequence[Positive] | None = None,
         force_upcast: bool = True,
         use_quant_conv: bool = True,
         use_post_quant_conv: bool = True,
@@ -184,6 +185,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
 def _check_config(config):
     blocks = len(config.block_out_channels)
+    check_number_of_sizes("block_out_channels", config.block_out_channels)
     for name, only in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         types = config[name]
         if len(types) != blocks:

@@ -19,10 +19,11 @@ from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
+from ..utils.config_types import BlocksOfOneSize, Positive, Width
 from ..utils.errors import ConfigError
 from ..utils.random import Generator
 from .tiling import Tileable
-from .vae import DecoderOutput, DiagonalGaussianDistribution
+from .vae import DecoderOutput, DiagonalGaussianDistribution, check_number_of_sizes
 
 _ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu, "swish": nn.Silu, "gelu": nn.GELU, "mish": nn.Mish}
 _SOFT_LIMIT = 3.0  # latents beyond it are squeezed before they are decoded: tanh(z / 3) * 3
@@ -71,20 +72,20 @@ class AutoencoderTiny(Tileable, ModelMixin):
     @register_to_config
     def __init__(
         self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        encoder_block_out_channels: Sequence[int] = (64, 64, 64, 64),
-        decoder_block_out_channels: Sequence[int] = (64, 64, 64, 64),
+        in_channels: Width = 3,
+        out_channels: Width = 3,
+        encoder_block_out_channels: Sequence[Width] = (64, 64, 64, 64),
+        decoder_block_out_channels: Sequence[Width] = (64, 64, 64, 64),
         act_fn: str = "relu",
         upsample_fn: str = "nearest",
-        latent_channels: int = 4,
+        latent_channels: Width = 4,
         upsampling_scaling_factor: int = 2,
-        num_encoder_blocks: Sequence[int] = (1, 3, 3, 3),
-        num_decoder_blocks: Sequence[int] = (3, 3, 3, 1),
-        latent_magnitude: float = 3,
+        num_encoder_blocks: Sequence[BlocksOfOneSize] = (1, 3, 3, 3),
+        num_decoder_blocks: Sequence[BlocksOfOneSize] = (3, 3, 3, 1),
+        latent_magnitude: Positive = 3,
         latent_shift: float = 0.5,
         force_upcast: bool = False,
-        scaling_factor: float = 1.0,
+        scaling_factor: Positive = 1.0,
         shift_factor: float | None = 0.0,
     ) -> None:
         super().__init__()
@@ -224,6 +225,7 @@ class _Decoder(_Layers):
 def _check_config(config):
     for side in ("encoder", "decoder"):
         widths, blocks = config[f"{side}_block_out_channels"], config[f"num_{side}_blocks"]
+        check_number_of_sizes(f"{side}_block_out_channels", widths)
         if len(widths) != len(blocks):
             raise ConfigError(
                 f"num_{side}_blocks has {len(blocks)} entries and {side}_block_out_channels {len(widths)}."

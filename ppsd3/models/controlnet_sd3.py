@@ -21,6 +21,7 @@ from ..modeling_utils import ModelMixin, is_to_be_filled
 from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
+from ..utils.config_types import Heads, HeadWidth, Index, Layers, PatchSide, Pixels, PositionTable, Width
 from ..utils.errors import ConfigError, InputError
 from ..utils.files import replacing
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
@@ -72,19 +73,19 @@ class SD3ControlNetModel(ConditionedBlocks):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 128,
-        patch_size: int = 2,
-        in_channels: int = 16,
-        num_layers: int = 18,
-        attention_head_dim: int = 64,
-        num_attention_heads: int = 18,
-        joint_attention_dim: int | None = 4096,
-        caption_projection_dim: int = 1152,
-        pooled_projection_dim: int = 2048,
-        out_channels: int = 16,
-        pos_embed_max_size: int | None = 96,
-        extra_conditioning_channels: int = 0,
-        dual_attention_layers: Sequence[int] = (),
+        sample_size: Pixels = 128,
+        patch_size: PatchSide = 2,
+        in_channels: Width = 16,
+        num_layers: Layers = 18,
+        attention_head_dim: HeadWidth = 64,
+        num_attention_heads: Heads = 18,
+        joint_attention_dim: Width | None = 4096,
+        caption_projection_dim: Width = 1152,
+        pooled_projection_dim: Width = 2048,
+        out_channels: Width = 16,
+        pos_embed_max_size: PositionTable | None = 96,
+        extra_conditioning_channels: Index = 0,
+        dual_attention_layers: Sequence[Index] = (),
         qk_norm: str | None = None,
         pos_embed_type: str | None = "sincos",
         use_pos_embed: bool = True,

@@ -16,7 +16,10 @@ from ..ops import LayerNorm, Linear
 from ..ops.shapes import sizes_of
 from ..ops.vision import patch_tokens
 from ..utils.errors import ConfigError, InputError
+from ..utils.paddle_internals import without_memory
 from .activations import get_activation
+
+_MOST_POSITIONS = 1 << 28  # values of a table; SD3.5-medium's has 226,492,416
 
 
 def get_2d_sincos_pos_embed(
@@ -125,12 +128,18 @@ class PatchEmbed(nn.Layer):
             return
         grid = (pos_embed_max_size,) * 2 if pos_embed_max_size else (self.height, self.width)
         if pos_embed_max_size and is_to_be_filled():  # SD3.5-medium's table takes 6 seconds and 0.9 GB
-            table = paddle.empty([1, grid[0] * grid[1], embed_dim], "float32")
+            table = without_memory([1, grid[0] * grid[1], embed_dim])
         else:
             table = self._table(embed_dim, grid)
         self.register_buffer("pos_embed", table, persistable=bool(pos_embed_max_size))
 
     def _table(self, embed_dim, grid):
+        values = grid[0] * grid[1] * embed_dim
+        if values > _MOST_POSITIONS:
+            raise ConfigError(
+                f"A table of positions of {grid[0]} x {grid[1]} patches in {embed_dim} channels has {values:,} values; "
+                f"it can have {_MOST_POSITIONS:,}. Make pos_embed_max_size or sample_size smaller."
+            )
         sizes = {"base_size": self.base_size, "interpolation_scale": self.interpolation_scale}
         return paddle.to_tensor(get_2d_sincos_pos_embed(embed_dim, grid, **sizes)[None])
 

@@ -21,6 +21,7 @@ from ..ops import Linear, adapter_scale, scaled_adapters
 from ..ops.gradients import recomputed
 from ..ops.shapes import sizes_of
 from ..outputs import BaseOutput
+from ..utils.config_types import Heads, HeadWidth, Index, Layers, PatchSide, Pixels, PositionTable, Width
 from ..utils.errors import ConfigError, InputError
 from .attention import AttentionMixin, BlockConditioning, JointTransformerBlock, Streams
 from .attention_processor import AttentionProcessor, check_attention_kwargs
@@ -219,18 +220,18 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
     @register_to_config
     def __init__(
         self,
-        sample_size: int = 128,
-        patch_size: int = 2,
-        in_channels: int = 16,
-        num_layers: int = 18,
-        attention_head_dim: int = 64,
-        num_attention_heads: int = 18,
-        joint_attention_dim: int = 4096,
-        caption_projection_dim: int = 1152,
-        pooled_projection_dim: int = 2048,
-        out_channels: int | None = 16,
-        pos_embed_max_size: int = 96,
-        dual_attention_layers: Sequence[int] = (),
+        sample_size: Pixels = 128,
+        patch_size: PatchSide = 2,
+        in_channels: Width = 16,
+        num_layers: Layers = 18,
+        attention_head_dim: HeadWidth = 64,
+        num_attention_heads: Heads = 18,
+        joint_attention_dim: Width = 4096,
+        caption_projection_dim: Width = 1152,
+        pooled_projection_dim: Width = 2048,
+        out_channels: Width | None = 16,
+        pos_embed_max_size: PositionTable = 96,
+        dual_attention_layers: Sequence[Index] = (),
         qk_norm: str | None = None,
     ) -> None:
         super().__init__()

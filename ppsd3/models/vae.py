@@ -23,8 +23,10 @@ from ..ops.vision import (
     linear_channels_first,
 )
 from ..outputs import BaseOutput
+from ..utils.errors import ConfigError
 from ..utils.random import Generator
 
+_MOST_SIZES = 8
 NORM_EPSILON = 1e-6  # the published VAEs were trained with it; group norm's usual default is 1e-5
 
 
@@ -33,6 +35,12 @@ class DecoderOutput(BaseOutput):
     """``sample [B, out_channels, 8H, 8W]``: the decoded picture, nominally in [-1, 1] but not clipped."""
 
     sample: Any
+
+
+def check_number_of_sizes(name: str, widths: Sequence[int]) -> None:
+    """Raises ConfigError unless there are 1 to 8 ``widths``, given as ``name``: each but the first halves a picture."""
+    if not 1 <= len(widths) <= _MOST_SIZES:
+        raise ConfigError(f"{name} has {len(widths)} entries; an autoencoder has 1 to {_MOST_SIZES} sizes.")
 
 
 class DiagonalGaussianDistribution:

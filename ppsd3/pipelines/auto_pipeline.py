@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..configuration_utils import read_json
 from ..loaders.host import components_taken
 from ..utils.errors import InputError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from ..utils.pipeline_index import read_pipeline_index
 from . import component_classes
-from .pipeline_checkpoint import INDEX_NAME
 from .pipeline_utils import DiffusionPipeline
 
 _OPTIONS = ("paddle_dtype", "storage_dtype", "variant", "load_components")
@@ -44,8 +43,9 @@ class _AutoPipeline:
         """
         hub = {name: options[name] for name in ("variant", *HUB_KEYWORDS) if name in options}
         directory = resolve_checkpoint(pretrained_model_name_or_path, skip_components=tuple(options), **hub)
-        index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
-        control = options["controlnet"] if "controlnet" in options else (index.get("controlnet") or [None, None])[1]
+        index = read_pipeline_index(directory)
+        listed = index.get("controlnet")
+        control = options.get("controlnet", listed[1] if isinstance(listed, list) else None)
         chosen = cls._choose(control, enable_pag, index.get("_class_name"))
         options.pop("force_download", None)  # that is done
         return chosen.from_pretrained(pretrained_model_name_or_path, **options)

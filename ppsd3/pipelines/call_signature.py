@@ -1,6 +1,7 @@
 """The signature of a pipeline's call, made from a dataclass.
 
-A field of the dataclass is annotated ``Annotated[type, Doc(meaning)]``. :func:`takes` gives a method the signature of
+A field of the dataclass is annotated ``Annotated[type, Range(...), Doc(meaning)]``, the range being optional; a value
+that is not of the type, or out of the range, is refused. :func:`takes` gives a method the signature of
 the fields, for ``inspect``, ``help()`` and static checkers alike; :func:`describe` lists them for whatever else is made
 from them: options of a command, a form, a schema, a table. The arguments themselves are declared in
 ``stable_diffusion_3/arguments.py``.
@@ -17,6 +18,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from ..utils.checking import Range, fit
 from ..utils.elsewhere import CALL_ARGUMENTS, check_argument_names
 from ..utils.errors import UnknownArgumentError
 
@@ -78,6 +80,7 @@ class Argument:
         forms: which Python objects it may be, "" where the type says it.
         option: its name on the command line, e.g. ``"--steps"``; None where it has none.
         kind: one of the values of ``KINDS``; "python" for what no form can ask for.
+        limits: of its numbers; None where any are.
     """
 
     name: str
@@ -87,11 +90,22 @@ class Argument:
     forms: str
     option: Optional[str]
     kind: str
+    limits: Optional[Range] = None
+
+    def fit(self, value: Any) -> Any:
+        """``value`` as the argument's type. Raises an InputError that says what it should be, and what it means."""
+        meaning = f"{self.text} {self.forms}".strip()
+        return fit(self.name, value, self.type, limits=self.limits, remedy=f" (`{self.name}`: {meaning})")
 
 
 def describe(arguments: type) -> list[Argument]:
     """The arguments of a task, in the order of the call's signature."""
-    return [_argument(arguments, field) for field in dataclasses.fields(arguments)]
+    return list(_described(arguments))
+
+
+@functools.cache
+def _described(arguments):
+    return tuple(_argument(arguments, field) for field in dataclasses.fields(arguments))
 
 
 def _argument(arguments: type, field: "dataclasses.Field[Any]") -> Argument:
@@ -101,11 +115,12 @@ def _argument(arguments: type, field: "dataclasses.Field[Any]") -> Argument:
         if hasattr(annotation, "__metadata__")
     )
     doc = next(item for item in declared.__metadata__ if isinstance(item, Doc))
+    limits = next((item for item in declared.__metadata__ if isinstance(item, Range)), None)
     plain = declared.__origin__
     kind = KINDS.get(plain, "python")
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     option = doc.option if doc.option != "" else "--" + field.name.replace("_", "-")
-    return Argument(field.name, plain, default, doc.text, doc.forms, None if kind == "python" else option, kind)
+    return Argument(field.name, plain, default, doc.text, doc.forms, None if kind == "python" else option, kind, limits)
 
 
 def takes(
@@ -150,7 +165,12 @@ def _bind(kind: type[A], args: Any, kwargs: dict[str, Any]) -> A:
     check_argument_names("The call", kwargs, names, CALL_ARGUMENTS)
     if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
         raise _misplaced(names, args, kwargs)
-    return kind(*args, **kwargs)
+    arguments = kind(*args, **kwargs)
+    for argument in _described(kind):
+        value = getattr(arguments, argument.name)
+        if value is not argument.default:
+            setattr(arguments, argument.name, argument.fit(value))
+    return arguments
 
 
 def _misplaced(names: list[str], args: Any, kwargs: dict[str, Any]) -> UnknownArgumentError:

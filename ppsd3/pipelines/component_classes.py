@@ -52,9 +52,6 @@ PIPELINE_CLASSES = {
     )
 }
 
-# Entries of an index that are values, arguments of some pipeline's __init__ (its ``_settings``), and no components.
-SETTINGS = ("pag_applied_layers",)
-
 
 def component_class(name, class_name, directory):
     """The class of ppsd3 for the component ``name`` that the index in ``directory`` calls a ``class_name``.

@@ -116,7 +116,7 @@ def check_target(save_directory: PathLike) -> str:
 
 
 def _check_components(pipe: StableDiffusion3Base) -> None:
-    pipe._check_components()
+    pipe._check_components("transformer", "scheduler", "vae")
     if getattr(pipe, "controlnet", None) is not None:
         raise InputError(
             "A ControlNet cannot be exported. Export the pipeline without: StableDiffusion3Pipeline.from_pipe(pipe)."

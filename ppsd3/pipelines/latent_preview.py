@@ -8,20 +8,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Callable, Union
 
 import numpy as np
 import paddle
+from PIL import Image
 
+from ..models import AutoencoderTiny
+from ..utils.checking import FINITE, Range, checks_arguments
 from ..utils.errors import InputError
 from ..utils.paddle_internals import no_grad
 from .image_processor import VaeImageProcessor
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from ..models import AutoencoderTiny
     from .pipeline_utils import DiffusionPipeline
 
 # Latents as the transformer sees them -> RGB in [-1, 1], a pixel for each latent position. From ``SD3LatentFormat`` of
@@ -32,6 +32,8 @@ SD3_FACTORS = (
     *((-0.0057, 0.0116, 0.0700), (-0.0412, 0.0281, -0.0039), (0.1106, 0.1171, 0.1220), (-0.0248, 0.0682, -0.0481)),
     *((0.0815, 0.0846, 0.1207), (-0.0120, -0.0055, -0.0867), (-0.0749, -0.0634, -0.0456), (-0.1418, -0.1457, -0.1259)),
 )
+Numbers1D = Annotated[Union[np.ndarray, Sequence[float]], FINITE]
+Numbers2D = Annotated[Union[np.ndarray, Sequence[Sequence[float]]], FINITE]
 _SD3_SCALING = {"latent_channels": 16, "scaling_factor": 1.5305, "shift_factor": 0.0609}
 _FIT_PICTURES, _FIT_SIDE, _FIT_RIDGE = 8, 16, 1e-3  # pictures, latent positions a side, regularization per sample
 
@@ -48,15 +50,16 @@ class LatentPreview:
         InputError: both ``vae`` and ``factors``, or factors of another shape.
     """
 
+    @checks_arguments
     def __init__(
-        self, vae: AutoencoderTiny | None = None, factors: np.ndarray | None = None, bias: np.ndarray | None = None
+        self, vae: AutoencoderTiny | None = None, factors: Numbers2D | None = None, bias: Numbers1D | None = None
     ):
         if vae is not None and (factors is not None or bias is not None):
             raise InputError("LatentPreview takes a `vae` or `factors` (with their `bias`), not both.")
         self.vae = vae
-        self.factors = np.asarray(SD3_FACTORS if factors is None else factors, np.float32)
-        self.bias = np.zeros(3, np.float32) if bias is None else np.asarray(bias, np.float32)
-        if self.factors.ndim != 2 or self.factors.shape[1] != 3 or self.bias.shape != (3,):
+        self.factors = _array(SD3_FACTORS if factors is None else factors)
+        self.bias = _array([0.0] * 3 if bias is None else bias)
+        if self.factors.ndim != 2 or self.factors.shape[-1] != 3 or self.bias.shape != (3,):
             raise InputError(
                 f"`factors` has the shape {list(self.factors.shape)} and `bias` {list(self.bias.shape)}; they have "
                 "to be [channels, 3] and [3]."
@@ -94,6 +97,7 @@ class LatentPreview:
         return cls(factors=factors, bias=mean - centre @ factors)
 
     @no_grad
+    @checks_arguments
     def __call__(self, latents: paddle.Tensor) -> list[Image.Image]:
         """``latents [B, C, H, W]``, scaled as the transformer sees them -> list of B PIL pictures."""
         channels = len(self.factors) if self.vae is None else self.vae.config.latent_channels
@@ -110,15 +114,16 @@ class LatentPreview:
             array = sample.astype("float32").numpy().transpose(0, 2, 3, 1)
         return VaeImageProcessor.numpy_to_pil(np.clip(array / 2 + 0.5, 0, 1))
 
-    def callback(self, show: Callable[[int, list[Image.Image]], Any], every: int = 1) -> Callable[..., dict[str, Any]]:
+    @checks_arguments
+    def callback(
+        self, show: Callable[[int, list[Image.Image]], Any], every: Annotated[int, Range(1)] = 1
+    ) -> Callable[..., dict[str, Any]]:
         """A ``callback_on_step_end`` that calls ``show(step, images)`` after every ``every``-th step.
 
         From two steps in a row it knows the velocity, and shows where that leads: the picture as the model sees it by
         then, without the noise that is left. Only at the first step, and with schedulers that have no ``sigmas``, it
         shows the latents as they are. Make a new one for each call of the pipeline.
         """
-        if not isinstance(every, int) or every < 1:
-            raise InputError(f"`every` is {every!r}; it has to be a whole number of steps, 1 or more.")
         before: list[paddle.Tensor] = []
 
         def on_step_end(pipe, step, timestep, tensors):
@@ -129,6 +134,13 @@ class LatentPreview:
             return {}
 
         return on_step_end
+
+
+def _array(values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values, np.float32)
+    except ValueError:  # lists of several lengths
+        return np.zeros(0, np.float32)
 
 
 def _without_noise(before, after, scheduler):

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from paddle import nn
 
-from ..configuration_utils import read_json
 from ..layerwise_casting import check_storage_dtype
 from ..loaders.host import components_taken
 from ..loaders.on_demand import check_load_components
@@ -27,14 +26,14 @@ from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
+from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, not_a_component, read_pipeline_index
 from ..utils.weight_names import choose_variants, is_former_component_file
-from .component_classes import PIPELINE_CLASSES, SETTINGS, component_class, pipeline_class, require_savable
+from .component_classes import PIPELINE_CLASSES, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-INDEX_NAME = "model_index.json"
 
 # These are loaded first: a mistake in them shows before the large files are read.
 _LIGHT_PREFIXES = ("scheduler", "tokenizer", "feature_extractor")
@@ -116,7 +115,7 @@ class PipelineCheckpointMixin:
     @classmethod
     def _read(cls, directory, components, paddle_dtype, storage_dtype, variant, load_components):
         """The class to make and its arguments, but for the ``components`` that are given; see from_pretrained."""
-        index = read_json(os.path.join(directory, INDEX_NAME), purpose="the list of the pipeline's components")
+        index = read_pipeline_index(directory)
         chosen = cls._resolve_class(index, directory)
         if not cls._component_signature():  # any pipeline, whose components are known by now
             own = inspect.signature(cls.from_pretrained).parameters
@@ -187,11 +186,8 @@ class PipelineCheckpointMixin:
         for name, entry in index.items():
             if name.startswith("_") or name in given or name in SETTINGS:
                 continue
-            if not isinstance(entry, (list, tuple)) or len(entry) != 2:
-                raise ConfigError(
-                    f"{os.path.join(directory, INDEX_NAME)} has {name!r}: {entry!r}; a component is a pair of library "
-                    "and class name. Remove the entry, or download the file again."
-                )
+            if not isinstance(entry, list):
+                raise not_a_component(os.path.join(directory, INDEX_NAME), name, entry)
             class_name = entry[1]
             if class_name is None:
                 continue

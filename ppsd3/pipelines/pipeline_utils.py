@@ -188,6 +188,13 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             raise InputError(f"components is {list(names)}; {introduction} {known}. Name one or more of them.")
         return [there[name] for name in names]
 
+    def require(self, name: str) -> Any:
+        """The component called ``name``. Raises an InputError if the pipeline has none."""
+        part = getattr(self, name, None)
+        if part is None:
+            raise _missing(name)
+        return part
+
     @contextlib.contextmanager
     def using(self, name: str) -> Iterator[Any]:
         """The network called ``name``, ready to compute as long as the block lasts.
@@ -195,13 +202,13 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         ``with pipe.using("vae") as vae:`` reads one that is loaded on demand, and brings one that is offloaded to its
         device; otherwise it gives ``pipe.vae`` as it is.
         """
-        part = getattr(self, name)
+        part = self.require(name)
         with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
             yield network
 
     def _tell(self, name, method, **options):
         """Calls ``method`` (str) of the network called ``name``; of one on demand, whenever it has been read."""
-        part = getattr(self, name)
+        part = self.require(name)
         if isinstance(part, OnDemandNetwork):
             part.call_after_loading(method, **options)
         else:
@@ -279,3 +286,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def __repr__(self):
         lines = [f"  {name}: {type(component).__name__}" for name, component in self.components.items()]
         return "\n".join([f"{type(self).__name__} {{", *lines, "}"])
+
+
+def _missing(name):
+    return InputError(
+        f"The pipeline has no `{name}`, which this needs. Load it with the pipeline, or load one and set `pipe.{name}`."
+    )

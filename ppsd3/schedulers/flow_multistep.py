@@ -13,7 +13,7 @@ import paddle
 
 from ..utils.errors import ConfigError, InputError
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice
+from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, check_falling
 
 _OF_DIFFUSION_ALONE = (
     "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio", "lambda_min_clipped",
@@ -46,10 +46,6 @@ class FlowMultistepScheduler(FlowScheduler):
                 raise ConfigError(f"{name}=True has no effect on a flow's schedule. Leave it out.")
         if config.solver_order not in (1, 2, 3):
             raise ConfigError(f"solver_order={config.solver_order} must be 1, 2 or 3; 2 is best with guidance.")
-        if config.num_train_timesteps < 1 or not config.flow_shift > 0:
-            raise ConfigError(
-                f"num_train_timesteps={config.num_train_timesteps} and flow_shift={config.flow_shift} must be above 0."
-            )
         self.num_inference_steps = None
         sigmas = flow_sigmas.training_sigmas(config.num_train_timesteps, float(config.flow_shift))
         self._start(sigmas, sigmas * config.num_train_timesteps, None)
@@ -72,6 +68,9 @@ class FlowMultistepScheduler(FlowScheduler):
             )
         if mu is None and self.config.use_dynamic_shifting:
             raise InputError("This scheduler has use_dynamic_shifting=True: pass set_timesteps(..., mu=).")
+        check_falling("sigmas", sigmas, strictly=True)
+        if sigmas and sigmas[-1] == 0:
+            raise InputError("`sigmas` ends with 0, where the schedule goes by itself. Leave the 0 out.")
         return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas)
 
     def _finish_schedule(self, sigmas, steps, device):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Union
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 
 import numpy as np
 import paddle
 
+from ..utils.checking import Range, checks_arguments
+from ..utils.device import usable_device
 from ..utils.errors import ConfigError, InputError
 from ..utils.keywords import LOADING, takes_keywords_of
 from .scheduling_utils import SchedulerMixin
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Timestep = Union[float, int, np.floating, paddle.Tensor, np.ndarray]  # one, or where it is said one for each row
+MOST_STEPS = 10_000
+StepCount = Annotated[Optional[int], Range(1, MOST_STEPS)]
+Sigmas = Annotated[Optional[Sequence[float]], Range(0, 1)]
+Timesteps = Annotated[Optional[Sequence[float]], Range(0)]
+Mu = Annotated[Optional[float], Range(-50, 50)]
 
 # What a sampler need not know of another's configuration, as long as it is this.
 _NEUTRAL = {
@@ -88,7 +95,7 @@ class FlowScheduler(SchedulerMixin):
     # The schedule lives twice: as numpy for the arithmetic on single steps, which must not launch kernels or wait
     # for a device, and as tensors for the caller.
     def _install(self, sigmas, timesteps, device=None):
-        place = paddle.CPUPlace() if device is None else device
+        place = paddle.CPUPlace() if device is None else usable_device(device)
         self._sigma_array, self._timestep_array = sigmas, timesteps
         self._sigma_tensor = paddle.to_tensor(sigmas, place=place)
         self._timestep_tensor = paddle.to_tensor(timesteps, place=place)
@@ -114,7 +121,8 @@ class FlowScheduler(SchedulerMixin):
         """Index of the first step if ``set_begin_index`` named one, else None: it is then looked up by timestep."""
         return self._begin_index
 
-    def set_begin_index(self, begin_index: int = 0) -> None:
+    @checks_arguments
+    def set_begin_index(self, begin_index: Annotated[int, Range(0)] = 0) -> None:
         """Names the first step, for sampling that starts in the middle of the schedule (image to image)."""
         self._begin_index = begin_index
 
@@ -123,7 +131,8 @@ class FlowScheduler(SchedulerMixin):
         """Standard deviation of the noise that sampling starts from."""
         return 1.0
 
-    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Any = None) -> int:
+    @checks_arguments
+    def index_for_timestep(self, timestep: Timestep, schedule_timesteps: Timesteps = None) -> int:
         """Index of ``timestep`` (float or tensor of one value) in the schedule, or in ``schedule_timesteps``.
 
         The match is exact. Of several matches it is the second, so that a run that starts in the middle of a
@@ -132,16 +141,20 @@ class FlowScheduler(SchedulerMixin):
         Raises:
             InputError: the schedule does not hold it.
         """
-        schedule = self._timestep_array if schedule_timesteps is None else np.asarray(schedule_timesteps)
-        indices = np.flatnonzero(schedule == np.float32(float(timestep)))
+        schedule = self._timestep_array if schedule_timesteps is None else np.asarray(schedule_timesteps, np.float32)
+        wanted = np.asarray(timestep, np.float32).reshape(-1)
+        if len(wanted) != 1 or not len(schedule):
+            raise InputError(f"{len(wanted)} timesteps of a schedule of {len(schedule)}: give one timestep of several.")
+        indices = np.flatnonzero(schedule == wanted)
         if not len(indices):
-            nearest = schedule[np.abs(schedule - float(timestep)).argmin()]
+            nearest = schedule[np.abs(schedule - wanted).argmin()]
             raise InputError(
-                f"Timestep {float(timestep)!r} is not in the schedule; the nearest one is {float(nearest)!r}. "
+                f"Timestep {wanted.item()!r} is not in the schedule; the nearest one is {nearest.item()!r}. "
                 "Take it from scheduler.timesteps rather than computing it."
             )
         return int(indices[1 if len(indices) > 1 else 0])
 
+    @checks_arguments
     def scale_noise(
         self, sample: paddle.Tensor, timestep: Timestep, noise: paddle.Tensor | None = None
     ) -> paddle.Tensor:
@@ -161,6 +174,8 @@ class FlowScheduler(SchedulerMixin):
         """
         if noise is None:
             raise InputError("scale_noise needs noise=, e.g. ppsd3.utils.random.randn(sample.shape, generator).")
+        if noise.shape != sample.shape:
+            raise other_shape("noise", noise, sample)
         timesteps = np.asarray(timestep, np.float32).reshape(-1)
         if len(timesteps) not in (1, sample.shape[0]):
             raise InputError(f"scale_noise got {len(timesteps)} timesteps for {sample.shape[0]} samples; give 1 or B.")
@@ -172,8 +187,10 @@ class FlowScheduler(SchedulerMixin):
         sigma = paddle.to_tensor(self._sigma_array[indices]).reshape([-1] + [1] * (sample.ndim - 1))
         return cast(sigma * cast(noise, paddle.float32) + (1.0 - sigma) * cast(sample, paddle.float32), sample.dtype)
 
-    def _begin_step(self, timestep):
+    def _begin_step(self, timestep, model_output, sample):
         """Finds the position of a run's first step."""
+        if model_output.shape != sample.shape:
+            raise other_shape("model_output", model_output, sample)
         if self._step_index is None:
             self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
 
@@ -192,11 +209,8 @@ class FlowScheduler(SchedulerMixin):
         Raises:
             InputError: nothing is given, numbers differ, or it is below 1.
         """
-        counts = {
-            name: int(value) if isinstance(value, (int, np.integer)) else len(value)
-            for name, value in given.items()
-            if value is not None
-        }
+        known = {name: value for name, value in given.items() if value is not None}
+        counts = {name: value if isinstance(value, int) else len(value) for name, value in known.items()}
         if not counts:
             raise InputError(f"set_timesteps needs {', '.join(given)}: one of these.")
         if len(set(counts.values())) > 1 or min(counts.values()) < 1:
@@ -213,15 +227,19 @@ def cast(tensor: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
-def float32_array(name: str, values: Any) -> np.ndarray:
-    """``values`` as float32 [n]; raises InputError if they are not numbers in a row."""
-    try:
-        array = np.array(values).astype(np.float32)
-    except (TypeError, ValueError):
-        array = np.zeros([0, 0])
-    if array.ndim != 1:
-        raise InputError(f"`{name}` is {values!r}; it has to be a list of numbers.")
-    return array
+def check_falling(name: str, values: Sequence[float] | None, strictly: bool = False) -> None:
+    """Raises InputError if one of ``values`` is above the one before it, or with ``strictly`` equal to it."""
+    for i, (before, after) in enumerate(zip(values or [], (values or [])[1:])):
+        if after > before or (strictly and after == before):
+            raise InputError(
+                f"`{name}` goes from {before} to {after} at place {i + 1}, but a schedule falls from noise to picture. "
+                "Pass the levels from high to low" + (", each once." if strictly else ".")
+            )
+
+
+def other_shape(name: str, tensor: paddle.Tensor, sample: paddle.Tensor) -> InputError:
+    """The error for a ``tensor`` that has not the shape of ``sample``, or of its first axes."""
+    return InputError(f"`{name}` has the shape {list(tensor.shape)}, which does not fit `sample` {list(sample.shape)}.")
 
 
 def refuse_integer(timestep: Timestep) -> None:

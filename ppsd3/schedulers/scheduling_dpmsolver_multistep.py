@@ -10,10 +10,12 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import checks_arguments
+from ..utils.config_types import Shift, Steps
 from ..utils.random import Generator, randn
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -48,7 +50,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
+        num_train_timesteps: Steps = 1000,
         solver_order: int = 2,
         prediction_type: str = "flow_prediction",
         thresholding: bool = False,
@@ -61,7 +63,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         use_beta_sigmas: bool = False,
         use_lu_lambdas: bool = False,
         use_flow_sigmas: bool = True,
-        flow_shift: float = 1.0,
+        flow_shift: Shift = 1.0,
         final_sigmas_type: str = "zero",
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
@@ -70,12 +72,13 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         check_choice("solver_type", solver_type, self._solver_types)
         self._set_up()
 
+    @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
-        mu: float | None = None,
-        sigmas: Sequence[float] | None = None,
+        mu: Mu = None,
+        sigmas: Sigmas = None,
     ) -> None:
         """Makes the schedule of a run and forgets the last one.
 
@@ -96,6 +99,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         shift = self.shift if mu is None else math.exp(mu)
         self._finish_schedule(flow_sigmas.shift_sigmas(plain, shift), steps, device)
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
@@ -121,7 +125,7 @@ class DPMSolverMultistepScheduler(FlowMultistepScheduler):
         Raises:
             InputError: no step left in the schedule.
         """
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         sample = cast(sample, "float32")
         self._remember(self._predicted_picture(model_output, sample))
         noise = None

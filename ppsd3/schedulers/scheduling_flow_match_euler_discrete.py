@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import Range, checks_arguments
+from ..utils.config_types import LogShift, Shift, Steps, Tokens
 from ..utils.errors import ConfigError, InputError
 from ..utils.logging import get_logger
 from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, float32_array, refuse_integer
+from .flow_scheduler import (
+    FlowScheduler,
+    Mu,
+    Sigmas,
+    StepCount,
+    Timestep,
+    Timesteps,
+    cast,
+    check_choice,
+    check_falling,
+    other_shape,
+    refuse_integer,
+)
 from .scheduling_utils import SchedulerOutput
 
 logger = get_logger(__name__)
@@ -52,13 +66,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        shift: float = 1.0,
+        num_train_timesteps: Steps = 1000,
+        shift: Shift = 1.0,
         use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5,
-        max_shift: float = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
+        base_shift: LogShift = 0.5,
+        max_shift: LogShift = 1.15,
+        base_image_seq_len: Tokens = 256,
+        max_image_seq_len: Tokens = 4096,
         invert_sigmas: bool = False,
         shift_terminal: float | None = None,
         use_karras_sigmas: bool = False,
@@ -85,15 +99,25 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         """The static shift that the next ``set_timesteps`` will use."""
         return self._shift
 
-    def set_shift(self, shift: float) -> None:
+    @checks_arguments
+    def set_shift(self, shift: Annotated[float, Range(above=0)]) -> None:
         """Replaces the static shift for later ``set_timesteps``; ``config``, ``sigma_min`` and ``sigma_max`` stay."""
         self._shift = float(shift)
 
-    def time_shift(self, mu: float, sigma: float, t: Any) -> Any:
-        """The dynamic shift of ``t`` (array or tensor) in the form that ``config.time_shift_type`` names."""
-        return flow_sigmas.TIME_SHIFTS[self.config.time_shift_type](mu, sigma, t)
+    @checks_arguments
+    def time_shift(
+        self,
+        mu: Annotated[float, Range(-50, 50)],
+        sigma: float,
+        t: Annotated[float, Range(0, 1)] | np.ndarray | paddle.Tensor,
+    ) -> Any:
+        """The dynamic shift of ``t`` (number, array or tensor) in the form that ``config.time_shift_type`` names."""
+        if isinstance(t, (int, float)) and t == 0:
+            return 0.0
+        return flow_sigmas.TIME_SHIFTS[self.config.time_shift_type](mu, sigma, t)  # type: ignore[arg-type]
 
-    def stretch_shift_to_terminal(self, t: Any) -> Any:
+    @checks_arguments
+    def stretch_shift_to_terminal(self, t: np.ndarray | paddle.Tensor) -> Any:
         """``t`` (array or tensor ``[n]``), stretched so that its last value is ``config.shift_terminal``.
 
         Raises:
@@ -101,18 +125,21 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         """
         if not self.config.shift_terminal:
             raise InputError("stretch_shift_to_terminal needs a scheduler made with shift_terminal=, e.g. 0.1.")
-        if float(t[-1]) == 1.0:
-            raise InputError("A schedule that ends at sigma 1 cannot be stretched; use more steps, or lower sigmas.")
+        if t.ndim != 1 or not len(t) or float(t[-1]) == 1.0:
+            raise InputError(
+                "A schedule that ends at sigma 1 or has no sigmas cannot be stretched. Use more steps, or lower sigmas."
+            )
         stretched = flow_sigmas.stretch_shift_to_terminal(np.asarray(t), self.config.shift_terminal)
         return paddle.to_tensor(stretched, place=t.place) if isinstance(t, paddle.Tensor) else stretched
 
+    @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
-        timesteps: Sequence[float] | None = None,
+        sigmas: Sigmas = None,
+        mu: Mu = None,
+        timesteps: Timesteps = None,
     ) -> None:
         """Makes the schedule of a run and forgets the position in the last one.
 
@@ -125,12 +152,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
                 sigmas, which are shifted while the timesteps are not: pass both to have both as you want them.
 
         Raises:
-            InputError: lengths that disagree, nothing to count steps by, or ``mu`` missing or without use.
+            InputError: lengths that disagree, nothing to count steps by, levels that rise or are out of the range, or
+                ``mu`` missing or without use.
         """
         num_steps = self._check_schedule_arguments(num_inference_steps, sigmas, mu, timesteps)
-        given = None if timesteps is None else float32_array("timesteps", timesteps)
+        given = None if timesteps is None else np.array(timesteps, np.float32)
         if sigmas is not None:
-            schedule = float32_array("sigmas", sigmas)
+            schedule = np.array(sigmas, np.float32)
         elif given is not None:
             schedule = given / self.config.num_train_timesteps
             logger.warning(
@@ -173,6 +201,13 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             return flow_sigmas.beta_sigmas(last, first, num_steps)
         return sigmas
 
+    def _check_levels(self, sigmas, timesteps):
+        check_falling("sigmas", sigmas)
+        check_falling("timesteps", timesteps)
+        most = self.config.num_train_timesteps
+        if timesteps and timesteps[0] > most:
+            raise InputError(f"`timesteps` begins at {timesteps[0]}, but this scheduler's go from {most} to 0.")
+
     def _check_schedule_arguments(self, num_inference_steps, sigmas, mu, timesteps):
         """The number of steps, after refusing what does not fit together."""
         if self.config.use_dynamic_shifting and mu is None:
@@ -182,8 +217,11 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
                 f"mu={mu} would change nothing: this scheduler has use_dynamic_shifting=False. Leave mu out, or make "
                 "the scheduler with use_dynamic_shifting=True; set_shift(shift) changes the static shift."
             )
+        if sigmas or timesteps:
+            self._check_levels(sigmas, timesteps)
         return self._count_steps(num_inference_steps=num_inference_steps, sigmas=sigmas, timesteps=timesteps)
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
@@ -218,10 +256,12 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
             InputError: an integer timestep, a churn argument, or no step left in the schedule.
         """
         _check_step_arguments(timestep, s_churn, s_tmin, s_tmax, s_noise)
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
 
         velocity, sample = cast(model_output, paddle.float32), cast(sample, paddle.float32)
         if per_token_timesteps is not None:
+            if per_token_timesteps.shape != sample.shape[:2]:
+                raise other_shape("per_token_timesteps", per_token_timesteps, sample)
             sigma, sigma_next, dt = self._per_token_sigmas(per_token_timesteps)
         else:
             sigma, sigma_next, dt = self._step_sigmas()
@@ -253,10 +293,8 @@ def _check_config(config):
     if config.use_beta_sigmas and importlib.util.find_spec("scipy") is None:
         raise ConfigError("use_beta_sigmas=True needs scipy: `pip install scipy`, or choose another spacing.")
     check_choice("time_shift_type", config.time_shift_type, tuple(flow_sigmas.TIME_SHIFTS))
-    if config.num_train_timesteps < 1:
-        raise ConfigError(f"num_train_timesteps={config.num_train_timesteps} must be at least 1.")
-    if not config.shift > 0:
-        raise ConfigError(f"shift={config.shift} must be above 0; 1 leaves the schedule as it is.")
+    if config.base_image_seq_len == config.max_image_seq_len:
+        raise ConfigError("base_image_seq_len and max_image_seq_len are equal; mu is a line through the two.")
     if config.shift_terminal and not 0 < config.shift_terminal < 1:
         raise ConfigError(f"shift_terminal={config.shift_terminal} must lie between 0 and 1, or be None.")
 

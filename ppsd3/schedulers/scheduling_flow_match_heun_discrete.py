@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
-from ..utils.errors import ConfigError, InputError
+from ..utils.checking import Range, checks_arguments
+from ..utils.config_types import Shift, Steps
+from ..utils.errors import InputError
 from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, refuse_integer
+from .flow_scheduler import MOST_STEPS, FlowScheduler, Timestep, cast, refuse_integer
 from .scheduling_utils import SchedulerOutput
 
 
@@ -32,16 +34,15 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
     _config_aliases = {"flow_shift": "shift"}
 
     @register_to_config
-    def __init__(self, num_train_timesteps: int = 1000, shift: float = 1.0) -> None:
-        if num_train_timesteps < 1 or not shift > 0:
-            raise ConfigError(f"num_train_timesteps={num_train_timesteps} and shift={shift} must be above 0.")
+    def __init__(self, num_train_timesteps: Steps = 1000, shift: Shift = 1.0) -> None:
         self.num_inference_steps = None
         sigmas = flow_sigmas.training_sigmas(num_train_timesteps, float(shift))
         self.sigma_min, self.sigma_max = float(sigmas[-1]), float(sigmas[0])
         self._install(sigmas, sigmas * num_train_timesteps)
         self._first = None
 
-    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None:
+    @checks_arguments
+    def set_timesteps(self, num_inference_steps: Annotated[int, Range(1, MOST_STEPS)], device: Any = None) -> None:
         """Makes the schedule of a run of ``num_inference_steps`` n: 2n - 1 timesteps.
 
         Raises:
@@ -60,14 +61,15 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         """Whether the coming call is the first of its step."""
         return self._first is None
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
         timestep: Timestep,
         sample: paddle.Tensor,
-        s_churn: float = 0.0,
+        s_churn: Annotated[float, Range(0)] = 0.0,
         s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
+        s_tmax: Annotated[float, Range(most=math.inf)] = float("inf"),
         s_noise: float = 1.0,
         generator: Generator | Sequence[Generator] | None = None,
         return_dict: bool = True,
@@ -89,7 +91,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
             InputError: an integer timestep, or no step left in the schedule.
         """
         refuse_integer(timestep)
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         if self._step_index + 1 >= len(self._sigma_array):
             raise InputError("All steps of the schedule are done; call set_timesteps again.")
         velocity, sample = cast(model_output, "float32"), cast(sample, "float32")

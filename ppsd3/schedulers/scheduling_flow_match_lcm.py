@@ -8,7 +8,9 @@ import paddle
 import paddle.nn.functional as F
 
 from ..configuration_utils import register_to_config
-from ..utils.errors import ConfigError, InputError
+from ..utils.checking import checks_arguments
+from ..utils.config_types import LogShift, Positive, Shift, Steps, Tokens
+from ..utils.errors import InputError
 from ..utils.random import Generator, randn
 from .flow_scheduler import Timestep, cast, check_choice, refuse_integer
 from .scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -31,28 +33,27 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
-        shift: float = 1.0,
+        num_train_timesteps: Steps = 1000,
+        shift: Shift = 1.0,
         use_dynamic_shifting: bool = False,
-        base_shift: float = 0.5,
-        max_shift: float = 1.15,
-        base_image_seq_len: int = 256,
-        max_image_seq_len: int = 4096,
+        base_shift: LogShift = 0.5,
+        max_shift: LogShift = 1.15,
+        base_image_seq_len: Tokens = 256,
+        max_image_seq_len: Tokens = 4096,
         invert_sigmas: bool = False,
         shift_terminal: float | None = None,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
-        scale_factors: Sequence[float] | None = None,
+        scale_factors: Sequence[Positive] | None = None,
         upscale_mode: str = "bicubic",
     ) -> None:
         check_choice("upscale_mode", upscale_mode, ("nearest", "bilinear", "bicubic", "area"))
-        if scale_factors is not None and not all(factor > 0 for factor in scale_factors):
-            raise ConfigError(f"scale_factors={scale_factors!r} must all be above 0.")
         self._set_up()
         self._first_size: Sequence[int] = ()
 
+    @checks_arguments
     def step(
         self,
         model_output: paddle.Tensor,
@@ -84,7 +85,7 @@ class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):
                 f"use {len(factors) + 1} steps."
             )
         is_first = self._step_index is None
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         if is_first:
             self._first_size = model_output.shape[2:]
         sigma, sigma_next, _ = self._step_sigmas()

@@ -10,10 +10,12 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..utils.checking import checks_arguments
+from ..utils.config_types import Index, Shift, Steps
 from ..utils.errors import ConfigError
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, cast, check_choice
 from .scheduling_utils import SchedulerOutput
 
 
@@ -48,20 +50,20 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
     @register_to_config
     def __init__(
         self,
-        num_train_timesteps: int = 1000,
+        num_train_timesteps: Steps = 1000,
         solver_order: int = 2,
         prediction_type: str = "flow_prediction",
         thresholding: bool = False,
         predict_x0: bool = True,
         solver_type: str = "bh2",
         lower_order_final: bool = True,
-        disable_corrector: Sequence[int] = (),
+        disable_corrector: Sequence[Index] = (),
         solver_p: None = None,
         use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         use_flow_sigmas: bool = True,
-        flow_shift: float = 1.0,
+        flow_shift: Shift = 1.0,
         final_sigmas_type: str = "zero",
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
@@ -78,12 +80,13 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
         super()._start(sigmas, timesteps, device)
         self._last = None  # sample that the last step began with, after correction, and the step's order
 
+    @checks_arguments
     def set_timesteps(
         self,
-        num_inference_steps: int | None = None,
+        num_inference_steps: StepCount = None,
         device: Any = None,
-        sigmas: Sequence[float] | None = None,
-        mu: float | None = None,
+        sigmas: Sigmas = None,
+        mu: Mu = None,
     ) -> None:
         """Makes the schedule of a run and forgets the last one.
 
@@ -108,6 +111,7 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
             shifted[0] -= 1e-6
         self._finish_schedule(shifted, steps, device)
 
+    @checks_arguments
     def step(
         self, model_output: paddle.Tensor, timestep: Timestep, sample: paddle.Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple[paddle.Tensor]:
@@ -125,7 +129,7 @@ class UniPCMultistepScheduler(FlowMultistepScheduler):
         Raises:
             InputError: no step left in the schedule.
         """
-        self._begin_step(timestep)
+        self._begin_step(timestep, model_output, sample)
         i, sample = self._step_index, cast(sample, "float32")
         picture = self._predicted_picture(model_output, sample)
         if self._last is not None and i - 1 not in self.config.disable_corrector:

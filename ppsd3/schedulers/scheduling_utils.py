@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import paddle
 
-from ..configuration_utils import ConfigMixin
+from ..configuration_utils import ConfigMixin, naming
 from ..outputs import BaseOutput
 from ..utils.elsewhere import SCHEDULERS, NoAttributeError
 from ..utils.hub import resolve_checkpoint
@@ -85,7 +85,9 @@ class SchedulerMixin(ConfigMixin):
             token=token,
             force_download=force_download,
         )
-        return cls.from_config(cls.load_config(os.path.join(directory, subfolder or "")), **overrides)
+        directory = os.path.join(directory, subfolder or "")
+        with naming(os.path.join(directory, cls.config_name)):
+            return cls.from_config(cls.load_config(directory), **overrides)
 
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:

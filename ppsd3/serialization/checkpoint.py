@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import paddle
 
-from ..configuration_utils import read_json
+from ..utils.checking import shown
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.json_files import read_json
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import (
     PADDLE_STEMS,
@@ -72,9 +73,15 @@ class Checkpoint:
 
     @classmethod
     def _open_shards(cls, index: str, kind: type[SafetensorsFile] | type[PdparamsFile]) -> Checkpoint:
-        weight_map = read_json(index, purpose="the list of shards").get("weight_map")
+        weight_map = read_json(index, purpose="the list of shards", error=CheckpointFormatError).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointFormatError(f"{index} has no 'weight_map'. Download it again.")
+        for tensor, shard in weight_map.items():
+            if not isinstance(shard, str):
+                raise CheckpointFormatError(
+                    f"{index} says that tensor {shown(tensor)} is in {shown(shard)}, which is no file. "
+                    "Download it again."
+                )
         directory, shards = os.path.dirname(index), sorted(set(weight_map.values()))
         outside = [shard for shard in shards if os.path.basename(shard) != shard]
         if outside:
@@ -87,6 +94,13 @@ class Checkpoint:
             )
         files = {shard: kind(os.path.join(directory, shard)) for shard in shards}
         names = {shard: set(file.keys()) for shard, file in files.items()}
+        twice = _in_two(names)
+        if twice is not None:
+            tensor, *of = twice
+            raise CheckpointFormatError(
+                f"{index}: tensor {shown(tensor)} is in both {' and '.join(of)}, which are shards of different "
+                "checkpoints. Download them together."
+            )
         for tensor, shard in weight_map.items():
             if tensor not in names[shard]:
                 raise CheckpointFormatError(
@@ -116,6 +130,16 @@ class Checkpoint:
     def forget(self, name: str) -> None:
         """See :meth:`TensorSource.forget`."""
         self._owner[name].forget(name)
+
+
+def _in_two(names):
+    """(tensor, shard, shard) of a tensor that two of the shards have, or None; ``names`` are shard -> its tensors."""
+    owner = {}
+    for shard, tensors in names.items():
+        for tensor in tensors:
+            if owner.setdefault(tensor, shard) != shard:
+                return tensor, owner[tensor], shard
+    return None
 
 
 def _explain_absence(directory, stem, variant):

@@ -7,13 +7,13 @@ names, read from the one mapped file when they are needed.
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
 import numpy as np
 
 from ..utils.errors import CheckpointFormatError
+from ..utils.json_files import parse_json_object
 from ..utils.types import PathLike
 from .checkpoint import Checkpoint
 from .rearranged import Piece, RearrangedCheckpoint, Recipe
@@ -90,12 +90,8 @@ class SingleFile:
         return found
 
     def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
-        try:
-            return json.loads(metadata.get(CONFIGS_KEY, "{}"))
-        except ValueError as error:
-            raise CheckpointFormatError(
-                f"{self.path}: its metadata {CONFIGS_KEY!r} is not JSON ({error}). Write the file again."
-            ) from error
+        source = f"{self.path}: its metadata {CONFIGS_KEY!r}"
+        return parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
 
     def _split(self, names, checkpoint):
         """[(component, prefix, its names without it)]."""

@@ -19,7 +19,8 @@ from ..schedulers import FlowMatchEulerDiscreteScheduler
 from ..training.autoencoder import AutoencoderTask, latent_statistics
 from ..training.controlnet import ControlNetTask
 from ..training.ema import EMA
-from ..training.text_to_image import TextDropout, TextToImageTask
+from ..training.text_to_image import TextToImageTask
+from ..training.texts import EncodedTexts, TextDropout
 from ..training.timestep_sampling import LogitNormal
 from ..training.trainer import Trainer, TrainingOptions
 from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
@@ -198,9 +199,8 @@ def run_transformer(output: str, steps: int | None = None) -> None:
     zero_modulation(transformer)
     task = TextToImageTask(
         transformer,
-        encoders,
+        EncodedTexts(encoders, DROPOUT),
         LatentScenes(os.path.join(output, "latents"), encoders, batch=64),
-        dropout=DROPOUT,
         density=DENSITY,
     )
     options = TrainingOptions(
@@ -230,9 +230,8 @@ def run_controlnet(output: str, steps: int | None = None) -> None:
     task = ControlNetTask(
         controlnet,
         transformer,
-        encoders,
+        EncodedTexts(encoders, DROPOUT),
         LatentScenes(latents, encoders, batch=64, controls=controls),
-        dropout=DROPOUT,
         density=DENSITY,
     )
     options = TrainingOptions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..transformers import CLIPTokenizer, T5Tokenizer
+from ..utils.json_files import parse_json
 from .world import caption, sample_scene
 
 MAX_LENGTH = 32  # a caption of 20 words, its commas, and start and end fit
@@ -39,7 +39,8 @@ def train_clip_tokenizers(texts: Iterable[str]) -> tuple[CLIPTokenizer, CLIPToke
         vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", min_frequency=2, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    merges = [m.split(" ") if isinstance(m, str) else m for m in json.loads(tokenizer.to_str())["model"]["merges"]]
+    model = parse_json(tokenizer.to_str(), "the tokenizer")["model"]
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     words = alphabet + [letter + "</w>" for letter in alphabet]
     for merge in merges:
         if "".join(merge) not in words:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Callable
+from typing import Annotated, Any, Callable
 
 import numpy as np
 import paddle
@@ -11,11 +11,14 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..models import AutoencoderKL
+from ..utils.checking import Range, checks_arguments
 from ..utils.paddle_internals import no_grad
 
+Count = Annotated[int, Range(1)]
 Pictures = Callable[[np.random.Generator, int], np.ndarray]
 
 
+@checks_arguments
 @dataclasses.dataclass
 class AutoencoderTask:
     """Pixel reconstruction plus a small KL term (LDM's first stage without its perceptual and adversarial terms).
@@ -33,10 +36,10 @@ class AutoencoderTask:
 
     vae: AutoencoderKL
     pictures: Pictures
-    batch: int = 16
-    kl_weight: float = 1e-4
-    edge_weight: float = 0.0
-    latent_noise: float = 0.0
+    batch: Count = 16
+    kl_weight: Annotated[float, Range(0)] = 1e-4
+    edge_weight: Annotated[float, Range(0)] = 0.0
+    latent_noise: Annotated[float, Range(0)] = 0.0
 
     @property
     def layers(self) -> dict[str, nn.Layer]:
@@ -78,8 +81,13 @@ def to_model_range(pictures: np.ndarray) -> paddle.Tensor:
 
 
 @no_grad
+@checks_arguments
 def latent_statistics(
-    vae: AutoencoderKL, pictures: Pictures, batches: int = 32, batch: int = 32, seed: int = 0
+    vae: AutoencoderKL,
+    pictures: Pictures,
+    batches: Count = 32,
+    batch: Count = 32,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Mean and standard deviation of latents, for ``shift_factor`` and ``1 / scaling_factor``."""
     rng = np.random.default_rng(seed)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
 import paddle
 
-from ..configuration_utils import read_json
 from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import byte_size, write_tensors
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError
 from ..utils.files import atomic_write, replacing
+from ..utils.json_files import read_json
+from ..utils.temporary import discard, remove_leftovers
 from ..utils.types import Tensors
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -33,6 +33,7 @@ class Checkpoints:
     def __init__(self, directory: str, total_limit: int | None = None) -> None:
         self.directory: str = directory
         self.total_limit: int | None = total_limit
+        remove_leftovers(directory)  # of a run that was killed
 
     def paths(self) -> list[str]:
         """Of the states, from the oldest to the latest."""
@@ -59,14 +60,14 @@ class Checkpoints:
                 file.write((json.dumps(dict(state), indent=2) + "\n").encode())
         if self.total_limit is not None:
             for old in self.paths()[: -self.total_limit]:
-                shutil.rmtree(old)
+                discard(old)
         return path
 
     def discard_after(self, step: int) -> None:
         """Removes states of later steps: another run from here on would mix with them."""
         for path in self.paths():
             if int(os.path.basename(path)[len("step-") :]) > step:
-                shutil.rmtree(path)
+                discard(path)
 
     def find(self, which: str) -> str | None:
         """The path of a state: the latest for "latest" (None if there is none), or the directory ``which`` itself.
@@ -90,10 +91,7 @@ def read_state(path: str) -> dict[str, Any]:
         CheckpointFormatError: the file is damaged.
     """
     file = os.path.join(path, _STATE)
-    try:
-        return read_json(file, "the state of a training run")
-    except ConfigError as error:
-        raise CheckpointFormatError(str(error)) from error
+    return read_json(file, "the state of a training run", error=CheckpointFormatError)
 
 
 def read_group(path: str, group: str) -> Tensors:

@@ -8,8 +8,9 @@ import paddle
 from paddle import nn
 
 from ..models import SD3ControlNetModel, SD3Transformer2DModel
-from ..pipelines.stable_diffusion_3.prompt_encoding import TextEncoders
+from ..utils.checking import checks_arguments
 from .text_to_image import Batch, Batches, TextToImageTask
+from .texts import Texts
 
 
 class ControlNetTask(TextToImageTask):
@@ -21,15 +22,16 @@ class ControlNetTask(TextToImageTask):
         **options: the other arguments of :class:`TextToImageTask`.
     """
 
+    @checks_arguments
     def __init__(
         self,
         controlnet: SD3ControlNetModel,
         transformer: SD3Transformer2DModel,
-        encoders: TextEncoders,
+        texts: Texts,
         batches: Batches,
         **options: Any,
     ) -> None:
-        super().__init__(transformer, encoders, batches, **options)
+        super().__init__(transformer, texts, batches, **options)
         transformer.eval()
         for parameter in transformer.parameters():
             parameter.stop_gradient = True

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Annotated
 
 import paddle
 
+from ..utils.checking import Range, checks_arguments
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Tensors
 
 
+@checks_arguments
 @dataclasses.dataclass
 class EMA:
     """Shadow copy of parameters, ``shadow = decay * shadow + (1 - decay) * parameter`` per step, always float32.
@@ -26,8 +29,8 @@ class EMA:
     """
 
     parameters: Mapping[str, paddle.Tensor]
-    decay: float = 0.9995
-    every: int = 4
+    decay: Annotated[float, Range(0, below=1)] = 0.9995
+    every: Annotated[int, Range(1)] = 4
     shadow: Tensors = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Callable
 import numpy as np
 import paddle
 
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from .timestep_sampling import CosMap, FloatArray, Times, normal_cdf, normal_icdf
 
@@ -213,6 +214,7 @@ PREDICTIONS: dict[str, Callable[[Any, Times], Coefficients]] = {
 }
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """A trajectory and what the network predicts on it.
@@ -295,6 +297,7 @@ def _factor(a, like):
     return paddle.to_tensor(values.reshape([-1] + [1] * (like.ndim - 1))).astype(like.dtype)
 
 
+@checks_arguments
 def loss_weight(name: str, t: Times, snr_gamma: float = 5.0) -> FloatArray:
     """Factors of a rectified flow's squared velocity error at times ``t``, beside whatever density draws these.
 

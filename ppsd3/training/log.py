@@ -13,6 +13,7 @@ import numpy as np
 
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
+from ..utils.json_files import parse_json_object
 
 T_BINS = 10  # of "loss_t": equal parts of (0, 1)
 
@@ -92,7 +93,7 @@ def read_log(path: str) -> list[dict[str, Any]]:
     """The entries of a ``log.jsonl``; a last line that was cut off is left out."""
     with open(path, encoding="utf-8") as file:
         lines = file.read().split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return [parse_json_object(line, f"{path}, line {i}") for i, line in enumerate(lines[:-1], 1)]
 
 
 def _means(history):

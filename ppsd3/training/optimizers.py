@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import paddle
 
+from ..utils.checking import Range, checks_arguments
 from ..utils.errors import InputError
 from ..utils.paddle_internals import no_grad
 from ..utils.types import Tensors
@@ -36,12 +37,13 @@ class Optimizer(Protocol):
         ...
 
 
+@checks_arguments
 def make_optimizer(
     name: str,
     parameters: Tensors,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.01,
-    epsilon: float = 1e-8,
+    betas: Annotated[tuple[float, float], Range(0, 1)] = (0.9, 0.999),
+    weight_decay: Annotated[float, Range(0)] = 0.01,
+    epsilon: Annotated[float, Range(above=0)] = 1e-8,
 ) -> Optimizer:
     """An optimizer of ``parameters``, by structured name.
 

@@ -18,6 +18,7 @@ from typing import Any, Union
 import numpy as np
 
 from ..schedulers.flow_sigmas import shift_sigmas, training_sigmas
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 
 FloatArray = np.ndarray
@@ -79,6 +80,7 @@ class Uniform(Density):
         return np.ones_like(np.asarray(t, np.float64))
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class LogitNormal(Density):
     """``logit(t) ~ N(mean, std^2)``. SD3 trains with (0, 1).
@@ -116,6 +118,7 @@ class LogitNormal(Density):
         return LogitNormal(self.mean + math.log(shift), self.std)
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class Mode(Density):
     """The paper's law with a mode and heavy tails: ``t = 1 - u - scale (cos^2(pi u / 2) - 1 + u)``, ``u`` uniform.
@@ -180,6 +183,7 @@ class CosMap(Density):
         return 2 / (math.pi * (1 - 2 * t + 2 * t**2))
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class Shifted(Density):
     """The law of ``shift t / (1 + (shift - 1) t)`` for ``t`` of another law; see :meth:`Density.shifted`."""
@@ -202,6 +206,7 @@ class Shifted(Density):
         return self.base.density(shift_sigmas(t, 1 / self.shift)) * slope
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class Indexed:
     """What diffusers' scripts draw: entry ``floor(T u)`` of a scheduler's table, which begins with pure noise.
@@ -229,6 +234,7 @@ class Indexed:
         return dataclasses.replace(self, shift=self.shift * shift)
 
 
+@checks_arguments
 def timestep_density(
     name: str, logit_mean: float = 0.0, logit_std: float = 1.0, mode_scale: float = 1.29, shift: float = 1.0
 ) -> Density:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Callable, Protocol
+from typing import Annotated, Any, Callable, Protocol
 
 import numpy as np
 import paddle
@@ -18,6 +18,7 @@ from paddle import nn
 
 from ..optimization import after_warmup
 from ..training_utils import cast_training_params
+from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError, NotFiniteError
 from ..utils.logging import get_logger
 from ..utils.types import Tensors
@@ -54,6 +55,7 @@ class Task(Protocol):
         ...
 
 
+@checks_arguments
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
     """How a task is trained.
@@ -82,43 +84,32 @@ class TrainingOptions:
         InputError: a number outside its range.
     """
 
-    max_steps: int
-    learning_rate: float = 1e-4
+    max_steps: Annotated[int, Range(1)]
+    learning_rate: Annotated[float, Range(above=0)] = 1e-4
     lr_schedule: str = "cosine"
-    warmup_steps: int = 100
-    final_lr_ratio: float = 0.02
+    warmup_steps: Annotated[int, Range(0)] = 100
+    final_lr_ratio: Annotated[float, Range(0)] = 0.02
     optimizer: str = "adamw"
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.01
-    epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    batches_per_step: int = 1
+    betas: Annotated[tuple[float, float], Range(0, 1)] = (0.9, 0.99)
+    weight_decay: Annotated[float, Range(0)] = 0.01
+    epsilon: Annotated[float, Range(above=0)] = 1e-8
+    max_grad_norm: Annotated[float, Range(above=0)] = 1.0
+    batches_per_step: Annotated[int, Range(1)] = 1
     mixed_precision: str = "no"
-    ema_decay: float | None = 0.9995
-    max_nonfinite_steps: int = 10
-    save_every: int = 500
-    log_every: int = 50
-    validate_every: int | None = None
-    checkpoints_total_limit: int | None = 2
+    ema_decay: Annotated[float, Range(0, below=1)] | None = 0.9995
+    max_nonfinite_steps: Annotated[int, Range(1)] = 10
+    save_every: Annotated[int, Range(1)] = 500
+    log_every: Annotated[int, Range(1)] = 50
+    validate_every: Annotated[int, Range(1)] | None = None
+    checkpoints_total_limit: Annotated[int, Range(1)] | None = 2
     report_to: str | None = None
-    seed: int = 0
+    seed: Annotated[int, Range(0)] = 0
 
     # A resumed run may change these: they leave the numbers as they are.
     FREE = frozenset({"save_every", "log_every", "validate_every", "checkpoints_total_limit", "report_to"})
 
     def __post_init__(self) -> None:
         after_warmup(self.lr_schedule)
-        counts = ("max_steps", "batches_per_step", "max_nonfinite_steps", "save_every", "log_every")
-        optional = ("validate_every", "checkpoints_total_limit")
-        given = [*counts, *(name for name in optional if getattr(self, name) is not None)]
-        for name in given:
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("learning_rate", "max_grad_norm", "epsilon"):
-            _check(name, getattr(self, name), getattr(self, name) > 0, "above 0")
-        for name in ("warmup_steps", "weight_decay", "final_lr_ratio", "seed"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        if self.ema_decay is not None:
-            _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of step ``step`` (from 0)."""
@@ -153,6 +144,7 @@ class Trainer:
         InputError: nothing is to be trained, or ``batches_per_step`` cannot be shared by the ranks.
     """
 
+    @checks_arguments
     def __init__(
         self,
         task: Task,
@@ -353,11 +345,6 @@ def training_mode(layers: Mapping[str, nn.Layer], training: bool = True) -> Iter
 def _set_mode(layers, modes):
     for name, layer in layers.items():
         layer.train() if modes[name] else layer.eval()
-
-
-def _check(name, value, right, range_):
-    if not right:
-        raise InputError(f"{name} is {value!r}; it must be {range_}.")
 
 
 def _joined(results):

@@ -7,22 +7,25 @@ ones, so that ids are equal whichever files a directory holds.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import numpy as np
 import paddle
 
-from ..configuration_utils import read_json
 from ..outputs import BaseOutput
 from ..utils import elsewhere
+from ..utils.checking import Range, fit, shown
 from ..utils.elsewhere import NoAttributeError, check_argument_names
-from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
+from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError, PPSD3Error
 from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import resolve_checkpoint
+from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ..utils.types import Names, PathLike
 
@@ -33,6 +36,11 @@ if TYPE_CHECKING:
 # Arguments of transformers that say what the result holds; it always holds the same here.
 _NEUTRAL_OPTIONS = ("return_length", "return_attention_mask", "return_overflowing_tokens")
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
+# Published vocabularies have up to 2^18 tokens, and some hundred added ones.
+MOST_TOKENS = 1 << 22
+_MOST_ADDED_TOKENS, _LONGEST_ADDED_TOKEN = 1 << 16, 1000
+_LONGEST_REASON = 300  # of the library's, which can list a vocabulary
+_LONGEST_ROW = 1 << 20  # a longer model_max_length means that none is known: transformers writes 10^30
 
 
 @dataclasses.dataclass
@@ -68,6 +76,7 @@ class PretrainedTokenizer:
     default_max_length: int
     vocabulary_files: tuple[str, ...] = ()  # what may hold the vocabulary, for the error message
     starts_with_bos = False
+    needed_tokens: tuple[str, ...] = ("eos_token",)
 
     def __init__(
         self,
@@ -83,12 +92,19 @@ class PretrainedTokenizer:
             added_tokens: further tokens that are looked for in the text before it is split, as
                 ``added_tokens`` of a tokenizer.json has them (``content``, ``lstrip``, ``special``, ...).
             model_max_length: the default is the class's own.
+
+        Raises:
+            CheckpointFormatError: a token without text or an impossible one, or vocabulary that cannot be used.
         """
         named = {**self.default_tokens, **(tokens or {})}
+        named = {name: _token(name, named[name]) for name in _TOKEN_NAMES if name in named}
+        for name in self.needed_tokens:
+            if named.get(name) is None:
+                raise CheckpointFormatError(f"{name} is null; a {type(self).__name__} needs one.")
         self._tokens = {name: _content(named.get(name)) for name in _TOKEN_NAMES}
         self.model_max_length = model_max_length or self.default_max_length
         self._backend = backend
-        self._add_tokens([*added_tokens, *(named.get(name) for name in _TOKEN_NAMES)])
+        self._add_tokens([*added_tokens, *named.values()])
         backend.post_processor = self._post_processor()
 
     # -- special tokens --------------------------------------------------------------------------------------------
@@ -98,15 +114,18 @@ class PretrainedTokenizer:
         from tokenizers import AddedToken
 
         seen, added = set(), []
-        for token in candidates:
-            if token is None or _content(token) in seen:
+        for index, token in enumerate(candidates):
+            fields = _token(f"added token {index}", token)
+            if fields is None or _content(fields) in seen:
                 continue
-            seen.add(_content(token))
-            fields = {"special": True, **token} if isinstance(token, dict) else {"content": token, "special": True}
+            seen.add(_content(fields))
+            fields = {"special": True, **(fields if isinstance(fields, dict) else {"content": fields})}
             fields["special"] = fields["special"] or fields["content"] in self._tokens.values()
-            fields = {key: value for key, value in fields.items() if key in _ADDED_TOKEN_FIELDS}
             added.append(AddedToken(**fields))
-        self._backend.add_tokens(added)
+        if len(added) > _MOST_ADDED_TOKENS:
+            raise CheckpointFormatError(f"{len(added):,} tokens are added; there can be {_MOST_ADDED_TOKENS:,}.")
+        with library_errors("the added tokens cannot be used"):
+            self._backend.add_tokens(added)
         self._note_added()
 
     @property
@@ -147,7 +166,7 @@ class PretrainedTokenizer:
 
         decoder, added = self._backend.get_added_tokens_decoder(), self.added_tokens
         kept = [AddedToken(**_fields(decoder[id])) for token, id in added.items() if token not in tokens]
-        content = json.loads(self._backend.to_str())
+        content = parse_json(self._backend.to_str(), "the tokenizer")
         content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in added]
         self._backend = Tokenizer.from_str(json.dumps(content))
         self._backend.add_tokens(kept)
@@ -234,7 +253,9 @@ class PretrainedTokenizer:
             raise InputError(f"max_length is {limit}; start and end tokens leave no room for text.")
 
         rows, truncated = [], []
-        for item, encoding in zip(texts, self._backend.encode_batch(texts, add_special_tokens=False)):
+        with library_errors("a text cannot be tokenized", texts):
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+        for item, encoding in zip(texts, encodings):
             tokens, rest = self._spans(encoding), None
             if truncation and len(tokens) > room:
                 # Positions are in the text as it was given, so the user reads their own words.
@@ -262,7 +283,9 @@ class PretrainedTokenizer:
 
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """[(id, start, end)] of all of ``text``'s tokens, without start and end token; positions are in ``text``."""
-        return self._spans(self._backend.encode(text, add_special_tokens=False))
+        with library_errors("a text cannot be tokenized", [text]):
+            encoding = self._backend.encode(text, add_special_tokens=False)
+        return self._spans(encoding)
 
     def _spans(self, encoding):
         pairs = zip(encoding.ids, encoding.offsets)
@@ -337,9 +360,17 @@ class PretrainedTokenizer:
             raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
         content = _optional_json(path, "tokenizer.json", "a tokenizer")
         settings = _read_settings(path, content, cls.default_tokens)
-        settings["tokens"].update({name: options[name] for name in _TOKEN_NAMES if options.get(name) is not None})
+        for name in _TOKEN_NAMES:
+            if options.get(name) is not None:
+                settings["tokens"][name] = fit(name, options[name], str)
+        model_max_length = fit("model_max_length", model_max_length, Optional[Annotated[int, Range(1)]])
         settings["model_max_length"] = model_max_length or settings["model_max_length"]
-        tokenizer = cls._from_files(path, content, settings)
+        try:
+            tokenizer = cls._from_files(path, content, settings)
+        except CheckpointFormatError as error:  # what is wrong is in one of several files
+            if path in str(error):
+                raise
+            raise CheckpointFormatError(f"{path}: {error} Get the tokenizer again.") from error
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
             raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
@@ -437,6 +468,46 @@ def _content(token):
     return token["content"] if isinstance(token, dict) else token
 
 
+def _token(name, value):
+    """A token out of a file: None, text, or a dict of fields of ``AddedToken``, ``content`` at least."""
+    fields = value if isinstance(value, dict) else {"content": value}
+    fields = {
+        key: fit(f"{name}.{key}", fields[key], str if key == "content" else bool, CheckpointFormatError)
+        for key in _ADDED_TOKEN_FIELDS
+        if fields.get(key) is not None
+    }
+    if value is None:
+        return None
+    if not 0 < len(fields.get("content", "")) <= _LONGEST_ADDED_TOKEN:
+        raise CheckpointFormatError(
+            f"`{name}` is {shown(value)}; a token has text of 1 to {_LONGEST_ADDED_TOKEN} characters."
+        )
+    return fields if isinstance(value, dict) else value
+
+
+@contextlib.contextmanager
+def library_errors(what: str, texts: Sequence[str] = ()) -> Iterator[None]:
+    """Turns what the ``tokenizers`` library raises, bare Exceptions and panics of Rust, into errors of ours.
+
+    Args:
+        what: what is said before the library's reason.
+        texts: of a call; they are to blame if one is not Unicode.
+    """
+    try:
+        yield
+    except PPSD3Error:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # an interruption
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.") from error
+        raise CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.") from error
+
+
 def _fields(token):
     """An ``AddedToken`` as a dict."""
     return {field: getattr(token, field) for field in _ADDED_TOKEN_FIELDS}
@@ -448,15 +519,17 @@ def _json_bytes(value):
 
 def _optional_json(path, name, purpose):
     file = os.path.join(path, name)
-    return read_json(file, purpose) if os.path.isfile(file) else {}
+    return read_json(file, purpose, MOST_BYTES_OF_VOCABULARY) if os.path.lexists(file) else {}
 
 
 def check_model_type(content: Mapping[str, Any], model_type: str, path: str) -> None:
     """Raises CheckpointFormatError unless the parsed tokenizer.json of ``path`` is a "BPE" or "Unigram" one."""
-    model = content.get("model") or {}
+    model, file = content.get("model"), os.path.join(path, "tokenizer.json")
+    if not isinstance(model, dict):
+        raise CheckpointFormatError(f"{file}: `model` is {shown(model)}; it has to be a dict. Get the tokenizer again.")
     if "vocab" not in model or model.get("type", model_type) != model_type:
         raise CheckpointFormatError(
-            f"{os.path.join(path, 'tokenizer.json')} holds a {model.get('type')} model, but a {model_type} vocabulary "
+            f"{file} holds a {shown(model.get('type'))} model, but a {model_type} vocabulary "
             "is needed; is it the tokenizer of another text encoder?"
         )
 
@@ -472,23 +545,43 @@ def _read_settings(path, content, default_tokens):
         None), ``config`` (all of tokenizer_config.json).
     """
     config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
-    tokens = {name: config[name] for name in _TOKEN_NAMES if name in config}
+    place = os.path.join(path, "tokenizer_config.json") + ": "
+    tokens = {name: _token(place + name, config[name]) for name in _TOKEN_NAMES if name in config}
     if "added_tokens_decoder" in config:
-        added = {int(id): token for id, token in config["added_tokens_decoder"].items()}
+        listed = fit(place + "added_tokens_decoder", config["added_tokens_decoder"], dict, CheckpointFormatError)
+        added = [(id, _token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()]
     else:
         special = _optional_json(path, "special_tokens_map.json", "the special tokens of a tokenizer")
-        tokens.update({name: special[name] for name in _TOKEN_NAMES if name in special})
+        there = os.path.join(path, "special_tokens_map.json") + ": "
+        tokens.update({name: _token(there + name, special[name]) for name in _TOKEN_NAMES if name in special})
         named = {_content(token) for token in {**default_tokens, **tokens}.values()}
-        added = {
-            id: {"content": token, "normalized": token not in named, "special": token in named}
+        added = [
+            (id, {"content": token, "normalized": token not in named, "special": token in named})
             for token, id in _optional_json(path, "added_tokens.json", "the added tokens of a tokenizer").items()
-        }
-        added.update({token["id"]: token for token in content.get("added_tokens") or []})
-    limit = config.get("model_max_length")
+        ]
+        there = os.path.join(path, "tokenizer.json") + ": added_tokens"
+        for index, token in enumerate(fit(there, content.get("added_tokens") or [], list, CheckpointFormatError)):
+            fields = fit(f"{there}[{index}]", token, dict, CheckpointFormatError)
+            added.append((fields.get("id"), _token(f"{there}[{index}]", fields)))
+    in_order = {_token_id(path, id): token for id, token in added}
+    limit = fit(place + "model_max_length", config.get("model_max_length"), _MaxLength, CheckpointFormatError)
     return {
         "tokens": tokens,
-        "added_tokens": [added[id] for id in sorted(added)],
-        # transformers writes 10^30 for "not known"
-        "model_max_length": int(limit) if limit and limit < 10**9 else None,
+        "added_tokens": [in_order[id] for id in sorted(in_order)],
+        "model_max_length": int(limit) if limit and limit <= _LONGEST_ROW else None,
         "config": config,
     }
+
+
+_MaxLength = Optional[Annotated[float, Range(above=0, most=math.inf)]]
+
+
+def _token_id(path, id):
+    """The id of an added token in the files of ``path``, a number or its digits."""
+    digits = str(id) if isinstance(id, str) or type(id) is int else ""
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10 and int(digits) < MOST_TOKENS):
+        raise CheckpointFormatError(
+            f"{path} gives an added token the id {shown(id)}; ids are whole numbers below {MOST_TOKENS:,}. Get the "
+            "tokenizer again."
+        )
+    return int(digits)

@@ -153,7 +153,7 @@ def usable_device(device: Any) -> str:
     kind, _, index = name.partition(":")
     if kind == "gpu":
         count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
-        if int(index or 0) >= count:
+        if not 0 <= int(index or 0) < count:
             have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
             raise InputError(
                 f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "
@@ -186,3 +186,12 @@ def _read(path, size=-1):
             return file.read(size)
     except OSError:
         return ""
+
+
+def available_memory() -> int:
+    """Bytes of memory that are free for programs; elsewhere than on Linux, all that the machine has."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

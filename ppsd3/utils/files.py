@@ -57,31 +57,25 @@ def atomic_write(path: PathLike, needed: int = 0) -> Iterator[IO[bytes]]:
     Raises:
         DiskError: the disk has less room than ``needed``, is full, or is broken.
     """
-    path = os.path.abspath(path)
+    path, made = os.path.abspath(path), None
     directory = os.path.dirname(path)
-    with _explained(path, needed):
+    if needed:
+        require_space(directory, needed, path)
+    try:
         if _is_part_of_unfinished(path) or not _can_be_replaced(path):
             with open(path, "wb") as file:
                 yield file
             return
         temporary.remove_leftovers(directory)
-        require_space(directory, needed, path)
-        made, descriptor = temporary.make_temporary(directory, is_directory=False)
-        assert descriptor is not None
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                with contextlib.suppress(OSError):
-                    shutil.copymode(path, made)
-                if os.name == "nt":  # which renames no open file
-                    file.close()
-                os.replace(made, path)  # within the lock: nobody takes it for a leftover
-        except BaseException:
+        made, descriptor = temporary.make_file(directory)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            _take_place(file, made, path)
+    except BaseException as error:
+        if made is not None:
             temporary.remove(made)
-            raise
-        _sync(directory)
+        _explain(error, path, needed)
+        raise
 
 
 @contextlib.contextmanager
@@ -117,8 +111,8 @@ def replacing(directory: PathLike, stale: Stale = lambda path, new: False, neede
         temporary.remove_leftovers(place)
     place = parent if not os.path.lexists(target) or _can_be_exchanged(target) else target
     require_space(place, needed, target)
-    with _explained(target, needed):
-        made, descriptor = temporary.make_temporary(place, is_directory=True)
+    try:
+        made, descriptor = temporary.make_directory(place)
         _unfinished.add(made)
         try:
             yield made
@@ -129,6 +123,9 @@ def replacing(directory: PathLike, stale: Stale = lambda path, new: False, neede
             if descriptor is not None:
                 os.close(descriptor)
             temporary.remove(made)
+    except OSError as error:
+        _explain(error, target, needed)
+        raise
 
 
 def require_space(directory: str, needed: int, name: PathLike | None = None) -> None:
@@ -438,6 +435,17 @@ def _generation(directory):
     return status.st_dev, status.st_ino, [name for name in names if not is_temporary(name[0])]
 
 
+def _take_place(file, made, path):
+    """Has the open temporary file ``made`` take the place of ``path``, with its permissions."""
+    file.flush()
+    os.fsync(file.fileno())
+    if os.path.exists(path):
+        shutil.copymode(path, made)
+    if os.name == "nt":  # which renames no open file; elsewhere nobody takes it for a leftover as long as it is open
+        file.close()
+    os.replace(made, path)
+
+
 def _is_part_of_unfinished(path):
     return any(_is_in(path, made) for made in tuple(_unfinished))
 
@@ -485,21 +493,17 @@ def _sync(path):
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def _explained(path, needed=0):
-    """Turns the failure of a disk into a DiskError that names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        if temporary.PREFIX in str(error.filename):
-            error.filename = path  # the name that its user knows
-        if error.errno not in _FAILURES or isinstance(error, DiskError):
-            raise
-        there = os.path.dirname(path)
+def _explain(error, path, needed):
+    """Raises a better error than ``error``, for which ``path`` could not be written, if a disk is the cause."""
+    if not isinstance(error, OSError) or isinstance(error, CheckpointError):
+        return
+    if temporary.PREFIX in str(error.filename):
+        error.filename = path  # the name that its user knows
+    if error.errno in _FAILURES:
         room = f"{needed / 1e9:.3f} GB are needed, and " if needed else ""
         with contextlib.suppress(OSError):
-            room += f"its disk has {shutil.disk_usage(there).free / 1e9:.3f} GB free"
+            room += f"its disk has {shutil.disk_usage(os.path.dirname(path)).free / 1e9:.3f} GB free"
         raise DiskError(
-            f"{path} could not be written ({os.strerror(error.errno or 0)}; {room}). What was there before is there "
-            "still. Free some space, or choose another directory."
+            f"{path} could not be written ({os.strerror(error.errno)}; {room}). What was there before is there still. "
+            "Free some space, or choose another directory."
         ) from error

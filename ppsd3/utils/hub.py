@@ -9,7 +9,6 @@ component; no pickles and no single-file checkpoints beside them. The hubs' own 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable
@@ -20,6 +19,7 @@ from .errors import CheckpointNotFoundError, InputError
 from .files import settled
 from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
+from .pipeline_index import PIPELINE_INDEX, read_pipeline_index
 from .repositories import REPOSITORIES, HubUnreachable, Repository
 from .types import PathLike
 from .weight_names import (
@@ -33,7 +33,6 @@ from .weight_names import (
 
 _logger = get_logger(__name__)
 
-PIPELINE_INDEX = "model_index.json"
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BUNDLED = {
     "shapes": os.path.join(_PACKAGE, "shapes", "checkpoint"),  # a pipeline
@@ -287,8 +286,7 @@ def _select(repository, files, components, variant):
 
 def _pipeline_components(repository):
     """Names of the components that the repository's index lists."""
-    with open(os.path.join(repository.download([PIPELINE_INDEX]), PIPELINE_INDEX), encoding="utf-8") as file:
-        index = json.load(file)
+    index = read_pipeline_index(repository.download([PIPELINE_INDEX]))
     return [name for name, entry in index.items() if isinstance(entry, list) and entry and entry[-1]]
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+from collections.abc import Sequence
 from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
@@ -67,6 +68,13 @@ def copy_to(tensor: paddle.Tensor, place: core.Place) -> paddle.Tensor:
 def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
     """Makes ``slot``, which stays the same object, hold the memory and dtype of ``tensor``; its shape stays."""
     tensor._share_buffer_to(slot)
+
+
+def without_memory(shape: Sequence[int]) -> paddle.Tensor:
+    """A float32 tensor that has no memory until :func:`share_memory` gives it some."""
+    kinds = core.VarDesc.VarType
+    kind = kinds.DENSE_TENSOR if hasattr(kinds, "DENSE_TENSOR") else kinds.LOD_TENSOR  # named anew in Paddle 3
+    return core.eager.Tensor(kinds.FP32, list(shape), f"ppsd3_unfilled_{next(_names)}", kind, True)
 
 
 def free_memory(tensor: paddle.Tensor) -> None:

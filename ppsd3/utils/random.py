@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import reprlib
 from collections.abc import Sequence
 from typing import Any, Union
 
@@ -19,6 +20,7 @@ from .types import Dtype
 _BLOCK = 16  # torch turns uniforms into normals in runs of 16: 8 radii, then 8 angles
 _FIRST_SEED = 67280421310721  # of a new torch.Generator
 _FRACTION_BITS = {"float32": 24, "float64": 53}
+_MOST_NUMBERS = 2**34  # 64 GB
 _DEVICES = ("cpu", "cuda", "gpu", "xpu", "npu", "mps")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
@@ -53,7 +55,7 @@ class TorchGenerator:
     device = "cpu"
 
     def __init__(self, seed: int | str = _FIRST_SEED, device: Any = "cpu") -> None:
-        self.manual_seed(seed if isinstance(seed, int) and device == "cpu" else _seed_on(seed, device))
+        self.manual_seed(seed if isinstance(seed, int) and str(device) == "cpu" else _seed_on(seed, device))
 
     def manual_seed(self, seed: int) -> TorchGenerator:
         """Restarts the stream at ``seed`` and returns the generator itself."""
@@ -161,7 +163,7 @@ class TorchGenerator:
         return values
 
 
-Generator = Union[TorchGenerator, PaddleGenerator]
+Generator = Union[TorchGenerator, PaddleGenerator, Any]  # or torch.Generator("cpu")
 
 
 def randn(
@@ -307,8 +309,11 @@ def _checked_shape(shape):
         sizes = tuple(operator.index(size) for size in shape)
     except TypeError:
         sizes = (-1,)
-    if any(size < 0 for size in sizes):
-        raise InputError(f"shape={shape!r} is no shape; give a list of integers that are not negative.")
+    if any(size < 0 for size in sizes) or math.prod(sizes) > _MOST_NUMBERS:
+        raise InputError(
+            f"shape={reprlib.repr(shape)} is no shape; give a list of integers that are not negative, {_MOST_NUMBERS} "
+            "numbers in all or fewer."
+        )
     return sizes
 
 

@@ -25,26 +25,29 @@ _NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}\.tmp")
 _PAUSE = 0.005  # seconds between two attempts at a lock
 
 
-def make_temporary(directory: str, is_directory: bool) -> tuple[str, int | None]:
-    """A new temporary file or directory in ``directory``, with the permissions that any new one has.
+def make_file(directory: str) -> tuple[str, int]:
+    """A new temporary file in ``directory``, with the permissions that any new file has.
 
     Returns:
-        Its path, and the open descriptor that holds its lock until it is closed (None: of a directory on Windows).
+        Its path, and the descriptor, open to write, that holds its lock until it is closed.
     """
     while True:
-        path = os.path.join(directory, f"{PREFIX}{secrets.token_hex(8)}.tmp")
-        if is_directory:
-            os.mkdir(path)
-            descriptor = _open_directory(path)
-        else:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-            descriptor = os.open(path, flags, 0o666)
-        if descriptor is None:
-            return path, None
-        _lock(descriptor, exclusive=True)
-        if _is_at(path, descriptor):
+        path = _new_path(directory)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if _is_taken(path, descriptor):
             return path, descriptor
-        os.close(descriptor)  # another process saw it before it was locked, and removed it
+        os.close(descriptor)
+
+
+def make_directory(directory: str) -> tuple[str, int | None]:
+    """A new temporary directory in ``directory``, and the descriptor that holds its lock (None on Windows)."""
+    while True:
+        path = _new_path(directory)
+        os.mkdir(path)
+        descriptor = _open_directory(path)
+        if descriptor is None or _is_taken(path, descriptor):
+            return path, descriptor
+        os.close(descriptor)
 
 
 def find_leftovers(directory: str) -> list[str]:
@@ -54,13 +57,15 @@ def find_leftovers(directory: str) -> list[str]:
 
 def remove_leftovers(directory: str) -> list[str]:
     """Removes what :func:`find_leftovers` finds, as far as permissions go; the paths that are gone."""
-    removed = []
-    for path in _temporaries(directory):
-        with _taken_over(path) as dead:
-            if dead:
-                remove(path)
-                removed.append(path)
-    return removed
+    return [path for path in _temporaries(directory) if _removed_leftover(path)]
+
+
+def discard(path: str) -> None:
+    """Removes a file or a directory all at once: it has no name any more before the first of its files goes."""
+    if os.path.lexists(path):
+        doomed = _new_path(os.path.dirname(os.path.abspath(path)))
+        os.rename(path, doomed)
+        remove(doomed)
 
 
 def is_alive(path: str) -> bool:
@@ -91,7 +96,11 @@ def locked(directory: str, exclusive: bool, seconds: float = 2.0) -> Iterator[bo
     try:
         while True:
             descriptor = _open_directory(directory)
-            held = descriptor is not None and bool(_lock(descriptor, exclusive, end))
+            locking = None if descriptor is None else _lock(descriptor, exclusive)
+            while locking is False and time.monotonic() < end:
+                time.sleep(_PAUSE)
+                locking = _lock(descriptor, exclusive)
+            held = bool(locking)
             if descriptor is None or not held or _is_at(directory, descriptor):
                 break
             os.close(descriptor)  # another directory has taken its place
@@ -102,12 +111,29 @@ def locked(directory: str, exclusive: bool, seconds: float = 2.0) -> Iterator[bo
             os.close(descriptor)
 
 
+def _new_path(directory):
+    return os.path.join(directory, f"{PREFIX}{secrets.token_hex(8)}.tmp")
+
+
+def _is_taken(path, descriptor):
+    """Locks the new file; False if another process saw it unlocked before, and removed it."""
+    _lock(descriptor, exclusive=True)
+    return _is_at(path, descriptor)
+
+
 def _temporaries(directory):
     try:
-        with os.scandir(directory) as entries:
-            return sorted(entry.path for entry in entries if _NAME.fullmatch(entry.name))
+        names = os.listdir(directory)
     except OSError:
         return []
+    return [os.path.join(directory, name) for name in names if _NAME.fullmatch(name)]
+
+
+def _removed_leftover(path):
+    with _taken_over(path) as dead:
+        if dead:
+            remove(path)
+        return dead and not os.path.lexists(path)
 
 
 @contextlib.contextmanager
@@ -124,20 +150,15 @@ def _taken_over(path):
         os.close(descriptor)
 
 
-def _lock(descriptor, exclusive, end=0.0):
-    """Locks an open file: whether it is held now, None where there are no locks. Tries until the time ``end``."""
-    if fcntl is None:
+def _lock(descriptor, exclusive):
+    """Locks an open file, unless another one has: whether it is held now, None where there are no locks."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except (OSError, AttributeError):  # on Windows, fcntl is None
         return None
-    while True:
-        try:
-            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(_PAUSE)
-        except OSError:
-            return None
 
 
 def _open_directory(path):

@@ -19,7 +19,7 @@ from ppsd3.serialization.sd3_configs import published_name
 
 
 def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(info, "_free_memory", lambda: 10**9)
+    monkeypatch.setattr(info.device, "available_memory", lambda: 10**9)
     assert main(["info", str(tiny_checkpoint)]) == 0
     shown = capsys.readouterr().out
     assert "StableDiffusion3Pipeline" in shown and "float32" in shown
@@ -53,7 +53,7 @@ def test_counts_match_the_models(tiny_checkpoint):
 
 
 def test_does_not_fit(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(info, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(info.device, "available_memory", lambda: 1000)
     main(["info", str(tiny_checkpoint)])
     assert "does not fit" in capsys.readouterr().out
 

@@ -202,7 +202,7 @@ def test_pooled_projections(pipes):
         ({"controlnet_conditioning_scale": "1"}, "controlnet_conditioning_scale"),
         ({"controlnet_conditioning_scale": [1.0, 1.0]}, "a list of 1"),
         ({"control_guidance_start": 0.6, "control_guidance_end": 0.5}, "start < end"),
-        ({"control_guidance_end": 1.5}, "start < end"),
+        ({"control_guidance_end": 1.5}, "number from 0 to 1"),
         ({"control_image": [picture(), picture(), picture()]}, "holds 3 pictures"),
     ],
 )

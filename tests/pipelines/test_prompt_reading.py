@@ -1,7 +1,10 @@
 """Weights in prompts, prompts of any length, and every combination of absent text encoders."""
 
+import contextlib
 import itertools
 import logging
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -43,6 +46,53 @@ def test_signs(text):
 def test_a_weight_that_is_no_number():
     with pytest.raises(InputError, match=r"':1\.2\.3\)' of the prompt .* is no number"):
         parse_weights("a (red:1.2.3) circle")
+
+
+HOSTILE = ["(", ")", "[", "]", "\\(", ":", "(a)", "(a:1)", "[a]", "((a))", " ", " BREAK ", ":1", "(a:", "1", "\\"]
+
+
+def lines_to_parse(text):
+    """Number of lines of Python that run, which no other process on the machine changes."""
+    count = 0
+
+    def trace(frame, event, argument):
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with contextlib.suppress(InputError):
+            parse_weights(text)
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_work_grows_with_the_length(piece):
+    """... also behind as many open brackets as there may be, which all weigh everything after them."""
+    for start in ("", "(" * 49):
+        once, twice = (lines_to_parse(start + piece * n) for n in (200, 400))
+        assert twice <= 2.2 * once
+    started = time.process_time()
+    with contextlib.suppress(InputError):
+        parse_weights(piece * (100_000 // len(piece)))
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("(" * 51 + "a", "more than 50 brackets open at once"),
+        ("(a:" + "9" * 400 + ")", r"weighs 'a' by inf. Write at most 10000"),
+        ("((a:-9999):9)", "weighs 'a' by -89991"),
+    ],
+)
+def test_weights_that_nothing_survives(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_weights(text)
 
 
 @pytest.fixture
@@ -161,7 +211,8 @@ def test_any_text_encoders_may_be_absent(absent, reader):
     for suffix in absent:
         setattr(pipe, "text_encoder" + suffix, None)
         setattr(pipe, "tokenizer" + suffix, None)
-    embeds, _, pooled, _ = encode(pipe, "a red circle")
+    prompt = "" if len(absent) == 3 else "a red circle"
+    embeds, _, pooled, _ = encode(pipe, prompt)
     columns = {
         "": (slice(0, 77), slice(0, 16)),
         "_2": (slice(0, 77), slice(16, 28)),
@@ -171,5 +222,5 @@ def test_any_text_encoders_may_be_absent(absent, reader):
     for suffix, (rows, features) in columns.items():
         expected = 0 * whole if suffix in absent else whole
         np.testing.assert_allclose(embeds[0, rows, features], expected[0, rows, features], atol=1e-5)
-    image = pipe("a red circle", num_inference_steps=1, output_type="np").images[0]
+    image = pipe(prompt, num_inference_steps=1, output_type="np").images[0]
     assert np.isfinite(image).all()

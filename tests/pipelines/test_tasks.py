@@ -274,7 +274,7 @@ def test_cut_out_and_put_back(pipes):
         (StableDiffusion3Img2ImgPipeline, {"strength": 0.0}, "leaves none to do"),
         (StableDiffusion3Img2ImgPipeline, {"image": [picture()] * 3}, "holds 3 pictures, but there are 1 prompts"),
         (StableDiffusion3InpaintPipeline, {"mask_image": None}, "`image` and `mask_image`"),
-        (StableDiffusion3Pipeline, {"guidance": 7.0}, "`guidance` is a float"),
+        (StableDiffusion3Pipeline, {"guidance": 7.0}, "`guidance` is 7.0"),
         (StableDiffusion3Pipeline, {"guidance": NoGuidance(), "skip_guidance_layers": [1]}, "Both `guidance`"),
     ],
     ids=str,

@@ -138,7 +138,7 @@ def test_rows_that_cannot_be_cut(tmp_path):
 def test_configurations_in_the_metadata(tmp_path):
     path = write(tmp_path / "x.safetensors", transformer(), {"ppsd3_configs": json.dumps({"transformer": {"a": 1}})})
     assert SingleFile(path).configs == {"transformer": {"a": 1}}
-    with pytest.raises(CheckpointFormatError, match="not JSON"):
+    with pytest.raises(CheckpointFormatError, match="not valid JSON"):
         SingleFile(write(path, transformer(), {"ppsd3_configs": "{"}))
 
 

@@ -117,12 +117,12 @@ def test_densities_by_name(name, below_quarter):
         (dict(name="lognormal"), r"lognormal.*logit_normal"),
         (dict(name="mode", mode_scale=-2.0), "mode_scale is -2.0"),
         (dict(name="mode", mode_scale=1.76), "mode_scale is 1.76"),
-        (dict(name="mode", mode_scale=math.nan), "mode_scale is nan"),
+        (dict(name="mode", mode_scale=math.nan), "`mode_scale` is nan"),
         (dict(name="logit_normal", logit_std=0.0), "logit_std is 0.0"),
         (dict(name="logit_normal", logit_std=-1.0), "logit_std is -1.0"),
-        (dict(name="logit_normal", logit_mean=math.inf), "logit_mean is inf"),
+        (dict(name="logit_normal", logit_mean=math.inf), "`logit_mean` is inf"),
         (dict(name="uniform", shift=0.0), "shift is 0.0"),
-        (dict(name="uniform", shift=math.nan), "shift is nan"),
+        (dict(name="uniform", shift=math.nan), "`shift` is nan"),
     ],
 )
 def test_parameters_outside_their_domain(arguments, named):

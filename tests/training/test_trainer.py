@@ -220,16 +220,16 @@ def test_learning_rate_warms_up_and_decays():
 @pytest.mark.parametrize(
     "setting, named",
     [
-        ({"max_steps": 0}, "max_steps is 0"),
-        ({"learning_rate": 0.0}, r"learning_rate is 0\.0"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
-        ({"ema_decay": 1.0}, r"ema_decay is 1\.0"),
+        ({"max_steps": 0}, "`max_steps` is 0"),
+        ({"learning_rate": 0.0}, r"`learning_rate` is 0\.0"),
+        ({"learning_rate": float("nan")}, "`learning_rate` is nan"),
+        ({"ema_decay": 1.0}, r"`ema_decay` is 1\.0"),
         ({"lr_schedule": "cosin"}, "'cosin'.*cosine"),
         ({"optimizer": "prodigy"}, "'prodigy': no kept library"),
         ({"optimizer": "adan"}, "'adan' is unknown.*adafactor"),
         ({"mixed_precision": "bf16"}, r"needs a GPU.*float32_matmul_precision"),
         ({"mixed_precision": "tf32"}, "'tf32' is unknown"),
-        ({"checkpoints_total_limit": 0}, "checkpoints_total_limit is 0"),
+        ({"checkpoints_total_limit": 0}, "`checkpoints_total_limit` is 0"),
         ({"report_to": "wandb"}, r"'wandb'.*visualdl"),
     ],
 )

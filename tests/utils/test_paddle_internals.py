@@ -186,3 +186,12 @@ def test_no_grad_around_calls_that_overlap():
 
 def test_nothing_is_decorated_with_paddles_own_no_grad():
     assert [path for path, source in SOURCES.items() if "@paddle.no_grad" in source] == []
+
+
+def test_a_tensor_without_memory_takes_what_it_is_given():
+    tensor = internals.without_memory([1, 1 << 26, 1 << 10])
+    assert list(tensor.shape) == [1, 1 << 26, 1 << 10] and tensor.stop_gradient
+    tensor = internals.without_memory([2, 3])
+    values = np.arange(6, dtype=np.float16).reshape(2, 3)
+    internals.share_memory(internals.tensor_over(values), tensor)
+    assert tensor.dtype == paddle.float16 and np.array_equal(tensor.numpy(), values)

@@ -9,16 +9,23 @@ Legend: B prompts, n ``num_images_per_prompt``, C latent channels, L text tokens
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Callable, Optional, Union
+from typing import Annotated, Any, Callable, Literal, Optional, Union
 
 import paddle
 
+from ...schedulers.flow_scheduler import MOST_STEPS
+from ...utils.checking import FINITE, Range
 from ..call_signature import Doc, Numbers, Pictures, PicturesOfEach, Texts
+from .guidance import Guidance
 
-if TYPE_CHECKING:
-    from .guidance import Guidance
-
-Tensor = Optional[paddle.Tensor]
+# What is declared for several calls: a type, and the range of the numbers in it.
+Tensor = Annotated[Optional[paddle.Tensor], FINITE]
+Number = Annotated[float, FINITE]
+Part = Range(0, 1)
+Pixels = Annotated[Optional[int], Range(1)]
+Copies = Annotated[int, Range(1, 1000)]
+ClipSkip = Annotated[Optional[int], Range(0)]
+SequenceLength = Annotated[int, Range(1, 512)]  # T5 was trained on no longer ones
 Generator = Any  # a TorchGenerator, a Paddle generator, a list of them, or None
 StepCallback = Optional[
     Callable[[Any, int, paddle.Tensor, dict[str, paddle.Tensor]], Optional[dict[str, paddle.Tensor]]]
@@ -55,15 +62,16 @@ class PromptEmbeds:
 @dataclass
 class Size:
     height: Annotated[
-        Optional[int], Doc("pixels, a multiple of 16. Default: the size that the transformer was trained for.")
+        Pixels, Doc("pixels, a multiple of 16. Default: the size that the transformer was trained for.")
     ] = None
-    width: Annotated[Optional[int], Doc("pixels, as `height`.")] = None
+    width: Annotated[Pixels, Doc("pixels, as `height`.")] = None
 
 
 @dataclass
 class Picture:
     image: Annotated[
         Pictures,
+        FINITE,
         Doc(
             "the picture to begin with, resized to `height` and `width`.",
             forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or scaled "
@@ -76,6 +84,7 @@ class Picture:
 class Strength:
     strength: Annotated[
         float,
+        Part,
         Doc(
             "0 to 1, the part of the steps that is done, and so how far the result may go from `image`; 1 begins with "
             "pure noise."
@@ -87,6 +96,7 @@ class Strength:
 class Mask:
     mask_image: Annotated[
         Pictures,
+        FINITE,
         Doc("of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.", "--mask"),
     ] = None
     masked_image_latents: Annotated[
@@ -102,6 +112,7 @@ class Mask:
 class MaskCrop:
     padding_mask_crop: Annotated[
         Optional[int],
+        Range(0),
         Doc(
             "cuts out what the mask marks with so many pixels around it, draws that part at full size and puts it "
             "back, for small details of large PIL pictures."
@@ -112,21 +123,24 @@ class MaskCrop:
 @dataclass
 class Steps:
     num_inference_steps: Annotated[
-        int, Doc("denoising steps; more of them follow the flow more exactly and take longer.", "--steps")
+        int,
+        Range(1, MOST_STEPS),
+        Doc("denoising steps; more of them follow the flow more exactly and take longer.", "--steps"),
     ] = 28
     sigmas: Annotated[
         Optional[list[float]],
+        Part,
         Doc("noise levels of the steps before the scheduler's shift; their number replaces `num_inference_steps`."),
     ] = None
     guidance_scale: Annotated[
-        float, Doc("how far to move from the negative prompt's picture; 1 or less is no guidance, in half the time.")
+        Number, Doc("how far to move from the negative prompt's picture; 1 or less is no guidance, in half the time.")
     ] = 7.0
 
 
 @dataclass
 class Batch:
     num_images_per_prompt: Annotated[
-        int, Doc("n, pictures for each prompt, next to one another in the result.", "--num-images")
+        Copies, Doc("n, pictures for each prompt, next to one another in the result.", "--num-images")
     ] = 1
     generator: Annotated[
         Generator,
@@ -144,6 +158,7 @@ class Batch:
 class PicturePrompt:
     ip_adapter_image: Annotated[
         Pictures,
+        FINITE,
         Doc(
             "a picture as a prompt, for an IP-adapter.",
             forms="What `encode_image` takes: one for all, or one for each prompt or each picture drawn.",
@@ -151,6 +166,7 @@ class PicturePrompt:
     ] = None
     ip_adapter_image_embeds: Annotated[
         Union[paddle.Tensor, list[paddle.Tensor], None],
+        FINITE,
         Doc(
             "[b, T, E], with guidance [2 * b, T, E] in the order [negative, positive]: what "
             "`prepare_ip_adapter_image_embeds` returns, in place of the picture."
@@ -161,7 +177,7 @@ class PicturePrompt:
 @dataclass
 class OutputType:
     output_type: Annotated[
-        str,
+        Literal["pil", "np", "pt", "pd", "latent"],
         Doc('"pil", "np" [B, H, W, 3], "pt" or "pd" [B, 3, H, W], all in [0, 1], or "latent" [B, C, H/8, W/8].', None),
     ] = "pil"
 
@@ -176,7 +192,7 @@ class Options:
         Doc('arguments of the attention processors, and "scale", a factor of the weight of all LoRA layers.'),
     ] = None
     clip_skip: Annotated[
-        Optional[int], Doc("how many more of CLIP's last layers to leave out, for the positive prompts.")
+        ClipSkip, Doc("how many more of CLIP's last layers to leave out, for the positive prompts.")
     ] = None
     callback_on_step_end: Annotated[
         StepCallback,
@@ -186,7 +202,7 @@ class Options:
         ),
     ] = None
     callback_on_step_end_tensor_inputs: Annotated[
-        list[str],
+        Optional[list[str]],
         Doc(
             "which of `latents`, `prompt_embeds`, `pooled_prompt_embeds` and the task's own tensors are in `tensors`; "
             "with guidance prompts are [negative, positive]. `negative_prompt_embeds` and "
@@ -194,31 +210,32 @@ class Options:
             None,
         ),
     ] = dataclasses.field(default_factory=lambda: ["latents"])
-    max_sequence_length: Annotated[int, Doc("tokens that T5 gets, up to 512.")] = 256
+    max_sequence_length: Annotated[SequenceLength, Doc("tokens that T5 gets, up to 512.")] = 256
 
 
 @dataclass
 class SkipLayers:
     skip_guidance_layers: Annotated[
-        Optional[list[int]], Doc("layers to leave out for skip-layer guidance, e.g. 7 8 9 for SD3.5-medium.")
+        Optional[list[int]], Range(0), Doc("layers to leave out for skip-layer guidance, e.g. 7 8 9 for SD3.5-medium.")
     ] = None
-    skip_layer_guidance_scale: Annotated[float, Doc("weight of the skip-layer guidance.")] = 2.8
-    skip_layer_guidance_stop: Annotated[float, Doc("part of the steps, 0 to 1, at which it stops.")] = 0.2
-    skip_layer_guidance_start: Annotated[float, Doc("part of the steps, 0 to 1, at which it starts.")] = 0.01
+    skip_layer_guidance_scale: Annotated[Number, Doc("weight of the skip-layer guidance.")] = 2.8
+    skip_layer_guidance_stop: Annotated[Number, Doc("part of the steps, 0 to 1, at which it stops.")] = 0.2
+    skip_layer_guidance_start: Annotated[Number, Doc("part of the steps, 0 to 1, at which it starts.")] = 0.01
 
 
 @dataclass
 class PerturbedAttention:
     pag_scale: Annotated[
-        float, Doc("weight of the perturbed-attention guidance, 0 for none; it acts without `guidance_scale` too.")
+        Number, Doc("weight of the perturbed-attention guidance, 0 for none; it acts without `guidance_scale` too.")
     ] = 3.0
-    pag_adaptive_scale: Annotated[float, Doc("weight lost for each unit of 1000 - timestep.")] = 0.0
+    pag_adaptive_scale: Annotated[Number, Doc("weight lost for each unit of 1000 - timestep.")] = 0.0
 
 
 @dataclass
 class Shift:
     mu: Annotated[
         Optional[float],
+        Range(-50, 50),
         Doc("shift for a scheduler with `use_dynamic_shifting`. Default: from the size of the picture."),
     ] = None
 
@@ -227,6 +244,7 @@ class Shift:
 class OwnTimesteps:
     timesteps: Annotated[
         Optional[list[float]],
+        Range(0),
         Doc(
             "noise levels of the steps in units of 1000, from high to low, where the scheduler takes them; their "
             "number replaces `num_inference_steps`. The scheduler shifts the sigmas made from them: see `sigmas`."
@@ -237,7 +255,7 @@ class OwnTimesteps:
 @dataclass
 class Guiding:
     guidance: Annotated[
-        Optional["Guidance"],
+        Optional[Guidance],
         Doc("an object such as ClassifierFreeGuidance(7.0), in place of `guidance_scale` and the like."),
     ] = None
 
@@ -246,10 +264,11 @@ class Guiding:
 class ControlInterval:
     control_guidance_start: Annotated[
         Numbers,
+        Part,
         Doc("part of the steps, 0 to 1, at which a ControlNet starts; one number or one each.", "--control-start"),
     ] = 0.0
     control_guidance_end: Annotated[
-        Numbers, Doc("part of the steps, 0 to 1, at which it stops; one number or one each.", "--control-end")
+        Numbers, Part, Doc("part of the steps, 0 to 1, at which it stops; one number or one each.", "--control-end")
     ] = 1.0
 
 
@@ -257,6 +276,7 @@ class ControlInterval:
 class ControlPicture:
     control_image: Annotated[
         PicturesOfEach,
+        FINITE,
         Doc(
             "what guides the drawing, e.g. edges; one for each ControlNet.",
             forms="A PIL picture, array or tensor in [0, 1] (or in [-1, 1] with negative values), one for all or one "
@@ -269,6 +289,7 @@ class ControlPicture:
 class ControlMask:
     control_mask: Annotated[
         Pictures,
+        FINITE,
         Doc("of the size of `control_image`: white (1) is drawn anew, black (0) stays.", "--mask"),
     ] = None
 
@@ -276,7 +297,7 @@ class ControlMask:
 @dataclass
 class ControlWeight:
     controlnet_conditioning_scale: Annotated[
-        Numbers, Doc("weight of a ControlNet's residuals; one number or one each.", "--control-scale")
+        Numbers, FINITE, Doc("weight of a ControlNet's residuals; one number or one each.", "--control-scale")
     ] = 1.0
     controlnet_pooled_projections: Annotated[
         Tensor,

@@ -18,13 +18,14 @@ from ...transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+from ...utils.checking import checks_arguments
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
 from ..call_signature import Pictures, Texts
 from ..image_processor import VaeImageProcessor
 from ..pipeline_utils import DiffusionPipeline
 from . import checks, image_prompting
-from .arguments import CallArguments, SkipLayers, Tensor
+from .arguments import CallArguments, ClipSkip, Copies, Pixels, SequenceLength, SkipLayers, Tensor
 from .guidance import Guidance, make_guidance
 from .present_call import PresentCall
 from .prompt_cache import PromptCache
@@ -99,7 +100,7 @@ class StableDiffusion3Base(
         self.vae_scale_factor: int = 8 if vae is None else 2 ** (len(vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(
             vae_scale_factor=self.vae_scale_factor,
-            vae_latent_channels=16 if vae is None else vae.config.latent_channels,
+            vae_latent_channels=self.latent_channels,
         )
         self.tokenizer_max_length: int = next(
             (t.model_max_length for t in (self.tokenizer, self.tokenizer_2) if t and t.model_max_length),
@@ -110,6 +111,13 @@ class StableDiffusion3Base(
         self.prompt_reader = PromptReader()
         self._cache: StepCache | None = None
         self._prompt_cache: PromptCache | None = None
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of latents: the VAE's; without one the transformer's, or SD3's 16."""
+        if self.vae is not None:
+            return self.vae.config.latent_channels
+        return 16 if self.transformer is None else self.transformer.config.out_channels
 
     def _guidance_for(self, arguments: CallArguments, scale: float) -> Guidance:
         """The guidance of a call with these arguments, at ``scale`` in place of their ``guidance_scale``."""
@@ -127,13 +135,14 @@ class StableDiffusion3Base(
         )
 
     @no_grad
+    @checks_arguments
     def encode_prompt(
         self,
         prompt: Texts,
         prompt_2: Texts,
         prompt_3: Texts,
-        device: str | None = None,
-        num_images_per_prompt: int = 1,
+        device: Any = None,
+        num_images_per_prompt: Copies = 1,
         do_classifier_free_guidance: bool = True,
         negative_prompt: Texts = None,
         negative_prompt_2: Texts = None,
@@ -142,8 +151,8 @@ class StableDiffusion3Base(
         negative_prompt_embeds: Tensor = None,
         pooled_prompt_embeds: Tensor = None,
         negative_pooled_prompt_embeds: Tensor = None,
-        clip_skip: int | None = None,
-        max_sequence_length: int = 256,
+        clip_skip: ClipSkip = None,
+        max_sequence_length: SequenceLength = 256,
         lora_scale: float | None = None,
     ) -> tuple[paddle.Tensor, Tensor, paddle.Tensor, Tensor]:
         """Encodes prompts without drawing; the arguments are those of the call.
@@ -169,9 +178,7 @@ class StableDiffusion3Base(
             negative_prompt_embeds,
             pooled_prompt_embeds,
             negative_pooled_prompt_embeds,
-        ).check()
-        checks.check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
-        checks.check_sequence_length(max_sequence_length)
+        ).check(self)
         checks.check_clip_skip(clip_skip, (self.text_encoder, self.text_encoder_2))
         checks.check_device(device, self.device)
         with self.lora_scaled(lora_scale, "lora_scale"):
@@ -183,7 +190,8 @@ class StableDiffusion3Base(
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 
     @no_grad
-    def encode_image(self, image: Pictures, device: str | None = None) -> paddle.Tensor:
+    @checks_arguments
+    def encode_image(self, image: Pictures, device: Any = None) -> paddle.Tensor:
         """What the image encoder sees in pictures, as an IP-adapter reads it.
 
         Args:
@@ -201,12 +209,13 @@ class StableDiffusion3Base(
         return image_prompting.encode_image(self, image)
 
     @no_grad
+    @checks_arguments
     def prepare_ip_adapter_image_embeds(
         self,
         ip_adapter_image: Pictures = None,
         ip_adapter_image_embeds: paddle.Tensor | list[paddle.Tensor] | None = None,
-        device: str | None = None,
-        num_images_per_prompt: int = 1,
+        device: Any = None,
+        num_images_per_prompt: Copies = 1,
         do_classifier_free_guidance: bool = True,
     ) -> paddle.Tensor:
         """What a call takes as ``ip_adapter_image_embeds``: encoded once, used often.
@@ -225,13 +234,13 @@ class StableDiffusion3Base(
             InputError: as in the call.
         """
         checks.check_device(device, self.device)
-        checks.check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
         positive, negative = image_prompting.prepare_image_embeds(
             self, ip_adapter_image, ip_adapter_image_embeds, do_classifier_free_guidance
         )
         rows = [half for half in (negative, positive) if half is not None]
         return paddle.concat([half.repeat_interleave(num_images_per_prompt, axis=0) for half in rows])
 
+    @checks_arguments
     def enable_cache(self, cache: StepCache) -> None:
         """Answers some steps from what earlier ones computed, from the next call on: faster, nearly the same picture.
 
@@ -242,8 +251,6 @@ class StableDiffusion3Base(
         Raises:
             InputError: something else.
         """
-        if not isinstance(cache, StepCache):
-            raise InputError(f"enable_cache takes a cache such as TaylorCache(), not a {type(cache).__name__}.")
         self._cache = cache
 
     def disable_cache(self) -> None:
@@ -267,27 +274,27 @@ class StableDiffusion3Base(
         """Encodes and decodes the pictures of a batch at once again."""
         self._tell("vae", "disable_slicing")
 
+    @checks_arguments
     def enable_prompt_cache(self, cache: PromptCache) -> None:
         """Encodes each prompt once: conditions come from ``cache`` (:class:`~ppsd3.PromptCache`) where it has them.
 
         Raises:
             InputError: something else than a cache.
         """
-        if not isinstance(cache, PromptCache):
-            raise InputError(f"enable_prompt_cache takes a PromptCache, not a {type(cache).__name__}.")
         self._prompt_cache = cache
 
     def disable_prompt_cache(self) -> None:
         """Encodes every prompt again."""
         self._prompt_cache = None
 
+    @checks_arguments
     def check_inputs(
         self,
         prompt: Texts = None,
         prompt_2: Texts = None,
         prompt_3: Texts = None,
-        height: int | None = None,
-        width: int | None = None,
+        height: Pixels = None,
+        width: Pixels = None,
         negative_prompt: Texts = None,
         negative_prompt_2: Texts = None,
         negative_prompt_3: Texts = None,
@@ -296,7 +303,7 @@ class StableDiffusion3Base(
         pooled_prompt_embeds: Tensor = None,
         negative_pooled_prompt_embeds: Tensor = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
-        max_sequence_length: int | None = None,
+        max_sequence_length: SequenceLength = 256,
     ) -> None:
         """Refuses what a call would refuse of these arguments; the call does it by itself.
 
@@ -304,7 +311,7 @@ class StableDiffusion3Base(
             InputError: as in the call.
         """
         size, multiple = self.default_sample_size * self.vae_scale_factor, self.vae_scale_factor * self.patch_size
-        self._check_components()
+        self._check_components("transformer")
         largest = self.transformer.config.pos_embed_max_size * multiple
         checks.check_size(height or size, width or size, multiple, largest)
         PromptInputs(
@@ -318,16 +325,13 @@ class StableDiffusion3Base(
             negative_prompt_embeds,
             pooled_prompt_embeds,
             negative_pooled_prompt_embeds,
-        ).check()
+        ).check(self)
         checks.check_callback_tensors(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
-        if max_sequence_length is not None:
-            checks.check_sequence_length(max_sequence_length)
 
-    def _check_components(self) -> None:
-        """Raises an InputError if a component that every call needs is missing, or has a dtype that cannot compute."""
-        for name in ("transformer", "scheduler", "vae"):
-            if getattr(self, name) is None:
-                raise InputError(f"The pipeline has no `{name}`, so it cannot draw. Load one and set `pipe.{name}`.")
+    def _check_components(self, *names: str) -> None:
+        """Raises an InputError if one of these components is missing, or any has a dtype that cannot compute."""
+        for name in names:
+            self.require(name)
         if self._residency.place is None:
             checks.check_dtypes(self.components)
 
@@ -353,17 +357,29 @@ class StableDiffusion3Base(
     def _text_encoders(self):
         """The towers, with the widths and the dtype of what the transformer reads."""
         parts = {name: part for name, part in self.components.items() if name.startswith(("text_enc", "tokenizer"))}
-        if self.transformer is None:
-            raise InputError(
-                "Encoding needs the transformer's widths, and the pipeline has no `transformer`. Load it too."
-            )
-        config = self.transformer.config
         return TextEncoders(
             **parts,
-            joint_attention_dim=config.joint_attention_dim,
-            pooled_projection_dim=config.pooled_projection_dim,
-            dtype=self.transformer.dtype,
+            **self._text_widths(),
             clip_max_length=self.tokenizer_max_length,
             using=self.using,
             reader=self.prompt_reader,
         )
+
+    def _text_widths(self):
+        if self.transformer is None:
+            return self._widths_of_encoders()
+        widths = ("joint_attention_dim", "pooled_projection_dim")
+        return {"dtype": self.transformer.dtype, **{name: self.transformer.config[name] for name in widths}}
+
+    def _widths_of_encoders(self):
+        """What the transformer would read: without it all text encoders have to be there."""
+        encoders = {name: self.components[name] for name in ("text_encoder", "text_encoder_2", "text_encoder_3")}
+        missing = [name for name, encoder in encoders.items() if encoder is None]
+        if missing:
+            raise InputError(
+                f"The pipeline has neither `transformer` nor `{missing[0]}`, so the width of the zeros in its place is "
+                "not known. Load one of the two."
+            )
+        *clip, t5 = encoders.values()
+        pooled = sum(encoder.config.projection_dim for encoder in clip)
+        return {"joint_attention_dim": t5.config.d_model, "pooled_projection_dim": pooled, "dtype": clip[0].dtype}

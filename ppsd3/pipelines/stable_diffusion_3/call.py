@@ -10,7 +10,6 @@ import paddle
 
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
-from ..image_processor import check_output_type
 from ..residency import OnDemandNetwork
 from . import checks, image_prompting
 from .arguments import CallArguments
@@ -70,7 +69,7 @@ class Call:
     def asked_tensors(self) -> list[str]:
         """What the callback is called with; one of ``ppsd3.callbacks`` knows it by itself."""
         asked = self.arguments.callback_on_step_end_tensor_inputs
-        return getattr(self.arguments.callback_on_step_end, "tensor_inputs", asked)
+        return getattr(self.arguments.callback_on_step_end, "tensor_inputs", asked) or []
 
     @property
     def guidance(self) -> Guidance:
@@ -121,19 +120,15 @@ class Call:
 
     def _check(self):
         pipe, arguments = self.pipe, self.arguments
-        pipe._check_components()
+        pipe._check_components("transformer", "scheduler", *(["vae"] if arguments.output_type != "latent" else []))
         config = pipe.transformer.config
         multiple = pipe.vae_scale_factor * pipe.patch_size
         checks.check_size(self.height, self.width, multiple, config.pos_embed_max_size * multiple)
-        self.prompts.check()
-        checks.check_whole("num_inference_steps", arguments.num_inference_steps, least=1)
-        checks.check_whole("num_images_per_prompt", arguments.num_images_per_prompt, least=1)
-        checks.check_sequence_length(arguments.max_sequence_length)
+        self.prompts.check(pipe)
         checks.check_clip_skip(arguments.clip_skip, (pipe.text_encoder, pipe.text_encoder_2))
         checks.check_callback_tensors(self.asked_tensors, pipe._callback_tensor_inputs)
         checks.check_guidance(arguments, config.num_layers)
         image_prompting.check(self)
-        check_output_type(arguments.output_type)
         if not isinstance(pipe.transformer, OnDemandNetwork):  # else when it has been read
             self.guidance.check(pipe.transformer)
 

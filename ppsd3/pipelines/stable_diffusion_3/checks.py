@@ -1,17 +1,15 @@
-"""Checks of a call's arguments, each with its remedy, before any work is done."""
+"""Checks of a call's arguments that depend on the pipeline or on one another, each with its remedy, before any work.
+
+What a value has to be by itself is declared with the argument, in ``arguments.py``.
+"""
 
 from ...utils.device import device_name
 from ...utils.errors import InputError
-from .guidance import Guidance
-
-MAX_SEQUENCE_LENGTH = 512  # T5 was trained on no longer ones
 
 
 def check_size(height, width, multiple, largest):
-    """``height`` and ``width`` are positive multiples of ``multiple`` pixels and at most ``largest``."""
+    """``height`` and ``width`` are multiples of ``multiple`` pixels and at most ``largest``."""
     for name, size in (("height", height), ("width", width)):
-        if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
-            raise InputError(f"`{name}` is {size!r}; it has to be a positive number of pixels, e.g. {multiple * 8}.")
         if size % multiple:
             below, above = size - size % multiple, size - size % multiple + multiple
             nearest = f"{below} or {above}" if below else f"{above}"
@@ -24,40 +22,17 @@ def check_size(height, width, multiple, largest):
 
 
 def check_guidance(arguments, num_layers):
-    """``guidance`` is a :class:`Guidance`, and the only one; skip-layer guidance names layers that exist."""
+    """``guidance`` is the only one; skip-layer guidance names layers that exist, and has a guidance to add to."""
     guidance, layers = getattr(arguments, "guidance", None), getattr(arguments, "skip_guidance_layers", None)
-    if guidance is None:
-        check_skip_layers(layers, num_layers, arguments.guidance_scale > 1)
-        return
-    if not isinstance(guidance, Guidance):
-        raise InputError(
-            f"`guidance` is a {type(guidance).__name__}; pass an object such as ClassifierFreeGuidance(7.0) (your own "
-            "is a subclass of ppsd3.Guidance), or leave it out and set guidance_scale."
-        )
     if layers is not None:
-        raise InputError(
-            "Both `guidance` and `skip_guidance_layers` are given. Pass guidance=SkipLayerGuidance(scale, layers)."
-        )
-
-
-def check_whole(name, value, least, most=None):
-    """``value`` is an int of at least ``least`` and at most ``most``."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        bounds = f"{least} or more" if most is None else f"from {least} to {most}"
-        raise InputError(f"`{name}` is {value!r}; it has to be a whole number, {bounds}.")
-
-
-def check_sequence_length(max_sequence_length):
-    """T5's number of tokens is one that it can be given."""
-    check_whole("max_sequence_length", max_sequence_length, 1, MAX_SEQUENCE_LENGTH)
+        _check_skip_layers(layers, num_layers, guidance, arguments.guidance_scale > 1)
 
 
 def check_clip_skip(clip_skip, encoders):
     """Every CLIP encoder that is there has the layer that ``clip_skip`` asks for."""
-    for encoder in encoders:
-        if clip_skip is not None and encoder is not None:
-            check_whole("clip_skip", clip_skip, 0, encoder.config.num_hidden_layers - 1)
+    most = min((e.config.num_hidden_layers - 1 for e in encoders if e is not None), default=None)
+    if clip_skip is not None and most is not None and clip_skip > most:
+        raise InputError(f"`clip_skip` is {clip_skip}; these text encoders have layers for 0 to {most}.")
 
 
 def check_callback_tensors(names, allowed):
@@ -67,11 +42,12 @@ def check_callback_tensors(names, allowed):
         raise InputError(f"`callback_on_step_end_tensor_inputs` names {unknown}; a callback can have {list(allowed)}.")
 
 
-def check_skip_layers(layers, num_layers, guided):
-    """Skip-layer guidance names layers that exist, and has a guidance to add to."""
-    if layers is None:
-        return
-    wrong = [n for n in layers if not isinstance(n, int) or not 0 <= n < num_layers]
+def _check_skip_layers(layers, num_layers, guidance, guided):
+    if guidance is not None:
+        raise InputError(
+            "Both `guidance` and `skip_guidance_layers` are given. Pass guidance=SkipLayerGuidance(scale, layers)."
+        )
+    wrong = [n for n in layers if n >= num_layers]
     if wrong:
         raise InputError(
             f"`skip_guidance_layers` names {wrong}, but the transformer's layers are 0 to {num_layers - 1}."

@@ -129,8 +129,7 @@ class Controlled(Task):
     def check(self, call: Call) -> None:
         pipe: Any = call.pipe
         self.task.check(call)
-        if pipe.controlnet is None:
-            raise InputError("The pipeline has no `controlnet`. Load one and set `pipe.controlnet`.")
+        pipe._check_components("controlnet")
         configs = controlnet_configs(pipe.controlnet)
         for config in configs:
             _check_fits(config, pipe.transformer.config)
@@ -142,10 +141,10 @@ class Controlled(Task):
             for name, value in zip(("start", "end"), self.interval)
         )
         for start, end in zip(starts, ends):
-            if not 0 <= start < end <= 1:
+            if start >= end:
                 raise InputError(
-                    f"control_guidance_start is {start} and control_guidance_end {end}; they are parts of the steps: "
-                    "0 <= start < end <= 1."
+                    f"`control_guidance_start` is {start} and `control_guidance_end` {end}; they are parts of the "
+                    "steps: 0 <= start < end <= 1."
                 )
         self._check_pooled(configs, call)
 
@@ -211,7 +210,7 @@ class Controlled(Task):
         """
         pipe: Any = call.pipe
         pixels = pipe.control_image_processor.preprocess(image, call.height, call.width)
-        if pixels.shape[1] == pipe.vae.config.latent_channels:
+        if pixels.shape[1] == pipe.latent_channels:
             if self.control_mask is not None:
                 raise InputError("`control_image` holds latents, which cannot be masked. Pass pixels.")
             return match_batch(pixels, call, "control_image").astype(pipe.transformer.dtype)
@@ -248,8 +247,7 @@ def _each(name, value, count):
         InputError: something else.
     """
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    if not numbers or len(values) != count:
+    if len(values) != count:
         raise InputError(
             f"`{name}` is {value!r}; it has to be a number, or a list of {count}, one for each ControlNet."
         )

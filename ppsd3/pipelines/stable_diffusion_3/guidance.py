@@ -13,12 +13,13 @@ import abc
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, Union
+from typing import Annotated, Any, Callable, Optional, Union
 
 import paddle
 
 from ...models import SD3Transformer2DModel
 from ...models.attention_processor import perturbed
+from ...utils.checking import Range, checks_arguments
 from ...utils.errors import InputError
 from .prompt_encoding import TextCondition
 
@@ -67,6 +68,7 @@ class Query:
         return same and (self.skip_layers, self.perturbed_layers) == (other.skip_layers, other.perturbed_layers)
 
 
+Part = Annotated[float, Range(0, 1)]  # of the steps
 Predictions = list[paddle.Tensor]  # one [copies * B, C, H, W] for each query of a step
 
 
@@ -148,6 +150,7 @@ class ClassifierFreeGuidance(NoGuidance):
 
     copies = 2
 
+    @checks_arguments
     def __init__(self, scale: float = 7.0):
         self.scale = scale
 
@@ -188,7 +191,8 @@ class ClassifierFreeZeroStarGuidance(ClassifierFreeGuidance):
         zero_init_steps: steps that stand still.
     """
 
-    def __init__(self, scale: float = 7.0, zero_init_steps: int = 1):
+    @checks_arguments
+    def __init__(self, scale: float = 7.0, zero_init_steps: Annotated[int, Range(0)] = 1):
         super().__init__(scale)
         self.zero_init_steps = zero_init_steps
 
@@ -210,8 +214,13 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
         momentum: weight of the steps before, usually negative, e.g. -0.5. Default: none.
     """
 
+    @checks_arguments
     def __init__(
-        self, scale: float = 7.0, eta: float = 1.0, norm_threshold: float = 15.0, momentum: Optional[float] = None
+        self,
+        scale: float = 7.0,
+        eta: float = 1.0,
+        norm_threshold: Annotated[float, Range(0)] = 15.0,
+        momentum: Optional[float] = None,
     ):
         super().__init__(scale)
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
@@ -238,6 +247,7 @@ class WrappedGuidance(Guidance):
         base: a number is the scale of a ``ClassifierFreeGuidance``; 1 or less is none.
     """
 
+    @checks_arguments
     def __init__(self, base: Union[Guidance, float]):
         self.base = make_guidance(base) if isinstance(base, (int, float)) else base
 
@@ -280,9 +290,10 @@ class GuidanceInterval(WrappedGuidance):
         start, stop: parts of the steps, 0 to 1.
     """
 
-    def __init__(self, base: Union[Guidance, float] = 7.0, start: float = 0.0, stop: float = 1.0):
+    @checks_arguments
+    def __init__(self, base: Union[Guidance, float] = 7.0, start: Part = 0.0, stop: Part = 1.0):
         super().__init__(base)
-        if not 0 <= start <= stop <= 1:
+        if start > stop:
             raise InputError(f"A guidance interval from {start} to {stop} is none; 0 <= start <= stop <= 1.")
         self.start, self.stop = start, stop
 
@@ -308,6 +319,7 @@ class GuidanceRescale(WrappedGuidance):
         factor: 1 takes it all the way, 0 leaves it.
     """
 
+    @checks_arguments
     def __init__(self, base: Union[Guidance, float] = 7.0, factor: float = 0.7):
         super().__init__(base)
         self.factor = factor
@@ -368,10 +380,11 @@ class SkipLayerGuidance(WeakenedModelGuidance):
         start, stop: it acts at the steps i with ``num_steps * start < i < num_steps * stop``.
     """
 
+    @checks_arguments
     def __init__(
         self,
         base: Union[Guidance, float],
-        layers: Sequence[int],
+        layers: Annotated[Sequence[int], Range(0)],
         skip_scale: float = 2.8,
         start: float = 0.01,
         stop: float = 0.2,
@@ -401,14 +414,15 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
         start, stop: parts of the steps in which it acts.
     """
 
+    @checks_arguments
     def __init__(
         self,
         base: Union[Guidance, float] = 7.0,
         layers: Union[int, str, Sequence[Union[int, str]]] = (1,),
         pag_scale: float = 3.0,
         pag_adaptive_scale: float = 0.0,
-        start: float = 0.0,
-        stop: float = 1.0,
+        start: Part = 0.0,
+        stop: Part = 1.0,
     ):
         super().__init__(base)
         self.layers = [layers] if isinstance(layers, (int, str)) else list(layers)

@@ -29,8 +29,6 @@ def prepare_latents(shape: list[int], dtype: Any, generator: Generator = None, l
     """
     shape = [int(n) for n in shape]
     if latents is not None:
-        if not isinstance(latents, paddle.Tensor):
-            raise InputError(f"`latents` is a {type(latents).__name__}; pass a paddle.Tensor (paddle.to_tensor).")
         if list(latents.shape) != shape:
             raise InputError(
                 f"`latents` has the shape {list(latents.shape)}, but this call draws {shape} (pictures, channels, "
@@ -53,7 +51,7 @@ def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:
     of a list of generators, the first b draw one each.
     """
     pipe = call.pipe
-    if pixels.shape[1] == pipe.vae.config.latent_channels:
+    if pixels.shape[1] == pipe.latent_channels:
         return match_batch(pixels, call, "image")
     generator = _generators_of_rows(call, pixels.shape[0])
     with pipe.using("vae") as vae:
@@ -66,7 +64,7 @@ def skip_encoding(call: Call, rows: int) -> None:
     reads."""
     vae = call.pipe.vae
     if getattr(vae, "samples_latents", True):
-        shape = [rows, *call.latents_shape(vae.config.latent_channels)[1:]]
+        shape = [rows, *call.latents_shape(call.pipe.latent_channels)[1:]]
         randn(shape, generator=_generators_of_rows(call, rows), dtype=vae.dtype)
 
 

@@ -10,10 +10,12 @@ import collections
 import hashlib
 import os
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import paddle
 
+from ...utils.checking import Range, checks_arguments
 from ...utils.errors import InputError
 from ...utils.files import atomic_write
 from ..residency import OnDemandNetwork
@@ -35,9 +37,8 @@ class PromptCache:
         hits, misses: of prompts, since the cache was made.
     """
 
-    def __init__(self, directory: str | os.PathLike[str] | None = None, max_entries: int = 64):
-        if isinstance(max_entries, bool) or not isinstance(max_entries, int) or max_entries < 1:
-            raise InputError(f"max_entries is {max_entries!r}; it has to be 1 or more.")
+    @checks_arguments
+    def __init__(self, directory: str | os.PathLike[str] | None = None, max_entries: Annotated[int, Range(1)] = 64):
         self.directory = None if directory is None else os.path.abspath(os.fspath(directory))
         if self.directory is not None:
             if os.path.exists(self.directory) and not os.path.isdir(self.directory):

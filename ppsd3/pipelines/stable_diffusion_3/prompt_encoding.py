@@ -108,6 +108,11 @@ class TextEncoders:
     using: Callable[[str], contextlib.AbstractContextManager[Any]] | None = None
     reader: PromptReader = dataclasses.field(default_factory=PromptReader)
 
+    @property
+    def any_there(self) -> bool:
+        """Whether at least one tower is there."""
+        return any(part is not None for part in (self.text_encoder, self.text_encoder_2, self.text_encoder_3))
+
     def tower(self, name: str) -> contextlib.AbstractContextManager[Any]:
         """Context manager that gives the tower ``name``: towers are needed one after the other."""
         return contextlib.nullcontext(getattr(self, name)) if self.using is None else self.using(name)
@@ -153,6 +158,8 @@ def encode_conditions(
     positive, negative = _given(encoders, *texts.embeds()), _given(encoders, *texts.embeds("negative_"))
     requests = []
     if negative is None and guided:
+        if positive is not None and not encoders.any_there:
+            raise _no_negative()
         requests.append(Request(*texts.texts("negative_")))
     if positive is None:
         requests.append(Request(*texts.texts(), clip_skip=clip_skip))
@@ -169,6 +176,13 @@ def encode_conditions(
     if list(negative.embeds.shape) != list(positive.embeds.shape):
         raise _different_shapes(positive, negative)
     return positive.repeat(num_images_per_prompt), negative.repeat(num_images_per_prompt)
+
+
+def _no_negative():
+    return InputError(
+        "Guidance needs `negative_prompt_embeds` and `negative_pooled_prompt_embeds` too: the pipeline has no text "
+        "encoder for a negative prompt. Pass them, or guidance_scale=1."
+    )
 
 
 def _different_shapes(positive, negative):

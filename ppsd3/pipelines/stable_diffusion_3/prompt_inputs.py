@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import re
+from typing import Any
 
 from ...utils.errors import InputError
+from ...utils.logging import get_logger
 from .arguments import CallArguments, NegativePrompts, PromptEmbeds, Prompts, Tensor
 
+logger = get_logger(__name__)
+
 _TEXTS = ("prompt", "prompt_2", "prompt_3")
+_SIGNS = ("", "negative_")
+_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # each reads the text of its place
+_HALF = re.compile("[\ud800-\udfff]")  # of a character of two 16-bit numbers; UTF-8 has no place for it
+MOST_CHARACTERS = 100_000  # the encoders read some hundred words
 
 
 @dataclasses.dataclass
@@ -43,9 +54,14 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
         """``(embeds [B, L, D], pooled [B, P])``, or ``(None, None)``."""
         return getattr(self, sign + "prompt_embeds"), getattr(self, sign + "pooled_prompt_embeds")
 
-    def check(self) -> PromptInputs:
-        """Texts or tensors, not both; lists as long as one another; tensors of matching shapes. Returns self."""
-        for sign in ("", "negative_"):
+    def check(self, encoders: Any) -> PromptInputs:
+        """Texts or tensors, not both; lists as long as one another; tensors of matching shapes; texts that somebody
+        reads. Returns self.
+
+        Args:
+            encoders: whose attributes the text encoders are: the pipeline.
+        """
+        for sign in _SIGNS:
             for name in (sign + name for name in _TEXTS):
                 text = getattr(self, name)
                 if text is not None and self.embeds(sign)[0] is not None:
@@ -56,10 +72,23 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
             raise InputError("Neither `prompt` nor `prompt_embeds` is given. Pass one of the two.")
         self._check_counts()
         self._check_signs_agree()
+        for sign in _SIGNS:
+            self._check_read(sign, [getattr(encoders, name) is not None for name in _ENCODERS])
         return self
 
+    def _check_read(self, sign, there):
+        if any(any(row) and not any(itertools.compress(row, there)) for row in zip(*self.texts(sign))):
+            raise _unread(sign)
+        if not all(there):
+            self._warn_of_unread(sign, there)
+
+    def _warn_of_unread(self, sign, there):
+        for name, encoder, is_there in zip(_TEXTS[1:], _ENCODERS[1:], there[1:]):
+            if getattr(self, sign + name) and not is_there:
+                _warn_once(f"`{sign}{name}` changes nothing, because the pipeline has no `{encoder}`.")
+
     def _check_counts(self):
-        for name in (*_TEXTS, *("negative_" + name for name in _TEXTS)):
+        for name in (sign + name for sign in _SIGNS for name in _TEXTS):
             text = getattr(self, name)
             if not text or (isinstance(text, str) and name.startswith("negative_")):
                 continue
@@ -81,15 +110,41 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
 
 
 def _check_text(name, text):
-    if text is None or isinstance(text, str):
-        return
-    if not isinstance(text, list):
-        raise InputError(f"`{name}` is a {type(text).__name__}; it has to be a str or a list of str.")
-    if not text:
-        raise InputError(f"`{name}` is an empty list. Pass at least one text.")
-    for index, item in enumerate(text):
-        if not isinstance(item, str):
-            raise InputError(f"`{name}[{index}]` is a {type(item).__name__}; each entry has to be a str.")
+    texts = [text] if isinstance(text, str) else text
+    if texts is not None and not (texts and all(map(_is_readable, texts))):
+        raise _unusable(name, texts)
+
+
+def _is_readable(text):
+    return len(text) <= MOST_CHARACTERS and _HALF.search(text) is None
+
+
+def _unusable(name, texts):
+    text = next((text for text in texts if not _is_readable(text)), None)
+    if text is None:
+        return InputError(f"`{name}` is an empty list. Pass at least one text.")
+    if len(text) > MOST_CHARACTERS:
+        return InputError(
+            f"`{name}` has {len(text):,} characters, of which the text encoders read a few thousand. Pass at most "
+            f"{MOST_CHARACTERS:,}."
+        )
+    half = _HALF.search(text)
+    return InputError(
+        f"`{name}` holds {half and half.group()!r}, half of a character. Read the text as UTF-8, with errors='replace'."
+    )
+
+
+def _unread(sign):
+    return InputError(
+        f"`{sign}prompt` has a text, and the pipeline no text encoder that reads it: every text would give the same "
+        f"picture. Load {', '.join(_ENCODERS)} or one of them, pass `{sign}prompt_embeds` and "
+        f'`{sign}pooled_prompt_embeds`, or {sign}prompt="" to draw without a text.'
+    )
+
+
+@functools.cache
+def _warn_once(text):
+    logger.warning(text)
 
 
 def _check_embeds(sign, embeds, pooled):

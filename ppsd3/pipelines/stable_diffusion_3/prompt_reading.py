@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import paddle
 
+from ...utils.checking import checks_arguments, shown
 from ...utils.errors import InputError
 from ...utils.foreign import require_own
 from ...utils.logging import get_logger
@@ -105,11 +106,8 @@ class WeightedPrompts(PromptReader):
             mean that the prompt's features had. Both leave pooled vectors alone.
     """
 
-    METHODS = ("empty", "mean")
-
-    def __init__(self, method: str = "empty"):
-        if method not in self.METHODS:
-            raise InputError(f"method is {method!r}; it is one of {', '.join(self.METHODS)}.")
+    @checks_arguments
+    def __init__(self, method: Literal["empty", "mean"] = "empty"):
         self.method = method
 
     def read(
@@ -143,8 +141,11 @@ class WeightedPrompts(PromptReader):
         return weighted * (features.mean(axis=[1, 2], keepdim=True) / weighted.mean(axis=[1, 2], keepdim=True))
 
 
-_SIGN = re.compile(r"\\[()\[\]\\]|:\s*([-+]?[\d.]+)\s*\)|[()\[\]]|\s*\bBREAK\b\s*")
+_SIGN = re.compile(r"\\[()\[\]\\]|:\s*([-+]?[\d.]+)\s*\)|[()\[\]]|\bBREAK\b")
+_SPACE = re.compile(r"\s*")
 _STEP = 1.1
+_DEEPEST = 50  # brackets in brackets: 1.1 ** 50 is 117. Each closing bracket weighs all that is in it anew
+_HEAVIEST = 10_000.0
 
 
 def parse_weights(prompt: str) -> list[list[tuple[str, float]]]:
@@ -153,7 +154,7 @@ def parse_weights(prompt: str) -> list[list[tuple[str, float]]]:
     As in the web UI, a sign that closes nothing is text, and one that is never closed acts to the end.
 
     Raises:
-        InputError: a weight is no number.
+        InputError: a weight is no number or above 10,000, or more than 50 brackets are open at once.
     """
     sections, parts, opened, position = [], [], [], 0
 
@@ -167,10 +168,17 @@ def parse_weights(prompt: str) -> list[list[tuple[str, float]]]:
         parts.append([text, 1.0])
         kinds = [kind for kind, _ in opened]
         if sign in ("(", "["):
+            if len(opened) == _DEEPEST:
+                raise InputError(
+                    f"The prompt {shown(prompt)} has more than {_DEEPEST} brackets open at once. Write a weight as a "
+                    "number, e.g. (word:1.3), or \\( and \\[ for brackets that are text."
+                )
             opened.append((sign, len(parts)))
         elif sign.startswith("\\"):
             parts.append([sign[1], 1.0])
-        elif sign.strip() == "BREAK":
+        elif sign == "BREAK":
+            parts[-1][0] = text.rstrip()
+            position = _SPACE.match(prompt, position).end()  # type: ignore[union-attr] (it matches nothing too)
             parts.append([None, 1.0])
         elif sign == "]" and "[" in kinds:
             close(_pop(opened, "["), 1 / _STEP)
@@ -187,6 +195,8 @@ def parse_weights(prompt: str) -> list[list[tuple[str, float]]]:
         if text is None:
             sections.append([])
         elif text:
+            if abs(weight) > _HEAVIEST:
+                raise InputError(f"The prompt {shown(prompt)} weighs {shown(text)} by {weight:g}. Write at most 10000.")
             sections[-1].append((text, weight))
     return sections
 
@@ -202,8 +212,8 @@ def _number(text, sign, prompt):
         return float(text)
     except ValueError:
         raise InputError(
-            f"The weight in {sign!r} of the prompt {prompt!r} is no number. Write e.g. (word:1.3), or \\( and \\) for "
-            "brackets that are text."
+            f"The weight in {shown(sign)} of the prompt {shown(prompt)} is no number. Write e.g. (word:1.3), or \\( "
+            "and \\) for brackets that are text."
         ) from None
 
 

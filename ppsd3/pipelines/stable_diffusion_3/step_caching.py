@@ -7,11 +7,12 @@ say what the last call of the pipeline saved.
 
 import copy
 import dataclasses
-from typing import Any
+import math
+from typing import Annotated, Any
 
 import paddle
 
-from ...utils.errors import InputError
+from ...utils.checking import Range, checks_arguments
 from .denoising import Velocity, VelocityModel
 from .guidance import Query
 
@@ -41,9 +42,8 @@ class StepCache:
         calls, evaluations: of the velocity, and of the whole transformer, in the pipeline's last or present call.
     """
 
-    def __init__(self, warmup: int):
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise InputError(f"warmup is {warmup!r}; it has to be a number of steps, 0 or more.")
+    @checks_arguments
+    def __init__(self, warmup: Annotated[int, Range(0)]):
         self.warmup = warmup
         self._counts = [0, 0]
 
@@ -93,11 +93,9 @@ class TaylorCache(StepCache):
         warmup: as in :class:`StepCache`.
     """
 
-    def __init__(self, interval: int = 2, order: int = 1, warmup: int = 6):
+    @checks_arguments
+    def __init__(self, interval: Annotated[int, Range(1)] = 2, order: Annotated[int, Range(0)] = 1, warmup: int = 6):
         super().__init__(warmup)
-        for name, value, least in (("interval", interval, 1), ("order", order, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise InputError(f"{name} is {value!r}; it has to be a whole number, {least} or more.")
         self.interval, self.order = interval, order
 
     def answer(self, asked: Asked) -> paddle.Tensor:
@@ -124,10 +122,9 @@ class TaylorCache(StepCache):
 class _ThresholdCache(StepCache):
     """A cache that evaluates when a measured change reaches ``threshold``."""
 
-    def __init__(self, threshold: float = 0.1, warmup: int = 6):
+    @checks_arguments
+    def __init__(self, threshold: Annotated[float, Range(0, math.inf)] = 0.1, warmup: int = 6):
         super().__init__(warmup)
-        if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not threshold >= 0:
-            raise InputError(f"threshold is {threshold!r}; it has to be a number, 0 or more.")
         self.threshold = threshold
 
 

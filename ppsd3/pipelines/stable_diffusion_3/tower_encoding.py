@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import paddle
 
+from ...utils.checking import checks_arguments
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
 from ..call_signature import Texts
 from . import checks
+from .arguments import ClipSkip, Copies, SequenceLength
 from .prompt_encoding import TextEncoders, encode_clip, encode_t5, read_tokens
 from .prompt_inputs import PromptInputs
 
@@ -23,13 +25,14 @@ class TowerEncoding:
     _text_encoders: Any
 
     @no_grad
+    @checks_arguments
     def _get_clip_prompt_embeds(
         self,
         prompt: Texts,
-        num_images_per_prompt: int = 1,
-        clip_skip: int | None = None,
-        clip_model_index: int = 0,
-        device: str | None = None,
+        num_images_per_prompt: Copies = 1,
+        clip_skip: ClipSkip = None,
+        clip_model_index: Literal[0, 1] = 0,
+        device: Any = None,
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Prompts by CLIP-L (``clip_model_index`` 0) or CLIP-G (1).
 
@@ -46,9 +49,8 @@ class TowerEncoding:
         Raises:
             InputError: an argument cannot be used, or the pipeline has no such encoder.
         """
-        checks.check_whole("clip_model_index", clip_model_index, 0, len(_SUFFIXES) - 1)
         suffix = _SUFFIXES[clip_model_index]
-        texts, encoders = self._texts_for_tower(prompt, num_images_per_prompt, device)
+        texts, encoders = self._texts_for_tower(prompt, device)
         checks.check_clip_skip(clip_skip, (encoders.text_encoder, encoders.text_encoder_2))
         length = encoders.clip_max_length
         tokens = read_tokens(encoders, suffix, [texts], length, f"CLIP reads {length} tokens at most", in_chunks=True)
@@ -59,12 +61,13 @@ class TowerEncoding:
         return features.repeat_interleave(repeats, axis=0), pooled.repeat_interleave(repeats, axis=0)
 
     @no_grad
+    @checks_arguments
     def _get_t5_prompt_embeds(
         self,
         prompt: Texts,
-        num_images_per_prompt: int = 1,
-        max_sequence_length: int = 256,
-        device: str | None = None,
+        num_images_per_prompt: Copies = 1,
+        max_sequence_length: SequenceLength = 256,
+        device: Any = None,
         dtype: Any = None,
     ) -> paddle.Tensor:
         """Prompts by T5: [B * n, max_sequence_length, 4096]; zeros where the pipeline has no T5.
@@ -77,13 +80,11 @@ class TowerEncoding:
         Raises:
             InputError: an argument cannot be used.
         """
-        checks.check_sequence_length(max_sequence_length)
-        texts, encoders = self._texts_for_tower(prompt, num_images_per_prompt, device)
+        texts, encoders = self._texts_for_tower(prompt, device)
         rows = encode_t5(encoders, [texts], max_sequence_length).astype(dtype or encoders.dtype)
         return rows.repeat_interleave(num_images_per_prompt, axis=0)
 
-    def _texts_for_tower(self, prompt: Texts, num_images_per_prompt: int, device: str | None):
-        checks.check_whole("num_images_per_prompt", num_images_per_prompt, least=1)
+    def _texts_for_tower(self, prompt: Texts, device: Any):
         checks.check_device(device, self.device)  # type: ignore[attr-defined]
         encoders: TextEncoders = self._text_encoders()
-        return PromptInputs(prompt).check().texts()[0], encoders
+        return PromptInputs(prompt).check(self).texts()[0], encoders

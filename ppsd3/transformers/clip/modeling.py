@@ -19,6 +19,7 @@ from ...ops import Linear, attention, causal_bias
 from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
 from ...serialization.tensors import cast, from_numpy, put
+from ...utils.config_types import Heads, Layers, NotNegative, Positions, Share, TokenId, VocabularySize, Width
 from ...utils.errors import ConfigError, InputError
 from ...utils.paddle_internals import copy_to, no_grad, set_num_embeddings
 from ..encoder import PreNormLayer, activation, init_normal
@@ -76,29 +77,27 @@ class CLIPTextModelWithProjection(TextEncoder):
     @register_to_config
     def __init__(
         self,
-        vocab_size: int = 49408,
-        hidden_size: int = 512,
-        intermediate_size: int = 2048,
-        projection_dim: int = 512,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 8,
-        max_position_embeddings: int = 77,
+        vocab_size: VocabularySize = 49408,
+        hidden_size: Width = 512,
+        intermediate_size: Width = 2048,
+        projection_dim: Width = 512,
+        num_hidden_layers: Layers = 12,
+        num_attention_heads: Heads = 8,
+        max_position_embeddings: Positions = 77,
         hidden_act: str = "quick_gelu",
-        layer_norm_eps: float = 1e-05,
-        attention_dropout: float = 0.0,
-        initializer_range: float = 0.02,
-        initializer_factor: float = 1.0,
-        pad_token_id: int = 1,
-        bos_token_id: int = 49406,
-        eos_token_id: int = 49407,
+        layer_norm_eps: Share = 1e-05,
+        attention_dropout: Share = 0.0,
+        initializer_range: NotNegative = 0.02,
+        initializer_factor: NotNegative = 1.0,
+        pad_token_id: TokenId | None = 1,
+        bos_token_id: TokenId | None = 49406,
+        eos_token_id: TokenId = 49407,
     ) -> None:
         super().__init__()
         if hidden_size % num_attention_heads:
             raise ConfigError(
                 f"num_attention_heads ({num_attention_heads}) does not divide hidden_size ({hidden_size})."
             )
-        if not isinstance(eos_token_id, int):
-            raise ConfigError(f"eos_token_id is {eos_token_id!r}; pooling needs the id of one token.")
         self.text_model = _TextTransformer(self.config)
         self.text_projection = Linear(hidden_size, projection_dim, bias=False)
         init_normal(self.text_projection.weight, initializer_factor * hidden_size**-0.5)

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...configuration_utils import read_json
+from ...utils.checking import shown
 from ...utils.errors import CheckpointFormatError
-from ..tokenization import PretrainedTokenizer, check_model_type
+from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
+from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, library_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -42,6 +43,7 @@ class CLIPTokenizer(PretrainedTokenizer):
     default_max_length = 77
     vocabulary_files = ("tokenizer.json", "vocab.json with merges.txt")
     starts_with_bos = True
+    needed_tokens = ("bos_token", "eos_token")
 
     def __init__(
         self,
@@ -51,7 +53,7 @@ class CLIPTokenizer(PretrainedTokenizer):
         added_tokens: Sequence[Mapping[str, Any]] = (),
         model_max_length: int | None = None,
     ) -> None:
-        self._vocab, self._merges = vocab, [tuple(merge) for merge in merges]
+        self._vocab, self._merges = _checked_vocabulary(vocab), _checked_merges(merges)
         backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
         super().__init__(backend, tokens, added_tokens, model_max_length)
 
@@ -105,10 +107,8 @@ def _build(vocab, merges, unk_token):
     from tokenizers.models import BPE
 
     unk = unk_token["content"] if isinstance(unk_token, dict) else unk_token
-    try:
+    with library_errors("CLIP's vocabulary and merges do not fit together"):
         model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk)
-    except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointFormatError(f"CLIP's vocabulary and merges do not fit together: {error}.") from error
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -121,6 +121,33 @@ def _build(vocab, merges, unk_token):
     )
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _checked_vocabulary(vocab):
+    """``vocab``, if it is token -> id, with each id from 0 on once: an added token's id is the number of them."""
+    if not isinstance(vocab, dict) or not vocab or not all(type(token) is str for token in vocab):
+        raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a dict of tokens and their ids.")
+    wrong = next((token for token, id in vocab.items() if type(id) is not int), None)
+    if wrong is not None:
+        raise CheckpointFormatError(
+            f"The vocabulary gives {shown(wrong)} the id {shown(vocab[wrong])}, no whole number."
+        )
+    if len(vocab) > MOST_TOKENS or sorted(vocab.values()) != list(range(len(vocab))):
+        raise CheckpointFormatError(
+            f"The vocabulary has {len(vocab):,} tokens with ids from {shown(min(vocab.values()))} to "
+            f"{shown(max(vocab.values()))}; it has to have each id from 0 on once, below {MOST_TOKENS:,}."
+        )
+    return vocab
+
+
+def _checked_merges(merges):
+    """``merges`` as pairs of str."""
+    if not isinstance(merges, (list, tuple)):
+        raise CheckpointFormatError(f"The merges are {shown(merges)}; they have to be a list.")
+    for merge in merges:
+        if type(merge) not in (list, tuple) or len(merge) != 2 or not all(type(part) is str for part in merge):
+            raise CheckpointFormatError(f"The merges have {shown(merge)}; each should be two tokens.")
+    return [tuple(merge) for merge in merges]
 
 
 def _vocabulary_of(merges):
@@ -144,16 +171,20 @@ def _read_vocabulary(path, content):
                 f"{_END_OF_WORD!r}, so it is not CLIP's; train it with end_of_word_suffix={_END_OF_WORD!r}."
             )
         # Written as "a b" up to tokenizers 0.19, as ["a", "b"] since.
-        return model["vocab"], [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        merges = model.get("merges")
+        listed = merges if isinstance(merges, list) else [merges]
+        return model["vocab"], [m.split(" ") if isinstance(m, str) else m for m in listed]
     vocab_file, merges_file = os.path.join(path, "vocab.json"), os.path.join(path, "merges.txt")
     if not (os.path.isfile(vocab_file) and os.path.isfile(merges_file)):
         return None
-    return read_json(vocab_file, "the vocabulary of a CLIPTokenizer"), _read_merges(merges_file)
+    vocab = read_json(vocab_file, "the vocabulary of a CLIPTokenizer", MOST_BYTES_OF_VOCABULARY)
+    return vocab, _read_merges(merges_file)
 
 
 def _read_merges(file):
-    with open(file, encoding="utf-8") as lines:
-        merges = [line.rstrip("\r\n").split(" ") for line in lines if not line.startswith("#version") and line.strip()]
+    text = read_small_text(file, "the merges of a CLIPTokenizer", MOST_BYTES_OF_VOCABULARY, CheckpointFormatError)
+    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines(): some of CLIP's merges are other line breaks
+    merges = [line.split(" ") for line in lines if not line.startswith("#version") and line.strip()]
     for merge in merges:
         if len(merge) != 2:
             raise CheckpointFormatError(f"{file} has the line {' '.join(merge)!r}; each should be two tokens.")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import paddle
 
-from ...configuration_utils import ConfigMixin, register_to_config
+from ...configuration_utils import ConfigMixin, naming, register_to_config
 from ...outputs import BaseOutput
+from ...utils.checking import Range
+from ...utils.config_types import Pixels, Positive
 from ...utils.errors import ConfigError, InputError
 from ...utils.hub import resolve_checkpoint
 from ...utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
@@ -59,18 +61,21 @@ class SiglipImageProcessor(ConfigMixin):
     def __init__(
         self,
         do_resize: bool = True,
-        size: Mapping[str, int] | None = None,
-        resample: int = 3,
+        size: Mapping[str, Pixels] | None = None,
+        resample: Annotated[int, Range(0, 5)] = 3,
         do_rescale: bool = True,
-        rescale_factor: float = 1 / 255,
+        rescale_factor: Positive = 1 / 255,
         do_normalize: bool = True,
         image_mean: Sequence[float] = (0.5, 0.5, 0.5),
-        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[Positive] = (0.5, 0.5, 0.5),
         do_convert_rgb: bool = True,
     ) -> None:
         size = {"height": 224, "width": 224} if size is None else size
-        if not isinstance(size, dict) or not {"height", "width"} <= set(size):
+        if not {"height", "width"} <= set(size):
             raise ConfigError(f"size is {size!r}; a SigLIP processor takes {{'height': ..., 'width': ...}} in pixels.")
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            if len(values) != 3:
+                raise ConfigError(f"{name} has {len(values)} values; it takes one for each of red, green and blue.")
         self.register_to_config(size=dict(size))
 
     @classmethod
@@ -99,7 +104,8 @@ class SiglipImageProcessor(ConfigMixin):
         hub = {name: options.pop(name) for name in HUB_KEYWORDS if name in options}
         directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
         directory = os.path.join(directory, subfolder) if subfolder else directory
-        return cls.from_config(cls.load_config(directory), **options)
+        with naming(os.path.join(directory, cls.config_name)):
+            return cls.from_config(cls.load_config(directory), **options)
 
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:

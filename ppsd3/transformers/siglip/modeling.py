@@ -18,6 +18,8 @@ from ...ops.vision import patch_tokens
 from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ...serialization.source import TensorSource
+from ...utils.checking import shown
+from ...utils.config_types import Heads, Layers, PatchSide, Pixels, Share, Width
 from ...utils.errors import ConfigError, InputError
 from ...utils.types import PathLike
 from ..encoder import Encoder, PreNormLayer, activation, init_normal
@@ -73,16 +75,16 @@ class SiglipVisionModel(Encoder):
     @register_to_config
     def __init__(
         self,
-        hidden_size: int = 768,
-        intermediate_size: int = 3072,
-        num_hidden_layers: int = 12,
-        num_attention_heads: int = 12,
-        num_channels: int = 3,
-        image_size: int = 224,
-        patch_size: int = 16,
+        hidden_size: Width = 768,
+        intermediate_size: Width = 3072,
+        num_hidden_layers: Layers = 12,
+        num_attention_heads: Heads = 12,
+        num_channels: Width = 3,
+        image_size: Pixels = 224,
+        patch_size: PatchSide = 16,
         hidden_act: str = "gelu_pytorch_tanh",
-        layer_norm_eps: float = 1e-06,
-        attention_dropout: float = 0.0,
+        layer_norm_eps: Share = 1e-06,
+        attention_dropout: Share = 0.0,
         vision_use_head: bool = True,
     ) -> None:
         super().__init__()
@@ -90,6 +92,8 @@ class SiglipVisionModel(Encoder):
             raise ConfigError(
                 f"num_attention_heads ({num_attention_heads}) does not divide hidden_size ({hidden_size})."
             )
+        if patch_size > image_size:
+            raise ConfigError(f"patch_size ({patch_size}) is larger than image_size ({image_size}): there is no patch.")
         self.embeddings = _Embeddings(self.config)
         self.encoder = nn.Layer()
         self.encoder.layers = nn.LayerList(
@@ -103,7 +107,12 @@ class SiglipVisionModel(Encoder):
         cls, pretrained_model_name_or_path: PathLike, subfolder: str | None = None, **options: Any
     ) -> dict[str, Any]:
         config = super().load_config(pretrained_model_name_or_path, subfolder, **options)
-        return config.get("vision_config", config)
+        vision = config.get("vision_config", config)
+        if not isinstance(vision, dict):
+            raise ConfigError(
+                f"{pretrained_model_name_or_path} has a vision_config that is no object: {shown(vision)}."
+            )
+        return vision
 
     @classmethod
     def with_own_names(cls, source: TensorSource) -> TensorSource:

@@ -18,6 +18,18 @@ from ...configuration_utils import register_to_config
 from ...ops import Linear, attention, rms_norm, shared_input
 from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
+from ...utils.config_types import (
+    Buckets,
+    Heads,
+    HeadWidth,
+    Layers,
+    NotNegative,
+    Positions,
+    Share,
+    TokenId,
+    VocabularySize,
+    Width,
+)
 from ...utils.errors import ConfigError, InputError
 from ..encoder import activation, init_normal
 from ..text_encoder import TextEncoder
@@ -84,22 +96,27 @@ class T5EncoderModel(TextEncoder):
     @register_to_config
     def __init__(
         self,
-        vocab_size: int = 32128,
-        d_model: int = 512,
-        d_kv: int = 64,
-        d_ff: int = 2048,
-        num_layers: int = 6,
-        num_heads: int = 8,
-        relative_attention_num_buckets: int = 32,
-        relative_attention_max_distance: int = 128,
-        dropout_rate: float = 0.1,
-        layer_norm_epsilon: float = 1e-06,
-        initializer_factor: float = 1.0,
+        vocab_size: VocabularySize = 32128,
+        d_model: Width = 512,
+        d_kv: HeadWidth = 64,
+        d_ff: Width = 2048,
+        num_layers: Layers = 6,
+        num_heads: Heads = 8,
+        relative_attention_num_buckets: Buckets = 32,
+        relative_attention_max_distance: Positions = 128,
+        dropout_rate: Share = 0.1,
+        layer_norm_epsilon: Share = 1e-06,
+        initializer_factor: NotNegative = 1.0,
         feed_forward_proj: str = "relu",
-        pad_token_id: int = 0,
-        eos_token_id: int = 1,
+        pad_token_id: TokenId | None = 0,
+        eos_token_id: TokenId | None = 1,
     ) -> None:
         super().__init__()
+        if relative_attention_max_distance <= relative_attention_num_buckets // 4:
+            raise ConfigError(
+                f"relative_attention_max_distance is {relative_attention_max_distance}; it has to be above a quarter "
+                f"of relative_attention_num_buckets ({relative_attention_num_buckets}), which hold one distance each."
+            )
         self.shared = nn.Embedding(vocab_size, d_model)
         init_normal(self.shared.weight, initializer_factor)
         self.encoder = nn.Layer()

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from ...utils.errors import CheckpointFormatError
 
 _UNIGRAM = 1  # TrainerSpec.ModelType
@@ -46,16 +48,19 @@ def read_sentencepiece_model(data: bytes, source: str) -> SentencePieceModel:
         pieces = [_piece(value) for number, value in fields if number == 1]
         trainer = dict(pair for number, value in fields if number == 2 for pair in _fields(value))
         normalizer = dict(pair for number, value in fields if number == 3 for pair in _fields(value))
-    except (IndexError, TypeError, ValueError, struct.error) as error:
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, struct.error) as error:
         raise CheckpointFormatError(f"{source} is no SentencePiece model or is cut short; get it again.") from error
     if not pieces:
         raise CheckpointFormatError(f"{source} holds no pieces, so it is no SentencePiece model; download it again.")
     if trainer.get(3, _UNIGRAM) != _UNIGRAM:
         raise CheckpointFormatError(f"{source} is not a unigram model; T5 needs one trained with model_type=unigram.")
+    unk_id, charsmap = trainer.get(40, 0), normalizer.get(2) or None
+    if not isinstance(unk_id, int) or unk_id >= len(pieces) or not isinstance(charsmap, (bytes, type(None))):
+        raise CheckpointFormatError(f"{source} is no SentencePiece model, or is damaged; get it again.")
     return SentencePieceModel(
         pieces=[(piece, score) for piece, score, _ in pieces],
-        unk_id=trainer.get(40, 0),
-        charsmap=normalizer.get(2) or None,
+        unk_id=unk_id,
+        charsmap=charsmap,
         added_tokens=[
             {"content": piece, "normalized": False, "special": kind == _CONTROL}
             for piece, _, kind in pieces
@@ -112,6 +117,27 @@ def _as_varint(value: int) -> bytes:
     return bytes([*parts, value])
 
 
+def check_charsmap(rules: bytes) -> None:
+    """Raises CheckpointFormatError if compiled normalization rules lead outside of themselves, where Rust would panic.
+
+    They are a trie as an array of 32-bit units (Darts, a double array), its size in bytes before it, and texts that end
+    in zero bytes behind it. The unit of a place says which places the next bytes lead to, or which text begins where.
+    """
+    size = int.from_bytes(rules[:4], "little")
+    count, texts = size // 4, np.frombuffer(rules[4 + size :], np.uint8)
+    if len(rules) < 4 + size or not count or not len(texts):
+        raise CheckpointFormatError("The normalization rules are cut short.")
+    units = np.frombuffer(rules, "<u4", count, offset=4)
+    base = np.arange(count, dtype=np.uint32) ^ (units >> 10 << ((units & 1 << 9) >> 6))
+    is_place = units >> 31 == 0
+    is_place[0] = True
+    inside = (base | 0xFF) < count
+    ends = base[is_place & inside & (units & 1 << 8 > 0)]
+    starts = units[ends] & 0x7FFF_FFFF
+    if not inside[is_place].all() or (starts >= len(texts)).any() or (texts[starts] & 0xC0 == 0x80).any():
+        raise CheckpointFormatError("The normalization rules are damaged.")
+
+
 def _piece(message):
     """``(text, score, type)`` of one SentencePiece message."""
     fields = dict(_fields(message))
@@ -142,6 +168,8 @@ def _varint(message, position):
     while True:
         byte = message[position]
         position += 1
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:

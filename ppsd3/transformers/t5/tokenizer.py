@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from ...utils.checking import Range, fit, shown
 from ...utils.errors import CheckpointFormatError
-from ..tokenization import PretrainedTokenizer, check_model_type
-from .sentencepiece_model import read_sentencepiece_model, write_sentencepiece_model
+from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_small_file
+from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, library_errors
+from .sentencepiece_model import check_charsmap, read_sentencepiece_model, write_sentencepiece_model
 
+_Count, _Id = Annotated[int, Range(0, 1 << 14)], Annotated[int, Range(0, MOST_TOKENS)]
 _WORD_START = "▁"
 
 
@@ -46,8 +48,8 @@ class T5Tokenizer(PretrainedTokenizer):
         added_tokens: Sequence[Mapping[str, Any]] = (),
         model_max_length: int | None = None,
     ) -> None:
-        self.extra_ids, self._spiece = extra_ids, spiece
-        backend = _build([(piece, float(score)) for piece, score in vocab], charsmap, unk_id)
+        self.extra_ids, self._spiece = fit("extra_ids", extra_ids, _Count, CheckpointFormatError), spiece
+        backend = _build(_checked_pieces(vocab), charsmap, fit("unk_id", unk_id, _Id, CheckpointFormatError))
         super().__init__(backend, tokens, added_tokens, model_max_length)
         self._add_tokens(sentinels(extra_ids))
 
@@ -57,8 +59,9 @@ class T5Tokenizer(PretrainedTokenizer):
         settings["extra_ids"] = _number_of_sentinels(config)
         spiece_file = os.path.join(path, "spiece.model")
         if os.path.isfile(spiece_file):
-            with open(spiece_file, "rb") as file:
-                settings["spiece"] = file.read()
+            settings["spiece"] = read_small_file(
+                spiece_file, "SentencePiece's vocabulary", MOST_BYTES_OF_VOCABULARY, CheckpointFormatError
+            )
         if content:
             check_model_type(content, "Unigram", path)
             unk_id = content["model"].get("unk_id")
@@ -87,7 +90,7 @@ class T5Tokenizer(PretrainedTokenizer):
 
     def _made_spiece(self):
         """The bytes of a ``spiece.model`` with this vocabulary, or None if SentencePiece cannot hold it."""
-        content = json.loads(self._backend.to_str())
+        content = parse_json(self._backend.to_str(), "the tokenizer")
         pieces = [(piece, score) for piece, score in content["model"]["vocab"]]
         behind = sentinels(self.extra_ids)  # which readers put behind the pieces themselves
         while pieces and pieces[-1][0] in behind:
@@ -106,12 +109,11 @@ def _build(vocab, charsmap, unk_id):
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import Unigram
 
-    try:
+    with library_errors("the vocabulary of a T5Tokenizer cannot be used"):
         backend = Tokenizer(Unigram(vocab, unk_id=unk_id, byte_fallback=False))
         if charsmap:
+            check_charsmap(charsmap)
             backend.normalizer = normalizers.Precompiled(charsmap)
-    except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointFormatError(f"the vocabulary of a T5Tokenizer cannot be used: {error}.") from error
     metaspace = {"replacement": _WORD_START, "prepend_scheme": "always", "split": True}
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(**metaspace)]
@@ -122,15 +124,30 @@ def _build(vocab, charsmap, unk_id):
 
 def _number_of_sentinels(config):
     listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
-    contents = [token["content"] if isinstance(token, dict) else token for token in listed]
-    named = sum(content.startswith("<extra_id_") for content in contents)
+    contents = [token.get("content") if isinstance(token, dict) else token for token in listed]
+    named = sum(isinstance(content, str) and content.startswith("<extra_id_") for content in contents)
     return config.get("extra_ids", named or 100)
 
 
 def _charsmap(content):
     """The compiled normalization rules in a parsed tokenizer.json, or None."""
-    normalizer = content.get("normalizer") or {}
-    for step in normalizer.get("normalizers", [normalizer]):
+    normalizer = fit("normalizer", content.get("normalizer") or {}, dict, CheckpointFormatError)
+    for step in fit("normalizers", normalizer.get("normalizers", [normalizer]), list[dict], CheckpointFormatError):
         if step.get("type") == "Precompiled" and step.get("precompiled_charsmap"):
-            return base64.b64decode(step["precompiled_charsmap"])
+            rules = fit("precompiled_charsmap", step["precompiled_charsmap"], str, CheckpointFormatError)
+            try:
+                return base64.b64decode(rules)
+            except ValueError as error:
+                raise CheckpointFormatError(f"`precompiled_charsmap` is not in base64 ({error}).") from error
     return None
+
+
+def _checked_pieces(vocab):
+    """``vocab`` as pairs of str and float."""
+    if not isinstance(vocab, (list, tuple)) or not 0 < len(vocab) <= MOST_TOKENS:
+        raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a list of 1 to {MOST_TOKENS:,}.")
+    for pair in vocab:
+        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+        if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], (float, int)) or pair[1] != pair[1]:
+            raise CheckpointFormatError(f"The vocabulary has {shown(pair)}; it has to have pairs of text and a number.")
+    return [(piece, float(score)) for piece, score in vocab]

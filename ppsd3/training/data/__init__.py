@@ -1,0 +1,1 @@
+"""Training data: pictures with captions, in the order and the sizes in which a run sees them."""
