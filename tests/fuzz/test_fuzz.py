@@ -11,8 +11,10 @@ import random
 
 import pytest
 
+import ppsd3
 from fuzz import runner
 from fuzz.case import KINDS
+from fuzz.kinds import arguments
 from fuzz.kinds.faults import FAULTS
 
 FULL = 20_000  # of all kinds
@@ -43,6 +45,14 @@ def test_every_input_is_used_or_refused_by_name(kind, verdicts):
 def test_what_a_full_run_found_stays_mended():
     for kind, seed, case in REGRESSIONS:
         assert not runner.fuzz(kind, seed, 1, case)[1]
+
+
+def test_every_public_name_is_tried(tmp_path):
+    tried = {label.partition(".")[0] for label, *_ in arguments.Kind(tmp_path).calls}
+    objects = [getattr(ppsd3, name, None) for name in tried]
+    missing = {name for name in ppsd3.__all__ if getattr(ppsd3, name) not in objects} - {*arguments.NOT_TRIED}
+    assert missing == {"__version__"}
+    assert not {*arguments.NOT_TRIED} & tried
 
 
 @pytest.fixture(scope="module")

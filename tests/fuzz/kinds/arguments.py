@@ -6,7 +6,7 @@ import inspect
 import pathlib
 
 import numpy as np
-from helpers import ip_adapters, loras
+from helpers import ip_adapters, loras, tiny
 
 from .. import corpus, mutation
 from ..case import Case
@@ -19,11 +19,11 @@ _SKIPPED = ("callback_on_step_end", "save_directory", "target")
 
 class Kind:
     def __init__(self, directory):
-        self.calls = [call for call in _calls(directory) if _parameters(call[1])]
+        self.calls = _calls(directory)
 
     def case(self, rng, place):
         label, function, sound = rng.choice(self.calls)
-        names = _parameters(function)
+        names = _parameters(function) or list(sound)
         changed = {}
         for _ in range(rng.choice((1, 1, 1, 2))):
             changed[rng.choice(names)] = _value(rng)
@@ -33,7 +33,10 @@ class Kind:
         arguments = {name: place / value if value is PLACE else value for name, value in arguments.items()}
         arguments.update(changed)
         shown = {name: _show(value) for name, value in changed.items()}
-        return Case(lambda: function(**arguments), tuple(changed), f"{label}({shown})")
+        # A path may be named itself.
+        paths = {str(value) for value in changed.values() if isinstance(value, (str, pathlib.Path))} - {""}
+        paths |= {" ".join(path.split()) for path in paths if path.strip()}
+        return Case(lambda: function(**arguments), (*changed, *paths), f"{label}({shown})")
 
 
 def _show(value):
@@ -107,79 +110,84 @@ def _value(rng):
 def _calls(directory):
     """[(label, function, its sound arguments, or a function that makes them)]."""
     import ppsd3
-    from ppsd3 import schedulers
     from ppsd3.utils.images import load_image, make_image_grid
 
-    model = directory / "model"
-    pipe = corpus.pipeline(model)
-    networks = corpus.networks()
-    calls = [(f"{type(task).__name__}.__call__", task.__call__, sound) for task, sound in _tasks(pipe)] * 4
+    model, whole = directory / "model", directory / "whole.safetensors"
+    pipe, networks = corpus.pipeline(model), corpus.networks()
+    ppsd3.convert(model, whole)
+    path = "pretrained_model_name_or_path"
+    calls = [(f"{type(task).__name__}.__call__", task.__call__, sound) for task, sound in _tasks(pipe)] * 6
     calls += [
         ("encode_prompt", pipe.encode_prompt, {"prompt": "a", "prompt_2": None, "prompt_3": None}),
-        ("from_pretrained", ppsd3.StableDiffusion3Pipeline.from_pretrained, {"pretrained_model_name_or_path": model}),
-        (
-            "from_pretrained",
-            ppsd3.AutoencoderKL.from_pretrained,
-            {"pretrained_model_name_or_path": model, "subfolder": "vae"},
-        ),
-        (
-            "from_pretrained",
-            ppsd3.CLIPTokenizer.from_pretrained,
-            {"pretrained_model_name_or_path": model, "subfolder": "tokenizer"},
-        ),
-        ("save_pretrained", networks["vae"].save_pretrained, {"save_directory": PLACE}),
-        ("save_pretrained", pipe.save_pretrained, {"save_directory": PLACE}),
-        ("convert", ppsd3.convert, {"source": model / "vae", "target": PLACE}),
         ("from_pipe", ppsd3.StableDiffusion3Pipeline.from_pipe, {"pipeline": pipe}),
+        ("enable_cache", pipe.enable_cache, {"cache": None}),
+        ("enable_prompt_cache", pipe.enable_prompt_cache, {"cache": None}),
+        ("set_ip_adapter_scale", pipe.set_ip_adapter_scale, {"scale": 0.5}),
+        ("VaeImageProcessor", ppsd3.VaeImageProcessor, {}),
+        ("SD3CannyImageProcessor", ppsd3.SD3CannyImageProcessor, {"vae_scale_factor": 8, "do_resize": True}),
+        ("LoraConfig", ppsd3.LoraConfig, {"r": 4, "lora_alpha": 8, "target_modules": ["to_q"], "use_dora": False}),
+        ("preprocess", ppsd3.VaeImageProcessor().preprocess, lambda: {"image": _picture(), "height": 16, "width": 16}),
+        ("preprocess", ppsd3.SD3CannyImageProcessor().preprocess, lambda: {"image": _picture()}),
+        ("postprocess", ppsd3.VaeImageProcessor().postprocess, lambda: {"image": _tensor([1, 3, 8, 8])}),
+        ("SiglipImageProcessor", ppsd3.SiglipImageProcessor, ip_adapters.PROCESSOR),
+        ("images", ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR).__call__, lambda: {"images": _picture()}),
         ("load_image", load_image, lambda: {"image": _picture()}),
         ("make_image_grid", make_image_grid, lambda: {"images": [_picture()] * 2, "rows": 1, "cols": 2}),
-        ("TorchGenerator", ppsd3.TorchGenerator, {"seed": 1}),
-        ("TorchGenerator.randn", ppsd3.TorchGenerator(0).randn, {"shape": [2]}),
-        ("VaeImageProcessor", ppsd3.VaeImageProcessor, {}),
-        (
-            "VaeImageProcessor.preprocess",
-            ppsd3.VaeImageProcessor().preprocess,
-            lambda: {"image": _picture(), "height": 16, "width": 16},
-        ),
-        (
-            "VaeImageProcessor.postprocess",
-            ppsd3.VaeImageProcessor().postprocess,
-            lambda: {"image": _tensor([1, 3, 8, 8])},
-        ),
-        (
-            "SiglipImageProcessor",
-            ppsd3.SiglipImageProcessor(**ip_adapters.PROCESSOR).__call__,
-            lambda: {"images": _picture()},
-        ),
+        ("CLIPTokenizer", ppsd3.CLIPTokenizer, dict(zip(("vocab", "merges"), tiny.clip_vocabulary()))),
+        ("T5Tokenizer", ppsd3.T5Tokenizer, {"vocab": tiny.t5_pieces()}),
         ("CLIPTokenizer.__call__", pipe.tokenizer.__call__, {"text": "a"}),
         ("T5Tokenizer.__call__", pipe.tokenizer_3.__call__, {"text": "a"}),
         ("decode", pipe.tokenizer.decode, {"ids": [1, 2]}),
-        ("LatentPreview", ppsd3.LatentPreview, {}),
-        ("PromptCache", ppsd3.PromptCache, {}),
-        ("WeightedPrompts", ppsd3.WeightedPrompts, {}),
-        ("LoraConfig", ppsd3.LoraConfig, {}),
-        ("TaylorCache", ppsd3.TaylorCache, {}),
-        ("EasyCache", ppsd3.EasyCache, {}),
-        ("FirstBlockCache", ppsd3.FirstBlockCache, {}),
         ("vae.decode", networks["vae"].decode, lambda: {"z": _tensor([1, 4, 4, 4])}),
         ("vae.encode", networks["vae"].encode, lambda: {"x": _tensor([1, 3, 8, 8])}),
+        ("TorchGenerator", ppsd3.TorchGenerator, {"seed": 1}),
+        ("TorchGenerator.randn", ppsd3.TorchGenerator(0).randn, {"shape": [2]}),
+        ("convert", ppsd3.convert, {"source": model / "vae", "target": PLACE}),
+        ("save_pretrained", networks["vae"].save_pretrained, {"save_directory": PLACE}),
+        ("save_pretrained", pipe.save_pretrained, {"save_directory": PLACE}),
+        ("SkipLayerGuidance", ppsd3.SkipLayerGuidance, {"base": 5.0, "layers": [0]}),
+        ("SD3MultiControlNetModel", ppsd3.SD3MultiControlNetModel, {"controlnets": [networks["controlnet"]]}),
+        ("from_paddlenlp", ppsd3.from_paddlenlp, {"part": None}),
+        ("from_single_file", ppsd3.AutoencoderKL.from_single_file, {"pretrained_model_link_or_path": whole}),
     ]
-    calls += _adapters(corpus.pipeline())
-    guidances = (
-        "ClassifierFreeGuidance",
-        "ClassifierFreeZeroStarGuidance",
-        "AdaptiveProjectedGuidance",
-        "GuidanceInterval",
+    folders = {"StableDiffusion3Pipeline": None, "DiffusionPipeline": None, "AutoPipelineForText2Image": None}
+    folders.update(AutoPipelineForImage2Image=None, AutoPipelineForInpainting=None, AutoencoderKL="vae")
+    folders.update(
+        CLIPTokenizerFast="tokenizer", T5TokenizerFast="tokenizer_3", CLIPTextModelWithProjection="text_encoder"
     )
-    guidances += ("GuidanceRescale", "PerturbedAttentionGuidance")
-    calls += [(name, getattr(ppsd3, name), {}) for name in guidances]
-    calls += [("SkipLayerGuidance", ppsd3.SkipLayerGuidance, {"base": 5.0, "layers": [0]})]
-    calls += [(type(network).__name__, type(network), dict(network.config)) for network in networks.values()]
-    for name in [name for name in schedulers.__all__ if "Discrete" in name or "Multistep" in name or "LCM" in name]:
-        class_ = getattr(schedulers, name)
+    for name, folder in folders.items():
+        sound = {path: model, "subfolder": folder} if folder else {path: model}
+        calls.append((f"{name}.from_pretrained", getattr(ppsd3, name).from_pretrained, sound))
+    calls += [(name, getattr(ppsd3, name), {}) for name in _WITHOUT_ARGUMENTS]
+    calls += [(type(network).__name__, type(network), _arguments_of(network)) for network in networks.values()]
+    for name in _SCHEDULERS:
+        class_ = getattr(ppsd3, name)
         calls += [(name, class_, {}), (f"{name}.set_timesteps", class_().set_timesteps, {"num_inference_steps": 2})]
         calls += [(f"{name}.step", *_step(class_))]
-    return calls
+    return calls + _adapters(corpus.pipeline())
+
+
+_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler")
+_SCHEDULERS += ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+_WITHOUT_ARGUMENTS = (
+    *("LatentPreview", "PromptCache", "WeightedPrompts", "TaylorCache", "EasyCache", "FirstBlockCache"),
+    *("ClassifierFreeGuidance", "ClassifierFreeZeroStarGuidance", "AdaptiveProjectedGuidance", "GuidanceInterval"),
+    *("GuidanceRescale", "PerturbedAttentionGuidance"),
+)
+# Public names that are not tried, and why.
+NOT_TRIED = {
+    **dict.fromkeys(("ConfigMixin", "ModelMixin", "SchedulerMixin", "Guidance", "StepCache"), "a base class"),
+    "StableDiffusion3PipelineOutput": "a result",
+    "IPAdapter": "made by load_ip_adapter",
+    "NoGuidance": "it has no arguments",
+    "tune_process": "it has no arguments",
+    "export_pipeline": "it takes seconds",
+}
+
+
+def _arguments_of(network):
+    known = inspect.signature(type(network)).parameters
+    return {name: value for name, value in network.config.items() if name in known}
 
 
 def _tasks(pipe):
@@ -222,6 +230,12 @@ def _tasks(pipe):
         yield task, {**small, **own}
 
 
+def _transformer():
+    import ppsd3
+
+    return ppsd3.SD3Transformer2DModel(**corpus.SMALL)
+
+
 def _picture():
     from PIL import Image
 
@@ -244,26 +258,26 @@ def _step(class_):
     return step, lambda: {"model_output": _tensor([1, 4, 2, 2]), "timestep": None, "sample": _tensor([1, 4, 2, 2])}
 
 
-def _like(method, function):
-    """``function`` with the parameters of ``method``."""
-    function.__signature__ = inspect.signature(method)
-    return function
-
-
 def _adapters(pipe):
-    """Calls about adapters and words, each with a pipeline that has none but what they need."""
+    """Calls about adapters and words, each with networks that have none but what they need."""
+    import ppsd3
 
-    def emptied(loaded=True):
-        pipe.unload_lora_weights()
-        if loaded:
-            pipe.load_lora_weights(tensors, adapter_name="a")
-        return pipe
+    tensors = loras.for_pipeline(pipe)
+    layers = {f"transformer_blocks.0.attn.to_q.lora_{end}.weight": _tensor(shape) for end, shape in _LAYER.items()}
 
-    def fuse(**arguments):
-        try:
-            emptied().fuse_lora(**arguments)
-        finally:
-            pipe.unfuse_lora()
+    def emptied(method, loaded=True):
+        """``method`` of the pipeline with one adapter, or with none."""
+
+        def call(**arguments):
+            pipe.unload_lora_weights()
+            if loaded:
+                pipe.load_lora_weights(tensors, adapter_name="a")
+            try:
+                method(**arguments)
+            finally:
+                pipe.unfuse_lora()
+
+        return _like(method, call)
 
     def learn(**arguments):
         try:
@@ -272,31 +286,34 @@ def _adapters(pipe):
             if pipe.tokenizer.added_tokens or pipe.tokenizer_2.added_tokens:
                 pipe.unload_textual_inversion()
 
-    tensors = loras.for_pipeline(pipe)
+    def adapted():
+        network = _transformer()
+        ppsd3.add_adapter(network, ppsd3.LoraConfig())
+        return network
+
     word = {"pretrained_model_name_or_path": np.ones((1, 16), np.float32), "token": "<a>"}
-    layers = {"transformer_blocks.0.attn.to_q.lora_A.weight": _tensor([2, 32])}
-    layers["transformer_blocks.0.attn.to_q.lora_B.weight"] = _tensor([32, 2])
-    calls = (
+    set_state = ppsd3.set_peft_model_state_dict
+    return [
         (
-            pipe.load_lora_weights,
-            lambda **options: emptied(False).load_lora_weights(**options),
+            "load_lora_weights",
+            emptied(pipe.load_lora_weights, False),
             {"pretrained_model_name_or_path_or_dict": tensors},
         ),
-        (
-            pipe.set_adapters,
-            lambda **options: emptied().set_adapters(**options),
-            {"adapter_names": "a", "adapter_weights": 0.5},
-        ),
-        (pipe.delete_adapters, lambda **options: emptied().delete_adapters(**options), {"adapter_names": "a"}),
-        (pipe.fuse_lora, fuse, {"lora_scale": 0.5}),
-        (pipe.load_textual_inversion, learn, word),
-        (
-            type(pipe).save_lora_weights,
-            type(pipe).save_lora_weights,
-            {"save_directory": PLACE, "transformer_lora_layers": layers},
-        ),
-    )
-    return [
-        (method.__name__, function if function == method else _like(method, function), sound)
-        for method, function, sound in calls
+        ("set_adapters", emptied(pipe.set_adapters), {"adapter_names": "a", "adapter_weights": 0.5}),
+        ("delete_adapters", emptied(pipe.delete_adapters), {"adapter_names": "a"}),
+        ("fuse_lora", emptied(pipe.fuse_lora), {"lora_scale": 0.5}),
+        ("load_textual_inversion", _like(pipe.load_textual_inversion, learn), word),
+        ("save_lora_weights", pipe.save_lora_weights, {"save_directory": PLACE, "transformer_lora_layers": layers}),
+        ("add_adapter", ppsd3.add_adapter, lambda: {"network": _transformer(), "config": ppsd3.LoraConfig()}),
+        ("get_peft_model_state_dict", ppsd3.get_peft_model_state_dict, lambda: {"model": adapted()}),
+        ("set_peft_model_state_dict", set_state, lambda: {"model": adapted(), "peft_model_state_dict": layers}),
     ]
+
+
+_LAYER = {"A": [8, 32], "B": [32, 8]}
+
+
+def _like(method, function):
+    """``function`` with the parameters of ``method``."""
+    function.__signature__ = inspect.signature(method)
+    return function

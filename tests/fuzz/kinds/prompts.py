@@ -44,7 +44,7 @@ class Kind:
         texts["num_images_per_prompt"] = rng.choice((1, 1, 2))
         draws = rng.random() < 0.1
         shown = {name: repr(text)[:80] for name, text in texts.items()}
-        return Case(lambda: self.use(reader, texts, draws), tuple(names), f"{type(reader).__name__} {shown}")
+        return Case(lambda: self.use(reader, texts, draws), (*names, "The prompt"), f"{type(reader).__name__} {shown}")
 
     def use(self, reader, texts, draws):
         self.pipe.prompt_reader = reader
