@@ -55,7 +55,8 @@ class Kind:
         line = [_possible(part) for part in line]
         names = {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]} | _METAVARS
         for part in line[1:]:  # a refusal may name what stands on the line in place of the option
-            names |= {part, os.path.expanduser(part), part.rpartition(":")[0], " ".join(part.split())} if len(part) > 1 else {f" {part} "}
+            forms = {part, os.path.expanduser(part), part.rpartition(":")[0], " ".join(part.split())}
+            names |= forms if len(part) > 1 else {f" {part} "}
         names.discard("")
         return Case(lambda: corpus.command(*line), tuple(names), repr([str(part)[:60] for part in line]))
 

@@ -44,7 +44,8 @@ class Kind:
         content, keys = mutation.mutated(rng, json.loads((source / name).read_text()))
         corpus.replace(folder / name, mutation.json_text(rng, content))
         shown = {key: content.get(key) for key in keys} if isinstance(content, dict) else content
-        return Case(lambda: _use(class_, folder), (str(folder), "set_timesteps", *keys), f"{source.name}/{name}: {shown}")
+        names = (str(folder), "set_timesteps", *keys)
+        return Case(lambda: _use(class_, folder), names, f"{source.name}/{name}: {shown}")
 
 
 def _use(class_, folder):
