@@ -91,11 +91,7 @@ class SingleFile:
 
     def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
         source = f"{self.path}: its metadata {CONFIGS_KEY!r}"
-        configs = parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
-        for component, config in configs.items():
-            if not isinstance(config, dict):
-                raise CheckpointFormatError(f"{source} has a {type(config).__name__} for {component!r}, not an object.")
-        return configs
+        return parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
 
     def _split(self, names, checkpoint):
         """[(component, prefix, its names without it)]."""
