@@ -160,7 +160,7 @@ def test_several():
     with pytest.raises(InputError, match="1 entries for 2 ControlNets"):
         many(controlnet_cond=[cond], conditioning_scale=[1.0, 0.5], **given)
     for wrong in ([], [nets[0], 3]):
-        with pytest.raises(InputError, match="SD3ControlNetModels"):
+        with pytest.raises(InputError, match="controlnets"):
             SD3MultiControlNetModel(wrong)
 
 
