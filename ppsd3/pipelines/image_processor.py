@@ -12,6 +12,7 @@ from PIL import Image
 from ..configuration_utils import ConfigMixin, register_to_config
 from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError
+from ..utils.images import read_pictures
 from .call_signature import Pictures
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2
@@ -66,24 +67,23 @@ class VaeImageProcessor(ConfigMixin):
         """Pictures -> tensor [B, c, H, W] fp32, in [-1, 1] with ``do_normalize``, else in [0, 1].
 
         Args:
-            image: a PIL picture, an array [H, W, c] or [B, H, W, c] in [0, 1], a tensor [c, H, W] or [B, c, H, W] in
-                [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already. With
-                ``do_convert_grayscale`` also an array or tensor [H, W] or [B, H, W].
+            image: PIL pictures, arrays [H, W, c] or [B, H, W, c], or tensors [c, H, W] or [B, c, H, W] of Paddle or
+                torch, one or a list of one kind; with ``do_convert_grayscale`` also [H, W] or [B, H, W]. Floats are in
+                [0, 1]; tensors with a value below 0 count as normalized already. Other values, modes of PIL,
+                transparency: see :mod:`ppsd3.utils.images`.
             height, width: pixels; None: the picture's own, down to a multiple of the scale factor.
             resize_mode: as in :meth:`resize`; "fill" and "crop" are for PIL pictures.
             crops_coords: x1, y1, x2, y2 of the part of PIL pictures to take.
 
         Raises:
-            InputError: another type, an empty list, pictures of different sizes, or another ``resize_mode``.
+            InputError: another type, other levels, an empty list, different sizes, or another ``resize_mode``.
         """
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
-        if self.config.do_convert_grayscale:
-            images = [_with_channel(item) for item in images]
-        if not images:
-            raise InputError("`image` is an empty list. Pass at least one picture.")
+        channels = 1 if self.config.do_convert_grayscale else 3 if self.config.do_convert_rgb else None
+        images: Any = read_pictures("image", image, channels, self.config.vae_latent_channels)
+        images = images if isinstance(images, list) else [images]
         self._check_resizing(images, resize_mode, crops_coords)
         if crops_coords is not None:
-            images = [picture.crop(crops_coords) for picture in images]  # type: ignore[union-attr]
+            images = [picture.crop(crops_coords) for picture in images]
         pixels = self._to_tensor(images, height, width, resize_mode)
         if pixels.shape[1] == self.config.vae_latent_channels and isinstance(images[0], paddle.Tensor):
             return pixels
@@ -149,7 +149,7 @@ class VaeImageProcessor(ConfigMixin):
         """A PIL picture (a mask with hard edges, mostly) blurred by a Gaussian of ``blur_factor`` pixels."""
         from PIL import ImageFilter
 
-        return picture.filter(ImageFilter.GaussianBlur(blur_factor))
+        return read_pictures("picture", picture, None).filter(ImageFilter.GaussianBlur(blur_factor))
 
     @staticmethod
     @checks_arguments
@@ -169,6 +169,7 @@ class VaeImageProcessor(ConfigMixin):
         Raises:
             InputError: nothing is marked.
         """
+        mask_image = read_pictures("mask_image", mask_image, 1)
         box = mask_image.convert("L").getbbox()
         if box is None:
             raise InputError("The mask is all black, so there is no region to cut out. White marks what is drawn anew.")
@@ -200,7 +201,10 @@ class VaeImageProcessor(ConfigMixin):
             whole.paste(self.resize(image, y2 - y1, x2 - x1, "crop"), (x1, y1))
             image = whole
         kept = Image.new("RGBa", init_image.size)  # with premultiplied alpha, so that soft masks blend without a rim
-        kept.paste(init_image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
+        kept.paste(
+            init_image.convert("RGBA").convert("RGBa"),
+            mask=ImageOps.invert(read_pictures("mask", mask, 1).convert("L")),
+        )
         result = image.convert("RGBA")
         result.alpha_composite(kept.convert("RGBA"))
         return result.convert("RGB")
@@ -211,25 +215,17 @@ class VaeImageProcessor(ConfigMixin):
             raise InputError("`resize_mode` and `crops_coords` are for PIL pictures. Convert the array, or leave them.")
 
     def _to_tensor(self, images: Any, height: int | None, width: int | None, resize_mode: str) -> paddle.Tensor:
-        kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
-        if len(kinds) != 1 or not all(isinstance(item, tuple(kinds)) for item in images):
-            found = sorted({type(item).__name__ for item in images})
-            raise InputError(f"`image` holds {found}; pass PIL pictures, arrays or paddle tensors, all of one kind.")
         if isinstance(images[0], Image.Image):
             images = [
                 np.asarray(picture, "float32") / 255.0
                 for picture in self._prepare_pil(images, height, width, resize_mode)
             ]
             images = [array if array.ndim == 3 else array[..., None] for array in images]
-        shapes = {tuple(item.shape) for item in images}
-        if len(shapes) > 1:
-            raise InputError(f"The pictures differ in size: {sorted(shapes)}. Resize them, or pass height and width.")
-        if isinstance(images[0], np.ndarray) and images[0].dtype.kind != "f":
-            raise InputError(f"`image` is an array of {images[0].dtype}; divide levels by 255 to have them in [0, 1].")
+            if len({array.shape for array in images}) > 1:
+                raise InputError("The pictures of `image` differ in size or mode. Resize and convert them.")
         if isinstance(images[0], paddle.Tensor):
             return paddle.concat(images) if images[0].ndim == 4 else paddle.stack(images)
         array = np.concatenate(images) if images[0].ndim == 4 else np.stack(images)
-        array = array if array.ndim == 4 else array[..., None]  # grey arrays [B, H, W]
         return paddle.to_tensor(np.ascontiguousarray(array.transpose(0, 3, 1, 2)).astype("float32"))
 
     def _prepare_pil(self, pictures, height, width, resize_mode):
@@ -245,7 +241,13 @@ class VaeImageProcessor(ConfigMixin):
 
     def _target_size(self, own_height, own_width, height, width):
         factor = self.config.vae_scale_factor
-        return tuple(n - n % factor for n in (height or own_height, width or own_width))
+        size = tuple(n - n % factor for n in (height or own_height, width or own_width))
+        if 0 in size:
+            raise InputError(
+                f"`image` would have {own_width} x {own_height} pixels, less than the {factor} of one latent. Pass "
+                "height and width, or a larger picture."
+            )
+        return size
 
     @staticmethod
     @checks_arguments
@@ -263,7 +265,7 @@ class VaeImageProcessor(ConfigMixin):
     @checks_arguments
     def pil_to_numpy(images: Image.Image | list[Image.Image]) -> np.ndarray:
         """PIL pictures of one size -> [B, H, W, c] float32 in [0, 1]."""
-        pictures = images if isinstance(images, list) else [images]
+        pictures = read_pictures("images", images if isinstance(images, list) else [images], None)
         arrays = [np.asarray(picture, "float32") / 255.0 for picture in pictures]
         return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
 
@@ -288,15 +290,6 @@ class VaeImageProcessor(ConfigMixin):
     def numpy_to_pil(array: Array) -> list[Image.Image]:
         """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
         return _to_pil(array)
-
-
-def _with_channel(item):
-    """Grey arrays and tensors [H, W] or [B, H, W] as [B, H, W, 1] and [B, 1, H, W]; anything else as it is."""
-    grey = not hasattr(item, "getbbox") and len(item.shape) in (2, 3) and item.shape[-1] != 1
-    if not grey:
-        return item
-    item = item.reshape([-1, *item.shape[-2:]])
-    return item.unsqueeze(1) if isinstance(item, paddle.Tensor) else item[..., None]
 
 
 def _to_pil(array):

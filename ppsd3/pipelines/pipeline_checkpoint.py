@@ -28,6 +28,8 @@ from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, SAVING, takes_keywords_of
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, not_a_component, read_pipeline_index
+from ..utils.recognition import explain_class
+from ..utils.threads import works_with_networks
 from ..utils.weight_names import choose_variants, is_former_component_file
 from .component_classes import PIPELINE_CLASSES, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
@@ -109,7 +111,7 @@ class PipelineCheckpointMixin:
         )
         options = (paddle_dtype, storage_dtype, variant, load_components)
         chosen, arguments = read_whole(directory, lambda folder: cls._read(folder, components, *options))
-        made = chosen(**{**arguments, **components})
+        made: Any = chosen(**{**arguments, **components})
         made.name_or_path = os.fspath(pretrained_model_name_or_path)
         return made
 
@@ -176,7 +178,8 @@ class PipelineCheckpointMixin:
         name = index.get("_class_name")
         if name not in PIPELINE_CLASSES:
             raise ConfigError(
-                f"{os.path.join(directory, INDEX_NAME)} is for a {name!r} pipeline; ppsd3 has "
+                explain_class(directory, name)
+                or f"{os.path.join(directory, INDEX_NAME)} is for a {name!r} pipeline; ppsd3 has "
                 f"{', '.join(PIPELINE_CLASSES)}. Use a Stable Diffusion 3 or 3.5 checkpoint."
             )
         return cls if cls._component_signature() else pipeline_class(name)
@@ -217,6 +220,7 @@ class PipelineCheckpointMixin:
                 f"pass `{missing[0]}=` a component of your own or None."
             )
 
+    @works_with_networks
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,

@@ -22,8 +22,9 @@ from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
+from ..utils.threads import Shared, changes_networks, parts_of, working_with
 from .call_signature import Argument, describe
-from .component_classes import index_entry
+from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -55,6 +56,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def __init__(self, **components: Any):
         self._progress_bar_config: dict[str, Any] = {}
         self._residency: Resident = Resident()
+        check_fit(components)
         self.register_modules(**components)
 
     @classmethod
@@ -72,6 +74,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def components(self) -> dict[str, Any]:
         """Name -> component, None for one that is absent; ``Other(**pipe.components)`` shares them."""
         return {name: getattr(self, name) for name in self._component_names}
+
+    def _shared_parts(self) -> list[Any]:
+        return [shared for part in self.components.values() if part is not None for shared in parts_of(part)]
 
     @property
     def config(self) -> FrozenConfig:
@@ -108,6 +113,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
         return made if paddle_dtype is None else made.to(dtype=floating_dtype(paddle_dtype))
 
+    @changes_networks
     @takes_keywords_of(MOVING, also=())
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Self:
         """Moves the networks to a device and / or a dtype; returns the pipeline.
@@ -131,6 +137,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         return self
 
     @checks_arguments
+    @changes_networks
     def quantize(self, kind: str, components: str | Sequence[str] | None = None) -> Self:
         """Holds the networks that take the time and the memory in int8; returns the pipeline.
 
@@ -155,6 +162,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         return self
 
     @checks_arguments
+    @changes_networks
     def compile(self, components: str | Sequence[str] | None = None) -> Self:
         """Runs networks as static graphs from the next call on; returns the pipeline.
 
@@ -206,7 +214,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         device; otherwise it gives ``pipe.vae`` as it is.
         """
         part = self.require(name)
-        with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
+        lent = part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part)
+        with working_with(part), lent as network:
             yield network
 
     def _tell(self, name, method, **options):
@@ -218,6 +227,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             getattr(part, method)(**options)
 
     @checks_arguments
+    @changes_networks
     def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
@@ -233,6 +243,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         self._offload(ModelOffload, gpu_id, device)
 
     @checks_arguments
+    @changes_networks
     def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
 

@@ -27,6 +27,7 @@ from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import resolve_checkpoint
 from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
+from ..utils.recognition import explain, explained
 from ..utils.types import Names, PathLike
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ class PretrainedTokenizer:
 
         tokens = list(_listed(tokens))
         for index, token in enumerate(tokens):
-            if not isinstance(token, str) or not token or token != token.strip():
-                raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
+            if not can_be_token(token):
+                raise InputError(f"{shown(token)} cannot be a token; {TOKEN_RULE}.")
             if self.has_token(token) or token.lower() in map(str.lower, tokens[:index]):
                 raise InputError(
                     f"The tokenizer knows the token {token!r} already. Choose another name, e.g. '<{token}>'."
@@ -362,7 +363,8 @@ class PretrainedTokenizer:
         """See :meth:`from_pretrained`."""
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
-            raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
+            absent = f"{path} is not a directory; {needed} in it. Check the path and `subfolder`."
+            raise CheckpointNotFoundError(explain(path) or absent)
         content = _optional_json(path, "tokenizer.json", "a tokenizer")
         settings = _read_settings(path, content, cls.default_tokens)
         for name in _TOKEN_NAMES:
@@ -370,6 +372,7 @@ class PretrainedTokenizer:
                 settings["tokens"][name] = fit(name, options[name], str)
         model_max_length = fit("model_max_length", model_max_length, Optional[Annotated[int, Range(1)]])
         settings["model_max_length"] = model_max_length or settings["model_max_length"]
+        ids = settings.pop("ids")
         try:
             tokenizer = cls._from_files(path, content, settings)
         except CheckpointFormatError as error:  # what is wrong is in one of several files
@@ -378,7 +381,14 @@ class PretrainedTokenizer:
             raise CheckpointFormatError(f"{path}: {error} Get the tokenizer again.") from error
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
-            raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            absent = CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            raise explained(absent, path, wanted="tokenizer")
+        for token, id in ids.items():
+            if tokenizer._id(token) != id:
+                raise CheckpointFormatError(
+                    f"{path} gives the token {shown(token)} the id {id}, but its vocabulary makes it "
+                    f"{tokenizer._id(token)}: the files are of different tokenizers. Get them together."
+                )
         return tokenizer
 
     @classmethod
@@ -435,6 +445,16 @@ class PretrainedTokenizer:
     def _post_processor(self):
         """What other readers of tokenizer.json need in order to add the start and end tokens."""
         raise NotImplementedError
+
+
+TOKEN_RULE = f"it has to be text without spaces around it, of at most {_LONGEST_ADDED_TOKEN} characters"
+
+
+def can_be_token(token: Any) -> bool:
+    """Whether ``token`` can be added to a tokenizer, see ``TOKEN_RULE``; half a surrogate pair is no text."""
+    if not isinstance(token, str) or not 0 < len(token) <= _LONGEST_ADDED_TOKEN or token != token.strip():
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in token)
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -505,12 +525,16 @@ def library_errors(what: str, texts: Sequence[str] = ()) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # an interruption
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.") from error
-        raise CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.") from error
+        raise _explained(what, texts, error) from error
+
+
+def _explained(what, texts, error):
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.")
+    return CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.")
 
 
 def _fields(token):
@@ -546,8 +570,8 @@ def _read_settings(path, content, default_tokens):
     counts; otherwise ``special_tokens_map.json`` overrides its named tokens and the other files list added ones.
 
     Returns:
-        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``model_max_length`` (int or
-        None), ``config`` (all of tokenizer_config.json).
+        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``ids`` (token -> id of these),
+        ``model_max_length`` (int or None), ``config`` (all of tokenizer_config.json).
     """
     config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
     place = os.path.join(path, "tokenizer_config.json") + ": "
@@ -573,6 +597,7 @@ def _read_settings(path, content, default_tokens):
     return {
         "tokens": tokens,
         "added_tokens": [in_order[id] for id in sorted(in_order)],
+        "ids": {_content(token): id for id, token in in_order.items()},
         "model_max_length": int(limit) if limit and limit <= _LONGEST_ROW else None,
         "config": config,
     }

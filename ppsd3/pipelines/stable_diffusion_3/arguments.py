@@ -73,8 +73,9 @@ class Picture:
         FINITE,
         Doc(
             "the picture to begin with, resized to `height` and `width`.",
-            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or scaled "
-            "latents [B, C, H/8, W/8], or a list: one for all, or one for each prompt or each picture drawn.",
+            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] (bool, uint8, uint16, floats in [0, 1]) or a "
+            "tensor [B, 3, H, W] (these, or in [-1, 1] with negative values), or scaled latents [B, C, H/8, W/8], or a "
+            "list: one for all, or one for each prompt or each picture drawn. What is transparent is white.",
         ),
     ] = None
 
@@ -96,7 +97,12 @@ class Mask:
     mask_image: Annotated[
         Pictures,
         FINITE,
-        Doc("of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.", "--mask"),
+        Doc(
+            "of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.",
+            "--mask",
+            forms="A PIL picture, an array [H, W] or [B, H, W] or a tensor [B, 1, H, W] of bool, uint8 or floats in "
+            "[0, 1], or a list. Transparent parts are refused.",
+        ),
     ] = None
     masked_image_latents: Annotated[
         Tensor,
@@ -278,8 +284,8 @@ class ControlPicture:
         FINITE,
         Doc(
             "what guides the drawing, e.g. edges; one for each ControlNet.",
-            forms="A PIL picture, array or tensor in [0, 1] (or in [-1, 1] with negative values), one for all or one "
-            "for each prompt, or scaled latents [b, C, H/8, W/8].",
+            forms="As `image` of other tasks: a PIL picture, an array, a tensor, or scaled latents [b, C, H/8, W/8], "
+            "one for all or one for each prompt.",
         ),
     ] = None
 
@@ -289,7 +295,12 @@ class ControlMask:
     control_mask: Annotated[
         Pictures,
         FINITE,
-        Doc("of the size of `control_image`: white (1) is drawn anew, black (0) stays.", "--mask"),
+        Doc(
+            "of the size of `control_image`: white (1) is drawn anew, black (0) stays. Of several ControlNets those "
+            "read it that were trained with one.",
+            "--mask",
+            forms="As `mask_image` of inpainting.",
+        ),
     ] = None
 
 

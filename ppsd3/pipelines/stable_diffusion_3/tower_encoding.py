@@ -10,6 +10,7 @@ from ...serialization.tensors import floating_dtype
 from ...utils.checking import checks_arguments
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
+from ...utils.threads import works_with_networks
 from ...utils.types import Dtype
 from ..call_signature import Texts
 from . import checks
@@ -26,6 +27,7 @@ class TowerEncoding:
 
     _text_encoders: Any
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def _get_clip_prompt_embeds(
@@ -62,6 +64,7 @@ class TowerEncoding:
         repeats = num_images_per_prompt
         return features.repeat_interleave(repeats, axis=0), pooled.repeat_interleave(repeats, axis=0)
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def _get_t5_prompt_embeds(
