@@ -140,20 +140,25 @@ class Tileable:
         return paddle.concat(rows, axis=2)
 
     def _check_input(self, x, method, channels, multiple_of=1):
-        if not hasattr(x, "stop_gradient"):  # of tensors, in a graph too
-            raise InputError(f"{type(self).__name__}.{method} takes a paddle.Tensor; got {shown(x)}.")
-        shape = list(x.shape)
+        shape = list(x.shape) if hasattr(x, "stop_gradient") else []  # which tensors have, in a graph too
+        open_or_fitting = all(side == -1 or side % multiple_of == 0 for side in shape[2:])  # -1: in a static graph
+        if len(shape) != 4 or shape[1] != channels or 0 in shape or not open_or_fitting:
+            raise self._wrong_input(x, shape, method, channels, multiple_of)
+
+    def _wrong_input(self, x, shape, method, channels, multiple_of):
+        method = f"{type(self).__name__}.{method}"
+        if not hasattr(x, "stop_gradient"):
+            return InputError(f"{method} takes a paddle.Tensor; got {shown(x)}.")
         if len(shape) != 4 or shape[1] != channels:
-            raise InputError(
-                f"{type(self).__name__}.{method} takes [B, {channels}, height, width] ({channels} channels by its "
-                f"configuration); got {shape}."
+            return InputError(
+                f"{method} takes [B, {channels}, height, width] ({channels} channels by its configuration); got "
+                f"{shape}."
             )
-        if any(side % multiple_of for side in shape[2:] if side != -1) or 0 in shape:  # -1: open, in a static graph
-            fitting = [max(side // multiple_of, 1) * multiple_of for side in shape[2:]]
-            raise InputError(
-                f"{type(self).__name__}.{method} takes a non-empty batch whose height and width are positive multiples "
-                f"of {multiple_of}; got {shape}. Resize or crop to {fitting[0]}x{fitting[1]}, for example."
-            )
+        fitting = [max(side // multiple_of, 1) * multiple_of for side in shape[2:]]
+        return InputError(
+            f"{method} takes a non-empty batch whose height and width are positive multiples of {multiple_of}; got "
+            f"{shape}. Resize or crop to {fitting[0]}x{fitting[1]}, for example."
+        )
 
 
 def _blend(before, after, extent, axis):

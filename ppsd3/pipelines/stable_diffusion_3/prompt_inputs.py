@@ -43,8 +43,7 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
 
     def texts(self, sign: str = "") -> tuple[list[str], list[str], list[str]]:
         """The three texts; ``sign`` is ``""`` or ``"negative_"``. Each a list of B str."""
-        first, second, third = (getattr(self, sign + name) for name in _TEXTS)
-        first = first or ""
+        first, second, third = (getattr(self, sign + name) or "" for name in _TEXTS)
         first, second, third = (
             [t] * self.batch if isinstance(t, str) else t for t in (first, second or first, third or first)
         )
