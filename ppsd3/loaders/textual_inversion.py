@@ -383,7 +383,7 @@ def _refuse_pickle(path):
         )
 
 
-def _tokens_for(sources: Sequence[_Source], token: Names | None) -> list[Any]:
+def _tokens_for(sources: Sequence[_Source], token: str | Sequence[str | None] | None) -> list[Any]:
     """For each source, what the argument says: one token, a list with one for each vector, or None."""
     if token is None or isinstance(token, str):
         if isinstance(token, str) and len(sources) > 1:

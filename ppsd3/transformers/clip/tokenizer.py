@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...utils.checking import shown
@@ -77,7 +77,7 @@ class CLIPTokenizer(PretrainedTokenizer):
             return None
         return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).replace(_END_OF_WORD, " ").strip()
 
     def _post_processor(self):
