@@ -591,7 +591,7 @@ def _read_settings(path, content, default_tokens):
         there = os.path.join(path, "tokenizer.json") + ": added_tokens"
         for index, token in enumerate(fit(there, content.get("added_tokens") or [], list, CheckpointFormatError)):
             fields: Any = fit(f"{there}[{index}]", token, dict, CheckpointFormatError)
-            added.append((fields.get("id"), _token(f"{there}[{index}]", fields)))
+            added.append((fields.get("id"), _token(f"{there}[{index}]", fields)))  # type: ignore[arg-type]
     in_order = {_token_id(path, id): token for id, token in added}
     limit = fit(place + "model_max_length", config.get("model_max_length"), _MaxLength, CheckpointFormatError)
     return {
