@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import paddle
 from paddle import nn
@@ -15,6 +15,7 @@ from ..ops import AdaptedLinear, AdaptedWeights, CastingLinear, Linear, Quantize
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils import elsewhere
+from ..utils.checking import Range, declared_types, fit
 from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
@@ -53,8 +54,8 @@ class LoraConfig:
         UnknownArgumentError: another name.
     """
 
-    r: int = 4
-    lora_alpha: float = 4
+    r: Annotated[int, Range(1)] = 4
+    lora_alpha: Annotated[float, Range()] = 4
     target_modules: Names | None = ATTENTION_MODULES
     init_lora_weights: str | bool = "gaussian"
     use_dora: bool = False
@@ -62,7 +63,7 @@ class LoraConfig:
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     exclude_modules: Names | None = None
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Range(0, below=1)] = 0.0
     lora_bias: bool = False
     bias: str = "none"
     modules_to_save: Names | None = None
@@ -79,12 +80,14 @@ class LoraConfig:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for name, kind in declared_types(LoraConfig).items():
+            value = getattr(self, name)
+            value = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value  # as PEFT keeps names
+            setattr(self, name, fit(name, value, kind))
         for name in ("bias", "modules_to_save", "layers_to_transform", "layers_pattern", "fan_in_fan_out"):
             value = getattr(self, name)
             if value and value != "none":
                 raise InputError(f"{name} is {value!r}. {elsewhere.LORA_SETTINGS[name]}")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout is {self.lora_dropout!r}; it is a number from 0 to below 1.")
         if self.lora_dropout and self.use_dora:
             raise InputError("use_dora=True takes the length of whole rows, so it has no lora_dropout. Leave one out.")
         if self.target_modules is None:

@@ -9,6 +9,7 @@ import paddle
 from paddle import nn
 
 from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.paddle_internals import no_grad
@@ -36,6 +37,7 @@ class PeftAdapterMixin(nn.Layer):
             raise InputError(f"adapter_config is a {type(adapter_config).__name__}; pass a ppsd3.LoraConfig.")
         adapted.add_adapter(self, adapter_config, adapter_name)
 
+    @checks_arguments
     def set_adapter(self, adapter_name: Names) -> None:
         """Makes these adapters the active ones, with the weights that they have.
 
@@ -45,6 +47,7 @@ class PeftAdapterMixin(nn.Layer):
         names = _names(adapter_name)
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
+    @checks_arguments
     def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
 
@@ -73,6 +76,7 @@ class PeftAdapterMixin(nn.Layer):
     disable_lora = disable_adapters
     enable_lora = enable_adapters
 
+    @checks_arguments
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -83,6 +87,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.require(self, names)
         adapted.detach(self, names)
 
+    @checks_arguments
     def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
         names = None if adapter_names is None else _names(adapter_names)
@@ -104,6 +109,7 @@ class PeftAdapterMixin(nn.Layer):
         """
 
     @takes_keywords_of(LOADING)
+    @checks_arguments
     def load_lora_adapter(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | Mapping[str, Any],
@@ -156,6 +162,7 @@ class PeftAdapterMixin(nn.Layer):
             )
         (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
+    @checks_arguments
     def save_lora_adapter(
         self,
         save_directory: PathLike,
@@ -184,6 +191,7 @@ class PeftAdapterMixin(nn.Layer):
         save_lora_file(save_directory, weight_name, tensors, config)
 
 
+@checks_arguments
 def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") -> Tensors:
     """The tensors of an adapter of ``model``, by PEFT's names, e.g. ``transformer_blocks.0.attn.to_q.lora_A.weight``.
 
@@ -194,6 +202,7 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
     return write_adapters(adapted.adapters_called(model, adapter_name))[0]
 
 
+@checks_arguments
 @no_grad
 def set_peft_model_state_dict(
     model: nn.Layer, peft_model_state_dict: Mapping[str, Any], adapter_name: str = "default"

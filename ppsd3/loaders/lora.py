@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Optional, overload
 
 import paddle
 from paddle import nn
@@ -14,6 +14,7 @@ from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, s
 from ..adapters.keys import bundled_word, component_of
 from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.checking import checks_arguments, fit
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
@@ -34,6 +35,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     _lora_loadable_modules: tuple[str, ...] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
+    @checks_arguments
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -64,7 +66,7 @@ class SD3LoraLoaderMixin(PipelineHost):
             InputError: the name is taken, or with ``hotswap`` not there; a network is loaded on demand; a bundled word
                 exists already, or is for an encoder that cannot learn it (with ``strict``).
         """
-        alphas = options.pop("network_alphas", None)
+        alphas = fit("network_alphas", options.pop("network_alphas", None), Optional[dict[str, Any]])
         tensors, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **options
         )
@@ -141,6 +143,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     @classmethod
     @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
+    @checks_arguments
     def lora_state_dict(
         cls,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -171,6 +174,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     @hybridmethod
     @takes_keywords_of(SAVING)
+    @checks_arguments
     def save_lora_weights(
         cls,  # noqa: N805 (or the pipeline)
         save_directory: PathLike,
@@ -183,7 +187,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
         is_main_process: bool = True,
-        save_function: None = None,
+        save_function: Any = None,
         safe_serialization: bool = True,
         layout: str = "diffusers",
     ) -> None:
@@ -249,6 +253,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapters_called(part, adapter_name) for name, part in self._lora_networks().items()}
         return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
 
+    @checks_arguments
     def set_adapters(
         self,
         adapter_names: Names,
@@ -282,6 +287,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapter_names(network) for name, network in self._lora_networks().items()}
         return {name: adapters for name, adapters in found.items() if adapters}
 
+    @checks_arguments
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -303,6 +309,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_networks().values():
             adapted.set_enabled(network, True)
 
+    @checks_arguments
     def fuse_lora(
         self,
         components: Names | None = None,
@@ -327,6 +334,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_components(components):
             adapted.fuse(network, names, lora_scale, safe_fusing)
 
+    @checks_arguments
     def unfuse_lora(self, components: Names | None = None) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         for network in self._lora_components(components):
