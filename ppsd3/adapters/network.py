@@ -17,9 +17,10 @@ from ..quantization import replace_layer
 from ..utils import elsewhere
 from ..utils.checking import Range, declared_types, fit
 from ..utils.elsewhere import check_argument_names
-from ..utils.errors import InputError
+from ..utils.errors import InputError, UnknownArgumentError
 from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
+from ..utils.threads import changes_networks
 from ..utils.types import Names
 from .layers import LowRank
 from .patterns import NamePattern, PatternTable
@@ -76,7 +77,10 @@ class LoraConfig:
     revision: str | None = None
 
     def __new__(cls, *args: Any, **settings: Any) -> LoraConfig:
-        check_argument_names("LoraConfig", settings, [field.name for field in fields(cls)], elsewhere.LORA_SETTINGS)
+        known = [field.name for field in fields(cls)]
+        if len(args) > len(known):
+            raise UnknownArgumentError(f"LoraConfig takes {len(known)} arguments, and {len(args)} are given.")
+        check_argument_names("LoraConfig", settings, known, elsewhere.LORA_SETTINGS)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -185,6 +189,7 @@ def _has_weights(layer: nn.Layer) -> bool:
     return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
 
 
+@changes_networks
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
     """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.
 

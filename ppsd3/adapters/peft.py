@@ -13,6 +13,7 @@ from ..utils.checking import checks_arguments
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.paddle_internals import no_grad
+from ..utils.threads import Changing, changes_networks
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
 from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
@@ -27,6 +28,7 @@ class PeftAdapterMixin(nn.Layer):
 
     _components: tuple[str, ...] = ()
 
+    @changes_networks
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str = "default") -> None:
         """Adds a new LoRA to train; its weights become the only trainable ones.
 
@@ -38,6 +40,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.add_adapter(self, adapter_config, adapter_name)
 
     @checks_arguments
+    @changes_networks
     def set_adapter(self, adapter_name: Names) -> None:
         """Makes these adapters the active ones, with the weights that they have.
 
@@ -48,6 +51,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
     @checks_arguments
+    @changes_networks
     def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
 
@@ -65,10 +69,12 @@ class PeftAdapterMixin(nn.Layer):
         """Names of the active adapters; none while adapters are disabled."""
         return adapted.active_adapters(self)
 
+    @changes_networks
     def disable_adapters(self) -> None:
         """Disables all adapters until :meth:`enable_adapters`. Fused ones stay in the weights."""
         adapted.set_enabled(self, False)
 
+    @changes_networks
     def enable_adapters(self) -> None:
         """Enables the adapters again."""
         adapted.set_enabled(self, True)
@@ -77,6 +83,7 @@ class PeftAdapterMixin(nn.Layer):
     enable_lora = enable_adapters
 
     @checks_arguments
+    @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -88,16 +95,19 @@ class PeftAdapterMixin(nn.Layer):
         adapted.detach(self, names)
 
     @checks_arguments
+    @changes_networks
     def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
         names = None if adapter_names is None else _names(adapter_names)
         adapted.require(self, names or ())
         adapted.fuse(self, names, lora_scale, safe_fusing)
 
+    @changes_networks
     def unfuse_lora(self) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         adapted.unfuse(self)
 
+    @changes_networks
     def unload_lora(self) -> None:
         """Removes all adapters. Fused ones stay in the weights for good."""
         adapted.unload(self)
@@ -150,9 +160,9 @@ class PeftAdapterMixin(nn.Layer):
             hub.update(token=token, force_download=force_download)
             path = str(given)
             tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub))
-        name = adapted.name_to_load([self], adapter_name, hotswap)
         component = (self._components or ("transformer",))[0]
-        with paddle.no_grad():
+        with Changing(self, "load_lora_adapter"), paddle.no_grad():
+            name = adapted.name_to_load([self], adapter_name, hotswap)
             found, _ = read_adapters(
                 _of_component(tensors, prefix, component),
                 {component: adapted.adaptable_layers(self)},
@@ -160,7 +170,7 @@ class PeftAdapterMixin(nn.Layer):
                 _of_component(metadata or {}, prefix, component),
                 network_alphas,
             )
-        (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
+            (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
     @checks_arguments
     def save_lora_adapter(
@@ -203,6 +213,7 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
 
 
 @checks_arguments
+@changes_networks
 @no_grad
 def set_peft_model_state_dict(
     model: nn.Layer, peft_model_state_dict: Mapping[str, Any], adapter_name: str = "default"

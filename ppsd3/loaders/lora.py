@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Optional, overload
 
 import paddle
@@ -20,6 +20,7 @@ from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
+from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
 from .textual_inversion import KEYS as WORD_KEYS
@@ -80,21 +81,21 @@ class SD3LoraLoaderMixin(PipelineHost):
         tensors, words, beside = self._bundled_words(tensors, path, strict)
         for name in {component_of(key) for key in tensors}:
             require_own(f"A LoRA for the {name}", networks.get(name), name)
-        adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
-        layers = {name: adapted.adaptable_layers(network) for name, network in networks.items()}
-        with paddle.no_grad():
+        with Changing(self, "load_lora_weights"), paddle.no_grad():
+            adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
+            layers = {name: adapted.adaptable_layers(network) for name, network in networks.items()}
             found, lost = read_adapters(tensors, layers, path, metadata, alphas, strict)
-        if words:
-            self.load_textual_inversion(list(words.values()), list(words))
-        lost = [*lost, *beside]
-        if lost:
-            _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
-        if hotswap:
-            for name, network in networks.items():
-                adapted.swap(network, adapter_name, found.get(name, {}))
-            return
-        for name, adapters in found.items():
-            adapted.attach(networks[name], adapter_name, adapters)
+            if words:
+                self.load_textual_inversion(list(words.values()), list(words))
+            lost = [*lost, *beside]
+            if lost:
+                _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
+            if hotswap:
+                for name, network in networks.items():
+                    adapted.swap(network, adapter_name, found.get(name, {}))
+                return
+            for name, adapters in found.items():
+                adapted.attach(networks[name], adapter_name, adapters)
 
     def _bundled_words(self, tensors, path, strict):
         """(tensors of the adapter, word -> its embeddings by encoder, keys left out): OneTrainer writes words that were
@@ -242,6 +243,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
         save_lora_file(save_directory, weight_name, tensors, config, layout)
 
+    @works_with_networks
     def _layers_to_save(self, adapter_name):
         names = self._adapter_names()
         if adapter_name is None and len(names) == 1:
@@ -254,6 +256,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
 
     @checks_arguments
+    @changes_networks
     def set_adapters(
         self,
         adapter_names: Names,
@@ -288,6 +291,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         return {name: adapters for name, adapters in found.items() if adapters}
 
     @checks_arguments
+    @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -299,17 +303,20 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_networks().values():
             adapted.detach(network, names)
 
+    @changes_networks
     def disable_lora(self) -> None:
         """Disables all adapters until :meth:`enable_lora`. Fused ones stay in the weights."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, False)
 
+    @changes_networks
     def enable_lora(self) -> None:
         """Enables the adapters again."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, True)
 
     @checks_arguments
+    @changes_networks
     def fuse_lora(
         self,
         components: Names | None = None,
@@ -335,11 +342,13 @@ class SD3LoraLoaderMixin(PipelineHost):
             adapted.fuse(network, names, lora_scale, safe_fusing)
 
     @checks_arguments
+    @changes_networks
     def unfuse_lora(self, components: Names | None = None) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         for network in self._lora_components(components):
             adapted.unfuse(network)
 
+    @changes_networks
     @takes_keywords_of(SWITCHES)
     def unload_lora_weights(self) -> None:
         """Removes all adapters. Fused ones stay in the weights for good."""
@@ -356,15 +365,13 @@ class SD3LoraLoaderMixin(PipelineHost):
         """Number of fused adapters."""
         return len(self.fused_loras)
 
-    @contextlib.contextmanager
-    def lora_scaled(self, scale: float | None, argument: str = "scale") -> Iterator[None]:
+    def lora_scaled(self, scale: float | None, argument: str = "scale") -> contextlib.AbstractContextManager[None]:
         """Multiplies the weights of all adapters by ``scale`` within the block; None changes nothing.
 
         Raises:
             InputError: ``scale`` is not a number, or not 1 though no adapter is loaded; the message names ``argument``.
         """
-        with scaled_adapters(list(self._lora_networks().values()), scale, argument):
-            yield
+        return scaled_adapters(list(self._lora_networks().values()), scale, argument)
 
     def _refuse_on_demand(self):
         for name in self._lora_loadable_modules:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from functools import reduce
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from typing import Any, Callable
 import paddle
 from paddle import Tensor, nn
 
+from ..utils.contexts import held
 from ..utils.errors import InputError
 from ..utils.paddle_internals import no_grad, share_memory
 
@@ -229,8 +230,9 @@ def adapter_scale(network: nn.Layer) -> float:
     return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLayer)), 1.0)
 
 
-@contextlib.contextmanager
-def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument: str) -> Iterator[None]:
+def scaled_adapters(
+    networks: Sequence[nn.Layer], scale: float | None, argument: str
+) -> contextlib.AbstractContextManager[None]:
     """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts, for what runs in
     its context: the networks do not change, so other threads see nothing of it.
 
@@ -238,8 +240,11 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
         InputError: ``scale`` is no number, or not 1 though there is no adapter; names ``argument``.
     """
     if scale is None or (scale == 1 and not isinstance(scale, bool)):
-        yield
-        return
+        return contextlib.nullcontext()
+    return held(_scales, _scaled(networks, scale, argument))
+
+
+def _scaled(networks, scale, argument):
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise InputError(
             f"{argument} is {scale!r}; it is a number, by which the strength of LoRA layers is multiplied."
@@ -247,11 +252,7 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
     layers = [layer for network in networks for layer in adapted_layers(network).values()]
     if not layers:
         raise InputError(f"{argument} is {scale}: it scales LoRA layers, and none is loaded. Leave it out.")
-    token = _scales.set({**_scales.get(), **{layer: layer.scale * scale for layer in layers}})
-    try:
-        yield
-    finally:
-        _scales.reset(token)
+    return {**_scales.get(), **{layer: layer.scale * scale for layer in layers}}
 
 
 def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.checking import fit
 from ..utils.errors import CheckpointFormatError
 from ..utils.json_files import parse_json_object, read_json
 from ..utils.types import PathLike
@@ -97,7 +98,8 @@ class SingleFile:
 
     def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
         source = f"{self.path}: its metadata {CONFIGS_KEY!r}"
-        return parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
+        configs = parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
+        return fit(source, configs, dict[str, dict], CheckpointFormatError)
 
     def _config_beside(self):
         """A ControlNet's configuration, which shapes do not tell whole, where its file is in a diffusers directory."""
