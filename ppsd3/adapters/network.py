@@ -186,7 +186,7 @@ def adaptable_layers(network: nn.Layer) -> dict[str, Any]:
 def _has_weights(layer: nn.Layer) -> bool:
     """Whether it is a convolution or a norm with weights: of all layers, norms alone have a vector called so."""
     weight = layer.parameters(include_sublayers=False)[:1]
-    return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
+    return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer.sublayers())
 
 
 @changes_networks
