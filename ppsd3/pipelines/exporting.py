@@ -26,6 +26,7 @@ from ..utils.files import atomic_write, replacing, require_space
 from ..utils.interruption import interruptible
 from ..utils.json_files import parse_json_object
 from ..utils.paddle_internals import WRONG_PASSES, is_program
+from ..utils.threads import works_with_networks
 from ..utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Graph(NamedTuple):
     outputs: list[Port]
 
 
+@works_with_networks
 def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str:
     """Writes the networks of ``pipe`` as models for Paddle Inference, with active LoRAs in them.
 

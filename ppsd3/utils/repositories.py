@@ -157,6 +157,14 @@ class HuggingFaceRepository(Repository):
             raise HubUnreachable(f"{self.page} cannot be reached ({error})", self.remedy) from error
         except utils.EntryNotFoundError as error:
             raise self.error(f"does not give a file that it lists ({error}). Try again") from error
+        except utils.HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", None)
+            if status not in (401, 403):
+                raise HubUnreachable(f"{self.page} cannot be reached ({error})", self.remedy) from error
+            raise self.error(
+                f"may not be read (the hub answers {status}): accept its licence at {self.page}, and check the token "
+                "(`hf auth login`, HF_TOKEN or `token`)"
+            ) from error
         # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.
         except Exception as error:
             reason = f"{self.page} cannot be reached ({type(error).__name__}: {error})"

@@ -155,7 +155,7 @@ def test_absent_file(tmp_path):
 def test_html_error_page_is_no_checkpoint(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"<!doctype html><html><body>404</body></html>")
-    refused(path, "header")
+    refused(path, "web page")
 
 
 def test_git_lfs_pointer_is_no_checkpoint(tmp_path):
