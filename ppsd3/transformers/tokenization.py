@@ -570,7 +570,9 @@ def _read_settings(path, content, default_tokens):
     tokens = {name: _token(place + name, config[name]) for name in _TOKEN_NAMES if name in config}
     if "added_tokens_decoder" in config:
         listed = fit(place + "added_tokens_decoder", config["added_tokens_decoder"], dict, CheckpointFormatError)
-        added = [(id, _token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()]
+        added: list[tuple[Any, Any]] = [
+            (id, _token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()
+        ]
     else:
         special = _optional_json(path, "special_tokens_map.json", "the special tokens of a tokenizer")
         there = os.path.join(path, "special_tokens_map.json") + ": "

@@ -145,12 +145,21 @@ def _charsmap(content):
     return None
 
 
+def _is_piece(pair):
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+    return is_pair and isinstance(pair[0], str) and isinstance(pair[1], (float, int)) and pair[1] == pair[1]
+
+
 def _checked_pieces(vocab):
     """``vocab`` as pairs of str and float."""
     if not isinstance(vocab, (list, tuple)) or not 0 < len(vocab) <= MOST_TOKENS:
         raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a list of 1 to {MOST_TOKENS:,}.")
-    for pair in vocab:
-        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
-        if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], (float, int)) or pair[1] != pair[1]:
-            raise CheckpointFormatError(f"The vocabulary has {shown(pair)}; it has to have pairs of text and a number.")
+    are_pairs = set(map(type, vocab)) <= {list, tuple} and set(map(len, vocab)) == {2}
+    pieces, scores = zip(*vocab) if are_pairs else ((), ())
+    if set(map(type, pieces)) != {str} or not set(map(type, scores)) <= {float, int} or any(s != s for s in scores):
+        wrong = next((pair for pair in vocab if not _is_piece(pair)), None)
+        if wrong is not None:
+            raise CheckpointFormatError(
+                f"The vocabulary has {shown(wrong)}; it has to have pairs of text and a number."
+            )
     return [(piece, float(score)) for piece, score in vocab]
