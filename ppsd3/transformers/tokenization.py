@@ -105,7 +105,8 @@ class PretrainedTokenizer:
         self.model_max_length = model_max_length or self.default_max_length
         self._backend = backend
         self._add_tokens([*added_tokens, *named.values()])
-        backend.post_processor = self._post_processor()
+        with library_errors("the start and end tokens cannot be used"):
+            backend.post_processor = self._post_processor()
 
     # -- special tokens --------------------------------------------------------------------------------------------
 

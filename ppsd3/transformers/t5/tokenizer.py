@@ -160,6 +160,6 @@ def _checked_pieces(vocab):
         wrong = next((pair for pair in vocab if not _is_piece(pair)), None)
         if wrong is not None:
             raise CheckpointFormatError(
-                f"The vocabulary has {shown(wrong)}; it has to have pairs of text and a number."
+                f"The vocabulary has {shown(wrong)}; it has pairs of text and a number."
             )
     return [(piece, float(score)) for piece, score in vocab]
