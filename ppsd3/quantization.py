@@ -21,6 +21,7 @@ from paddle import nn
 from .ops import Linear, QuantizedLinear, WeightOnlyLinear, own_sublayers
 from .serialization.source import TensorSource
 from .serialization.tensors import is_floating
+from .utils.checking import shown
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
 from .utils.types import Names
 
@@ -115,8 +116,8 @@ def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: Tensor
     method = config.get("quant_method") if isinstance(config, dict) else config
     if method not in KINDS:
         raise ConfigError(
-            f"{checkpoint.path} is quantized by {method!r}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint that is "
-            "not quantized, then call quantize('int8')."
+            f"{checkpoint.path} is quantized by {shown(method)}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint "
+            "that is not quantized, then call quantize('int8')."
         )
     suffix = ".weight_scale"
     layers = dict(model.named_sublayers())
