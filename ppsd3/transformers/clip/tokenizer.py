@@ -7,12 +7,12 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
-from ...utils.checking import shown
+from ...utils.checking import fit, shown
 from ...utils.errors import CheckpointFormatError
 from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
-from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, library_errors
+from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, checked_token, content_of, library_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,7 +55,8 @@ class CLIPTokenizer(PretrainedTokenizer):
         model_max_length: int | None = None,
     ) -> None:
         self._vocab, self._merges = _checked_vocabulary(vocab), _checked_merges(merges)
-        backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
+        named = {**self.default_tokens, **(fit("tokens", tokens, Optional[Mapping]) or {})}
+        backend = _build(self._vocab, self._merges, content_of(checked_token("unk_token", named["unk_token"])))
         super().__init__(backend, tokens, added_tokens, model_max_length)
 
     @classmethod
@@ -107,9 +108,8 @@ def _build(vocab, merges, unk_token):
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    unk = unk_token["content"] if isinstance(unk_token, dict) else unk_token
     with library_errors("CLIP's vocabulary and merges do not fit together"):
-        model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk)
+        model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk_token)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
