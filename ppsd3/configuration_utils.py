@@ -22,6 +22,9 @@ from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
 from .utils.json_files import read_json
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from .utils.pipeline_index import named_class
+from .utils.recognition import explain_class
+from .utils.threads import process_wide
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -74,7 +77,8 @@ def register_to_config(init: Init) -> Init:
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
         # Through object.__setattr__: nn.Layer refuses attributes before its own __init__ has run.
         object.__setattr__(self, "_internal_config", FrozenConfig(arguments))
-        init(*bound.args, **bound.kwargs)
+        with process_wide:  # another thread's LazyGuard would leave parameters without memory
+            init(*bound.args, **bound.kwargs)
 
     return cast(Init, wrapper)  # with the constructor's own signature
 
@@ -131,7 +135,10 @@ class ConfigMixin:
     @classmethod
     def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
         """The entries of ``config`` that ``__init__`` takes. Raises ConfigError if another one is not metadata."""
-        known = cls._known_keys()
+        known, named = cls._known_keys(), named_class(config)
+        foreign = explain_class(source, named)
+        if foreign is not None:
+            raise ConfigError(foreign)
         arguments = {}
         for key, value in config.items():
             if key in known:
@@ -144,6 +151,8 @@ class ConfigMixin:
                     )
             elif key not in cls.ignored_config_keys and not _METADATA_KEY.fullmatch(key):
                 hint = nearest(key, known, f"Known keys: {', '.join(known)}.")
+                if named not in (None, cls.__name__):
+                    hint = f"It is of a {named[:80]}: load it with its class, or check `subfolder`."
                 raise ConfigError(
                     f"{cls.__name__} does not know the key {shown(key)} (value {shown(value)}) of {source}. {hint}"
                 )

@@ -23,6 +23,7 @@ from .serialization.source import TensorSource
 from .serialization.tensors import is_floating
 from .utils.checking import shown
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
+from .utils.recognition import explain_quantization
 from .utils.types import Names
 
 KINDS = ("int8",)
@@ -116,7 +117,8 @@ def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: Tensor
     method = config.get("quant_method") if isinstance(config, dict) else config
     if method not in KINDS:
         raise ConfigError(
-            f"{checkpoint.path} is quantized by {shown(method)}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint "
+            explain_quantization(checkpoint.path, config)
+            or f"{checkpoint.path} is quantized by {shown(method)}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint "
             "that is not quantized, then call quantize('int8')."
         )
     suffix = ".weight_scale"

@@ -51,5 +51,5 @@ def named_class(config: Mapping[str, Any]) -> str | None:
     """The class that a ``config.json`` is for, as diffusers or as transformers says it; None if it names none."""
     architectures = config.get("architectures")
     listed = architectures if isinstance(architectures, list) else []
-    names = [config.get("_class_name"), config.get("tokenizer_class"), *listed[:1]]
+    names = [config.get(key) for key in ("_class_name", "tokenizer_class", "image_processor_type")] + listed[:1]
     return next((name for name in names if isinstance(name, str) and name), None)

@@ -25,6 +25,10 @@ UNREADABLE = {
     "f8_e8m0": "F8_E8M0", "f8_e4m3fnuz": "F8_E4M3FNUZ", "f4": "F4", "f6_e2m3": "F6_E2M3", "c64": "C64", "u32": "U32",
     "u64": "U64", "huger_empty_shape": "shape", "a_thousand_axes": "1000 axes",
 }  # fmt: skip
+# Kinds that are recognized -> what is said in place of the library's reason.
+RECOGNIZED = {
+    "empty_file": "is empty", "one_byte_short": "1 of 77 bytes are missing", "past_end": "8 of 86 bytes are missing",
+}  # fmt: skip
 MEMORY = 1 << 24  # bytes that opening may take; the largest file here has a few million
 
 
@@ -52,7 +56,7 @@ def test_a_broken_file_is_refused_with_its_name_and_the_reason(written):
     tracemalloc.stop()
     message = str(caught.value)
     assert str(written) in message and "Download or write it again" in message and len(message) < 1000
-    assert str(caught.value.__cause__)[:100] in message
+    assert RECOGNIZED.get(written.stem, str(caught.value.__cause__)[:100]) in message
     assert peak < MEMORY
 
 
@@ -158,7 +162,7 @@ def test_paths_of_every_kind(tmp_path, name, kind):
 def test_what_is_no_file_is_not_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "absent", f"{tmp_path}/a\0b"):
-        with pytest.raises(CheckpointNotFoundError, match=r"does not exist|no file"):
+        with pytest.raises(CheckpointNotFoundError, match=r"does not exist|no file|directory"):
             SafetensorsFile(path)
 
 
