@@ -6,7 +6,7 @@ import gzip
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
 from ...utils.checking import fit, shown
@@ -79,7 +79,7 @@ class CLIPTokenizer(PretrainedTokenizer):
             return None
         return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).replace(_END_OF_WORD, " ").strip()
 
     def _post_processor(self):
