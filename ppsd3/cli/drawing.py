@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 from typing import Any
 
 from .. import __version__
 from ..utils.errors import InputError
-from ..utils.images import open_regular
+from ..utils.files import atomic_write
 from . import from_png
 from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
 from .png import names_directory, output_files, save_png
+from .prompt_files import read_prompts
 
 # What of the options goes into a PNG, beside those of the call: what has to be known to draw it again.
 _RECORDED = (
@@ -123,14 +123,7 @@ def _prompts(arguments):
         return [arguments.prompt]
     if arguments.prompt is not None and arguments.from_png is None:
         raise InputError("Both PROMPT and --prompt-file are given. Give one of the two.")
-    try:
-        with open_regular(arguments.prompt_file, f"--prompt-file {arguments.prompt_file}") as file:
-            prompts = [line.strip() for line in io.TextIOWrapper(file, "utf-8-sig") if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"--prompt-file {arguments.prompt_file} cannot be read: {error}") from error
-    if not prompts:
-        raise InputError(f"--prompt-file {arguments.prompt_file} holds no prompt. Write one on each line.")
-    return prompts
+    return read_prompts(arguments.prompt_file)
 
 
 def _check_picture_prompt(arguments):
@@ -156,7 +149,8 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
     def save(step, images):
         for i, image in enumerate(images):
             number = f"-{i + 1}" if len(images) > 1 else ""
-            image.save(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png"))
+            with atomic_write(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png")) as file:
+                image.save(file, format="PNG")
 
     return {"callback_on_step_end": LatentPreview.of(pipe).callback(save)}
 

@@ -13,11 +13,12 @@ from ..pipelines.component_classes import component_class
 from ..pipelines.exporting import INDEX as EXPORT_INDEX
 from ..serialization import Checkpoint
 from ..utils import device
-from ..utils.errors import CheckpointFormatError, InputError
+from ..utils.errors import CheckpointError, CheckpointFormatError, ConfigError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
 from ..utils.printable import printable
+from ..utils.recognition import explain
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
 from .from_png import needs_trust
 from .png import read_settings
@@ -40,9 +41,20 @@ def run(arguments):
         if arguments.variant is not None:
             raise InputError("--variant chooses among a checkpoint's files, and no checkpoint is named. Name it first.")
         return print(_machine())
+    if _is_file(arguments.checkpoint) and arguments.variant is not None:
+        raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")
+    try:
+        _show_checkpoint(arguments)
+    except (CheckpointError, ConfigError):
+        path = os.path.expanduser(arguments.checkpoint)
+        known = explain(path, wanted="any") if os.path.lexists(path) else None
+        if known is None:
+            raise
+        print(known)  # what it is, though it cannot be used
+
+
+def _show_checkpoint(arguments):
     if _is_file(arguments.checkpoint):
-        if arguments.variant is not None:
-            raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")
         return _show_file(arguments.checkpoint)
     directory = resolve_checkpoint(arguments.checkpoint, variant=arguments.variant)
     if not os.path.isfile(os.path.join(directory, INDEX_NAME)):

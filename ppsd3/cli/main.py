@@ -7,6 +7,7 @@ import sys
 from .. import __version__
 from ..utils.device import tune_process
 from ..utils.errors import PPSD3Error
+from ..utils.interruption import Terminated, terminable
 from ..utils.printable import guarded_streams
 from .from_png import take_settings
 
@@ -17,15 +18,17 @@ COMMANDS = {
     "img2img": "draw pictures from a prompt and a picture",
     "inpaint": "draw a marked part of a picture anew",
     "control": "draw pictures guided by a picture, through a ControlNet",
+    "train": "fine-tune a model, or train a ControlNet",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",
     "export": "a model's networks as models for Paddle Inference",
+    "doctor": "check the installation, and directories for what interrupted saves left",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 
 USAGE_ERROR = 2  # what argparse exits with, too
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and + SIGTERM, as shells have it
 
 
 @guarded_streams()
@@ -35,9 +38,12 @@ def main(argv=None):
         sys.excepthook = guarded_streams()(sys.__excepthook__)
     arguments = None
     try:
-        arguments = _parse(argv)
-        tune_process()
-        return arguments.run(arguments) or 0
+        with terminable():
+            arguments = _parse(argv)
+            tune_process()
+            return arguments.run(arguments) or 0
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

@@ -21,6 +21,7 @@ from ..modeling_utils import ModelMixin, is_to_be_filled
 from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
+from ..utils.checking import checks_arguments
 from ..utils.config_types import Heads, HeadWidth, Index, Layers, PatchSide, Pixels, PositionTable, Width
 from ..utils.errors import ConfigError, InputError
 from ..utils.files import replacing
@@ -267,12 +268,15 @@ class SD3MultiControlNetModel(ModelMixin):
 
     _components = ()
 
+    @checks_arguments
     def __init__(self, controlnets: Sequence[SD3ControlNetModel]) -> None:
         super().__init__()
-        wrong = [type(net).__name__ for net in controlnets if not isinstance(net, SD3ControlNetModel)]
-        if wrong or not controlnets:
-            raise InputError(f"SD3MultiControlNetModel takes SD3ControlNetModels, not {wrong or 'an empty list'}.")
+        if not controlnets:
+            raise InputError("controlnets is an empty list. Pass one or more SD3ControlNetModels.")
         self.nets = nn.LayerList(list(controlnets))
+
+    def _shared_parts(self) -> list[Any]:
+        return [self, *self.nets]
 
     @property
     def config(self) -> FrozenConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import paddle
@@ -10,14 +10,18 @@ import paddle.nn.functional as F
 from PIL import Image
 
 from ..configuration_utils import ConfigMixin, register_to_config
+from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError
 from ..utils.images import read_pictures
 from .call_signature import Pictures
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2
+Pixels = Annotated[int, Range(1, 2**20)]
+ResizeMode = Literal["default", "fill", "crop"]
+OutputType = Literal["pil", "np", "pt", "pd", "latent"]
 
-RESIZE_MODES = ("default", "fill", "crop")
-OUTPUT_TYPES = ("pil", "np", "pt", "pd", "latent")
+Array = Annotated[np.ndarray, Range(axes=(3, 4))]
+Tensor = Annotated[paddle.Tensor, Range(axes=(4,))]
 
 
 class VaeImageProcessor(ConfigMixin):
@@ -51,12 +55,13 @@ class VaeImageProcessor(ConfigMixin):
         if do_convert_rgb and do_convert_grayscale:
             raise ConfigError("do_convert_rgb and do_convert_grayscale exclude each other. Set one of them.")
 
+    @checks_arguments
     def preprocess(
         self,
         image: Pictures,
-        height: int | None = None,
-        width: int | None = None,
-        resize_mode: str = "default",
+        height: Pixels | None = None,
+        width: Pixels | None = None,
+        resize_mode: ResizeMode = "default",
         crops_coords: Box | None = None,
     ) -> paddle.Tensor:
         """Pictures -> tensor [B, c, H, W] fp32, in [-1, 1] with ``do_normalize``, else in [0, 1].
@@ -90,8 +95,9 @@ class VaeImageProcessor(ConfigMixin):
             pixels = (pixels >= 0.5).astype(pixels.dtype)
         return pixels
 
+    @checks_arguments
     def postprocess(
-        self, image: paddle.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None
+        self, image: paddle.Tensor, output_type: OutputType = "pil", do_denormalize: list[bool] | None = None
     ) -> list[Image.Image] | np.ndarray | paddle.Tensor:
         """Tensor [B, 3, H, W] in about [-1, 1] -> what ``output_type`` says.
 
@@ -103,19 +109,21 @@ class VaeImageProcessor(ConfigMixin):
         Raises:
             InputError: another ``output_type``, or no tensor.
         """
-        check_output_type(output_type)
-        if not isinstance(image, paddle.Tensor):
-            raise InputError(f"`image` is a {type(image).__name__}; postprocess takes a tensor [B, C, H, W].")
         if output_type == "latent":
             return image
+        if image.ndim != 4:
+            raise InputError(f"`image` has the shape {list(image.shape)}; it has to be [B, C, H, W].")
         flags = do_denormalize or [self.config.do_normalize] * image.shape[0]
         image = paddle.stack([self.denormalize(row) if flag else row for row, flag in zip(image, flags)])
         if output_type in ("pt", "pd"):
             return image
         array = image.transpose([0, 2, 3, 1]).astype("float32").numpy()
-        return array if output_type == "np" else self.numpy_to_pil(array)
+        return array if output_type == "np" else _to_pil(array)
 
-    def resize(self, picture: Image.Image, height: int, width: int, resize_mode: str = "default") -> Image.Image:
+    @checks_arguments
+    def resize(
+        self, picture: Image.Image, height: Pixels, width: Pixels, resize_mode: ResizeMode = "default"
+    ) -> Image.Image:
         """A PIL picture in another size.
 
         Args:
@@ -136,14 +144,18 @@ class VaeImageProcessor(ConfigMixin):
         return _centred(picture.resize(inner, resample=resample), width, height, resize_mode == "fill")
 
     @staticmethod
-    def blur(picture: Image.Image, blur_factor: int = 4) -> Image.Image:
+    @checks_arguments
+    def blur(picture: Image.Image, blur_factor: Annotated[float, Range(0, 1000)] = 4) -> Image.Image:
         """A PIL picture (a mask with hard edges, mostly) blurred by a Gaussian of ``blur_factor`` pixels."""
         from PIL import ImageFilter
 
         return read_pictures("picture", picture, None).filter(ImageFilter.GaussianBlur(blur_factor))
 
     @staticmethod
-    def get_crop_region(mask_image: Image.Image, width: int, height: int, pad: int = 0) -> Box:
+    @checks_arguments
+    def get_crop_region(
+        mask_image: Image.Image, width: Pixels, height: Pixels, pad: Annotated[int, Range(0)] = 0
+    ) -> Box:
         """The part of a picture around what a mask marks, in the proportions of ``width`` and ``height``.
 
         Args:
@@ -170,6 +182,7 @@ class VaeImageProcessor(ConfigMixin):
             x1, x2 = _widened(x1, x2, int((y2 - y1) * wanted), mask_image.width)
         return x1, y1, x2, y2
 
+    @checks_arguments
     def apply_overlay(
         self, mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None
     ) -> Image.Image:
@@ -180,6 +193,8 @@ class VaeImageProcessor(ConfigMixin):
         """
         from PIL import ImageOps
 
+        if mask.size != init_image.size:
+            raise InputError(f"`mask` is {mask.size} pixels and `init_image` {init_image.size}. Make them of one size.")
         if crop_coords is not None:
             x1, y1, x2, y2 = crop_coords
             whole = Image.new("RGB", init_image.size)
@@ -196,8 +211,6 @@ class VaeImageProcessor(ConfigMixin):
 
     @staticmethod
     def _check_resizing(images, resize_mode, crops_coords):
-        if resize_mode not in RESIZE_MODES:
-            raise InputError(f"`resize_mode` is {resize_mode!r}; it has to be one of {', '.join(RESIZE_MODES)}.")
         if (resize_mode != "default" or crops_coords is not None) and not isinstance(images[0], Image.Image):
             raise InputError("`resize_mode` and `crops_coords` are for PIL pictures. Convert the array, or leave them.")
 
@@ -237,16 +250,19 @@ class VaeImageProcessor(ConfigMixin):
         return size
 
     @staticmethod
+    @checks_arguments
     def normalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[0, 1] -> [-1, 1]."""
         return 2.0 * pixels - 1.0
 
     @staticmethod
+    @checks_arguments
     def denormalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[-1, 1] -> [0, 1], with what lies outside cut off."""
         return (pixels * 0.5 + 0.5).clip(0, 1)
 
     @staticmethod
+    @checks_arguments
     def pil_to_numpy(images: Image.Image | list[Image.Image]) -> np.ndarray:
         """PIL pictures of one size -> [B, H, W, c] float32 in [0, 1]."""
         pictures = read_pictures("images", images if isinstance(images, list) else [images], None)
@@ -254,13 +270,15 @@ class VaeImageProcessor(ConfigMixin):
         return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
 
     @staticmethod
-    def numpy_to_pt(images: np.ndarray) -> paddle.Tensor:
+    @checks_arguments
+    def numpy_to_pt(images: Array) -> paddle.Tensor:
         """[B, H, W, c] (or grey [B, H, W]) -> tensor [B, c, H, W]."""
         images = images if images.ndim == 4 else images[..., None]
         return paddle.to_tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
     @staticmethod
-    def pt_to_numpy(images: paddle.Tensor) -> np.ndarray:
+    @checks_arguments
+    def pt_to_numpy(images: Tensor) -> np.ndarray:
         """Tensor [B, c, H, W] -> [B, H, W, c] float32."""
         return images.transpose([0, 2, 3, 1]).astype("float32").numpy()
 
@@ -268,10 +286,15 @@ class VaeImageProcessor(ConfigMixin):
     pd_to_numpy = pt_to_numpy
 
     @staticmethod
-    def numpy_to_pil(array: np.ndarray) -> list[Image.Image]:
+    @checks_arguments
+    def numpy_to_pil(array: Array) -> list[Image.Image]:
         """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
-        pixels = (array * 255).round().astype("uint8")
-        return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
+        return _to_pil(array)
+
+
+def _to_pil(array):
+    pixels = (array * 255).round().astype("uint8")
+    return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
 
 
 def _filter(name):
@@ -321,6 +344,7 @@ class SD3CannyImageProcessor(VaeImageProcessor):
     def __init__(self, **options: Any):
         super().__init__(**{**options, "do_normalize": False})
 
+    @checks_arguments
     def preprocess(self, image: Pictures, *args: Any, **options: Any) -> paddle.Tensor:
         """As :meth:`VaeImageProcessor.preprocess`, in [0.5, 128]."""
         return super().preprocess(image, *args, **options) * (255 * 0.5) + 0.5
@@ -331,9 +355,3 @@ def mask_processor(vae_scale_factor: int) -> VaeImageProcessor:
     return VaeImageProcessor(
         vae_scale_factor=vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )
-
-
-def check_output_type(output_type: str) -> None:
-    """Raises InputError unless ``output_type`` is one that ``VaeImageProcessor.postprocess`` knows."""
-    if output_type not in OUTPUT_TYPES:
-        raise InputError(f"`output_type` is {output_type!r}; it has to be one of {', '.join(OUTPUT_TYPES)}.")

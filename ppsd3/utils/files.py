@@ -304,8 +304,10 @@ def _exchange(made, target, stale):
     except OSError:
         return False
     _sync(os.path.dirname(target))
-    late = _others(made, target, stale)[0]  # files that came while the others were linked
-    _link(late or [], made, target)
+    for path in _others(made, target, stale)[0] or ():  # what came while the others were linked
+        there = os.path.join(target, path)
+        if not os.path.lexists(there):  # else it is a directory of both, or moved with one
+            os.rename(os.path.join(made, path), there)
     return True
 
 
@@ -332,6 +334,9 @@ def _others(old, new, stale, inside=""):
                 if stay is None and inside and not os.path.isdir(there):
                     continue  # whatever is in it, it stays where it is
                 more, more_gone = _others(old, new, stale, path)
+                if more == [] and more_gone and not os.path.lexists(there):  # nothing of it stays
+                    gone.append(path)
+                    continue
                 if stay is None or more is None or not os.access(entry.path, os.W_OK | os.X_OK):
                     stay = None
                 else:

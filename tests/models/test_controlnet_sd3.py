@@ -160,7 +160,7 @@ def test_several():
     with pytest.raises(InputError, match="1 entries for 2 ControlNets"):
         many(controlnet_cond=[cond], conditioning_scale=[1.0, 0.5], **given)
     for wrong in ([], [nets[0], 3]):
-        with pytest.raises(InputError, match="SD3ControlNetModels"):
+        with pytest.raises(InputError, match="controlnets"):
             SD3MultiControlNetModel(wrong)
 
 
@@ -181,3 +181,5 @@ def test_several_saved_and_loaded(tmp_path):
     assert [dict(net.config) for net in again.nets] == [dict(net.config) for net in many.nets]
     for name, tensor in many.state_dict().items():
         assert np.array_equal(tensor.numpy(), again.state_dict()[name].numpy())
+    SD3MultiControlNetModel(many.nets[:1]).save_pretrained(tmp_path / "controlnet")  # fewer, over these
+    assert len(SD3MultiControlNetModel.from_pretrained(tmp_path / "controlnet").nets) == 1

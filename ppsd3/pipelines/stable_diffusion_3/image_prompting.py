@@ -32,10 +32,13 @@ def check(call: Call) -> None:
     Raises:
         InputError
     """
-    pipe, image, embeds = call.pipe, call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
+    image, embeds = call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
+    if image is not None or embeds is not None:
+        _check_given(call.pipe, image, embeds)
+
+
+def _check_given(pipe, image, embeds):
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
-    if image is None and embeds is None:
-        return
     if pipe.ip_adapter is None:
         raise InputError(f"`{name}` needs an IP-adapter. Load one with pipe.load_ip_adapter(), or leave it out.")
     if image is not None and embeds is not None:
@@ -129,10 +132,14 @@ def read_picture(call: Call, guided: bool) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: the number of pictures fits neither the prompts nor the pictures to be drawn.
     """
-    pipe, image, embeds = call.pipe, call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
-    if (image is None and embeds is None) or not pipe.is_ip_adapter_active:
+    image, embeds = call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
+    if (image is None and embeds is None) or not call.pipe.is_ip_adapter_active:
         return None, None
+    return _read_given(call, image, embeds, guided)
+
+
+def _read_given(call, image, embeds, guided):
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
-    halves = prepare_image_embeds(pipe, image, embeds, guided)
+    halves = prepare_image_embeds(call.pipe, image, embeds, guided)
     positive, negative = (None if half is None else match_batch(half, call, name) for half in halves)
     return positive, negative

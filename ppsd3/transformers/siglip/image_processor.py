@@ -106,7 +106,7 @@ class SiglipImageProcessor(ConfigMixin):
         directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
         directory = os.path.join(directory, subfolder) if subfolder else directory
         with naming(os.path.join(directory, cls.config_name)):
-            return cls.from_config(cls.load_config(directory), **options)
+            return cls.from_config(cls.load_config(os.path.abspath(directory)), **options)
 
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
