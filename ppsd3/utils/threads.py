@@ -101,8 +101,8 @@ class Changing:
     def _refuse_within_a_call(self, parts, me):
         if any((part, me) in _working for part in parts):
             raise InputError(
-                f"{self._what}() changes what a call of this very thread works with, as in a callback. Call it before "
-                "or after that call."
+                f"{self._what}() changes what this very thread works with: in a call, as of a callback, or within "
+                "`using()`. Call it before or after."
             )
         if _is_inside(me) and _is_busy(parts, me):
             raise InputError(

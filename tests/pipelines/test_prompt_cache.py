@@ -95,7 +95,7 @@ def test_refusals(pipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         PromptCache(tmp_path / "file")
-    with pytest.raises(InputError, match="max_entries is 0"):
+    with pytest.raises(InputError, match="`max_entries` is 0"):
         PromptCache(max_entries=0)
     with pytest.raises(InputError, match="not a dict"):
         pipe.enable_prompt_cache({})
