@@ -40,6 +40,7 @@ from .utils.files import read_whole
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
+from .utils.recognition import explaining
 from .utils.threads import Shared, changes_networks, process_wide, works_with_networks
 from .utils.types import Dtype, Names, PathLike
 
@@ -101,7 +102,8 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
     @classmethod
     def _opened(cls, directory: str, variant: str | None) -> tuple[dict[str, Any], Checkpoint]:
         """The configuration and the weights in ``directory``."""
-        return cls.load_config(directory), Checkpoint.open(directory, cls.weights_name, variant)
+        # Absolute: a folder that is missing is not looked for on a hub.
+        return cls.load_config(os.path.abspath(directory)), Checkpoint.open(directory, cls.weights_name, variant)
 
     @overload
     @classmethod
@@ -229,15 +231,17 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
         dtype = floating_dtype(paddle_dtype)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
         hub.update(token=token, force_download=force_download)
-        file = SingleFile(resolve_file(pretrained_model_link_or_path, **hub))
-        component = cls._component_in(file, subfolder)
-        if isinstance(config, (str, os.PathLike)):
-            directory = resolve_checkpoint(config, subfolder=component, **hub)
-            folder = os.path.join(directory, component)
-            config = cls.load_config(folder if os.path.isdir(folder) else directory)
-        source = file.source(component)
-        config = config or file.configs.get(component) or infer_config(component, source)
-        return cls.from_source(source, {**config, **overrides}, dtype, storage_dtype)
+        path = resolve_file(pretrained_model_link_or_path, **hub)
+        with explaining(path, wanted="network"):
+            file = SingleFile(path)
+            component = cls._component_in(file, subfolder)
+            if isinstance(config, (str, os.PathLike)):
+                directory = resolve_checkpoint(config, subfolder=component, **hub)
+                folder = os.path.join(directory, component)
+                config = cls.load_config(folder if os.path.isdir(folder) else directory)
+            source = file.source(component)
+            config = config or file.configs.get(component) or infer_config(component, source)
+            return cls.from_source(source, {**config, **overrides}, dtype, storage_dtype)
 
     @classmethod
     def from_source(

@@ -159,12 +159,12 @@ class PeftAdapterMixin(nn.Layer):
             name = adapted.name_to_load([self], adapter_name, hotswap)
             found, _ = read_adapters(
                 _of_component(tensors, prefix, component),
-                {component: adapted.linear_layers(self)},
+                {component: adapted.adaptable_layers(self)},
                 path,
                 _of_component(metadata or {}, prefix, component),
                 network_alphas,
             )
-            (adapted.swap if hotswap else adapted.attach)(self, name, found[component])
+            (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
     def save_lora_adapter(
         self,
@@ -212,10 +212,18 @@ def set_peft_model_state_dict(
     """Fills an adapter that ``model`` has with the tensors of :func:`get_peft_model_state_dict`.
 
     Raises:
-        InputError: there is no such adapter.
+        InputError: there is no such adapter, or it is not a LoRA.
         WeightMismatchError: other names or shapes than the adapter's.
     """
     own = get_peft_model_state_dict(model, adapter_name)
+    adapters = adapted.adapters_called(model, adapter_name).values()
+    held = {id(tensor) for adapter in adapters for tensor in adapter.parameters()}
+    made = [name for name, tensor in own.items() if id(tensor) not in held]
+    if made:
+        raise InputError(
+            f"The adapter {adapter_name!r} has {made[0]}, which is no part of a LoRA that can be filled. Load it "
+            "with load_lora_adapter(..., hotswap=True)."
+        )
     differing = sorted(set(own) ^ set(peft_model_state_dict))
     if differing:
         raise WeightMismatchError(
@@ -242,5 +250,6 @@ def _of_component(entries: Mapping[str, Any], prefix: str | None, component: str
     own = {f"{component}.{key[len(start) :]}": value for key, value in entries.items() if key.startswith(start)}
     if own and prefix:
         return own
-    plain = component != "transformer" and not any(key.startswith((component, "lora_te")) for key in entries)
+    prefixes = (f"{component}.", f"{component}_2.", "lora_te")
+    plain = component != "transformer" and not any(key.startswith(prefixes) for key in entries)
     return {f"{component}.{key}" if plain else key: value for key, value in entries.items()}

@@ -16,6 +16,7 @@ from ..serialization.source import TensorInfo
 from ..serialization.tensors import cast
 from ..serialization.weight_files import find_weights, to_paddle
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
+from ..utils.checking import checks_arguments
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
@@ -148,6 +149,7 @@ class SD3IPAdapterMixin(PipelineHost):
         if self._residency.place is not None:
             raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
 
+    @checks_arguments
     def set_ip_adapter_scale(self, scale: float | list[float] | tuple[float, ...]) -> None:
         """Sets the weight of the image prompt in later calls; in a callback, in the call that it belongs to.
 

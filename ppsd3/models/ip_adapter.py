@@ -27,7 +27,7 @@ from ..modeling_utils import to_be_filled
 from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
-from ..serialization.source import TensorSource
+from ..serialization.source import TensorSource, explain_source
 from ..utils.contexts import held
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.types import Dtype, Shape, Tensors
@@ -435,7 +435,8 @@ class _Shapes:
     def of(self, name: str) -> Shape:
         if name not in self._names:
             raise CheckpointFormatError(
-                f"{self._source.path} is no IP-adapter of SD3: it has no {name}. Use one for Stable Diffusion 3.5, "
+                explain_source(self._source, wanted="ip_adapter")
+                or f"{self._source.path} is no IP-adapter of SD3: it has no {name}. Use one for Stable Diffusion 3.5, "
                 "e.g. InstantX's; those for other models do not fit."
             )
         return tuple(self._source.info(name).shape)

@@ -15,14 +15,16 @@ from ..loaders import FromSingleFileMixin
 from ..loaders.host import components_taken
 from ..modeling_utils import read_destination
 from ..quantization import choose_layers
+from ..serialization.tensors import floating_dtype
 from ..utils import logging
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
 from ..utils.threads import Shared, changes_networks, parts_of, working_with
 from .call_signature import Argument, describe
-from .component_classes import index_entry
+from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
@@ -54,6 +56,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
     def __init__(self, **components: Any):
         self._progress_bar_config: dict[str, Any] = {}
         self._residency: Resident = Resident()
+        check_fit(components)
         self.register_modules(**components)
 
     @classmethod
@@ -96,8 +99,6 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         Raises:
             InputError: components that this class needs and the other pipeline has not.
         """
-        if not isinstance(pipeline, DiffusionPipeline):
-            raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
         if not cls._component_signature():
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
         known = cls._component_signature()
@@ -110,7 +111,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
         for name in cls._carried:
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
-        return made if paddle_dtype is None else made.to(dtype=paddle_dtype)
+        return made if paddle_dtype is None else made.to(dtype=floating_dtype(paddle_dtype))
 
     @changes_networks
     @takes_keywords_of(MOVING, also=())
@@ -135,6 +136,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
             network.to(device=device, dtype=dtype)
         return self
 
+    @checks_arguments
     @changes_networks
     def quantize(self, kind: str, components: str | Sequence[str] | None = None) -> Self:
         """Holds the networks that take the time and the memory in int8; returns the pipeline.
@@ -159,6 +161,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
             network.quantize(kind)
         return self
 
+    @checks_arguments
     @changes_networks
     def compile(self, components: str | Sequence[str] | None = None) -> Self:
         """Runs networks as static graphs from the next call on; returns the pipeline.
@@ -195,6 +198,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
             raise InputError(f"components is {list(names)}; {introduction} {known}. Name one or more of them.")
         return [there[name] for name in names]
 
+    @checks_arguments
     def require(self, name: str) -> Any:
         """The component called ``name``. Raises an InputError if the pipeline has none."""
         part = getattr(self, name, None)
@@ -222,8 +226,9 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         else:
             getattr(part, method)(**options)
 
+    @checks_arguments
     @changes_networks
-    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
+    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
         Memory of the GPU: the largest network, for some tenths of a second per call.
@@ -237,8 +242,9 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         """
         self._offload(ModelOffload, gpu_id, device)
 
+    @checks_arguments
     @changes_networks
-    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
+    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
 
         Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
@@ -250,7 +256,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         self._refuse_moving("offloading")
         if gpu_id is not None and device is not None:
             raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
-        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or device or "gpu")
+        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or str(device or "gpu"))
         self._residency = kind(self._networks(), place)
 
     def _refuse_moving(self, what):
@@ -287,6 +293,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         """Options of ``tqdm`` for the progress bar, e.g. ``disable=True``."""
         self._progress_bar_config = options
 
+    @checks_arguments
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm[Any]:
         """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
         from tqdm.auto import tqdm

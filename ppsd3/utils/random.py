@@ -13,6 +13,7 @@ from typing import Any, Union
 import numpy as np
 import paddle
 
+from .checking import checks_arguments
 from .device import usable_device
 from .errors import InputError
 from .paddle_internals import (
@@ -62,6 +63,7 @@ class TorchGenerator:
 
     device = "cpu"
 
+    @checks_arguments
     def __init__(self, seed: int | str = _FIRST_SEED, device: Any = "cpu") -> None:
         self.manual_seed(seed if isinstance(seed, int) and str(device) == "cpu" else _seed_on(seed, device))
 
@@ -319,7 +321,7 @@ def _rounded(values, dtype):
 def _checked_shape(shape):
     try:
         sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
+    except (TypeError, ValueError, AssertionError):  # the last two are Paddle's, of a tensor
         sizes = (-1,)
     if any(size < 0 for size in sizes) or math.prod(sizes) > _MOST_NUMBERS:
         raise InputError(

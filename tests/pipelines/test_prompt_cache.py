@@ -97,7 +97,7 @@ def test_refusals(pipe, tmp_path):
         PromptCache(tmp_path / "file")
     with pytest.raises(InputError, match="`max_entries` is 0"):
         PromptCache(max_entries=0)
-    with pytest.raises(InputError, match="not a dict"):
+    with pytest.raises(InputError, match="has to be a PromptCache"):
         pipe.enable_prompt_cache({})
     cache = PromptCache()
     pipe.enable_prompt_cache(cache)

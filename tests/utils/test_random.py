@@ -66,7 +66,7 @@ def test_seeds():
     assert generator.manual_seed(4) is generator
     np.testing.assert_array_equal(generator.randn([5]), first)
     for seed in (2**64, -(2**63) - 1, 1.5, True, None, "3"):
-        with pytest.raises(InputError, match="seed="):
+        with pytest.raises(InputError, match="seed"):
             TorchGenerator(seed)
 
 

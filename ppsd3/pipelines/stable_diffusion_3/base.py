@@ -198,8 +198,8 @@ class StableDiffusion3Base(
         """What the image encoder sees in pictures, as an IP-adapter reads it.
 
         Args:
-            image: a PIL picture, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), a list of these, or
-                ``pixel_values`` (Tensor [B, 3, S, S]) that ``feature_extractor`` gave.
+            image: PIL pictures or arrays [H, W, 3] or [B, H, W, 3], one or a list (values: :mod:`ppsd3.utils.images`),
+                or ``pixel_values`` (Tensor [B, 3, S, S]) that ``feature_extractor`` gave.
             device: the one that the pipeline is on, or None.
 
         Returns:

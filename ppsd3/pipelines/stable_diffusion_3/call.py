@@ -175,7 +175,7 @@ class Call:
         negatives = {f"negative_{name}": both.chunk(2)[0] if halved else None for name, both in prompts.items()}
         tensors = {"latents": state.latents, **prompts, **negatives, **start.tensors}
         asked = {name: tensors[name] for name in self.asked_tensors}
-        changed = callback(self.pipe, step, timestep, asked) or {}
+        changed = checks.callback_result(callback(self.pipe, step, timestep, asked), state.latents)
         checks.check_callback_tensors(changed, self.pipe._callback_tensor_inputs)
         if getattr(arguments, "guidance", None) is not None and self.guidance_scale != arguments.guidance_scale:
             raise InputError("A callback set `_guidance_scale`, but this call has a `guidance`: change that object.")

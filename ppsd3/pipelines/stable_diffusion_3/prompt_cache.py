@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import os
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Annotated, Any
@@ -45,7 +46,7 @@ class PromptCache:
 
     @checks_arguments
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_entries: Annotated[int, Range(1)] = 64):
-        self.directory = None if directory is None else os.path.abspath(os.fspath(directory))
+        self.directory = None if directory is None else os.path.abspath(os.path.expanduser(directory))
         if self.directory is not None:
             if os.path.exists(self.directory) and not os.path.isdir(self.directory):
                 raise InputError(f"{self.directory} is a file; conditions are kept in a directory. Name another one.")
@@ -115,7 +116,7 @@ class PromptCache:
         try:
             with np.load(path) as arrays:
                 condition = TextCondition(*(paddle.to_tensor(arrays[name]) for name in ("embeds", "pooled")))
-        except (OSError, ValueError, KeyError):  # damaged: made anew
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: made anew
             return None
         self._remember(key, condition)
         return condition
