@@ -54,13 +54,13 @@ class Loan:
 
 
 class Resident:
-    """The networks stay where they are."""
+    """The networks stay where they are: in memory, or in their files."""
 
     place = None
 
-    @contextlib.contextmanager
     def resident(self, network):
-        yield network
+        """Context manager that gives the network, ready to compute."""
+        return network.resident() if isinstance(network, OnDemandNetwork) else contextlib.nullcontext(network)
 
 
 class ModelOffload(Resident):
