@@ -275,8 +275,8 @@ class SD3MultiControlNetModel(ModelMixin):
             raise InputError("controlnets is an empty list. Pass one or more SD3ControlNetModels.")
         self.nets = nn.LayerList(list(controlnets))
 
-    def _shared_parts(self) -> list[Any]:
-        return [self, *self.nets]
+    def _shared_parts(self) -> Iterable[Any]:
+        return self.nets
 
     @property
     def config(self) -> FrozenConfig:
