@@ -269,7 +269,7 @@ class SD3MultiControlNetModel(ModelMixin):
     _components = ()
 
     @checks_arguments
-    def __init__(self, controlnets: Sequence[SD3ControlNetModel]) -> None:
+    def __init__(self, controlnets: Sequence[SD3ControlNetModel] | nn.LayerList) -> None:
         super().__init__()
         if not controlnets:
             raise InputError("controlnets is an empty list. Pass one or more SD3ControlNetModels.")
