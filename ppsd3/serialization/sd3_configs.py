@@ -218,5 +218,6 @@ _SIZES = {
 
 def published_name(component: str, config: Mapping[str, Any]) -> str | None:
     """The published model whose ``component`` has this ``config``, e.g. "SD3.5-medium"; None if there is none."""
-    sizes = (config.get(key) for key in _SIZES[component])
-    return _PUBLISHED[component].get(tuple(tuple(size) if isinstance(size, list) else size for size in sizes))
+    sizes = [config.get(key) for key in _SIZES[component]]
+    sizes = tuple(tuple(size) if isinstance(size, list) else size for size in sizes)
+    return next((name for published, name in _PUBLISHED[component].items() if published == sizes), None)
