@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
-from .utils.checking import bind, declared_types, fit
+from .utils.checking import bind, declared_types, fit, shown
 from .utils.elsewhere import nearest
 from .utils.errors import ConfigError
 from .utils.files import atomic_write
@@ -144,14 +144,16 @@ class ConfigMixin:
             elif key in cls.absent_features:
                 if value is not None:
                     raise ConfigError(
-                        f"{cls.__name__} has no {key}, which {source} sets to {value!r}: no Stable Diffusion 3 has "
-                        "such a network. Load it with the library that wrote it."
+                        f"{cls.__name__} has no {key}, which {source} sets to {shown(value)}: no Stable Diffusion 3 "
+                        "has such a network. Load it with the library that wrote it."
                     )
             elif key not in cls.ignored_config_keys and not _METADATA_KEY.fullmatch(key):
                 hint = nearest(key, known, f"Known keys: {', '.join(known)}.")
                 if named not in (None, cls.__name__):
                     hint = f"It is of a {named[:80]}: load it with its class, or check `subfolder`."
-                raise ConfigError(f"{cls.__name__} does not know the key {key!r} (value {value!r}) of {source}. {hint}")
+                raise ConfigError(
+                    f"{cls.__name__} does not know the key {shown(key)} (value {shown(value)}) of {source}. {hint}"
+                )
         return arguments
 
     @classmethod

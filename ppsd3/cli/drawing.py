@@ -11,6 +11,7 @@ from ..utils.errors import InputError
 from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
 from .png import output_files, read_settings, save_png
+from .prompt_files import read_prompts
 
 # Names of settings in PNG files of version 0.1 -> what they are called now.
 _RENAMED = {
@@ -139,14 +140,7 @@ def _prompts(arguments):
         return [arguments.prompt]
     if arguments.prompt is not None and arguments.from_png is None:
         raise InputError("Both PROMPT and --prompt-file are given. Give one of the two.")
-    try:
-        with open(arguments.prompt_file, encoding="utf-8") as file:
-            prompts = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt-file {arguments.prompt_file} cannot be read: {error}") from error
-    if not prompts:
-        raise InputError(f"--prompt-file {arguments.prompt_file} holds no prompt. Write one on each line.")
-    return prompts
+    return read_prompts(arguments.prompt_file)
 
 
 def _check_picture_prompt(arguments):

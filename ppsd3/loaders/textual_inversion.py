@@ -19,7 +19,9 @@ from ..serialization.tensors import from_numpy
 from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
+from ..transformers.tokenization import TOKEN_RULE, can_be_token
 from ..utils import signatures
+from ..utils.checking import shown
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
@@ -241,10 +243,12 @@ class TextualInversionLoaderMixin(PipelineHost):
                 )
         else:
             (tensor,) = source.tensors.values()
+            _require_vectors(source, tensor)
             places = {self._tower_of_width(source, tensor, token, towers): tensor}
         found = []
         for tower, tensor in places.items():
             width = getattr(self, tower).config.hidden_size
+            _require_vectors(source, tensor)
             for name, rows in _split(source, tensor, token):
                 if rows.shape[1] != width:
                     raise WeightMismatchError(
@@ -275,8 +279,8 @@ class TextualInversionLoaderMixin(PipelineHost):
         # For each word also the name of one vector more: a token of that name would become part of the word.
         seen = {f"{token}_{len(names)}".lower() for token, names in self._words_of(tower).items()}
         for source, token, rows in words:
-            if not isinstance(token, str) or not token or token != token.strip():
-                raise InputError(f"token is {token!r}; it has to be text without spaces around it.")
+            if not can_be_token(token):
+                raise InputError(f"{source}: token is {shown(token)}; {TOKEN_RULE}.")
             names = _names(token, len(rows) + 1)
             taken = next((name for name in names if name.lower() in seen or tokenizer.has_token(name)), None)
             if taken is not None:
@@ -339,12 +343,19 @@ def _checked(source: _Source) -> _Source:
     known = explain_tensors(source.name, infos, wanted="word")
     if len(keys) == 1 and known is None:
         return source if keys[0] == _ANONYMOUS else source._replace(token=keys[0])
-    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    some = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
     raise CheckpointFormatError(
         known
-        or f"{source.name} is no textual inversion: it has {len(keys)} tensors ({shown or 'none'}), and one should "
+        or f"{source.name} is no textual inversion: it has {len(keys)} tensors ({some or 'none'}), and one should "
         "have a single one, or clip_l and clip_g. Pass the embedding alone."
     )
+
+
+def _require_vectors(source: _Source, tensor: paddle.Tensor) -> None:
+    if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
+        raise CheckpointFormatError(
+            f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
+        )
 
 
 def _refuse_pickle(path):
@@ -373,10 +384,6 @@ def _tokens_for(sources: Sequence[_Source], token: Names | None) -> list[Any]:
 
 def _split(source: _Source, tensor: paddle.Tensor, token: Any) -> list[tuple[str, np.ndarray]]:
     """[(token, float32 [n, D])]: one word of all vectors or, with a list of tokens, one word for each vector."""
-    if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
-        raise CheckpointFormatError(
-            f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
-        )
     rows = tensor.detach().astype("float32").numpy().reshape(-1, tensor.shape[-1])
     if not np.isfinite(rows).all():
         raise CheckpointFormatError(

@@ -19,6 +19,7 @@ from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
+from ..utils.checking import shown
 from ..utils.config_types import BlocksOfOneSize, Positive, Width
 from ..utils.errors import ConfigError
 from ..utils.random import Generator
@@ -235,9 +236,9 @@ def _check_config(config):
     if len(config.num_encoder_blocks) != len(config.num_decoder_blocks):
         raise ConfigError("num_encoder_blocks and num_decoder_blocks differ in length: sizes would not come back.")
     if config.act_fn not in _ACTIVATIONS:
-        raise ConfigError(f"act_fn={config.act_fn!r}; AutoencoderTiny has {', '.join(_ACTIVATIONS)}.")
+        raise ConfigError(f"act_fn={shown(config.act_fn)}; AutoencoderTiny has {', '.join(_ACTIVATIONS)}.")
     if (config.upsample_fn, config.upsampling_scaling_factor) != ("nearest", 2):
         raise ConfigError(
-            f"upsample_fn={config.upsample_fn!r} by {config.upsampling_scaling_factor}; AutoencoderTiny has only "
-            "'nearest' by 2."
+            f"upsample_fn={shown(config.upsample_fn)} by {config.upsampling_scaling_factor}; AutoencoderTiny has only "
+            "'nearest' by 2 (upsampling_scaling_factor)."
         )

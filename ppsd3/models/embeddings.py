@@ -15,6 +15,7 @@ from ..modeling_utils import is_to_be_filled
 from ..ops import LayerNorm, Linear
 from ..ops.shapes import sizes_of
 from ..ops.vision import patch_tokens
+from ..utils.checking import shown
 from ..utils.errors import ConfigError, InputError
 from ..utils.paddle_internals import without_memory
 from .activations import get_activation
@@ -107,7 +108,7 @@ class PatchEmbed(nn.Layer):
     ) -> None:
         super().__init__()
         if pos_embed_type not in (None, "sincos"):
-            raise ConfigError(f"pos_embed_type is {pos_embed_type!r}; it can be 'sincos' or None.")
+            raise ConfigError(f"pos_embed_type is {shown(pos_embed_type)}; it can be 'sincos' or None.")
         if data_format not in ("NCHW", "NHWC"):
             raise ConfigError(f"data_format is {data_format!r}; it can be 'NCHW' or 'NHWC'.")
         self.patch_size, self.pos_embed_max_size = patch_size, pos_embed_max_size

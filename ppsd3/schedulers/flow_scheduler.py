@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 import numpy as np
 import paddle
 
-from ..utils.checking import Range, checks_arguments
+from ..utils.checking import Range, checks_arguments, shown
 from ..utils.device import usable_device
 from ..utils.errors import ConfigError, InputError
 from ..utils.keywords import LOADING, takes_keywords_of
@@ -266,4 +266,4 @@ def refuse_integer(timestep: Timestep) -> None:
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raises ConfigError unless ``value`` is one of ``known``."""
     if value not in known:
-        raise ConfigError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, known))}.")
+        raise ConfigError(f"{name}={shown(value)} is not known; use one of {', '.join(map(repr, known))}.")

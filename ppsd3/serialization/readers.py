@@ -16,6 +16,7 @@ import paddle
 
 from ..ops.sixteen_bit import read_floats
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.json_files import parse_json
 from ..utils.recognition import explain, explained
 from ..utils.types import Dtype, PathLike
 from .source import TensorInfo
@@ -80,7 +81,9 @@ class SafetensorsFile:
             raise CheckpointNotFoundError(explain(self.path) or absent)
         with open(self.path, "rb") as file:
             self._size = os.fstat(file.fileno()).st_size
-            self.metadata, self._infos = self._read_header(8 + int.from_bytes(file.read(8), "little"))
+            length = int.from_bytes(file.read(8), "little")
+            self.metadata, self._infos = self._read_header(8 + length)
+            self._refuse_duplicates(file.read(length))
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._descriptor = os.dup(file.fileno())
@@ -110,6 +113,15 @@ class SafetensorsFile:
         if start != self._size:  # the library admits neither gaps nor further bytes
             raise self._corrupt(f"it changed while it was opened, or its tensors end at byte {start}")
         return metadata, infos
+
+    def _refuse_duplicates(self, header: bytes) -> None:
+        """Raises CheckpointFormatError if a name is there twice, of which the library takes the last.
+
+        Each tensor has its ``"data_offsets"``, which can be written otherwise, or be other text, only with backslashes
+        or where it changes the number; then the header is parsed once more.
+        """
+        if header.count(b'"data_offsets"') != len(self._infos) or b"\\" in header:
+            parse_json(header, f"{self.path}: its header", CheckpointFormatError)
 
     def keys(self) -> list[str]:
         """Tensor names in the order of the file's bytes."""

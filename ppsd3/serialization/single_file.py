@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..utils.checking import fit
 from ..utils.errors import CheckpointFormatError
 from ..utils.json_files import parse_json_object
 from ..utils.types import PathLike
@@ -91,7 +92,8 @@ class SingleFile:
 
     def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
         source = f"{self.path}: its metadata {CONFIGS_KEY!r}"
-        return parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
+        configs = parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
+        return fit(source, configs, dict[str, dict], CheckpointFormatError)
 
     def _split(self, names, checkpoint):
         """[(component, prefix, its names without it)]."""

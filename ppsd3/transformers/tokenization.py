@@ -106,7 +106,8 @@ class PretrainedTokenizer:
         self.model_max_length = model_max_length or self.default_max_length
         self._backend = backend
         self._add_tokens([*added_tokens, *named.values()])
-        backend.post_processor = self._post_processor()
+        with library_errors("the start and end tokens cannot be used"):
+            backend.post_processor = self._post_processor()
 
     # -- special tokens --------------------------------------------------------------------------------------------
 
@@ -151,8 +152,8 @@ class PretrainedTokenizer:
 
         tokens = list(_listed(tokens))
         for index, token in enumerate(tokens):
-            if not isinstance(token, str) or not token or token != token.strip():
-                raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
+            if not can_be_token(token):
+                raise InputError(f"{shown(token)} cannot be a token; {TOKEN_RULE}.")
             if self.has_token(token) or token.lower() in map(str.lower, tokens[:index]):
                 raise InputError(
                     f"The tokenizer knows the token {token!r} already. Choose another name, e.g. '<{token}>'."
@@ -367,6 +368,7 @@ class PretrainedTokenizer:
                 settings["tokens"][name] = fit(name, options[name], str)
         model_max_length = fit("model_max_length", model_max_length, Optional[Annotated[int, Range(1)]])
         settings["model_max_length"] = model_max_length or settings["model_max_length"]
+        ids = settings.pop("ids")
         try:
             tokenizer = cls._from_files(path, content, settings)
         except CheckpointFormatError as error:  # what is wrong is in one of several files
@@ -377,6 +379,12 @@ class PretrainedTokenizer:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
             absent = CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
             raise explained(absent, path, wanted="tokenizer")
+        for token, id in ids.items():
+            if tokenizer._id(token) != id:
+                raise CheckpointFormatError(
+                    f"{path} gives the token {shown(token)} the id {id}, but its vocabulary makes it "
+                    f"{tokenizer._id(token)}: the files are of different tokenizers. Get them together."
+                )
         return tokenizer
 
     @classmethod
@@ -433,6 +441,16 @@ class PretrainedTokenizer:
     def _post_processor(self):
         """What other readers of tokenizer.json need in order to add the start and end tokens."""
         raise NotImplementedError
+
+
+TOKEN_RULE = f"it has to be text without spaces around it, of at most {_LONGEST_ADDED_TOKEN} characters"
+
+
+def can_be_token(token: Any) -> bool:
+    """Whether ``token`` can be added to a tokenizer, see ``TOKEN_RULE``; half a surrogate pair is no text."""
+    if not isinstance(token, str) or not 0 < len(token) <= _LONGEST_ADDED_TOKEN or token != token.strip():
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in token)
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -503,12 +521,16 @@ def library_errors(what: str, texts: Sequence[str] = ()) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # an interruption
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.") from error
-        raise CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.") from error
+        raise _explained(what, texts, error) from error
+
+
+def _explained(what, texts, error):
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.")
+    return CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.")
 
 
 def _fields(token):
@@ -544,15 +566,17 @@ def _read_settings(path, content, default_tokens):
     counts; otherwise ``special_tokens_map.json`` overrides its named tokens and the other files list added ones.
 
     Returns:
-        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``model_max_length`` (int or
-        None), ``config`` (all of tokenizer_config.json).
+        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``ids`` (token -> id of these),
+        ``model_max_length`` (int or None), ``config`` (all of tokenizer_config.json).
     """
     config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
     place = os.path.join(path, "tokenizer_config.json") + ": "
     tokens = {name: _token(place + name, config[name]) for name in _TOKEN_NAMES if name in config}
     if "added_tokens_decoder" in config:
         listed = fit(place + "added_tokens_decoder", config["added_tokens_decoder"], dict, CheckpointFormatError)
-        added = [(id, _token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()]
+        added: list[tuple[Any, Any]] = [
+            (id, _token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()
+        ]
     else:
         special = _optional_json(path, "special_tokens_map.json", "the special tokens of a tokenizer")
         there = os.path.join(path, "special_tokens_map.json") + ": "
@@ -571,6 +595,7 @@ def _read_settings(path, content, default_tokens):
     return {
         "tokens": tokens,
         "added_tokens": [in_order[id] for id in sorted(in_order)],
+        "ids": {_content(token): id for id, token in in_order.items()},
         "model_max_length": int(limit) if limit and limit <= _LONGEST_ROW else None,
         "config": config,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,10 +126,10 @@ def _build(vocab, merges, unk_token):
 
 def _checked_vocabulary(vocab):
     """``vocab``, if it is token -> id, with each id from 0 on once: an added token's id is the number of them."""
-    if not isinstance(vocab, dict) or not vocab or not all(type(token) is str for token in vocab):
+    if not isinstance(vocab, dict) or set(map(type, vocab)) != {str}:
         raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a dict of tokens and their ids.")
-    wrong = next((token for token, id in vocab.items() if type(id) is not int), None)
-    if wrong is not None:
+    if set(map(type, vocab.values())) != {int}:
+        wrong = next(token for token, id in vocab.items() if type(id) is not int)
         raise CheckpointFormatError(
             f"The vocabulary gives {shown(wrong)} the id {shown(vocab[wrong])}, no whole number."
         )
@@ -144,10 +145,20 @@ def _checked_merges(merges):
     """``merges`` as pairs of str."""
     if not isinstance(merges, (list, tuple)):
         raise CheckpointFormatError(f"The merges are {shown(merges)}; they have to be a list.")
-    for merge in merges:
-        if type(merge) not in (list, tuple) or len(merge) != 2 or not all(type(part) is str for part in merge):
-            raise CheckpointFormatError(f"The merges have {shown(merge)}; each should be two tokens.")
+    if not set(map(type, merges)) <= {list, tuple} or set(map(len, merges)) - {2} or _kinds(merges) - {str}:
+        wrong = next((merge for merge in merges if not _is_pair(merge)), None)
+        if wrong is not None:
+            raise CheckpointFormatError(f"The merges have {shown(wrong)}; each should be two tokens.")
     return [tuple(merge) for merge in merges]
+
+
+def _is_pair(merge):
+    return isinstance(merge, (list, tuple)) and len(merge) == 2 and all(isinstance(part, str) for part in merge)
+
+
+def _kinds(merges):
+    """The types of all parts; there are a hundred thousand of them."""
+    return set(map(type, itertools.chain.from_iterable(merges)))
 
 
 def _vocabulary_of(merges):

@@ -69,7 +69,10 @@ class T5Tokenizer(PretrainedTokenizer):
         if "spiece" not in settings:
             return None
         model = read_sentencepiece_model(settings["spiece"], source=spiece_file)
-        vocab = model.pieces + [(sentinel, 0.0) for sentinel in reversed(sentinels(settings["extra_ids"]))]
+        # Those that the files list are added in the order of their ids.
+        listed = {token.get("content") for token in settings["added_tokens"] if isinstance(token, dict)}
+        behind = [sentinel for sentinel in reversed(sentinels(settings["extra_ids"])) if sentinel not in listed]
+        vocab = model.pieces + [(sentinel, 0.0) for sentinel in behind]
         settings["added_tokens"] = [*settings["added_tokens"], *model.added_tokens]
         return cls(vocab, model.charsmap, model.unk_id, **settings)
 
@@ -126,7 +129,7 @@ def _number_of_sentinels(config):
     listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     contents = [token.get("content") if isinstance(token, dict) else token for token in listed]
     named = sum(isinstance(content, str) and content.startswith("<extra_id_") for content in contents)
-    return config.get("extra_ids", named or 100)
+    return fit("extra_ids", config.get("extra_ids", named or 100), _Count, CheckpointFormatError)
 
 
 def _charsmap(content):
@@ -142,12 +145,19 @@ def _charsmap(content):
     return None
 
 
+def _is_piece(pair):
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+    return is_pair and isinstance(pair[0], str) and isinstance(pair[1], (float, int)) and pair[1] == pair[1]
+
+
 def _checked_pieces(vocab):
     """``vocab`` as pairs of str and float."""
     if not isinstance(vocab, (list, tuple)) or not 0 < len(vocab) <= MOST_TOKENS:
         raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a list of 1 to {MOST_TOKENS:,}.")
-    for pair in vocab:
-        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
-        if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], (float, int)) or pair[1] != pair[1]:
-            raise CheckpointFormatError(f"The vocabulary has {shown(pair)}; it has to have pairs of text and a number.")
+    are_pairs = set(map(type, vocab)) <= {list, tuple} and set(map(len, vocab)) == {2}
+    pieces, scores = zip(*vocab) if are_pairs else ((), ())
+    if set(map(type, pieces)) != {str} or not set(map(type, scores)) <= {float, int} or any(s != s for s in scores):
+        wrong = next((pair for pair in vocab if not _is_piece(pair)), None)
+        if wrong is not None:
+            raise CheckpointFormatError(f"The vocabulary has {shown(wrong)}; it has pairs of text and a number.")
     return [(piece, float(score)) for piece, score in vocab]
