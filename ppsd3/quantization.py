@@ -118,8 +118,8 @@ def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: Tensor
     if method not in KINDS:
         raise ConfigError(
             explain_quantization(checkpoint.path, config)
-            or f"{checkpoint.path} is quantized by {shown(method)}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint that "
-            "is not quantized, then call quantize('int8')."
+            or f"{checkpoint.path} is quantized by {shown(method)}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint "
+            "that is not quantized, then call quantize('int8')."
         )
     suffix = ".weight_scale"
     layers = dict(model.named_sublayers())
