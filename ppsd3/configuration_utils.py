@@ -24,6 +24,7 @@ from .utils.json_files import read_json
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from .utils.pipeline_index import named_class
 from .utils.recognition import explain_class
+from .utils.threads import process_wide
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def register_to_config(init: Init) -> Init:
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
         # Through object.__setattr__: nn.Layer refuses attributes before its own __init__ has run.
         object.__setattr__(self, "_internal_config", FrozenConfig(arguments))
-        init(*bound.args, **bound.kwargs)
+        with process_wide:  # another thread's LazyGuard would leave parameters without memory
+            init(*bound.args, **bound.kwargs)
 
     return cast(Init, wrapper)  # with the constructor's own signature
 

@@ -4,6 +4,7 @@ Weights are not loaded: all is read from headers and names. Without a checkpoint
 """
 
 import os
+import shlex
 from collections import Counter
 
 from .. import __version__
@@ -16,9 +17,11 @@ from ..utils.errors import CheckpointError, CheckpointFormatError, ConfigError, 
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
+from ..utils.printable import printable
 from ..utils.recognition import explain
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
-from .png import describe, read_settings
+from .from_png import needs_trust
+from .png import read_settings
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -62,8 +65,8 @@ def _show_checkpoint(arguments):
         for name, entry in index.items()
         if isinstance(entry, list) and name not in SETTINGS and not name.startswith("_") and entry[1] is not None
     ]
-    print(f"{index.get('_class_name')} in {directory}\n")
-    print("\n".join(_component_table(components)) + "\n")
+    print(printable(f"{index.get('_class_name')} in {directory}") + "\n")
+    print("\n".join(map(printable, _component_table(components))) + "\n")
     print("\n".join(_memory_table(components)) + "\n")
     print(_machine())
 
@@ -79,19 +82,22 @@ def _show_file(name):
 
 
 def _show(found):
-    print(f"{found.path}: {found.what}\n")
-    print("\n".join(_component_table(found.components)) + "\n")
-    print("\n".join(found.facts) + "\n")
+    print(printable(f"{found.path}: {found.what}") + "\n")
+    print("\n".join(map(printable, _component_table(found.components))) + "\n")
+    print("\n".join(map(printable, found.facts)) + "\n")
     if found.is_network:
         print("\n".join(_memory_table(found.components)) + "\n")
-    print("load it:\n  " + "\n  ".join(found.load))
+    print("load it:\n  " + "\n  ".join(map(printable, found.load)))
 
 
 def _show_picture(name):
     settings = read_settings(name)
-    print(f"{name}: a picture that ppsd3 {settings.get('ppsd3_version', '')} drew\n")
-    print(describe(settings) + "\n")
-    print(f"draw it again:\n  ppsd3 {settings.get('command', 'generate')} --from-png {name}")
+    print(f"{name}: a picture that ppsd3 {printable(settings.get('ppsd3_version', ''))} drew\n")
+    print("\n".join(f"{name.replace('_', ' ')}: {printable(value)}" for name, value in settings.items()) + "\n")
+    print(f"draw it again:\n  ppsd3 {printable(settings.get('command', 'generate'))} --from-png {shlex.quote(name)}")
+    used = [name.replace("_", " ") for name in needs_trust(settings)]
+    if used:
+        print(f"with --trust-png if its {', '.join(map(printable, used))} may be used, or with these options given")
 
 
 def _show_directory(directory, variant):
@@ -142,7 +148,7 @@ def _show_component(directory, config, variant):
     named = named_class(config)
     part = read_component(parent, name, named, variant)
     print(f"{directory}: a component of a pipeline\n")
-    print("\n".join(_component_table([part])) + "\n")
+    print("\n".join(map(printable, _component_table([part]))) + "\n")
     options = "" if variant is None else f", variant={variant!r}"
     class_name = component_class(name, named, directory).__name__
     print(f"load it:\n  ppsd3.{class_name}.from_pretrained({directory!r}{options})")

@@ -25,6 +25,7 @@ from ..serialization.source import TensorSource
 from ..serialization.tensors import dtype_name, floating_dtype
 from ..serialization.writers import StoredTensor, byte_size, write_checkpoint, write_tensors
 from ..transformers import SiglipVisionModel
+from ..utils.checking import checks_arguments
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import resolve_checkpoint, resolve_file
@@ -43,6 +44,7 @@ _NETWORKS = {**NETWORKS, "image_encoder": SiglipVisionModel}
 _COPIED = ("scheduler", *TOKENIZERS, "feature_extractor")
 
 
+@checks_arguments
 def convert(
     source: PathLike,
     target: PathLike,

@@ -15,8 +15,8 @@ import re
 from typing import Any
 
 from ..adapters.files import layout_of_file
-from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
-from ..adapters.network import linear_layers
+from ..adapters.keys import ModuleNames, adapter_kind, bundled_word, dialect, split_key
+from ..adapters.network import adaptable_layers
 from ..modeling_utils import to_be_filled
 from ..models import SD3Transformer2DModel
 from ..serialization import SafetensorsFile, SingleFile
@@ -158,13 +158,16 @@ def _call(file):
 def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     names = ModuleNames(_modules())
     parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
-    width, lost, blocks, dual = None, [], set(), False
+    width, lost, blocks, dual, words = None, [], set(), False, set()
     is_paddle = layout_of_file(file) == "paddle"
     for key in keys:
         module, part = split_key(key)
         place = None if part is None else names.find(module)
         if place is None:
-            lost.append(key)
+            word, tower = bundled_word(key) or (None, None)
+            is_word = tower in KEYS.values()
+            words |= {word} if is_word else set()
+            lost += [] if is_word else [key]
             continue
         component, places = place
         parts[part] += 1
@@ -187,6 +190,8 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
             "Stable Diffusion 3 and 3.5. Load it with the model that it was made for."
         )
     facts = [f"{component}: {len(some)} layers" for component, some in modules.items()]
+    if words:
+        facts.append(f"learnt words beside it, which are loaded too: {', '.join(sorted(words))}")
     if ranks:
         facts.append("ranks: " + ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(_SHOWN)))
     base = _base(width, max(blocks, default=0) + 1, dual)
@@ -211,7 +216,7 @@ def _base(width, blocks, dual):
 
 @functools.lru_cache(maxsize=1)
 def _modules():
-    """Component -> names of the linear layers in published networks, of all sizes together."""
+    """Component -> names of the layers in published networks, of all sizes together."""
     with to_be_filled():
         networks = {
             "transformer": SD3Transformer2DModel(
@@ -221,7 +226,7 @@ def _modules():
             "text_encoder_2": CLIPTextModelWithProjection(num_hidden_layers=32, **_TINY_CLIP),
             "text_encoder_3": T5EncoderModel(num_layers=24, d_model=8, d_kv=8, d_ff=8, num_heads=1, vocab_size=8),
         }
-        return {name: list(linear_layers(network)) for name, network in networks.items()}
+        return {name: list(adaptable_layers(network)) for name, network in networks.items()}
 
 
 # Only the names of their layers matter.

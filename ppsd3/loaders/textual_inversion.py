@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -21,12 +21,13 @@ from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
 from ..transformers.tokenization import TOKEN_RULE, can_be_token
 from ..utils import signatures
-from ..utils.checking import shown
+from ..utils.checking import Range, checks_arguments, fit, shown
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
 from ..utils.recognition import explain, explain_tensors
+from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
@@ -56,6 +57,9 @@ class _Word(NamedTuple):
     rows: np.ndarray
 
 
+Vectors = Annotated[paddle.Tensor, Range(axes=(1, 2))]
+
+
 class TextualInversionLoaderMixin(PipelineHost):
     """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
@@ -63,7 +67,7 @@ class TextualInversionLoaderMixin(PipelineHost):
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
-        token: Names | None = None,
+        token: str | Sequence[str | None] | None = None,
         tokenizer: str | CLIPTokenizer | None = None,
         text_encoder: Any = None,
         **options: Any,
@@ -104,14 +108,17 @@ class TextualInversionLoaderMixin(PipelineHost):
         chosen = text_encoder is not None or tokenizer is not None
         sources = [_read(item, dict(options)) for item in given]
         words = collections.defaultdict(list)  # tower -> its new words
-        for source, wanted in zip(sources, _tokens_for(sources, token)):
-            for tower, word in self._words(source, wanted, towers, chosen):
-                words[tower].append(word)
-        for tower, some in words.items():
-            self._check_words(tower, some)
-        for tower, some in words.items():
-            self._add_words(tower, some)
+        with Changing(self, "load_textual_inversion"):
+            for source, wanted in zip(sources, _tokens_for(sources, token)):
+                for tower, word in self._words(source, wanted, towers, chosen):
+                    words[tower].append(word)
+            for tower, some in words.items():
+                self._check_words(tower, some)
+            for tower, some in words.items():
+                self._add_words(tower, some)
 
+    @checks_arguments
+    @changes_networks
     def unload_textual_inversion(
         self, tokens: Names | None = None, tokenizer: str | CLIPTokenizer | None = None, text_encoder: Any = None
     ) -> None:
@@ -144,6 +151,8 @@ class TextualInversionLoaderMixin(PipelineHost):
                 own.remove_tokens(gone)
                 self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=own.eos_token_id)
 
+    @checks_arguments
+    @works_with_networks
     def save_textual_inversion(self, save_directory: PathLike, token: str, weight_name: str | None = None) -> None:
         """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
 
@@ -186,7 +195,11 @@ class TextualInversionLoaderMixin(PipelineHost):
         ):
             if value is None:
                 continue
-            found = [tower for name, tower in names.items() if value is getattr(self, name) or value == name]
+            found = [
+                tower
+                for name, tower in names.items()
+                if value is getattr(self, name) or (isinstance(value, str) and value == name)
+            ]
             if not found:
                 what = repr(value) if isinstance(value, str) else f"a {type(value).__name__} that the pipeline has not"
                 raise InputError(
@@ -312,6 +325,7 @@ def _read(given: Any, options: dict[str, Any]) -> _Source:
     if isinstance(given, dict):
         return _from_dict(given)
     if not isinstance(given, (str, os.PathLike)):
+        given = fit("pretrained_model_name_or_path", given, Vectors)
         return _Source("The tensor", {_ANONYMOUS: to_paddle("The tensor", given)}, None)
     _refuse_pickle(given)
     weight_name, subfolder = options.pop("weight_name", None), options.pop("subfolder", None)

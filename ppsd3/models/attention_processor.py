@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import Linear, QuantizedLinear, adapt, attention, base_of, joint_attention, linear, shared_input
-from ..utils.checking import shown
+from ..utils.checking import checks_arguments, shown
 from ..utils.errors import ConfigError, InputError
 from ..utils.paddle_internals import no_grad
 from .attention_inputs import are_tokens, as_tokens, bias_of
@@ -61,6 +61,7 @@ class Attention(nn.Layer):
 
     processor: AttentionProcessor
 
+    @checks_arguments
     def __init__(
         self,
         query_dim: int,
@@ -195,6 +196,7 @@ def _fuse(layers):
 class _FixedLinear:
     """A linear map that is no layer, so that no ``state_dict`` lists it."""
 
+    @checks_arguments
     def __init__(self, weight, bias):
         self.weight, self.bias = weight, bias
 

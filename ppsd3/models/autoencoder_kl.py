@@ -18,7 +18,7 @@ from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
-from ..utils.checking import shown
+from ..utils.checking import checks_arguments, shown
 from ..utils.config_types import BlocksOfOneSize, Groups, Pixels, Positive, Width
 from ..utils.errors import ConfigError
 from ..utils.random import Generator
@@ -99,6 +99,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     # ------------------------------------------------------------------------------------------ picture <-> latents
 
+    @checks_arguments
     def encode(
         self, x: paddle.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -111,6 +112,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @checks_arguments
     def decode(
         self, z: paddle.Tensor, return_dict: bool = True, generator: Generator | Sequence[Generator] | None = None
     ) -> DecoderOutput | tuple[paddle.Tensor]:
@@ -138,6 +140,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 
+    @checks_arguments
     def scale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """Latents as encoded -> latents as the diffusion model sees them: ``(z - shift) * scale``.
 
@@ -147,6 +150,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         shift, scale = self._shift_and_scale(z)
         return (z - shift) * scale
 
+    @checks_arguments
     def unscale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """The inverse of ``scale_latents``, to be called before ``decode``: ``z / scale + shift``."""
         shift, scale = self._shift_and_scale(z)

@@ -21,6 +21,7 @@ from ..modeling_utils import ModelMixin, is_to_be_filled
 from ..ops import Linear, scaled_adapters
 from ..outputs import BaseOutput
 from ..quantization import CONFIG_KEY as QUANTIZATION
+from ..utils.checking import checks_arguments
 from ..utils.config_types import Heads, HeadWidth, Index, Layers, PatchSide, Pixels, PositionTable, Width
 from ..utils.errors import ConfigError, InputError
 from ..utils.files import replacing
@@ -207,7 +208,8 @@ class SD3ControlNetModel(ConditionedBlocks):
                 ``encoder_hidden_states``, ``pooled_projections`` and ``timestep``. It may have a multiple of B rows.
 
         Raises:
-            InputError: latents where tokens are needed or the reverse; text that is not read, or is missing.
+            InputError: latents where tokens are needed or the reverse; guiding latents of another size; text that is
+                not read, or is missing.
         """
         if hidden_states.ndim != (3 if self.pos_embed is None else 4):
             raise InputError(
@@ -219,6 +221,8 @@ class SD3ControlNetModel(ConditionedBlocks):
                     else "takes latents [B, C, H, W]."
                 )
             )
+        if paddle.in_dynamic_mode():
+            self._check_hint(hidden_states, controlnet_cond)
         scale, kwargs = self._split_attention_kwargs(joint_attention_kwargs, {})
         with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
             condition = prepared or self._condition(encoder_hidden_states, pooled_projections, timestep)
@@ -230,6 +234,24 @@ class SD3ControlNetModel(ConditionedBlocks):
                 residual = project(tokens)
                 residuals.append(residual if conditioning_scale == 1 else residual * conditioning_scale)
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
+
+    def _check_hint(self, hidden_states, controlnet_cond):
+        """The guiding latents have the channels that this ControlNet reads, and the size of what they guide."""
+        channels = self.config.in_channels + self.config.extra_conditioning_channels
+        shape, rows = list(controlnet_cond.shape), hidden_states.shape[0]
+        if len(shape) != 4 or shape[1] != channels:
+            raise InputError(
+                f"`controlnet_cond` has the shape {shape}; this ControlNet reads [B, {channels}, H, W], latents"
+                + (" and the mask in their size." if self.config.extra_conditioning_channels else ".")
+            )
+        patch = self.config.patch_size
+        tokens = (shape[2] // patch) * (shape[3] // patch)
+        same = tokens == hidden_states.shape[1] if self.pos_embed is None else shape[2:] == hidden_states.shape[2:]
+        if shape[0] not in (1, rows) or not same:
+            raise InputError(
+                f"`controlnet_cond` has the shape {shape} beside hidden_states {list(hidden_states.shape)}; it has to "
+                "be of their height and width (in latent units), with as many rows or one. Resize the guiding picture."
+            )
 
 
 _NET_OPTIONS = ("variant", "paddle_dtype", "storage_dtype", *HUB_KEYWORDS)
@@ -246,12 +268,15 @@ class SD3MultiControlNetModel(ModelMixin):
 
     _components = ()
 
+    @checks_arguments
     def __init__(self, controlnets: Sequence[SD3ControlNetModel]) -> None:
         super().__init__()
-        wrong = [type(net).__name__ for net in controlnets if not isinstance(net, SD3ControlNetModel)]
-        if wrong or not controlnets:
-            raise InputError(f"SD3MultiControlNetModel takes SD3ControlNetModels, not {wrong or 'an empty list'}.")
+        if not controlnets:
+            raise InputError("controlnets is an empty list. Pass one or more SD3ControlNetModels.")
         self.nets = nn.LayerList(list(controlnets))
+
+    def _shared_parts(self) -> list[Any]:
+        return [self, *self.nets]
 
     @property
     def config(self) -> FrozenConfig:

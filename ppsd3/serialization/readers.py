@@ -6,10 +6,13 @@ that works on Paddle 2.6, and because mapped memory can then become a parameter'
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import paddle
@@ -58,6 +61,33 @@ def require_readable(path: str, name: str, info: TensorInfo) -> None:
         )
 
 
+def _again_if_replaced(init: Callable[..., None]) -> Callable[..., None]:
+    """Opens the file again if another has taken its place before all was opened: header and data are of one file."""
+
+    @functools.wraps(init)
+    def opened(self: Any, path: PathLike) -> None:
+        while True:
+            before = _identity(path)
+            try:
+                init(self, path)
+            except CheckpointFormatError:
+                if _identity(path) == before:
+                    raise
+            else:
+                if _identity(path) == before:
+                    return
+
+    return opened
+
+
+def _identity(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 class SafetensorsFile:
     """A safetensors file, mapped into memory. Opening reads the header only.
 
@@ -74,6 +104,7 @@ class SafetensorsFile:
     path: str
     metadata: dict[str, str]
 
+    @_again_if_replaced
     def __init__(self, path: PathLike) -> None:
         self.path = os.fsdecode(path)
         if not os.path.isfile(self.path):

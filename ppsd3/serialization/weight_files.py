@@ -13,7 +13,7 @@ from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, Input
 from ..utils.hub import resolve_file
 from ..utils.recognition import explain, explain_name
 from ..utils.types import PathLike
-from .tensors import from_numpy
+from .tensors import NUMPY_DTYPES, from_numpy
 
 
 def find_weights(
@@ -68,10 +68,16 @@ def find_weights(
 
 def to_paddle(name: str, value: Any) -> paddle.Tensor:
     """A Paddle tensor, numpy array, number or torch tensor as a Paddle tensor; ``name`` is for the error."""
+    if not isinstance(name, str):
+        raise InputError(f"A dict of tensors has the key {name!r}; its keys are their names.")
     if isinstance(value, paddle.Tensor):
         return value
     if hasattr(value, "detach"):  # torch's
-        value = value.detach().float().cpu().numpy()
-    if isinstance(value, (int, float, np.ndarray, np.generic)):
-        return from_numpy(np.array(value))
-    raise InputError(f"{name} is a {type(value).__name__}; it has to be a tensor or an array.")
+        value = value.detach().cpu()
+        value = value.numpy() if value.is_complex() or not value.is_floating_point() else value.float().numpy()
+    if not isinstance(value, (int, float, np.ndarray, np.generic)):
+        raise InputError(f"{name} is a {type(value).__name__}; it has to be a tensor or an array.")
+    array = np.array(value)
+    if array.dtype not in NUMPY_DTYPES.values():
+        raise InputError(f"{name} is an array of {array.dtype}; it has to be one of real numbers.")
+    return from_numpy(array)

@@ -13,14 +13,14 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 
 import numpy as np
 import paddle
 
 from ..outputs import BaseOutput
 from ..utils import elsewhere
-from ..utils.checking import Range, fit, shown
+from ..utils.checking import Range, checks_arguments, fit, shown
 from ..utils.elsewhere import NoAttributeError, check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError, PPSD3Error
 from ..utils.files import atomic_write, read_whole, replacing
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Arguments of transformers that say what the result holds; it always holds the same here.
 _NEUTRAL_OPTIONS = ("return_length", "return_attention_mask", "return_overflowing_tokens")
+Length = Annotated[int, Range(1, 2**20)]
+Rows = Union[Sequence[Sequence[int]], np.ndarray, paddle.Tensor]
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Published vocabularies have up to 2^18 tokens, and some hundred added ones.
 MOST_TOKENS = 1 << 22
@@ -209,11 +211,12 @@ class PretrainedTokenizer:
 
     # -- text to ids and back --------------------------------------------------------------------------------------
 
+    @checks_arguments
     def __call__(
         self,
         text: Names,
-        padding: str | Literal[False] = "max_length",
-        max_length: int | None = None,
+        padding: str | bool = "max_length",
+        max_length: Length | None = None,
         truncation: bool = True,
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
@@ -239,12 +242,7 @@ class PretrainedTokenizer:
             InputError: not text, an unknown ``padding``, a ``max_length`` without room for a token, or a text that is
                 too long to be padded and may not be truncated.
         """
-        if not isinstance(text, (str, list, tuple)):
-            raise InputError(f"text is a {type(text).__name__} ({text!r}); it should be a str or a list of str.")
         texts = [text] if isinstance(text, str) else list(text)
-        for index, item in enumerate(texts):
-            if not isinstance(item, str):
-                raise InputError(f"text {index} is a {type(item).__name__} ({item!r}); it should be a str.")
         if padding not in ("max_length", "longest", True, "do_not_pad", False):
             raise InputError(f"padding is {padding!r}; it should be 'max_length', 'longest' or False.")
         limit = self.model_max_length if max_length is None else max_length
@@ -283,6 +281,7 @@ class PretrainedTokenizer:
             attention_mask[index, : len(row)] = 1
         return TokenizerOutput(input_ids, attention_mask, truncated)
 
+    @checks_arguments
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """[(id, start, end)] of all of ``text``'s tokens, without start and end token; positions are in ``text``."""
         with library_errors("a text cannot be tokenized", [text]):
@@ -293,31 +292,37 @@ class PretrainedTokenizer:
         pairs = zip(encoding.ids, encoding.offsets)
         return [(id, *offsets) for token, offsets in pairs for id in self._vectors.get(token, (token,))]
 
+    @checks_arguments
     def tokenize(self, text: str) -> list[str | None]:
         """The vocabulary entries of ``text``'s tokens, without start and end token."""
-        return self.convert_ids_to_tokens(id for id, _, _ in self.spans(text))
+        return self.convert_ids_to_tokens([id for id, _, _ in self.spans(text)])
 
+    @checks_arguments
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of one text, neither padded nor cut."""
         return self(text, padding=False, truncation=False, add_special_tokens=add_special_tokens).input_ids[0]
 
+    @checks_arguments
     def convert_tokens_to_ids(self, tokens: Names) -> int | list[int | None] | None:
         """The id of a vocabulary entry, or the ids of several; the unknown token's for one that does not exist."""
         ids = [self.unk_token_id if self._id(token) is None else self._id(token) for token in _listed(tokens)]
         return ids[0] if isinstance(tokens, str) else ids
 
-    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True) -> list[str]:
+    @checks_arguments
+    def batch_decode(self, sequences: Rows, skip_special_tokens: bool = True) -> list[str]:
         """The text of each row of ids, see :meth:`decode`."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+        return [self.decode(row, skip_special_tokens) for row in sequences]  # type: ignore[arg-type] (of arrays too)
 
     def __getattr__(self, name: str) -> Any:
         raise NoAttributeError(type(self), name, elsewhere.TOKENIZER)
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    @checks_arguments
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str | None]:
+    @checks_arguments
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
         """The vocabulary entry (str) of each id; None for an id that does not exist."""
         return [self._backend.id_to_token(int(i)) for i in ids]
 

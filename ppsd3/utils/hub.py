@@ -134,7 +134,7 @@ def resolve_file(
     Raises:
         CheckpointNotFoundError: no such file; the message says what was tried.
     """
-    name = _as_path(path_or_link)
+    name = _as_path(path_or_link, "pretrained_model_link_or_path")
     name = _settled_file(name)
     if os.path.isfile(name):
         return name
@@ -155,9 +155,9 @@ def resolve_file(
     return _fetch_file(made, unquote(match["file"]), local_files_only)
 
 
-def _as_path(given: object) -> str:
+def _as_path(given: object, argument: str = "pretrained_model_name_or_path") -> str:
     if not isinstance(given, (str, os.PathLike)):
-        raise InputError(f"A checkpoint is found by a path, a hub id or a link, not by a {type(given).__name__}.")
+        raise InputError(f"{argument} is of the type {type(given).__name__}; pass a path, a hub id or a link.")
     return os.path.expanduser(os.fspath(given))
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import CheckpointNotFoundError, InputError
 from .types import PathLike
+from .user_directories import name_hub_caches
 
 
 class HubUnreachable(CheckpointNotFoundError):
@@ -53,6 +54,7 @@ class Repository(ABC):
     ) -> None:
         self.repo_id, self.revision, self.token, self.force_download = repo_id, revision, token, force_download
         self.cache_dir: str | None = None if cache_dir is None else os.fspath(cache_dir)
+        name_hub_caches()
 
     @property
     @abstractmethod

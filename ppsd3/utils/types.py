@@ -6,7 +6,7 @@ from typing import Union
 
 import paddle
 
-PathLike = Union[str, "os.PathLike[str]"]
+PathLike = Union[str, os.PathLike[str]]
 Dtype = Union[str, paddle.dtype]  # "float16", "paddle.float16" or paddle.float16
 Shape = tuple[int, ...]
 Tensors = dict[str, paddle.Tensor]  # by the name in the checkpoint
