@@ -9,6 +9,7 @@ import paddle
 from paddle import nn
 
 from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.paddle_internals import no_grad
@@ -38,6 +39,7 @@ class PeftAdapterMixin(nn.Layer):
             raise InputError(f"adapter_config is a {type(adapter_config).__name__}; pass a ppsd3.LoraConfig.")
         adapted.add_adapter(self, adapter_config, adapter_name)
 
+    @checks_arguments
     @changes_networks
     def set_adapter(self, adapter_name: Names) -> None:
         """Makes these adapters the active ones, with the weights that they have.
@@ -48,6 +50,7 @@ class PeftAdapterMixin(nn.Layer):
         names = _names(adapter_name)
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
+    @checks_arguments
     @changes_networks
     def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
@@ -79,6 +82,7 @@ class PeftAdapterMixin(nn.Layer):
     disable_lora = disable_adapters
     enable_lora = enable_adapters
 
+    @checks_arguments
     @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
@@ -90,6 +94,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.require(self, names)
         adapted.detach(self, names)
 
+    @checks_arguments
     @changes_networks
     def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
@@ -114,6 +119,7 @@ class PeftAdapterMixin(nn.Layer):
         """
 
     @takes_keywords_of(LOADING)
+    @checks_arguments
     def load_lora_adapter(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | Mapping[str, Any],
@@ -166,6 +172,7 @@ class PeftAdapterMixin(nn.Layer):
             )
             (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
+    @checks_arguments
     def save_lora_adapter(
         self,
         save_directory: PathLike,
@@ -194,6 +201,7 @@ class PeftAdapterMixin(nn.Layer):
         save_lora_file(save_directory, weight_name, tensors, config)
 
 
+@checks_arguments
 def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") -> Tensors:
     """The tensors of an adapter of ``model``, by PEFT's names, e.g. ``transformer_blocks.0.attn.to_q.lora_A.weight``.
 
@@ -204,6 +212,7 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
     return write_adapters(adapted.adapters_called(model, adapter_name))[0]
 
 
+@checks_arguments
 @changes_networks
 @no_grad
 def set_peft_model_state_dict(
