@@ -20,6 +20,7 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from .ops.adapted import adapter_scale
+from .utils.device import tune_thread
 from .utils.errors import InputError
 from .utils.logging import get_logger
 from .utils.paddle_internals import (
@@ -29,6 +30,7 @@ from .utils.paddle_internals import (
     run_as_written,
     untraced,
 )
+from .utils.threads import changes_networks, process_wide
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,12 +59,14 @@ class CompiledFunction:
         self._call = paddle.jit.to_static(entry, input_spec=[list(specs)], full_graph=True)
 
     def __call__(self, *tensors: paddle.Tensor) -> Any:
-        return self._call(list(tensors))
+        with process_wide:
+            return self._call(list(tensors))
 
     def save(self, path: str) -> None:
         """Writes the program and the parameters that it reads as a model for Paddle Inference: ``path`` and ``.json``
         (before Paddle 3 ``.pdmodel``), ``path`` and ``.pdiparams``. It takes the tensors by the names of the specs."""
-        paddle.jit.save(self._call, path)
+        with process_wide:
+            paddle.jit.save(self._call, path)
 
 
 class _Entry(nn.Layer):
@@ -96,6 +100,7 @@ class ForwardReplaceable(nn.Layer):
         super().__setattr__(name, value)
 
     def __call__(self, *inputs: Any, **arguments: Any) -> Any:
+        tune_thread()
         return (self._call_replaced if "forward" in vars(self) else super().__call__)(*inputs, **arguments)
 
     def _call_replaced(self, *inputs, **arguments):
@@ -123,6 +128,7 @@ class Compilable:
         @property
         def dtype(self) -> paddle.dtype: ...
 
+    @changes_networks
     def compile(self) -> Self:
         """Makes later calls run as static graphs, and returns the model.
 
@@ -156,12 +162,14 @@ class Compilable:
         own = type(self).forward
         given = dict(list(inspect.signature(own).bind(self, *inputs, **arguments).arguments.items())[1:])
         if self.is_inference_model:
-            return self._call_inference_model(given)
+            with process_wide:
+                return self._call_inference_model(given)
         if not is_static_function(vars(self)["forward"]):
             return nn.Layer.__call__(self, *inputs, **arguments)
         if not all(map(_is_plain, given.values())):
             return own(self, **given)  # in its own graphs: ``is_compiled``
-        tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})
+        with process_wide:
+            tensors = nn.Layer.__call__(self, **{**given, "return_dict": False})
         return self._output_class(*tensors) if given.get("return_dict", True) else tensors
 
     def _call_inference_model(self, arguments: Mapping[str, Any]) -> Any:
@@ -190,13 +198,14 @@ class Compilable:
     ) -> CompiledFunction:
         """The graph of ``function``, traced at its first call; ``variant`` is what it depends on beside its tensors."""
         assert isinstance(self, nn.Layer)
-        if self._graphs is None:
-            self.compile()
-        assert self._graphs is not None
         key = (name, self.dtype, *variant)
-        if key not in self._graphs:
-            self._graphs[key] = CompiledFunction(self, function, [InputSpec(shape, self.dtype) for shape in shapes])
-        return self._graphs[key]
+        with process_wide:
+            if self._graphs is None:
+                object.__setattr__(self, "_graphs", {})
+            assert self._graphs is not None
+            if key not in self._graphs:
+                self._graphs[key] = CompiledFunction(self, function, [InputSpec(shape, self.dtype) for shape in shapes])
+            return self._graphs[key]
 
     def _forget_graphs(self) -> None:
         """Drops the graphs, after a change that a traced graph would not see."""

@@ -15,13 +15,16 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Callable, NoReturn, TypeVar, cast
 
-from .utils.checking import bind, declared_types, fit
+from .utils.checking import bind, declared_types, fit, shown
 from .utils.elsewhere import nearest
 from .utils.errors import ConfigError
 from .utils.files import atomic_write
 from .utils.hub import resolve_small_file
 from .utils.json_files import read_json
 from .utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from .utils.pipeline_index import named_class
+from .utils.recognition import explain_class
+from .utils.threads import process_wide
 from .utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -74,7 +77,8 @@ def register_to_config(init: Init) -> Init:
         arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
         # Through object.__setattr__: nn.Layer refuses attributes before its own __init__ has run.
         object.__setattr__(self, "_internal_config", FrozenConfig(arguments))
-        init(*bound.args, **bound.kwargs)
+        with process_wide:  # another thread's LazyGuard would leave parameters without memory
+            init(*bound.args, **bound.kwargs)
 
     return cast(Init, wrapper)  # with the constructor's own signature
 
@@ -131,7 +135,10 @@ class ConfigMixin:
     @classmethod
     def extract_init_arguments(cls, config: Mapping[str, Any], source: str = "the configuration") -> dict[str, Any]:
         """The entries of ``config`` that ``__init__`` takes. Raises ConfigError if another one is not metadata."""
-        known = cls._known_keys()
+        known, named = cls._known_keys(), named_class(config)
+        foreign = explain_class(source, named)
+        if foreign is not None:
+            raise ConfigError(foreign)
         arguments = {}
         for key, value in config.items():
             if key in known:
@@ -139,12 +146,16 @@ class ConfigMixin:
             elif key in cls.absent_features:
                 if value is not None:
                     raise ConfigError(
-                        f"{cls.__name__} has no {key}, which {source} sets to {value!r}: no Stable Diffusion 3 has "
-                        "such a network. Load it with the library that wrote it."
+                        f"{cls.__name__} has no {key}, which {source} sets to {shown(value)}: no Stable Diffusion 3 "
+                        "has such a network. Load it with the library that wrote it."
                     )
             elif key not in cls.ignored_config_keys and not _METADATA_KEY.fullmatch(key):
                 hint = nearest(key, known, f"Known keys: {', '.join(known)}.")
-                raise ConfigError(f"{cls.__name__} does not know the key {key!r} (value {value!r}) of {source}. {hint}")
+                if named not in (None, cls.__name__):
+                    hint = f"It is of a {named[:80]}: load it with its class, or check `subfolder`."
+                raise ConfigError(
+                    f"{cls.__name__} does not know the key {shown(key)} (value {shown(value)}) of {source}. {hint}"
+                )
         return arguments
 
     @classmethod

@@ -33,13 +33,15 @@ from .serialization.source import TensorSource
 from .serialization.tensor_dict import TensorDict
 from .serialization.tensors import NUMPY_DTYPES, cast, dtype_name, floating_dtype, is_floating, put
 from .serialization.writers import write_checkpoint
-from .utils.device import available_memory, device_name, tune_process, usable_device
+from .utils.device import available_memory, device_name, tune_thread, usable_device
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import ConfigError, InputError
 from .utils.files import read_whole
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
+from .utils.recognition import explaining
+from .utils.threads import Shared, changes_networks, process_wide, works_with_networks
 from .utils.types import Dtype, Names, PathLike
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class AttentionSwitches:
         """Changes nothing, as :meth:`enable_attention_slicing`."""
 
 
-class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMixin):
+class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, QuantizableModel, ConfigMixin):
     """Base of the networks. Parameter names are the diffusers (or transformers) checkpoint names.
 
     Attributes that a class may set, beside those of :class:`~ppsd3.quantization.QuantizableModel`:
@@ -88,7 +90,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
     _components: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        tune_process()
+        tune_thread()
         super().__init__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -100,7 +102,8 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
     @classmethod
     def _opened(cls, directory: str, variant: str | None) -> tuple[dict[str, Any], Checkpoint]:
         """The configuration and the weights in ``directory``."""
-        return cls.load_config(directory), Checkpoint.open(directory, cls.weights_name, variant)
+        # Absolute: a folder that is missing is not looked for on a hub.
+        return cls.load_config(os.path.abspath(directory)), Checkpoint.open(directory, cls.weights_name, variant)
 
     @overload
     @classmethod
@@ -228,15 +231,17 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         dtype = floating_dtype(paddle_dtype)
         hub: dict[str, Any] = {"cache_dir": cache_dir, "revision": revision, "local_files_only": local_files_only}
         hub.update(token=token, force_download=force_download)
-        file = SingleFile(resolve_file(pretrained_model_link_or_path, **hub))
-        component = cls._component_in(file, subfolder)
-        if isinstance(config, (str, os.PathLike)):
-            directory = resolve_checkpoint(config, subfolder=component, **hub)
-            folder = os.path.join(directory, component)
-            config = cls.load_config(folder if os.path.isdir(folder) else directory)
-        source = file.source(component)
-        config = config or file.configs.get(component) or infer_config(component, source)
-        return cls.from_source(source, {**config, **overrides}, dtype, storage_dtype)
+        path = resolve_file(pretrained_model_link_or_path, **hub)
+        with explaining(path, wanted="network"):
+            file = SingleFile(path)
+            component = cls._component_in(file, subfolder)
+            if isinstance(config, (str, os.PathLike)):
+                directory = resolve_checkpoint(config, subfolder=component, **hub)
+                folder = os.path.join(directory, component)
+                config = cls.load_config(folder if os.path.isdir(folder) else directory)
+            source = file.source(component)
+            config = config or file.configs.get(component) or infer_config(component, source)
+            return cls.from_source(source, {**config, **overrides}, dtype, storage_dtype)
 
     @classmethod
     def from_source(
@@ -313,6 +318,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
             raise InputError(f"subfolder is {subfolder!r}; a {cls.__name__} is called {' or '.join(cls._components)}.")
         return subfolder
 
+    @changes_networks
     def load_weights(self, source: TensorSource, dtype: Dtype | None = None) -> LoadReport:
         """Fills this model from ``source``, strictly; see :func:`ppsd3.serialization.load_weights`.
 
@@ -331,6 +337,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         self._note_dtype()
         return report
 
+    @works_with_networks
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,
@@ -375,6 +382,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         """The configuration as it is saved, ``extra_saved_config`` included."""
         return {**super().to_json_dict(), **self.extra_saved_config, **config_entries(self)}
 
+    @changes_networks
     def quantize(self, kind: str, skip: Names = ()) -> Self:
         """Quantizes the weights of the slowest layers to int8, in place, and returns the model. For inference only.
 
@@ -393,6 +401,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         self._forget_graphs()
         return self
 
+    @changes_networks
     def enable_layerwise_casting(self, storage_dtype: Dtype = "float16", compute_dtype: Dtype | None = None) -> Self:
         """Stores the weights of linear layers in 16 bits, in place, and returns the model.
 
@@ -419,6 +428,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         """Whether this model has int8 layers."""
         return is_quantized(self)
 
+    @changes_networks
     def train(self, mode: bool = True) -> None:
         """Training mode; evaluation mode with ``mode=False``.
 
@@ -459,6 +469,7 @@ class ModelMixin(ForwardReplaceable, AttentionSwitches, PeftAdapterMixin, Quanti
         held = (layer.weight for layer in self.sublayers() if isinstance(layer, (CastingLinear, QuantizedLinear)))
         return number if only_trainable else number + sum(int(weight.size) for weight in held)
 
+    @changes_networks
     @takes_keywords_of(MOVING, also=())
     def to(self, device: Any = None, dtype: Any = None, blocking: bool | None = None, **others: Any) -> Self:
         """Moves and casts in place, and returns the model: ``to("gpu")``, ``to(dtype="float16")``, ``to("float16")``.
@@ -538,11 +549,12 @@ _filling = threading.local()
 def to_be_filled() -> Iterator[None]:
     """Builds networks without memory for parameters (``paddle.LazyGuard``) and without computing saved buffers.
 
-    For networks that a checkpoint fills, or of which only names and shapes are needed.
+    For networks that a checkpoint fills, or of which only names and shapes are needed. The guard is the process's, so
+    that other threads build no networks meanwhile.
     """
     before, _filling.on = is_to_be_filled(), True
     try:
-        with LazyGuard():
+        with process_wide, LazyGuard():
             yield
     finally:
         _filling.on = before

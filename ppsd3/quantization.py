@@ -22,6 +22,7 @@ from .ops import Linear, QuantizedLinear, WeightOnlyLinear, own_sublayers
 from .serialization.source import TensorSource
 from .serialization.tensors import is_floating
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
+from .utils.recognition import explain_quantization
 from .utils.types import Names
 
 KINDS = ("int8",)
@@ -115,8 +116,9 @@ def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: Tensor
     method = config.get("quant_method") if isinstance(config, dict) else config
     if method not in KINDS:
         raise ConfigError(
-            f"{checkpoint.path} is quantized by {method!r}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint that is "
-            "not quantized, then call quantize('int8')."
+            explain_quantization(checkpoint.path, config)
+            or f"{checkpoint.path} is quantized by {method!r}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint that "
+            "is not quantized, then call quantize('int8')."
         )
     suffix = ".weight_scale"
     layers = dict(model.named_sublayers())

@@ -15,6 +15,7 @@ import paddle
 from paddle import nn
 
 from .serialization.tensors import cast, floating_dtype, put
+from .training.ema_model import EMAModel as EMAModel
 from .utils.checking import Range, checks_arguments
 from .utils.errors import InputError
 from .utils.paddle_internals import no_grad

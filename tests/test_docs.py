@@ -27,6 +27,7 @@ LONG = ("bench", "samplers", "gpu")
 # What makes the code quick: steps of a call, and what is appended to a command.
 STEPS = 3
 QUICK = {command: ["--steps", str(STEPS)] for command in ("generate", "img2img", "inpaint", "control")}
+QUICK["train"] = [w for s in ("training.max_steps=1", "data.resolution=64") for w in ("--set", s)]
 QUICK["evaluate"] = ["--per-task", "1", "--steps", "1"]
 
 

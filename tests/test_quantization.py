@@ -233,7 +233,7 @@ class TestErrors:
     def test_another_quantization(self, transformer, tmp_path):
         transformer.save_pretrained(tmp_path)
         self.edit_config(tmp_path, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
-        with pytest.raises(ConfigError, match="'bitsandbytes'; ppsd3 reads int8"):
+        with pytest.raises(ConfigError, match=r"is quantized by bitsandbytes, in 4 bits.*quantize\('int8'\)"):
             ppsd3.SD3Transformer2DModel.from_pretrained(tmp_path)
 
     def test_a_configuration_without_int8_weights(self, transformer, tmp_path):

@@ -124,6 +124,42 @@ def test_modules_import_light_things_only():
     assert_nothing_found(heavy_imports)
 
 
+# Functions that write files, of os, shutil and tempfile, and methods of paths.
+WRITERS = {
+    **dict.fromkeys(["os.replace", "os.rename", "os.renames", "shutil.move", "shutil.copytree", "shutil.rmtree"], ""),
+    **dict.fromkeys(["tempfile.mkstemp", "tempfile.NamedTemporaryFile"], ""),
+    **dict.fromkeys(["write_text", "write_bytes"], "path."),
+}
+# Where files are written as utils/files.py says; and the benchmarks, whose files live as long as a run.
+WRITES = ("utils/files.py", "utils/temporary.py", "bench/", "cli/bench.py")
+
+
+def written_directly(tree, module):
+    """Places in the source that write files other than by ``utils/files.py``: another process may see half of one."""
+    found = []
+    for node in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = ast.unparse(node.func)
+        modes = [*node.args[1:2], *(word.value for word in node.keywords if word.arg == "mode")]
+        if name == "open" and any(isinstance(m, ast.Constant) and set(str(m.value)) & set("wx+") for m in modes):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+        if name in WRITERS or (isinstance(node.func, ast.Attribute) and WRITERS.get(node.func.attr) == "path."):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return [] if module.as_posix().startswith(WRITES) else found
+
+
+def test_files_are_written_whole():
+    """Use atomic_write, write_new or replacing, and discard."""
+    assert_nothing_found(written_directly)
+
+
+@pytest.mark.parametrize(
+    "source", ["open(p, 'w')", "open(p, mode='xb')", "os.replace(a, b)", "path.write_text('x')", "shutil.rmtree(p)"]
+)
+def test_what_would_be_found(source):
+    assert written_directly(ast.parse(source), pathlib.Path("models/x.py"))
+    assert not written_directly(ast.parse("open(p, 'rb'); open(p, 'a'); open(p)"), pathlib.Path("models/x.py"))
+
+
 def test_json_has_one_reader():
     """utils/json_files.py limits sizes and depth, and words the errors. The benchmarks' processes trust one another."""
 

@@ -5,9 +5,10 @@ import paddle
 import pytest
 from helpers import tiny
 
-from ppsd3 import LoraConfig, TorchGenerator
+from ppsd3 import LoraConfig, SD3Transformer2DModel, TorchGenerator
 from ppsd3.optimization import get_scheduler
 from ppsd3.training_utils import (
+    EMAModel,
     cast_training_params,
     compute_density_for_timestep_sampling,
     compute_loss_weighting_for_sd3,
@@ -97,3 +98,45 @@ def test_logit_normal_takes_every_generator():
     ours = compute_density_for_timestep_sampling("logit_normal", 32, generator=TorchGenerator(2)).numpy()
     np.testing.assert_allclose(ours, 1 / (1 + np.exp(-TorchGenerator(2).randn([32]))), atol=1e-6)
     assert compute_density_for_timestep_sampling("logit_normal", 4, generator=paddle.seed(2)).shape == [4]
+
+
+def test_averages_are_copied_taken_back_and_saved(tmp_path):
+    net = SD3Transformer2DModel(**tiny.TRANSFORMER)
+    averages = EMAModel(net.parameters(), model_cls=type(net), model_config=net.config, decay=0.5)
+    before = [p.numpy().copy() for p in net.parameters()]
+    for parameter in net.parameters():
+        parameter.set_value(parameter + 1)
+    averages.step(net.parameters())  # the first step follows at once
+    averages.store(net.parameters())
+    for parameter in net.parameters():
+        parameter.set_value(parameter * 0)
+    averages.copy_to(net.parameters())
+    assert all(np.abs(p.numpy() - b - 1).max() < 1e-5 for p, b in zip(net.parameters(), before))
+    averages.restore(net.parameters())
+    with pytest.raises(InputError, match=r"restore\(\) has nothing"):
+        averages.restore(net.parameters())
+    averages.save_pretrained(tmp_path)
+    again = EMAModel.from_pretrained(tmp_path, type(net))
+    assert (again.optimization_step, again.decay) == (1, 0.5)
+    for one, other in zip(again.shadow_params, averages.shadow_params):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+def test_averages_of_bfloat16_move():
+    parameter = paddle.ones([4]).astype("bfloat16")
+    parameter.stop_gradient = False
+    averages = EMAModel([parameter], decay=0.9999)
+    averages.optimization_step = 10**6
+    parameter.set_value(paddle.full([4], 2.0).astype("bfloat16"))
+    averages.step([parameter])
+    np.testing.assert_allclose(averages.shadow_params[0].numpy(), 1.0001, rtol=1e-6)
+
+
+def test_wrong_states_and_parameters_of_averages():
+    averages = EMAModel([paddle.ones([4])])
+    with pytest.raises(InputError, match="1 averages"):
+        averages.step([paddle.ones([3])])
+    with pytest.raises(InputError, match="no 'decay'"):
+        averages.load_state_dict({})
+    with pytest.raises(InputError, match="model_cls"):
+        averages.save_pretrained("nowhere")

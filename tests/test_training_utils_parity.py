@@ -41,3 +41,23 @@ def test_rates(name):
         optimizer.step()
         reference.step()
         schedule.step()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_ema_warmup": True, "decay": 0.9}, {"update_after_step": 3, "min_decay": 0.2}]
+)
+def test_averages_are_those_of_diffusers(settings):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal([3, 4]).astype("float32")
+    mine, other = paddle.create_parameter([3, 4], "float32"), torch.nn.Parameter(torch.from_numpy(start.copy()))
+    mine.set_value(start)
+    averages, wanted = ours.EMAModel([mine], **settings), theirs.EMAModel([other], **settings)
+    for _ in range(12):
+        move = rng.standard_normal([3, 4]).astype("float32")
+        mine.set_value(mine.numpy() + move)
+        with torch.no_grad():
+            other += torch.from_numpy(move)
+        averages.step([mine])
+        wanted.step([other])
+        assert averages.cur_decay_value == pytest.approx(wanted.cur_decay_value)
+        np.testing.assert_allclose(averages.shadow_params[0].numpy(), wanted.shadow_params[0].numpy(), atol=1e-6)

@@ -1,7 +1,7 @@
-"""Adapters of linear layers (LoRA, DoRA, LoHa, LoKr), without networks of a certain kind and without pipelines."""
+"""Adapters of layers (LoRA, DoRA, LoHa, LoKr, OFT), without networks of a certain kind and without pipelines."""
 
 from .files import read_adapters, write_adapters
-from .layers import Dense, Kronecker, LowRank
+from .layers import Dense, Kronecker, LowRank, Orthogonal, Sum
 from .network import LoraConfig, add_adapter, train_adapter
 from .peft import PeftAdapterMixin, get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -10,7 +10,9 @@ __all__ = [
     "Kronecker",
     "LoraConfig",
     "LowRank",
+    "Orthogonal",
     "PeftAdapterMixin",
+    "Sum",
     "add_adapter",
     "get_peft_model_state_dict",
     "read_adapters",

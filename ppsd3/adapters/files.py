@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import collections
 import json
-import math
+import operator
 import os
-import re
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import paddle
@@ -16,20 +16,21 @@ from ..serialization.layout import declared_layout
 from ..serialization.readers import SafetensorsFile
 from ..serialization.source import TensorSource
 from ..serialization.tensors import cast
+from ..serialization.weight_files import to_paddle
 from ..serialization.writers import byte_size, write_tensors
-from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
+from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
 from ..utils.json_files import parse_json_object
 from ..utils.types import PathLike, Tensors
+from .causes import not_for_these
 from .keys import ModuleNames, Place, split_key
-from .layers import Dense, Kronecker, LowRank, WeightChange, hadamard
+from .layers import Dense, Kronecker, LowRank, Orthogonal, Sum, WeightChange
+from .parts import LayerParts, Scalings
 
 LORA_WEIGHT_NAME = "pytorch_lora_weights.safetensors"
 PADDLE_LORA_WEIGHT_NAME = "paddle_lora_weights.safetensors"
 LORA_WEIGHT_NAMES = (LORA_WEIGHT_NAME, PADDLE_LORA_WEIGHT_NAME)  # of a directory, the first that is there
 LORA_ADAPTER_METADATA_KEY = "lora_adapter_metadata"
-
-_SHOWN = 5  # keys that a message names
 
 
 def read_lora_file(path: PathLike) -> tuple[Tensors, dict[str, Any] | None]:
@@ -83,17 +84,17 @@ def save_lora_file(
 
 def read_adapters(
     tensors: Mapping[str, paddle.Tensor],
-    linears: Mapping[str, Mapping[str, Any]],
+    layers: Mapping[str, Mapping[str, Any]],
     path: str,
     metadata: Mapping[str, Any] | None = None,
     alphas: Mapping[str, Any] | None = None,
     strict: bool = True,
 ) -> tuple[dict[str, dict[str, WeightChange]], list[str]]:
-    """Makes the adapter layers of a file.
+    """Makes the adapter layers of a file. Each tensor is used, or named in an error.
 
     Args:
         tensors: by key, in any dialect of :mod:`ppsd3.adapters.keys`.
-        linears: component -> name -> linear layer.
+        layers: component -> name -> layer, see :func:`ppsd3.adapters.network.adaptable_layers`.
         path: what messages call the file.
         metadata: PEFT's configuration of each component, names prefixed by it, e.g.
             ``"transformer.lora_alpha"``, as diffusers saves it.
@@ -105,73 +106,59 @@ def read_adapters(
 
     Raises:
         WeightMismatchError: keys that match no layer, or tensors of another shape than the layer's.
-        CheckpointFormatError: no key matches a layer, or tensors of a module are missing.
+        CheckpointFormatError: no key matches a layer, tensors of a module are missing, superfluous or no finite
+            numbers, or the configuration cannot be read.
+        InputError: ``alphas`` are no numbers.
     """
-    names = ModuleNames({component: list(layers) for component, layers in linears.items()})
-    found: dict[tuple[str, tuple[Place, ...]], dict[str, Any]] = collections.defaultdict(dict)
+    names = ModuleNames({component: list(some) for component, some in layers.items()})
+    found: dict[tuple[str, tuple[Place, ...]], LayerParts] = {}
     lost: list[str] = []
-    for key, tensor in {**tensors, **{_alpha_key(name): value for name, value in (alphas or {}).items()}}.items():
+    given = {_alpha_key(name): to_paddle(f"network_alphas[{name!r}]", value) for name, value in (alphas or {}).items()}
+    for key, tensor in {**tensors, **given}.items():
         module, part = split_key(key)
         place = None if part is None else names.find(module)
         if part is None or place is None:
             lost.append(key)
         else:
-            found[(place[0], tuple(place[1]))].update({part: tensor, "key": module})
-    # An alpha without tensors is of a module that this file does not change.
-    found = {place: parts for place, parts in found.items() if set(parts) - {"alpha", "key"}}
-    _check_found(found, lost, path, list(linears), strict)
-    if _is_paddle(found, linears):
-        found = {place: _turned(parts) for place, parts in found.items()}
-    adapters: dict[str, dict[str, WeightChange]] = {}
+            where = place[0], tuple(place[1])
+            found.setdefault(where, LayerParts(module, path)).add(part, key, tensor)
+    for place in [place for place, parts in found.items() if set(parts.tensors) == {"alpha"}]:
+        alpha = found.pop(place).keys["alpha"]
+        lost += [] if alpha in given else [alpha]  # those that are given beside a file may be of all networks
+    if not found or (lost and strict):
+        raise not_for_these(path, lost, names, layers, tensors, any_fits=bool(found))
+    if _is_paddle(found, layers):
+        found = {place: parts.turned() for place, parts in found.items()}
+    scalings = {component: Scalings(metadata, component, path) for component in layers}
+    adapters: dict[str, dict[str, WeightChange]] = {component: {} for component in layers}
+    names_of: dict[tuple[str, str], str] = {}
     for (component, places), parts in found.items():
         for place in places:
-            layer = linears[component][place.module]
-            alpha = _alpha_of(parts, component, place.module, metadata)
-            adapters.setdefault(component, {})[place.module] = _make(parts, place, layer, alpha, path)
-    return adapters, lost
-
-
-def _check_found(found, lost, path, components, strict):
-    shown = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
-    if not found:
-        what = (
-            f"none of its {len(lost)} keys is one of an adapter of these networks, e.g. {shown}"
-            if lost
-            else "it is empty"
-        )
-        raise CheckpointFormatError(
-            f"{path} changes nothing in {', '.join(components)}: {what}. Check that it is a LoRA, LoHa or LoKr for "
-            "Stable Diffusion 3 or 3.5, and for the size of this one."
-        )
-    if lost and strict:
-        raise WeightMismatchError(
-            f"{path} has {len(lost)} keys for which {', '.join(components)} have no linear layer: {shown}. It may be "
-            "made for another size of Stable Diffusion 3, or for a text encoder that is not loaded. Pass strict=False "
-            "to leave them out."
-        )
+            other = names_of.setdefault((component, place.module), parts.name)
+            if other != parts.name:
+                raise CheckpointFormatError(
+                    f"{path}: {other} and {parts.name} are both for {place.module} of the {component}. Remove one."
+                )
+            made = parts.make(place, layers[component][place.module], scalings[component])
+            adapters[component][place.module] = made
+    return {component: some for component, some in adapters.items() if some}, lost
 
 
 # --------------------------------------------------------------------------------------------------------------- layout
 
 
-def _is_paddle(found, linears):
+def _is_paddle(found, layers):
     """Whether A is [in, r] and B [r, out], as ppdiffusers writes them under whatever name and format, by the layers."""
     votes = set()
     for (component, places), parts in found.items():
-        if {"down", "up"} <= set(parts) and len(places) == 1 and places[0].rows == ((0, 1),):
-            layer, down, up = linears[component][places[0].module], parts["down"].shape, parts["up"].shape
-            if len(down) == len(up) == 2:
+        layer, some = layers[component][places[0].module], parts.tensors
+        if {"down", "up"} <= set(some) and hasattr(layer, "in_features") and len(places) == 1:
+            down, up = some["down"].shape, some["up"].shape
+            if len(down) == len(up) == 2 and places[0].rows == ((0, 1),):
                 is_torch = down[1] == layer.in_features and up[0] == layer.out_features
                 is_paddle = down[0] == layer.in_features and up[1] == layer.out_features
                 votes |= {is_paddle} if is_torch != is_paddle else set()
     return votes == {True}
-
-
-def _turned(parts):
-    """``parts`` of a module with A and B transposed."""
-    return {
-        part: tensor.t() if part in ("down", "up") and tensor.ndim == 2 else tensor for part, tensor in parts.items()
-    }
 
 
 def layout_of_file(file: TensorSource) -> str:
@@ -191,130 +178,29 @@ def for_ppdiffusers(tensors: Mapping[str, paddle.Tensor], config: Mapping[str, A
         config: PEFT's configuration of each component, as in :func:`read_adapters`.
 
     Raises:
-        InputError: tensors of text encoders, or of another kind than A and B.
+        InputError: tensors of text encoders, of a convolution, or of another kind than A and B.
     """
     ranks = {split_key(key)[0]: tensor.shape[0] for key, tensor in tensors.items() if split_key(key)[1] == "down"}
+    scalings = Scalings(config, "transformer", "The adapter")
     made: Tensors = {}
     for key, tensor in tensors.items():
         module, part = split_key(key)
-        if part not in ("down", "up") or module not in ranks or not key.startswith("transformer."):
+        is_matrix = part in ("down", "up") and module in ranks and tensor.ndim == 2
+        if not is_matrix or not key.startswith("transformer."):
             raise InputError(
                 f"ppdiffusers' pipeline for Stable Diffusion 3 takes LoRA of the transformer only, which {key} is not. "
                 "Save without layout='ppdiffusers', or fuse_lora() and save the pipeline in that layout."
             )
-        scaling = _scaling(ranks[module], _alpha_of({}, "transformer", module[len("transformer.") :], config))
+        scaling = scalings.of(module[len("transformer.") :], ranks[module])
         made[key] = (tensor if part == "down" or scaling == 1.0 else tensor * scaling).t().contiguous()
     return made
-
-
-# -------------------------------------------------------------------------------------------------------------- reading
 
 
 def _alpha_key(name):
     return name if name.endswith("alpha") else name + ".alpha"
 
 
-def _alpha_of(parts, component, module, metadata):
-    """``(alpha, rank_stabilised)`` of a module: its own, else from the file's configuration, else None."""
-    settings = {
-        key[len(component) + 1 :]: value for key, value in (metadata or {}).items() if key.startswith(component + ".")
-    }
-    stabilised = bool(settings.get("use_rslora"))
-    if "alpha" in parts:
-        alpha = parts["alpha"]
-        return float(alpha.astype("float32")) if isinstance(alpha, paddle.Tensor) else float(alpha), stabilised
-    for pattern, alpha in (settings.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(alpha), stabilised
-    alpha = settings.get("lora_alpha")
-    return None if alpha is None else float(alpha), stabilised
-
-
-def _scaling(rank: int, alpha: tuple[float | None, bool]) -> float:
-    """What B A is multiplied by, for ``alpha`` as :func:`_alpha_of` gives it."""
-    value, stabilised = alpha
-    return 1.0 if value is None else value / (math.sqrt(rank) if stabilised else rank)
-
-
-def _make(parts: dict[str, Any], place: Place, layer: Any, alpha: tuple[float | None, bool], path: str) -> WeightChange:
-    """The adapter of one layer, in the dtype that the layer computes in."""
-    key, rows = parts["key"], place.rows
-
-    def get(name, share=None):
-        if name not in parts:
-            raise CheckpointFormatError(f"{path}: {key} has no {name} beside its other tensors. Download it again.")
-        tensor = parts[name]
-        if tensor.ndim == 4 and tensor.shape[2:] == [1, 1]:
-            tensor = tensor.reshape(tensor.shape[:2])
-        return cast(_rows(tensor, share or ((0, 1),), key, path), layer.compute_dtype)
-
-    def scaling(rank):
-        return _scaling(rank, alpha)
-
-    options = {"bias": get("bias", rows)} if "bias" in parts else {}
-    if "magnitude" in parts:
-        options["magnitude"] = _magnitude(get("magnitude"), rows, key, path)
-    if "down" in parts or "up" in parts:
-        down, up = get("down"), get("up", rows)
-        adapter = LowRank(down, up, scaling=scaling(down.shape[0]), **options)
-        shape = [up.shape[0], down.shape[1]]
-        if up.shape[1] != down.shape[0]:
-            raise WeightMismatchError(
-                f"{path}: {key} has lora_A {list(down.shape)} and lora_B {list(up.shape)}, which are not [r, in] and "
-                "[out, r]. Download the file again, or ask who made it."
-            )
-    elif any(name.startswith("hada") for name in parts):
-        up1, down1, up2, down2 = get("hada_w1_a", rows), get("hada_w1_b"), get("hada_w2_a", rows), get("hada_w2_b")
-        adapter = hadamard(up1, down1, up2, down2, scaling=scaling(down1.shape[0]), **options)
-        shape = [up1.shape[0], down1.shape[1]]
-    elif any(name.startswith("lokr") for name in parts):
-        adapter, shape = _kronecker(parts, get, rows, scaling, options, key, path)
-    else:
-        if "diff_b" in parts:
-            options["bias"] = get("diff_b", rows)
-        matrix = get("diff", rows) if "diff" in parts else paddle.zeros([layer.out_features, layer.in_features])
-        adapter, shape = Dense(matrix, **options), list(matrix.shape)
-    if shape != [layer.out_features, layer.in_features]:
-        raise WeightMismatchError(
-            f"{path}: {key} makes a change of shape {shape} for {place.module}, whose weight is "
-            f"{[layer.out_features, layer.in_features]}. It is made for another size of Stable Diffusion 3."
-        )
-    return adapter
-
-
-def _kronecker(parts, get, rows, scaling, options, key, path):
-    ranks = [get(f"lokr_w{i}_b").shape[0] for i in (1, 2) if f"lokr_w{i}" not in parts]
-    first, second = (
-        get(f"lokr_w{i}") if f"lokr_w{i}" in parts else paddle.matmul(get(f"lokr_w{i}_a"), get(f"lokr_w{i}_b"))
-        for i in (1, 2)
-    )
-    # As LyCORIS: alpha has no effect where neither factor is one of low rank.
-    options = {"scaling": scaling(ranks[-1]) if ranks else 1.0, **options}
-    if first.shape[0] % rows[0][1] == 0:
-        first = _rows(first, rows, key, path)
-        return Kronecker(first, second, **options), [a * c for a, c in zip(first.shape, second.shape)]
-    matrix = _rows(paddle.kron(first, second), rows, key, path)  # rows that no factor has separately
-    return Dense(matrix, **options), list(matrix.shape)
-
-
-def _magnitude(tensor, rows, key, path):
-    if tensor.ndim == 2 and tensor.shape[0] == 1 and tensor.shape[1] != 1:
-        raise CheckpointFormatError(
-            f"{path}: {key} has magnitudes of columns {tensor.shape}; ppsd3 reads those of rows, [out, 1]. Train or "
-            "convert it with wd_on_out=True."
-        )
-    return _rows(tensor.reshape([-1]), rows, key, path)
-
-
-def _rows(tensor, rows, key, path):
-    """The parts of ``tensor`` along its first axis that ``rows``, pairs (index, count), choose, concatenated."""
-    if rows == ((0, 1),):
-        return tensor
-    count = rows[0][1]
-    if tensor.shape[0] % count:
-        raise WeightMismatchError(f"{path}: {key} has {tensor.shape[0]} rows, which are not {count} equal parts.")
-    parts = tensor.chunk(count)
-    return paddle.concat([parts[index] for index, _ in rows]) if len(rows) > 1 else parts[rows[0][0]].clone()
+# -------------------------------------------------------------------------------------------------------------- writing
 
 
 def write_adapters(adapters: Mapping[str, WeightChange]) -> tuple[Tensors, dict[str, Any]]:
@@ -326,29 +212,51 @@ def write_adapters(adapters: Mapping[str, WeightChange]) -> tuple[Tensors, dict[
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
     for module, adapter in adapters.items():
-        if isinstance(adapter, LowRank):
-            tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = adapter.lora_A, adapter.lora_B
-            ranks[module], alphas[module] = adapter.rank, adapter.scaling * adapter.rank
-            if adapter.lora_bias is not None:
-                tensors[f"{module}.lora_B.bias"] = adapter.lora_bias
-            if adapter.lora_magnitude_vector is not None:
-                tensors[f"{module}.lora_magnitude_vector"] = adapter.lora_magnitude_vector
-            continue
-        if isinstance(adapter, Kronecker):
-            tensors[f"{module}.lokr_w1"] = adapter.lokr_w1 * adapter.scaling
-            tensors[f"{module}.lokr_w2"] = adapter.lokr_w2
-        else:
-            tensors[f"{module}.diff"] = adapter.diff * adapter.scaling
-        if adapter.lora_bias is not None:
-            tensors[f"{module}.diff_b"] = adapter.lora_bias * adapter.scaling
-        if adapter.lora_magnitude_vector is not None:
-            tensors[f"{module}.dora_scale"] = adapter.lora_magnitude_vector.unsqueeze(1)
-    return tensors, _peft_config(adapters, ranks, alphas)
+        for change in _apart(adapter):
+            if isinstance(change, LowRank):
+                tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = change.lora_A, change.lora_B
+                ranks[module], alphas[module] = change.rank, change.scaling * change.rank
+                if change.lora_bias is not None:
+                    tensors[f"{module}.lora_B.bias"] = change.lora_bias
+            elif isinstance(change, Kronecker):
+                tensors[f"{module}.lokr_w1"] = change.lokr_w1 * change.scaling
+                tensors[f"{module}.lokr_w2"] = change.lokr_w2
+            elif isinstance(change, Orthogonal):
+                tensors[f"{module}.oft_blocks"] = change.oft_blocks
+                if change.rescale is not None:
+                    tensors[f"{module}.rescale"] = change.rescale
+            elif isinstance(change, Dense):
+                tensors[f"{module}.diff"] = change.diff * change.scaling
+            if change.lora_bias is not None and not isinstance(change, LowRank):
+                tensors[f"{module}.diff_b"] = change.lora_bias * change.scaling
+            if change.lora_magnitude_vector is not None:
+                magnitude = change.lora_magnitude_vector
+                if isinstance(change, LowRank):  # as PEFT has it: [out], of a convolution [1, out, 1, 1]
+                    magnitude = magnitude if change.lora_A.ndim == 2 else magnitude.reshape([1, -1, 1, 1])
+                    tensors[f"{module}.lora_magnitude_vector"] = magnitude
+                else:
+                    tensors[f"{module}.dora_scale"] = magnitude.unsqueeze(1)
+    return tensors, _peft_config(tensors, ranks, alphas)
 
 
-def _peft_config(
-    adapters: Mapping[str, WeightChange], ranks: dict[str, int], alphas: dict[str, float]
-) -> dict[str, Any]:
+def _apart(adapter: WeightChange) -> list[WeightChange]:
+    """The changes that are written one by one, at most one of a kind: full and further matrices become one."""
+    if not isinstance(adapter, Sum):
+        return [adapter]
+    written: list[WeightChange] = []
+    matrices: list[WeightChange] = []
+    for part in adapter.parts:
+        is_first = not isinstance(part, Dense) and all(type(other) is not type(part) for other in written)
+        (written if is_first else matrices).append(part)
+    if matrices:
+        products = [part.matrix() * part.scaling for part in matrices]
+        whole = reduce(operator.add, products)
+        shape = next((part.diff.shape for part in matrices if isinstance(part, Dense)), whole.shape)
+        written.append(Dense(cast(whole.reshape(shape), next(iter(adapter.parameters())).dtype)))
+    return [*written, adapter]
+
+
+def _peft_config(tensors: Tensors, ranks: dict[str, int], alphas: dict[str, float]) -> dict[str, Any]:
     """PEFT's LoraConfig; empty without LoRA layers."""
     if not ranks:
         return {}
@@ -361,8 +269,8 @@ def _peft_config(
         "rank_pattern": {module: value for module, value in ranks.items() if value != rank},
         "alpha_pattern": {module: value for module, value in alphas.items() if value != alpha},
         "target_modules": sorted(ranks),
-        "use_dora": any(adapters[module].lora_magnitude_vector is not None for module in ranks),
-        "lora_bias": any(adapters[module].lora_bias is not None for module in ranks),
+        "use_dora": any(name.endswith(".lora_magnitude_vector") for name in tensors),
+        "lora_bias": any(name.endswith(".lora_B.bias") for name in tensors),
         "use_rslora": False,
         "bias": "none",
         "lora_dropout": 0.0,

@@ -1,29 +1,38 @@
-"""LoRA and its relatives: what each adds to a linear layer, computed exactly.
+"""LoRA and its relatives: what each adds to a layer, computed exactly.
 
 ==========  ===============================================================  ========================
-format      change of the weight W [out, in]                                 class
+format      change of the weight W                                           class
 ==========  ===============================================================  ========================
 LoRA        ``alpha / r * B A``                                              :class:`LowRank`
 DoRA        rows of the changed W are rescaled to the lengths ``m``          any, with ``magnitude``
 LoHa        ``alpha / r * (B1 A1) o (B2 A2)``, entry by entry                :class:`LowRank` of rank r * r
 LoKr        ``alpha / r * kron(W1, W2)``                                     :class:`Kronecker`
+OFT         rows of W are rotated in blocks                                  :class:`Orthogonal`
 full        ``D``                                                            :class:`Dense`
+several     their sum                                                        :class:`Sum`
 ==========  ===============================================================  ========================
 
-Sources: LoRA, arXiv 2106.09685; DoRA, 2402.09353; LoHa, 2108.06098; LoKr, 2309.14859 (LyCORIS).
+W is [out, in] of a linear layer, [out, in, k, k] of a convolution, which counts as the matrix [out, in * k * k], and
+[n] of a norm.
+
+Sources: LoRA, arXiv 2106.09685; DoRA, 2402.09353; LoHa, 2108.06098; LoKr and OFT, 2309.14859 (LyCORIS), 2306.07280.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import linear
 from ..ops.adapted import Adapter, dense_weight
-from ..serialization.tensors import dtype_name
+from ..serialization.tensors import dtype_name, from_numpy
 from ..utils.paddle_internals import share_memory
 
 
@@ -45,34 +54,49 @@ class WeightChange(Adapter):
     ) -> None:
         super().__init__()
         self.scaling = float(scaling)
-        self.lora_magnitude_vector = None if magnitude is None else _parameter(magnitude)
-        self.lora_bias = None if bias is None else _parameter(bias)
+        self.lora_magnitude_vector = self.lora_bias = None
+        self.put(magnitude, bias)
 
-    def product(self, x: paddle.Tensor) -> paddle.Tensor:
-        """``x M^T``: [..., in] -> [..., out]."""
+    def put(self, magnitude: paddle.Tensor | None = None, bias: paddle.Tensor | None = None) -> None:
+        """Gives the change a magnitude or bias, or both."""
+        if magnitude is not None:
+            self.lora_magnitude_vector = _parameter(magnitude)
+        if bias is not None:
+            self.lora_bias = _parameter(bias)
+
+    def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
+        """``x M^T``: [..., in] -> [..., out]; ``plain`` is ``x W^T``."""
         raise NotImplementedError
 
-    def matrix(self) -> paddle.Tensor:
-        """M [out, in] in float32."""
+    def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
+        """M, a float32 matrix [out, in] or vector [n]; only rotations read the float32 ``weight`` of that shape."""
         raise NotImplementedError
 
     def added(self, x: paddle.Tensor, y: paddle.Tensor, layer: Any, strength: float) -> paddle.Tensor:
-        strength = strength * self.scaling
-        change = self.product(x) * strength
+        scaled = strength * self.scaling
+        plain = y if layer.bias is None or not self.reads_plain else y - layer.bias
+        change = self.product(x, plain) * scaled
         if self.lora_magnitude_vector is not None:
-            plain = y if layer.bias is None else y - layer.bias
+            weight = dense_weight(layer)
             with paddle.no_grad():  # no gradient passes through the norm (DoRA, section 4.3)
-                norm = _row_norms(dense_weight(layer) + self.matrix() * strength)
+                norm = _row_norms(weight + self.matrix(weight) * scaled)
             factor = (self.lora_magnitude_vector.astype("float32") / norm).astype(y.dtype)
             change = (factor - 1.0) * plain + factor * change
-        return change if self.lora_bias is None else change + self.lora_bias * strength
+        bias = self.bias_change(strength)
+        return change if bias is None else change + bias.astype(y.dtype)
+
+    @property
+    def reads_plain(self) -> bool:
+        """Whether :meth:`added` needs the layer's output without its bias."""
+        return self.lora_magnitude_vector is not None
 
     def weight_change(self, weight: paddle.Tensor, strength: float) -> paddle.Tensor:
-        change = self.matrix() * (strength * self.scaling)
-        if self.lora_magnitude_vector is None:
-            return change
-        whole = weight + change
-        return whole * (self.lora_magnitude_vector.astype("float32") / _row_norms(whole)).unsqueeze(1) - weight
+        rows = weight if weight.ndim == 1 else weight.flatten(1)
+        change = self.matrix(rows) * (strength * self.scaling)
+        if self.lora_magnitude_vector is not None:
+            whole = rows + change
+            change = whole * (self.lora_magnitude_vector.astype("float32") / _row_norms(whole)).unsqueeze(1) - rows
+        return change.reshape(weight.shape)
 
     def bias_change(self, strength: float) -> paddle.Tensor | None:
         return None if self.lora_bias is None else self.lora_bias.astype("float32") * (strength * self.scaling)
@@ -85,7 +109,8 @@ class LowRank(WeightChange):
     """``M = B A``.
 
     Args:
-        down [r, in], up [out, r]: A and B, the parameters ``lora_A`` and ``lora_B``.
+        down [r, in], up [out, r]: A and B, the parameters ``lora_A`` and ``lora_B``; of a convolution [r, in, k, k] and
+            [out, r, 1, 1].
         **options: of :class:`WeightChange`.
     """
 
@@ -100,13 +125,13 @@ class LowRank(WeightChange):
         """r."""
         return self.lora_A.shape[0]
 
-    def product(self, x: paddle.Tensor) -> paddle.Tensor:
+    def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
         if self.dropout:
             x = F.dropout(x, self.dropout, training=self.training)
         return linear(linear(x, self.lora_A), self.lora_B)
 
-    def matrix(self) -> paddle.Tensor:
-        return paddle.matmul(self.lora_B.astype("float32"), self.lora_A.astype("float32"))
+    def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
+        return paddle.matmul(self.lora_B.astype("float32").flatten(1), self.lora_A.astype("float32").flatten(1))
 
 
 class Kronecker(WeightChange):
@@ -124,20 +149,64 @@ class Kronecker(WeightChange):
         super().__init__(**options)
         self.lokr_w1, self.lokr_w2 = _parameter(first), _parameter(second)
 
-    def product(self, x: paddle.Tensor) -> paddle.Tensor:
+    def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
         (a, b), (c, d) = self.lokr_w1.shape, self.lokr_w2.shape
         inner = linear(x.reshape([*x.shape[:-1], b, d]), self.lokr_w2)  # [..., b, c]
         return paddle.matmul(self.lokr_w1, inner).reshape([*x.shape[:-1], a * c])
 
-    def matrix(self) -> paddle.Tensor:
+    def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
         return paddle.kron(self.lokr_w1.astype("float32"), self.lokr_w2.astype("float32"))
+
+
+class Orthogonal(WeightChange):
+    """``M = R W - W``: R rotates the rows of W in blocks, by the Cayley transform of skew matrices (diag-OFT).
+
+    With a strength, M is scaled as any change is: LyCORIS and ComfyUI go from W to R W on the same straight line.
+
+    Args:
+        blocks [n, b, b]: n * b is ``out``; the skew matrices are ``blocks - blocks^T``; the parameter ``oft_blocks``.
+        rescale [out]: factors of the rotated rows; None for ones.
+        **options: of :class:`WeightChange`.
+    """
+
+    oft_blocks: paddle.Tensor
+    rescale: paddle.Tensor | None
+
+    def __init__(self, blocks: paddle.Tensor, rescale: paddle.Tensor | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.oft_blocks = _parameter(blocks)
+        self.rescale = None if rescale is None else _parameter(rescale)
+        values = blocks.astype("float32").numpy().astype(np.float64)
+        skew, one = values - values.transpose(0, 2, 1), np.eye(values.shape[1])
+        # (I + Q) (I - Q)^-1, whose factors commute; rows multiply it from the left
+        rotation = from_numpy(np.linalg.solve(one - skew, one + skew).astype(np.float32))
+        self.register_buffer("rotation", rotation, persistable=False)
+
+    @property
+    def reads_plain(self) -> bool:
+        return True
+
+    def _rotated(self, rows):
+        """``rows`` [T, out], with the blocks of their second axis rotated."""
+        count, size = self.rotation.shape[:2]
+        blocks = rows.reshape([-1, count, size]).transpose([1, 0, 2])  # [n, T, b]
+        rotated = paddle.matmul(blocks, self.rotation.astype(rows.dtype)).transpose([1, 0, 2])
+        rotated = rotated.reshape([-1, count * size])
+        return rotated if self.rescale is None else rotated * self.rescale.astype(rows.dtype)
+
+    def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
+        return self._rotated(plain.reshape([-1, plain.shape[-1]])).reshape(plain.shape) - plain
+
+    def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
+        assert weight is not None
+        return self._rotated(weight.t()).t() - weight
 
 
 class Dense(WeightChange):
     """M itself, the parameter ``diff``.
 
     Args:
-        matrix [out, in]
+        matrix: of the shape of the layer's weight.
         **options: of :class:`WeightChange`.
     """
 
@@ -147,11 +216,44 @@ class Dense(WeightChange):
         super().__init__(**options)
         self.diff = _parameter(matrix)
 
-    def product(self, x: paddle.Tensor) -> paddle.Tensor:
+    def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
         return linear(x, self.diff)
 
-    def matrix(self) -> paddle.Tensor:
-        return self.diff.astype("float32")
+    def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
+        change = self.diff.astype("float32")
+        return change if change.ndim == 1 else change.flatten(1)
+
+
+class Sum(WeightChange):
+    """Several changes of one layer added up; magnitudes are the lengths of the rows after all of them.
+
+    Args:
+        parts: with scalings and biases of their own, and without magnitudes; none where only a bias changes.
+        **options: of :class:`WeightChange`.
+    """
+
+    def __init__(self, parts: Sequence[WeightChange], **options: Any) -> None:
+        super().__init__(**options)
+        self.parts: Any = nn.LayerList(parts)
+
+    @property
+    def reads_plain(self) -> bool:
+        return super().reads_plain or any(part.reads_plain for part in self.parts)
+
+    def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
+        changes = [part.product(x, plain) * part.scaling for part in self.parts]
+        return reduce(operator.add, changes) if changes else paddle.zeros_like(plain)
+
+    def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
+        assert weight is not None
+        return reduce(
+            operator.add, (part.matrix(weight) * part.scaling for part in self.parts), paddle.zeros_like(weight)
+        )
+
+    def bias_change(self, strength: float) -> paddle.Tensor | None:
+        changes = [super().bias_change(strength), *(part.bias_change(strength * self.scaling) for part in self.parts)]
+        changes = [change for change in changes if change is not None]
+        return reduce(operator.add, changes) if changes else None
 
 
 def _row_norms(weight):

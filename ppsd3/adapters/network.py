@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import paddle
 from paddle import nn
 
-from ..ops import AdaptedLinear, CastingLinear, Linear, QuantizedLinear
+from ..ops import AdaptedLinear, AdaptedWeights, CastingLinear, Linear, QuantizedLinear
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils import elsewhere
+from ..utils.checking import Range, checks_arguments
 from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
+from ..utils.threads import changes_networks
 from ..utils.types import Names
 from .layers import LowRank
+from .patterns import NamePattern, PatternTable
 
 _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 
@@ -28,6 +31,7 @@ _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
+@checks_arguments
 @dataclass
 class LoraConfig:
     """Configuration of a LoRA to train, with PEFT's names.
@@ -35,11 +39,12 @@ class LoraConfig:
     Attributes:
         r: rank; PEFT's own default is 8, as of ``lora_alpha``.
         lora_alpha: the change is scaled by ``lora_alpha / r`` (``/ sqrt(r)`` with ``use_rslora``).
-        target_modules: ends of the names of linear layers, a regular expression of whole names, or "all-linear".
-            Default: the projections of the transformer's attention.
+        target_modules: ends of the names of linear layers and convolutions, a regular expression of whole names, or
+            "all-linear". Default: the projections of the transformer's attention.
         init_lora_weights: initial A; the initial B is zero. "gaussian": normal with standard deviation 1 / r;
             True: uniform, as PEFT's own default.
-        rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers.
+        rank_pattern, alpha_pattern: regular expression of a name's end -> rank or alpha of these layers. These and
+            the one in ``target_modules`` are matched in linear time, and look neither back nor ahead.
         exclude_modules: layers that stay as they are, written as ``target_modules``.
         lora_dropout: part of a layer's input that its LoRA does not see, while training.
         lora_bias: whether each LoRA trains a bias too.
@@ -51,7 +56,7 @@ class LoraConfig:
         UnknownArgumentError: another name.
     """
 
-    r: int = 4
+    r: Annotated[int, Range(1)] = 4
     lora_alpha: float = 4
     target_modules: Names | None = ATTENTION_MODULES
     init_lora_weights: str | bool = "gaussian"
@@ -60,7 +65,7 @@ class LoraConfig:
     rank_pattern: dict[str, int] | None = None
     alpha_pattern: dict[str, float] | None = None
     exclude_modules: Names | None = None
-    lora_dropout: float = 0.0
+    lora_dropout: Annotated[float, Range(0, below=1)] = 0.0
     lora_bias: bool = False
     bias: str = "none"
     modules_to_save: Names | None = None
@@ -81,37 +86,46 @@ class LoraConfig:
             value = getattr(self, name)
             if value and value != "none":
                 raise InputError(f"{name} is {value!r}. {elsewhere.LORA_SETTINGS[name]}")
-        if not 0 <= self.lora_dropout < 1:
-            raise InputError(f"lora_dropout is {self.lora_dropout!r}; it is a number from 0 to below 1.")
         if self.lora_dropout and self.use_dora:
             raise InputError("use_dora=True takes the length of whole rows, so it has no lora_dropout. Leave one out.")
         if self.target_modules is None:
             self.target_modules = ATTENTION_MODULES
 
-    def matches(self, name: str) -> bool:
-        """Whether the linear layer called ``name`` gets an adapter."""
-        wanted = self.target_modules == "all-linear" or _names_module(self.target_modules, name)
+    def matches(self, name: str, layer: Any) -> bool:
+        """Whether ``layer``, called ``name``, gets an adapter."""
+        if self.target_modules == "all-linear":
+            wanted = isinstance(layer, _LINEARS)
+        else:  # an expression chooses among layers with a matrix, a list may name a norm, which is then refused
+            wanted = _names_module(self.target_modules, name)
+            wanted = wanted and not (isinstance(self.target_modules, str) and len(shape_and_dtype(layer)[0]) == 1)
         return wanted and not _names_module(self.exclude_modules, name)
 
     def make(self, name: str, layer: Any) -> LowRank:
         """A new :class:`LowRank` for ``layer``, which changes nothing before it is trained."""
-        rank, alpha = _own(self.rank_pattern, name, self.r), _own(self.alpha_pattern, name, self.lora_alpha)
+        shape, dtype = shape_and_dtype(layer)
+        if len(shape) == 1:
+            raise InputError(f"target_modules chooses {name}, a norm. A LoRA is trained for layers with a matrix.")
+        if self.lora_dropout and len(shape) > 2:
+            raise InputError(f"lora_dropout is for linear layers, and {name} is a convolution. Leave out one of them.")
+        rank = _table("rank_pattern", self.rank_pattern).get(name, self.r)
+        alpha = _table("alpha_pattern", self.alpha_pattern).get(name, self.lora_alpha)
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             raise InputError(f"r is {rank!r} for {name}; a rank is a whole number, 1 or more.")
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise InputError(f"lora_alpha is {alpha!r} for {name}; it is a number.")
         if self.init_lora_weights == "gaussian":
-            down = paddle.randn([rank, layer.in_features]) / rank
+            down = paddle.randn([rank, *shape[1:]]) / rank
         elif self.init_lora_weights is True:
-            bound = layer.in_features**-0.5
-            down = paddle.uniform([rank, layer.in_features], min=-bound, max=bound)
+            bound = math.prod(shape[1:]) ** -0.5
+            down = paddle.uniform([rank, *shape[1:]], min=-bound, max=bound)
         else:
             raise InputError(f"init_lora_weights is {self.init_lora_weights!r}; it can be 'gaussian' or True.")
-        dtype = layer.compute_dtype
         magnitude = None
         if self.use_dora:
-            magnitude = dense_weight(base_of(layer)).square().sum(axis=1).sqrt().astype(dtype)
+            magnitude = dense_weight(base_of(layer)).flatten(1).square().sum(axis=1).sqrt().astype(dtype)
         scaling = alpha / (math.sqrt(rank) if self.use_rslora else rank)
-        up = paddle.zeros([layer.out_features, rank], dtype)
-        bias = paddle.zeros([layer.out_features], dtype) if self.lora_bias else None
+        up = paddle.zeros([shape[0], rank, *(1 for _ in shape[2:])], dtype)
+        bias = paddle.zeros(shape[:1], dtype) if self.lora_bias else None
         made = LowRank(down.astype(dtype), up, scaling=scaling, magnitude=magnitude, bias=bias)
         made.dropout = self.lora_dropout
         return made
@@ -119,12 +133,30 @@ class LoraConfig:
 
 def _names_module(targets: Names | None, name: str) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
+        return _pattern(targets).matches(name)
     return any(name == target or name.endswith("." + target) for target in targets or ())
 
 
-def _own(pattern, name, default):
-    return next((v for key, v in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", name)), default)
+_pattern = functools.lru_cache(maxsize=64)(NamePattern)
+
+
+def _table(name: str, patterns: Any) -> PatternTable:
+    if patterns is not None and not isinstance(patterns, Mapping):
+        raise InputError(f"{name} is a {type(patterns).__name__}; it is a dict of modules' names.")
+    return _read_table(name, tuple((patterns or {}).items()))
+
+
+@functools.lru_cache(maxsize=64)
+def _read_table(name, patterns):
+    return PatternTable(dict(patterns), name)
+
+
+def shape_and_dtype(layer: Any) -> tuple[list[int], paddle.dtype]:
+    """Shape of the weight of ``layer``, with adapters or without, and the dtype that it computes in."""
+    if isinstance(layer, _LINEARS):
+        return [layer.out_features, layer.in_features], layer.compute_dtype
+    weight = base_of(layer).weight
+    return list(weight.shape), weight.dtype
 
 
 def linear_layers(network: nn.Layer) -> dict[str, Any]:
@@ -136,23 +168,38 @@ def linear_layers(network: nn.Layer) -> dict[str, Any]:
     }
 
 
+def adaptable_layers(network: nn.Layer) -> dict[str, Any]:
+    """What a file can change in ``network``: linear layers, convolutions and norms with weights, by name."""
+    return {
+        name: layer
+        for name, layer in own_sublayers(network)
+        if not name.endswith(".base_layer") and (isinstance(layer, (*_LINEARS, AdaptedWeights)) or _has_weights(layer))
+    }
+
+
+def _has_weights(layer: nn.Layer) -> bool:
+    """Whether it is a convolution or a norm with weights: of all layers, norms alone have a vector called so."""
+    weight = layer.parameters(include_sublayers=False)[:1]
+    return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
+
+
+@changes_networks
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
-    """Adds a new LoRA to linear layers of ``network``, and makes its weights the only trainable ones.
+    """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.
 
     Args:
         network: of any dtype, quantized or with layerwise casting.
 
     Raises:
-        InputError: the name is taken or impossible, or no layer matches.
+        InputError: the name is taken or impossible, no layer matches, or one that can have no LoRA.
     """
     require_own("An adapter", network)
+    layers = {name: layer for name, layer in adaptable_layers(network).items() if config.matches(name, layer)}
     with paddle.no_grad():
-        chosen = {
-            name: config.make(name, layer) for name, layer in linear_layers(network).items() if config.matches(name)
-        }
+        chosen = {name: config.make(name, layer) for name, layer in layers.items()}
     if not chosen:
         raise InputError(
-            f"target_modules={config.target_modules!r} matches no linear layer of {type(network).__name__}, e.g. "
+            f"target_modules={config.target_modules!r} matches no layer of {type(network).__name__}, e.g. "
             f"{', '.join(list(linear_layers(network))[:3])}."
         )
     attach(network, adapter_name, chosen)
@@ -190,9 +237,9 @@ def attach(network: nn.Layer, name: str, adapters: Mapping[str, Adapter]) -> Non
     """
     check_name(network, name)
     for module, adapter in adapters.items():
-        layer = linear_layers_at(network, module)
-        if not isinstance(layer, AdaptedLinear):
-            wrapped = AdaptedLinear(layer)
+        layer = layer_at(network, module)
+        if not isinstance(layer, (AdaptedLinear, AdaptedWeights)):
+            wrapped = AdaptedLinear(layer) if isinstance(layer, _LINEARS) else AdaptedWeights(layer)
             wrapped.enabled = is_enabled(network)
             replace_layer(network, module, wrapped)
             layer = wrapped
@@ -203,7 +250,7 @@ def attach(network: nn.Layer, name: str, adapters: Mapping[str, Adapter]) -> Non
     _changed(network)
 
 
-def linear_layers_at(network: nn.Layer, module: str) -> nn.Layer:
+def layer_at(network: nn.Layer, module: str) -> nn.Layer:
     """The sublayer called ``module``."""
     for part in module.split("."):
         network = getattr(network, part)
@@ -348,7 +395,8 @@ def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float =
         safe: check that all sums are finite before anything changes.
 
     Raises:
-        InputError: there is no such adapter, one is fused already, or ``safe`` and a sum is not finite.
+        InputError: there is no such adapter, one is fused already, one has a bias for a layer without one, or ``safe``
+            and a sum is not finite.
     """
     names = active_adapters(network) if names is None else names
     again = [name for name in names if name in fused_adapters(network)]
@@ -359,6 +407,11 @@ def fuse(network: nn.Layer, names: Collection[str] | None = None, scale: float =
         new = {name: layer.strengths[name] * scale for name in names if name in layer.strengths}
         if new:
             chosen[module] = layer, {**layer.fused, **new}
+    for module, (layer, strengths) in chosen.items():
+        if layer.lacks_bias(strengths):
+            raise InputError(
+                f"{', '.join(names)} has a bias for {module}, which has none, so it cannot be fused. Use it as it is."
+            )
     for module, (layer, strengths) in chosen.items() if safe else ():
         if not all(
             bool(part.astype("float32").isfinite().all()) for part in layer.merged(strengths) if part is not None

@@ -12,6 +12,7 @@ from ..serialization.weight_files import find_weights, to_paddle
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.paddle_internals import no_grad
+from ..utils.threads import Changing, changes_networks
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
 from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
@@ -26,6 +27,7 @@ class PeftAdapterMixin(nn.Layer):
 
     _components: tuple[str, ...] = ()
 
+    @changes_networks
     def add_adapter(self, adapter_config: LoraConfig, adapter_name: str = "default") -> None:
         """Adds a new LoRA to train; its weights become the only trainable ones.
 
@@ -36,6 +38,7 @@ class PeftAdapterMixin(nn.Layer):
             raise InputError(f"adapter_config is a {type(adapter_config).__name__}; pass a ppsd3.LoraConfig.")
         adapted.add_adapter(self, adapter_config, adapter_name)
 
+    @changes_networks
     def set_adapter(self, adapter_name: Names) -> None:
         """Makes these adapters the active ones, with the weights that they have.
 
@@ -45,6 +48,7 @@ class PeftAdapterMixin(nn.Layer):
         names = _names(adapter_name)
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
+    @changes_networks
     def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
 
@@ -62,10 +66,12 @@ class PeftAdapterMixin(nn.Layer):
         """Names of the active adapters; none while adapters are disabled."""
         return adapted.active_adapters(self)
 
+    @changes_networks
     def disable_adapters(self) -> None:
         """Disables all adapters until :meth:`enable_adapters`. Fused ones stay in the weights."""
         adapted.set_enabled(self, False)
 
+    @changes_networks
     def enable_adapters(self) -> None:
         """Enables the adapters again."""
         adapted.set_enabled(self, True)
@@ -73,6 +79,7 @@ class PeftAdapterMixin(nn.Layer):
     disable_lora = disable_adapters
     enable_lora = enable_adapters
 
+    @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -83,16 +90,19 @@ class PeftAdapterMixin(nn.Layer):
         adapted.require(self, names)
         adapted.detach(self, names)
 
+    @changes_networks
     def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
         names = None if adapter_names is None else _names(adapter_names)
         adapted.require(self, names or ())
         adapted.fuse(self, names, lora_scale, safe_fusing)
 
+    @changes_networks
     def unfuse_lora(self) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         adapted.unfuse(self)
 
+    @changes_networks
     def unload_lora(self) -> None:
         """Removes all adapters. Fused ones stay in the weights for good."""
         adapted.unload(self)
@@ -144,17 +154,17 @@ class PeftAdapterMixin(nn.Layer):
             hub.update(token=token, force_download=force_download)
             path = str(given)
             tensors, metadata = read_lora_file(find_weights(given, LORA_WEIGHT_NAMES, weight_name, subfolder, hub))
-        name = adapted.name_to_load([self], adapter_name, hotswap)
         component = (self._components or ("transformer",))[0]
-        with paddle.no_grad():
+        with Changing(self, "load_lora_adapter"), paddle.no_grad():
+            name = adapted.name_to_load([self], adapter_name, hotswap)
             found, _ = read_adapters(
                 _of_component(tensors, prefix, component),
-                {component: adapted.linear_layers(self)},
+                {component: adapted.adaptable_layers(self)},
                 path,
                 _of_component(metadata or {}, prefix, component),
                 network_alphas,
             )
-        (adapted.swap if hotswap else adapted.attach)(self, name, found[component])
+            (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
     def save_lora_adapter(
         self,
@@ -194,6 +204,7 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
     return write_adapters(adapted.adapters_called(model, adapter_name))[0]
 
 
+@changes_networks
 @no_grad
 def set_peft_model_state_dict(
     model: nn.Layer, peft_model_state_dict: Mapping[str, Any], adapter_name: str = "default"
@@ -201,10 +212,18 @@ def set_peft_model_state_dict(
     """Fills an adapter that ``model`` has with the tensors of :func:`get_peft_model_state_dict`.
 
     Raises:
-        InputError: there is no such adapter.
+        InputError: there is no such adapter, or it is not a LoRA.
         WeightMismatchError: other names or shapes than the adapter's.
     """
     own = get_peft_model_state_dict(model, adapter_name)
+    adapters = adapted.adapters_called(model, adapter_name).values()
+    held = {id(tensor) for adapter in adapters for tensor in adapter.parameters()}
+    made = [name for name, tensor in own.items() if id(tensor) not in held]
+    if made:
+        raise InputError(
+            f"The adapter {adapter_name!r} has {made[0]}, which is no part of a LoRA that can be filled. Load it "
+            "with load_lora_adapter(..., hotswap=True)."
+        )
     differing = sorted(set(own) ^ set(peft_model_state_dict))
     if differing:
         raise WeightMismatchError(
@@ -231,5 +250,6 @@ def _of_component(entries: Mapping[str, Any], prefix: str | None, component: str
     own = {f"{component}.{key[len(start) :]}": value for key, value in entries.items() if key.startswith(start)}
     if own and prefix:
         return own
-    plain = component != "transformer" and not any(key.startswith((component, "lora_te")) for key in entries)
+    prefixes = (f"{component}.", f"{component}_2.", "lora_te")
+    plain = component != "transformer" and not any(key.startswith(prefixes) for key in entries)
     return {f"{component}.{key}" if plain else key: value for key, value in entries.items()}

@@ -6,7 +6,6 @@ output is compared with the first side's. The exit code is 1 if one of ppsd3's s
 
 import importlib.util
 import os
-import signal
 import sys
 
 from ..utils.errors import InputError
@@ -45,12 +44,10 @@ def run(arguments):
     benches = _benches(arguments)
     _check_files(arguments)
     workspace = tempfile.mkdtemp(prefix="ppsd3-bench-", dir=arguments.directory)
-    before = signal.signal(signal.SIGTERM, _end)  # Paddle's own handler would leave the gigabytes there
     try:
         print(report.machine_line(report.machine()), flush=True)
         measurements = list(_measure(benches, workspace, arguments))
     finally:
-        signal.signal(signal.SIGTERM, before)
         shutil.rmtree(workspace, ignore_errors=True)
     scale = [measurement for measurement in measurements if measurement.bench == "scale"]
     print("\n".join(report.scale_lines(scale)))
@@ -60,10 +57,6 @@ def run(arguments):
         plot(arguments.plot, measurements)
     ours = [result for measurement in measurements for result in measurement.sides if result.ours]
     return 1 if any(result.failure or result.wrong for result in ours) else 0
-
-
-def _end(number, frame):
-    sys.exit(128 + number)
 
 
 def _measure(benches, workspace, arguments):

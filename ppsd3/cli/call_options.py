@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..utils.errors import InputError
+from ..utils.images import open_picture, read_pictures
 
 # Kind of an argument -> how argparse reads it. Pictures are named by files.
 _READERS = {
@@ -54,23 +55,11 @@ def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: 
     return {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
 
 
-def open_picture(path, option):
-    """The picture in a file, in RGB.
-
-    Raises:
-        InputError: there is none, or it is no picture; names ``option``.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    if path is None:
-        raise InputError(f"{option} is missing. Name a picture.")
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"{option} {path}: there is no such file.") from error
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{option} {path} cannot be read as a picture ({error}). Name a PNG or JPEG file.") from error
+def _opened(argument, path):
+    """The picture in a file: a mask in grey, anything else in RGB."""
+    source, is_mask = f"{argument.option} {path}", "mask" in argument.name
+    picture: Any = read_pictures(source, open_picture(path, source), 1 if is_mask else 3)
+    return picture.convert("L") if is_mask else picture
 
 
 def _arguments(pipeline_classes, only):
@@ -86,8 +75,8 @@ def _value(argument, value):
     if value is None:
         return None
     if argument.kind == "picture":
-        return open_picture(value, argument.option)
+        return _opened(argument, value)
     if argument.kind == "picture or pictures":
-        value = [open_picture(path, argument.option) for path in value]
+        value = [_opened(argument, path) for path in value]
     one = " or " in argument.kind and isinstance(value, list) and len(value) == 1
     return value[0] if one else value

@@ -1,7 +1,7 @@
 """Draw pictures from a prompt and a picture that guides them (a ControlNet), as PNG files that hold the settings."""
 
 from ..utils.errors import InputError
-from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call
 from .options import load_pipeline
 
 
@@ -15,13 +15,16 @@ def add_arguments(parser):
     parser.add_argument(
         "--canny-8b",
         action="store_true",
-        help="scale pixels of the control picture as Stability AI's canny ControlNet for SD3.5-large needs them",
+        help="scale pixels of control pictures as Stability AI's canny ControlNet for SD3.5-large needs them",
+    )
+    parser.add_argument(
+        "--control-processor",
+        metavar="NAME",
+        choices=("plain", "canny-8b"),
+        action="append",
+        help="of several ControlNets, how each one's pixels are scaled: plain or canny-8b (as --canny-8b does for all)",
     )
     add_drawing_arguments(parser, *_pipeline_classes().values())
-
-
-def read_defaults(parser, rest):
-    take_settings(parser, rest, "control")
 
 
 def run(arguments):
@@ -34,6 +37,7 @@ def run(arguments):
         raise InputError(
             "Both --mask and --image are given. An inpainting ControlNet begins with noise: leave one out."
         )
+    _processors(arguments, len(nets))
     classes = _pipeline_classes()
     pictures = ["control_image"]
     if arguments.control_mask is not None:
@@ -43,15 +47,17 @@ def run(arguments):
     else:
         task = "generate"
     call = prepare_call(arguments, classes[task], pictures, classes.values())
-    if task == "inpaint":
-        call["control_mask"] = call["control_mask"].convert("L")
-    more = {"controlnet": nets, "canny_8b": arguments.canny_8b or None}
+    more = {
+        "controlnet": nets,
+        "canny_8b": arguments.canny_8b or None,
+        "control_processor": arguments.control_processor,
+    }
     draw(arguments, call, classes[task], "control", more, load=_load)
 
 
 def _load(arguments, quiet, pipeline_class):
     from ..models import SD3ControlNetModel
-    from ..pipelines import SD3CannyImageProcessor
+    from ..pipelines import SD3CannyImageProcessor, VaeImageProcessor
 
     options = {"paddle_dtype": arguments.dtype, "storage_dtype": "float16" if arguments.on_demand else None}
     nets = [
@@ -61,9 +67,24 @@ def _load(arguments, quiet, pipeline_class):
         for model in arguments.controlnet
     ]
     pipe = load_pipeline(arguments, quiet, pipeline_class, controlnet=nets[0] if len(nets) == 1 else nets)
-    if arguments.canny_8b:
-        pipe.control_image_processor = SD3CannyImageProcessor(vae_scale_factor=pipe.vae_scale_factor)
+    classes = {"plain": VaeImageProcessor, "canny-8b": SD3CannyImageProcessor}
+    pipe.control_image_processor = [
+        classes[name](**pipe.image_processor.config) for name in _processors(arguments, len(nets))
+    ]
     return pipe
+
+
+def _processors(arguments, count):
+    """The name of the processor of each ControlNet's pictures."""
+    names = arguments.control_processor
+    if names is None:
+        return ["canny-8b" if arguments.canny_8b else "plain"] * count
+    if arguments.canny_8b or len(names) != count:
+        raise InputError(
+            f"--control-processor is given {len(names)} times{' beside --canny-8b' * arguments.canny_8b} for {count} "
+            "ControlNets. Give one for each, or --canny-8b alone for all."
+        )
+    return names
 
 
 def _pipeline_classes():

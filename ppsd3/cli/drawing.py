@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from typing import Any
 
 from .. import __version__
 from ..utils.errors import InputError
+from ..utils.files import atomic_write
+from . import from_png
 from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
-from .png import output_files, read_settings, save_png
+from .png import names_directory, output_files, save_png
+from .prompt_files import read_prompts
 
-# Names of settings in PNG files of version 0.1 -> what they are called now.
-_RENAMED = {
-    "control": {
-        "control_scale": "controlnet_conditioning_scale",
-        "control_start": "control_guidance_start",
-        "control_end": "control_guidance_end",
-        "mask": "control_mask",
-    },
-    "inpaint": {"mask": "mask_image"},
-}
+# What of the options goes into a PNG, beside those of the call: what has to be known to draw it again.
+_RECORDED = (
+    *("model", "config", "variant", "dtype", "quantize", "lora", "ip_adapter", "image_encoder", "textual_inversion"),
+    *("scheduler", "cache", "on_demand", "without_t5", "prompt_weighting"),
+)
+
+_MOST_PICTURES = 10_000
 
 
 def add_drawing_arguments(parser, *pipeline_classes):
     """The arguments of every such command; options and defaults are those of the calls of ``pipeline_classes``."""
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to draw")
     parser.add_argument("--prompt-file", metavar="FILE", help="a prompt on each line, drawn one after the other")
-    parser.add_argument(
-        "--from-png", metavar="FILE", help="take every setting from a picture that ppsd3 drew; options given win"
-    )
+    from_png.add_arguments(parser)
     add_model_options(parser)
     parser.add_argument(
         "--ip-adapter",
@@ -48,30 +45,15 @@ def add_drawing_arguments(parser, *pipeline_classes):
         help="the same seed gives the same picture, here and in diffusers; picture i of several has seed + i "
         "(default: a random one)",
     )
-    parser.add_argument("--output", metavar="FILE", help="a .png file or a directory (default: named after the prompt)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="a .png file, which is replaced (of several pictures FILE-1.png, FILE-2.png, ...); or a directory (DIR/ "
+        "is made), where files are named after prompt and seed and nothing is replaced (default: this directory)",
+    )
     parser.add_argument("--preview", metavar="DIR", help="save a small picture of each step into this directory")
     parser.add_argument("--quiet", action="store_true", help="no progress bar, no file names")
     add_call_options(parser, *pipeline_classes)
-
-
-def take_settings(parser, rest, command):
-    """Makes the settings in the file of ``--from-png``, if the arguments ``rest`` name one, the parser's defaults.
-
-    Raises:
-        InputError: the file is no PNG of ppsd3's, or another command drew it.
-    """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--from-png")
-    path = first.parse_known_args(rest)[0].from_png
-    if path is None:
-        return
-    settings: dict[str, Any] = read_settings(path)
-    drawn_by = settings.get("command", "generate")
-    if drawn_by != command:
-        raise InputError(f"{path} was drawn by `ppsd3 {drawn_by}`. Use that command with --from-png.")
-    known, renamed = {action.dest for action in parser._actions}, _RENAMED.get(command, {})
-    settings = {renamed.get(name, name): value for name, value in settings.items()}
-    parser.set_defaults(**{name: value for name, value in settings.items() if name in known})
 
 
 def draw(
@@ -101,9 +83,9 @@ def draw(
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
         images = pipe(prompt=prompt, generator=_generators(seeds), **call, **watching).images
         for image, seed in zip(images, seeds):
-            file = targets.pop(0)
             settings = {"prompt": prompt, **_settings(arguments, given, seed, image)}
-            save_png(image, file, settings if command == "generate" else {**settings, "command": command})
+            settings = settings if command == "generate" else {**settings, "command": command}
+            file = save_png(image, targets.pop(0), settings, replace=not names_directory(arguments.output))
             if not arguments.quiet:
                 print(file)
 
@@ -139,14 +121,7 @@ def _prompts(arguments):
         return [arguments.prompt]
     if arguments.prompt is not None and arguments.from_png is None:
         raise InputError("Both PROMPT and --prompt-file are given. Give one of the two.")
-    try:
-        with open(arguments.prompt_file, encoding="utf-8") as file:
-            prompts = [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt-file {arguments.prompt_file} cannot be read: {error}") from error
-    if not prompts:
-        raise InputError(f"--prompt-file {arguments.prompt_file} holds no prompt. Write one on each line.")
-    return prompts
+    return read_prompts(arguments.prompt_file)
 
 
 def _check_picture_prompt(arguments):
@@ -172,7 +147,8 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
     def save(step, images):
         for i, image in enumerate(images):
             number = f"-{i + 1}" if len(images) > 1 else ""
-            image.save(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png"))
+            with atomic_write(os.path.join(directory, f"{prefix}step-{step + 1:03}{number}.png")) as file:
+                image.save(file, format="PNG")
 
     return {"callback_on_step_end": LatentPreview.of(pipe).callback(save)}
 
@@ -180,8 +156,8 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
 def _seeds(seed, count):
     import random
 
-    if count < 1:
-        raise InputError(f"--num-images is {count}; it has to be 1 or more.")
+    if not 1 <= count <= _MOST_PICTURES:
+        raise InputError(f"--num-images is {count}; it has to be 1 or more, up to {_MOST_PICTURES} at once.")
     first = random.randrange(2**32) if seed is None else seed
     return [first + i for i in range(count)]
 
@@ -200,20 +176,7 @@ def _settings(arguments, given, seed, image):
         "seed": seed,
         "width": given["width"] or image.width,
         "height": given["height"] or image.height,
-        "model": arguments.model,
-        "config": arguments.config,
-        "variant": arguments.variant,
-        "dtype": arguments.dtype,
-        "quantize": arguments.quantize,
-        "lora": arguments.lora,
-        "ip_adapter": arguments.ip_adapter,
-        "image_encoder": arguments.image_encoder,
-        "textual_inversion": arguments.textual_inversion,
-        "scheduler": arguments.scheduler,
-        "cache": arguments.cache,
-        "on_demand": arguments.on_demand or None,
-        "without_t5": arguments.without_t5 or None,
-        "prompt_weighting": arguments.prompt_weighting or None,
+        **{name: getattr(arguments, name) or None for name in _RECORDED},
         "ppsd3_version": __version__,
     }
     if not getattr(arguments, "skip_guidance_layers", None):  # then its weight and its steps say nothing

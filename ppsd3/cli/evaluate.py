@@ -4,10 +4,8 @@
 compares samplers with 200 Euler steps, by the distance of their final latents.
 """
 
-import os
-
 from ..utils.errors import InputError
-from ..utils.files import atomic_write
+from ..utils.files import atomic_write, require_writable
 from .call_options import add_call_options, call_arguments
 from .options import add_model_options, load_pipeline
 
@@ -84,6 +82,4 @@ def _check(arguments):
     for task in TASKS:
         evaluation_prompts(task, arguments.per_task, arguments.seed)
     if arguments.sheet:
-        directory = os.path.dirname(os.path.abspath(arguments.sheet))
-        if not os.path.isdir(directory):
-            raise InputError(f"--sheet: the directory {directory} does not exist; make it first.")
+        require_writable(arguments.sheet, "--sheet")

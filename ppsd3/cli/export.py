@@ -4,8 +4,6 @@ Each network becomes a program and its weights, for every batch and size; infere
 gives. docs/guide/export.md has a program that draws with them.
 """
 
-import signal
-
 from .options import add_loading_options, load_pipeline
 
 
@@ -22,8 +20,4 @@ def run(arguments):
     from ..pipelines.exporting import check_target, export_pipeline
 
     check_target(arguments.target)  # before a model is loaded
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is half written goes then too
-    try:
-        print(export_pipeline(load_pipeline(arguments, quiet=True, load_components="on_demand"), arguments.target))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    print(export_pipeline(load_pipeline(arguments, quiet=True, load_components="on_demand"), arguments.target))

@@ -1,14 +1,10 @@
 """Draw pictures from a prompt and a picture, in the size of that picture, as PNG files that hold the settings."""
 
-from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call
 
 
 def add_arguments(parser):
     add_drawing_arguments(parser, _pipeline_class())
-
-
-def read_defaults(parser, rest):
-    take_settings(parser, rest, "img2img")
 
 
 def run(arguments):

@@ -4,6 +4,7 @@ Weights are not loaded: all is read from headers and names. Without a checkpoint
 """
 
 import os
+import shlex
 from collections import Counter
 
 from .. import __version__
@@ -12,12 +13,15 @@ from ..pipelines.component_classes import component_class
 from ..pipelines.exporting import INDEX as EXPORT_INDEX
 from ..serialization import Checkpoint
 from ..utils import device
-from ..utils.errors import CheckpointFormatError, InputError
+from ..utils.errors import CheckpointError, CheckpointFormatError, ConfigError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
+from ..utils.printable import printable
+from ..utils.recognition import explain
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
-from .png import describe, read_settings
+from .from_png import needs_trust
+from .png import read_settings
 
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -37,9 +41,20 @@ def run(arguments):
         if arguments.variant is not None:
             raise InputError("--variant chooses among a checkpoint's files, and no checkpoint is named. Name it first.")
         return print(_machine())
+    if _is_file(arguments.checkpoint) and arguments.variant is not None:
+        raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")
+    try:
+        _show_checkpoint(arguments)
+    except (CheckpointError, ConfigError):
+        path = os.path.expanduser(arguments.checkpoint)
+        known = explain(path, wanted="any") if os.path.lexists(path) else None
+        if known is None:
+            raise
+        print(known)  # what it is, though it cannot be used
+
+
+def _show_checkpoint(arguments):
     if _is_file(arguments.checkpoint):
-        if arguments.variant is not None:
-            raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")
         return _show_file(arguments.checkpoint)
     directory = resolve_checkpoint(arguments.checkpoint, variant=arguments.variant)
     if not os.path.isfile(os.path.join(directory, INDEX_NAME)):
@@ -50,8 +65,8 @@ def run(arguments):
         for name, entry in index.items()
         if isinstance(entry, list) and name not in SETTINGS and not name.startswith("_") and entry[1] is not None
     ]
-    print(f"{index.get('_class_name')} in {directory}\n")
-    print("\n".join(_component_table(components)) + "\n")
+    print(printable(f"{index.get('_class_name')} in {directory}") + "\n")
+    print("\n".join(map(printable, _component_table(components))) + "\n")
     print("\n".join(_memory_table(components)) + "\n")
     print(_machine())
 
@@ -67,19 +82,22 @@ def _show_file(name):
 
 
 def _show(found):
-    print(f"{found.path}: {found.what}\n")
-    print("\n".join(_component_table(found.components)) + "\n")
-    print("\n".join(found.facts) + "\n")
+    print(printable(f"{found.path}: {found.what}") + "\n")
+    print("\n".join(map(printable, _component_table(found.components))) + "\n")
+    print("\n".join(map(printable, found.facts)) + "\n")
     if found.is_network:
         print("\n".join(_memory_table(found.components)) + "\n")
-    print("load it:\n  " + "\n  ".join(found.load))
+    print("load it:\n  " + "\n  ".join(map(printable, found.load)))
 
 
 def _show_picture(name):
     settings = read_settings(name)
-    print(f"{name}: a picture that ppsd3 {settings.get('ppsd3_version', '')} drew\n")
-    print(describe(settings) + "\n")
-    print(f"draw it again:\n  ppsd3 {settings.get('command', 'generate')} --from-png {name}")
+    print(f"{name}: a picture that ppsd3 {printable(settings.get('ppsd3_version', ''))} drew\n")
+    print("\n".join(f"{name.replace('_', ' ')}: {printable(value)}" for name, value in settings.items()) + "\n")
+    print(f"draw it again:\n  ppsd3 {printable(settings.get('command', 'generate'))} --from-png {shlex.quote(name)}")
+    used = [name.replace("_", " ") for name in needs_trust(settings)]
+    if used:
+        print(f"with --trust-png if its {', '.join(map(printable, used))} may be used, or with these options given")
 
 
 def _show_directory(directory, variant):
@@ -130,7 +148,7 @@ def _show_component(directory, config, variant):
     named = named_class(config)
     part = read_component(parent, name, named, variant)
     print(f"{directory}: a component of a pipeline\n")
-    print("\n".join(_component_table([part])) + "\n")
+    print("\n".join(map(printable, _component_table([part]))) + "\n")
     options = "" if variant is None else f", variant={variant!r}"
     class_name = component_class(name, named, directory).__name__
     print(f"load it:\n  ppsd3.{class_name}.from_pretrained({directory!r}{options})")

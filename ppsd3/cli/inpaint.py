@@ -1,7 +1,7 @@
 """Redraw the masked part of a picture, as PNG files that hold the settings."""
 
 from ..utils.errors import InputError
-from .drawing import add_drawing_arguments, draw, prepare_call, take_settings
+from .drawing import add_drawing_arguments, draw, prepare_call
 
 
 def add_arguments(parser):
@@ -9,15 +9,11 @@ def add_arguments(parser):
     add_drawing_arguments(parser, _pipeline_class())
 
 
-def read_defaults(parser, rest):
-    take_settings(parser, rest, "inpaint")
-
-
 def run(arguments):
     from ..pipelines import VaeImageProcessor
 
     call = prepare_call(arguments, _pipeline_class(), ["image", "mask_image"])
-    image, mask = call["image"], call["mask_image"].convert("L")
+    image, mask = call["image"], call["mask_image"]
     if image.size != mask.size:
         raise InputError(f"--image is {image.size} pixels and --mask {mask.size}. Make them of one size.")
     call["mask_image"] = VaeImageProcessor.blur(mask, arguments.mask_blur) if arguments.mask_blur else mask

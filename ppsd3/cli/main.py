@@ -7,33 +7,52 @@ import sys
 from .. import __version__
 from ..utils.device import tune_process
 from ..utils.errors import PPSD3Error
+from ..utils.interruption import Terminated, terminable
+from ..utils.printable import guarded_streams
+from .from_png import take_settings
 
 # Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
-# `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description. It may
-# have `read_defaults(parser, rest)`, for defaults that come from a file which the arguments name.
+# `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description.
 COMMANDS = {
     "generate": "draw pictures from a prompt",
     "img2img": "draw pictures from a prompt and a picture",
     "inpaint": "draw a marked part of a picture anew",
     "control": "draw pictures guided by a picture, through a ControlNet",
+    "train": "fine-tune a model, or train a ControlNet",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",
     "export": "a model's networks as models for Paddle Inference",
+    "doctor": "check the installation, and directories for what interrupted saves left",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 
 USAGE_ERROR = 2  # what argparse exits with, too
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and + SIGTERM, as shells have it
 
 
 def main(argv=None):
     """Runs ``ppsd3 COMMAND ...`` and returns its exit code: 0, 2 for what the user can mend, 1 for a defect of ours."""
+    if argv is None:  # the process is ours
+        sys.excepthook = _show_traceback
+    with guarded_streams():
+        return _run(argv)
+
+
+def _show_traceback(*error):
+    with guarded_streams():
+        sys.__excepthook__(*error)
+
+
+def _run(argv):
     arguments = None
     try:
-        arguments = _parse(argv)
-        tune_process()
-        return arguments.run(arguments) or 0
+        with terminable():
+            arguments = _parse(argv)
+            tune_process()
+            return arguments.run(arguments) or 0
+    except Terminated:
+        return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
@@ -63,6 +82,8 @@ def _parse(argv):
     module.add_arguments(command)
     command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
     command.set_defaults(run=module.run, debug=False)
-    if hasattr(module, "read_defaults"):
-        module.read_defaults(command, outer.rest)
+    arguments = command.parse_args(outer.rest)
+    if getattr(arguments, "from_png", None) is None:
+        return arguments
+    take_settings(command, outer.rest, outer.command)
     return command.parse_args(outer.rest)

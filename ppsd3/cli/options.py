@@ -1,10 +1,12 @@
 """Options that several commands share: which model, in which form, with which adapters."""
 
+import argparse
 import os
 import sys
 from typing import Any
 
 from ..utils.errors import InputError
+from ..utils.samplers import explain_option
 
 DEFAULT_MODEL = "shapes"
 
@@ -65,7 +67,7 @@ def add_loading_options(parser):
         help="a learnt word for the prompt: file, directory or hub id, and the word (default: what the file says, or "
         "its name); several are added",
     )
-    parser.add_argument("--scheduler", choices=tuple(SCHEDULERS), help="the sampler (default: the model's own)")
+    parser.add_argument("--scheduler", type=_sampler, choices=tuple(SCHEDULERS), help="the sampler (default: its own)")
     parser.add_argument("--device", help="cpu, gpu or gpu:N (default: what Paddle takes)")
     parser.add_argument("--without-t5", action="store_true", help="do not load T5, the largest text encoder")
 
@@ -79,7 +81,7 @@ def load_pipeline(arguments: Any, quiet: bool, pipeline_class: Any = None, **com
     memory = {"load_components": "on_demand", "storage_dtype": "float16"} if arguments.on_demand else {}
     if pipeline_class is None:
         from ..pipelines import StableDiffusion3Pipeline as pipeline_class
-    if str(arguments.model).endswith(".safetensors"):
+    if os.path.isfile(os.path.expanduser(arguments.model)) or str(arguments.model).endswith(".safetensors"):
         if arguments.variant is not None:
             raise InputError("--variant chooses among the files of a directory; --model is one file. Leave it out.")
         pipe = pipeline_class.from_single_file(
@@ -141,6 +143,14 @@ def load_ip_adapter(pipe, text, image_encoder=None):
             pipe.load_image_encoder(image_encoder)
         pipe.load_ip_adapter(path)
         pipe.set_ip_adapter_scale(scale)
+
+
+def _sampler(name):
+    """``name``; one that other programs have is answered with the nearest of ``SCHEDULERS``."""
+    said = explain_option(name, SCHEDULERS)
+    if said is not None:
+        raise argparse.ArgumentTypeError(said)
+    return name
 
 
 def split_scale(text, default=1.0):

@@ -16,9 +16,11 @@ from ..serialization.source import TensorInfo
 from ..serialization.tensors import cast
 from ..serialization.weight_files import find_weights, to_paddle
 from ..transformers import SiglipImageProcessor, SiglipVisionModel
+from ..utils.checking import checks_arguments
 from ..utils.errors import CheckpointNotFoundError, InputError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from ..utils.threads import Changing, changes_networks
 from ..utils.types import Dtype, PathLike
 from .host import PipelineHost
 
@@ -73,8 +75,9 @@ class SD3IPAdapterMixin(PipelineHost):
         made = {}
         if image_encoder_folder is not None:
             made = self._find_image_encoder(given, subfolder, image_encoder_folder, hub_options)
-        self._set_ip_adapter(adapter)
-        self._set(made)
+        with Changing(self, "load_ip_adapter"):
+            self._set_ip_adapter(adapter)
+            self._set(made)
 
     def _set_ip_adapter(self, adapter: adapters.IPAdapter | None) -> None:
         assert self.transformer is not None
@@ -125,7 +128,9 @@ class SD3IPAdapterMixin(PipelineHost):
             InputError: networks are offloaded already.
         """
         self._refuse_offloaded()
-        self._set(self._read_image_encoder(pretrained_model_name_or_path, subfolder or "", hub_options))
+        made = self._read_image_encoder(pretrained_model_name_or_path, subfolder or "", hub_options)
+        with Changing(self, "load_image_encoder"):
+            self._set(made)
 
     def _read_image_encoder(self, path: PathLike, subfolder: str, hub_options: dict[str, Any]) -> dict[str, Any]:
         directory = resolve_checkpoint(path, subfolder=subfolder, **hub_options)
@@ -144,8 +149,9 @@ class SD3IPAdapterMixin(PipelineHost):
         if self._residency.place is not None:
             raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
 
+    @checks_arguments
     def set_ip_adapter_scale(self, scale: float | list[float] | tuple[float, ...]) -> None:
-        """Sets the weight of the image prompt.
+        """Sets the weight of the image prompt in later calls; in a callback, in the call that it belongs to.
 
         Args:
             scale: 0 leaves the image prompt out, 1 is its full effect; or one number for each attention of the
@@ -163,9 +169,9 @@ class SD3IPAdapterMixin(PipelineHost):
         for value in scales:
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise InputError(f"scale has {value!r}; it is a number, e.g. 0.5, or one for each attention.")
-        for attention, value in zip(attentions, scales):
-            attention.scale = float(value)
+        self.ip_adapter.scales = scales
 
+    @changes_networks
     def unload_ip_adapter(self) -> None:
         """Removes the adapter, image encoder and image processor, and restores the attention processors."""
         if self.ip_adapter is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
 import paddle
@@ -11,16 +11,20 @@ from paddle import nn
 
 from ..adapters import network as adapted
 from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
-from ..adapters.keys import component_of
+from ..adapters.keys import bundled_word, component_of
 from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
+from ..utils.recognition import explaining_tensors
+from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
+from .textual_inversion import KEYS as WORD_KEYS
 
 _logger = get_logger(__name__)
 
@@ -41,7 +45,12 @@ class SD3LoraLoaderMixin(PipelineHost):
         hotswap: bool = False,
         **options: Any,
     ) -> None:
-        """Loads a LoRA, DoRA, LoHa or LoKr, in any of the dialects of :mod:`ppsd3.adapters.keys`.
+        """Loads a LoRA, DoRA, LoHa, LoKr, OFT or full changes of weights, in any of the dialects of
+        :mod:`ppsd3.adapters.keys`.
+
+        Linear layers, the convolution of the patches and norms can be changed. All parts that a file has for a layer
+        add up; each tensor is used, or named in an error. Words that OneTrainer bundles are loaded as by
+        ``load_textual_inversion``, and stay until ``unload_textual_inversion``.
 
         Args:
             pretrained_model_name_or_path_or_dict: a file, a directory, a hub id, a link to a file on the hub, or a dict
@@ -55,7 +64,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         Raises:
             CheckpointFormatError: no key matches a layer, or it is not a safetensors file.
             WeightMismatchError: some keys match no layer (with ``strict``), or tensors have other shapes.
-            InputError: the name is taken, or with ``hotswap`` not there; a network is loaded on demand.
+            InputError: the name is taken, or with ``hotswap`` not there; a network is loaded on demand; a bundled word
+                exists already, or is for an encoder that cannot learn it (with ``strict``).
         """
         alphas = options.pop("network_alphas", None)
         tensors, metadata = self.lora_state_dict(
@@ -68,20 +78,52 @@ class SD3LoraLoaderMixin(PipelineHost):
         )
         self._refuse_on_demand()
         networks = self._lora_networks()
+        tensors, words, beside = self._bundled_words(tensors, path, strict)
         for name in {component_of(key) for key in tensors}:
             require_own(f"A LoRA for the {name}", networks.get(name), name)
-        adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
-        linears = {name: adapted.linear_layers(network) for name, network in networks.items()}
-        with paddle.no_grad():
-            found, lost = read_adapters(tensors, linears, path, metadata, alphas, strict)
-        if lost:
-            _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
-        if hotswap:
-            for name, network in networks.items():
-                adapted.swap(network, adapter_name, found.get(name, {}))
-            return
-        for name, adapters in found.items():
-            adapted.attach(networks[name], adapter_name, adapters)
+        with Changing(self, "load_lora_weights"), paddle.no_grad():
+            adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
+            layers = {name: adapted.adaptable_layers(network) for name, network in networks.items()}
+            with explaining_tensors(path, tensors, wanted="adapter"):
+                found, lost = read_adapters(tensors, layers, path, metadata, alphas, strict)
+            if words:
+                self.load_textual_inversion(list(words.values()), list(words))
+            lost = [*lost, *beside]
+            if lost:
+                _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
+            if hotswap:
+                for name, network in networks.items():
+                    adapted.swap(network, adapter_name, found.get(name, {}))
+                return
+            for name, adapters in found.items():
+                adapted.attach(networks[name], adapter_name, adapters)
+
+    def _bundled_words(self, tensors, path, strict):
+        """(tensors of the adapter, word -> its embeddings by encoder, keys left out): OneTrainer writes words that were
+        learnt with a LoRA into its file."""
+        words: dict[str, dict[str, Any]] = {}
+        left_out: list[str] = []
+        for key, tensor in tensors.items():
+            bundled = bundled_word(key)
+            if bundled is None:
+                continue
+            word, part = bundled
+            tower = next((name for name, known in WORD_KEYS.items() if known == part), None)
+            if tower is not None and getattr(self, tower, None) is not None:
+                words.setdefault(word, {})[part] = tensor
+                continue
+            left_out.append(key)
+            if strict:
+                raise InputError(
+                    f"{path}: {key} "
+                    + (
+                        "is a vector for T5 or for an encoder's output, and ppsd3 has learnt words in CLIP alone."
+                        if tower is None
+                        else f"is for the {tower}, which is not loaded. Load the pipeline with it."
+                    )
+                    + f" Pass strict=False to leave it out; {word!r} is then read as ordinary text there."
+                )
+        return {key: tensor for key, tensor in tensors.items() if bundled_word(key) is None}, words, left_out
 
     def enable_lora_hotswap(self, **options: Any) -> None:
         """Changes nothing: any adapter can be exchanged (``hotswap=True``), whatever its rank and layers.
@@ -151,7 +193,8 @@ class SD3LoraLoaderMixin(PipelineHost):
     ) -> None:
         """Writes an adapter of this pipeline into one file, which diffusers reads too.
 
-        (LoKr and full matrices are written under LyCORIS' names, for which diffusers has no layers.)
+        (LoKr, OFT and full matrices are written under LyCORIS' names, for which diffusers has no layers. Words that
+        came with an adapter are written by ``save_textual_inversion``.)
 
         Args:
             save_directory: made if missing.
@@ -199,6 +242,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         config = {f"{name}.{key}": value for name, (_, config) in layers.items() for key, value in config.items()}
         save_lora_file(save_directory, weight_name, tensors, config, layout)
 
+    @works_with_networks
     def _layers_to_save(self, adapter_name):
         names = self._adapter_names()
         if adapter_name is None and len(names) == 1:
@@ -210,6 +254,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapters_called(part, adapter_name) for name, part in self._lora_networks().items()}
         return {name: write_adapters(adapters) for name, adapters in found.items() if adapters}
 
+    @checks_arguments
+    @changes_networks
     def set_adapters(
         self,
         adapter_names: Names,
@@ -243,6 +289,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         found = {name: adapted.adapter_names(network) for name, network in self._lora_networks().items()}
         return {name: adapters for name, adapters in found.items() if adapters}
 
+    @checks_arguments
+    @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
 
@@ -254,16 +302,20 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_networks().values():
             adapted.detach(network, names)
 
+    @changes_networks
     def disable_lora(self) -> None:
         """Disables all adapters until :meth:`enable_lora`. Fused ones stay in the weights."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, False)
 
+    @changes_networks
     def enable_lora(self) -> None:
         """Enables the adapters again."""
         for network in self._lora_networks().values():
             adapted.set_enabled(network, True)
 
+    @checks_arguments
+    @changes_networks
     def fuse_lora(
         self,
         components: Names | None = None,
@@ -288,11 +340,14 @@ class SD3LoraLoaderMixin(PipelineHost):
         for network in self._lora_components(components):
             adapted.fuse(network, names, lora_scale, safe_fusing)
 
+    @checks_arguments
+    @changes_networks
     def unfuse_lora(self, components: Names | None = None) -> None:
         """Restores the weights from before :meth:`fuse_lora`, bit by bit."""
         for network in self._lora_components(components):
             adapted.unfuse(network)
 
+    @changes_networks
     @takes_keywords_of(SWITCHES)
     def unload_lora_weights(self) -> None:
         """Removes all adapters. Fused ones stay in the weights for good."""
@@ -309,15 +364,13 @@ class SD3LoraLoaderMixin(PipelineHost):
         """Number of fused adapters."""
         return len(self.fused_loras)
 
-    @contextlib.contextmanager
-    def lora_scaled(self, scale: float | None, argument: str = "scale") -> Iterator[None]:
+    def lora_scaled(self, scale: float | None, argument: str = "scale") -> contextlib.AbstractContextManager[None]:
         """Multiplies the weights of all adapters by ``scale`` within the block; None changes nothing.
 
         Raises:
             InputError: ``scale`` is not a number, or not 1 though no adapter is loaded; the message names ``argument``.
         """
-        with scaled_adapters(list(self._lora_networks().values()), scale, argument):
-            yield
+        return scaled_adapters(list(self._lora_networks().values()), scale, argument)
 
     def _refuse_on_demand(self):
         for name in self._lora_loadable_modules:

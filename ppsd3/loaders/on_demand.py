@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Callable
@@ -20,10 +21,11 @@ from ..serialization.tensors import floating_dtype
 from ..utils.device import release_freed_memory
 from ..utils.errors import InputError
 from ..utils.paddle_internals import Place, current_place, free_memory
+from ..utils.threads import Shared, changes_networks
 from ..utils.types import Dtype, PathLike
 
 
-class OnDemandNetwork:
+class OnDemandNetwork(Shared):
     """The placeholder in a pipeline for a network that is read from its files for each use, and released afterwards.
 
     Args:
@@ -56,7 +58,8 @@ class OnDemandNetwork:
             config = {key: value for key, value in config.items() if key != CONFIG_KEY}  # of an int8 checkpoint
             self.config = class_.from_config(config).config
         self._network: ModelMixin | None = None
-        self._users = 0
+        self._users, self._lock = 0, threading.Lock()  # held while it is read or released
+        self._attachment = contextlib.ExitStack()  # of the adapter, while the network is there
         self._calls: dict[str, dict[str, Any]] = {}  # method -> its keyword arguments, called after each loading
         self.ip_adapter = None
         self._attached: Callable[..., AbstractContextManager[Any]] = contextlib.nullcontext
@@ -79,6 +82,7 @@ class OnDemandNetwork:
         """See :attr:`ppsd3.modeling_utils.ModelMixin.storage_dtype`."""
         return self._options.get("storage_dtype")
 
+    @changes_networks
     def keep_attached(self, adapter: nn.Layer | None, attached: Callable[..., AbstractContextManager[Any]]) -> None:
         """Attaches an adapter that stays in memory, whenever the network is read.
 
@@ -90,29 +94,45 @@ class OnDemandNetwork:
 
     @contextlib.contextmanager
     def resident(self) -> Iterator[ModelMixin]:
-        """The network: read now unless an outer block has read it, released at the end of the outermost block."""
-        self._users += 1
+        """The network: read now unless another block has read it, released at the end of the last block.
+
+        Blocks may be inside one another, and in several threads.
+        """
+        with self._lock:
+            self._users += 1
         try:
-            if self._network is None:
-                self._network = self._read()
-                for method, options in self._calls.items():
-                    getattr(self._network, method)(**options)
-            outermost = self._users == 1 and self.ip_adapter is not None
-            with self._attached(self._network, self.ip_adapter) if outermost else contextlib.nullcontext():
-                yield self._network
+            with self._lock:
+                if self._network is None:
+                    self._network = self._read_whole()
+            yield self._network
         finally:
-            self._users -= 1
-            if not self._users and self._network is not None:
-                for tensor in tensors_of(self._network, include_sublayers=True):
-                    free_memory(tensor)  # whoever still refers to the network: its memory is not kept
-                self._network = None
-                release_freed_memory()
+            with self._lock:
+                self._users -= 1
+                if not self._users and self._network is not None:
+                    self._release(self._network)
+
+    def _read_whole(self):
+        """The network with all that was done to it, and with its adapter."""
+        network = self._read()
+        for method, options in self._calls.items():
+            getattr(network, method)(**options)
+        if self.ip_adapter is not None:
+            self._attachment.enter_context(self._attached(network, self.ip_adapter))
+        return network
+
+    def _release(self, network):
+        self._attachment.close()  # the adapter keeps its memory
+        for tensor in tensors_of(network, include_sublayers=True):
+            free_memory(tensor)  # whoever still refers to the network: its memory is not kept
+        self._network = None
+        release_freed_memory()
 
     @property
     def device(self) -> Place:
         """The place of the network."""
         return current_place() if self._network is None else self._network.device
 
+    @changes_networks
     def call_after_loading(self, method: str, **options: Any) -> None:
         """Calls ``network.method(**options)`` each time the network has been read."""
         self._calls.pop(method, None)

@@ -1,38 +1,33 @@
 """Recognizes safetensors files by their headers: networks, adapters, textual inversions, other models' files.
 
-Used by ``ppsd3 info``; the loaders do not need it.
+Used by ``ppsd3 info``; the loaders do not need it. What a file is that cannot be used,
+:func:`ppsd3.utils.recognition.explain` says.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 import os
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from ..adapters.files import layout_of_file
-from ..adapters.keys import ModuleNames, adapter_kind, dialect, split_key
-from ..adapters.network import linear_layers
+from ..adapters.keys import ModuleNames, adapter_kind, bundled_word, dialect, split_key
+from ..adapters.network import adaptable_layers
 from ..modeling_utils import to_be_filled
 from ..models import SD3Transformer2DModel
 from ..serialization import SafetensorsFile, SingleFile
 from ..serialization.sd3_configs import infer_config, published_name
-from ..serialization.source import TensorSource
+from ..serialization.source import TensorSource, explain_source
 from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
 from ..utils.errors import CheckpointFormatError
 from ..utils.types import PathLike
 from .single_file import NETWORKS
 from .textual_inversion import KEYS
 
-# Regular expression of names -> the model that has them, which ppsd3 does not have.
-_FOREIGN = (
-    (r"(.*[._])?(double_blocks|single_blocks|single_transformer_blocks)[._].*", "FLUX or another double-stream model"),
-    (r"(.*[._])?(input_blocks|down_blocks|mid_block|output_blocks|up_blocks)[._].*", "Stable Diffusion 1, 2 or XL"),
-    (r"(.*[._])?(adaln_single|caption_projection)[._].*", "PixArt or another model with one adaLN"),
-)
 _SHOWN = 3
 
 
@@ -97,49 +92,28 @@ def recognize(path: PathLike) -> Recognized:
         CheckpointNotFoundError: no such file.
         CheckpointFormatError: a pickle, GGUF or damaged file, or one for another model than Stable Diffusion 3.
     """
-    _refuse_gguf(path)
     file = SafetensorsFile(path)
     keys = file.keys()
     if any(split_key(key)[1] for key in keys):
         return _adapter(file, keys)
     if _is_embedding(file, keys):
         return _embedding(file, keys)
-    try:
-        return _networks(SingleFile(path))
-    except CheckpointFormatError as error:
-        foreign = _foreign(keys)
-        if foreign is None:
-            raise
-        raise CheckpointFormatError(
-            f"{path} is for {foreign}, judged by its names ({', '.join(keys[:_SHOWN])}); ppsd3 has Stable Diffusion 3 "
-            "and 3.5. Load it with diffusers."
-        ) from error
-
-
-def _refuse_gguf(path: PathLike) -> None:
-    if os.path.isfile(path):
-        with open(path, "rb") as file:
-            if file.read(4) == b"GGUF":
-                raise CheckpointFormatError(
-                    f"{path} is a GGUF file, quantized for llama.cpp and ComfyUI; ppsd3 reads safetensors. Load the "
-                    "original, and call quantize('int8') if it is too large."
-                )
-
-
-def _foreign(keys: Iterable[str]) -> str | None:
-    return next((what for pattern, what in _FOREIGN if any(re.fullmatch(pattern, key) for key in keys)), None)
+    return _networks(SingleFile(path), file)
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
 
 
-def _networks(file: SingleFile) -> Recognized:
+def _networks(file: SingleFile, tensors: SafetensorsFile) -> Recognized:
     facts, components = [], []
     for name, source in file.sources.items():
         components.append(Component.of(name, NETWORKS[name].__name__, source))
         try:
             config = file.configs.get(name) or infer_config(name, source)
-        except CheckpointFormatError:  # of no published size: a directory with its configuration is needed
+        except CheckpointFormatError as error:  # of no published size: a directory with its configuration is needed
+            foreign = explain_source(tensors, wanted="network")
+            if foreign is not None:
+                raise CheckpointFormatError(foreign) from error
             facts.append(f"{name}: of a size that needs config=, a directory with its configuration")
             continue
         facts.append(f"{name}: {published_name(name, config) or 'of no published size'}{_speciality(name, config)}")
@@ -183,13 +157,16 @@ def _call(file):
 def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
     names = ModuleNames(_modules())
     parts, modules, ranks = collections.Counter(), collections.defaultdict(set), collections.Counter()
-    width, lost, blocks, dual = None, [], set(), False
+    width, lost, blocks, dual, words = None, [], set(), False, set()
     is_paddle = layout_of_file(file) == "paddle"
     for key in keys:
         module, part = split_key(key)
         place = None if part is None else names.find(module)
         if place is None:
-            lost.append(key)
+            word, tower = bundled_word(key) or (None, None)
+            is_word = tower in KEYS.values()
+            words |= {word} if is_word else set()
+            lost += [] if is_word else [key]
             continue
         component, places = place
         parts[part] += 1
@@ -203,14 +180,17 @@ def _adapter(file: SafetensorsFile, keys: list[str]) -> Recognized:
             dual = dual or any(".attn2." in p.module for p in places)
             if part == "down" and re.search(r"\.attn2?\.(to|add)_[qkv]", places[0].module):
                 width = shape[1]
-    foreign = _foreign(lost)
-    if not modules or (foreign and "transformer" not in modules):
+    foreign = explain_source(file, wanted="adapter")
+    if foreign or not modules:
         shown = ", ".join(lost[:_SHOWN])
         raise CheckpointFormatError(
-            f"{file.path} is an adapter for {foreign or 'something else'}, judged by its keys ({shown}); ppsd3 takes "
-            "those for Stable Diffusion 3 and 3.5. Load it with the model that it was made for."
+            foreign
+            or f"{file.path} is an adapter for something else, judged by its keys ({shown}); ppsd3 takes those for "
+            "Stable Diffusion 3 and 3.5. Load it with the model that it was made for."
         )
     facts = [f"{component}: {len(some)} layers" for component, some in modules.items()]
+    if words:
+        facts.append(f"learnt words beside it, which are loaded too: {', '.join(sorted(words))}")
     if ranks:
         facts.append("ranks: " + ", ".join(f"{rank} ({count} layers)" for rank, count in ranks.most_common(_SHOWN)))
     base = _base(width, max(blocks, default=0) + 1, dual)
@@ -233,8 +213,9 @@ def _base(width, blocks, dual):
     return "SD3.5-large" if width == 2432 else f"a transformer of width {width} with {blocks} blocks or more"
 
 
+@functools.lru_cache(maxsize=1)
 def _modules():
-    """Component -> names of the linear layers in published networks, of all sizes together."""
+    """Component -> names of the layers in published networks, of all sizes together."""
     with to_be_filled():
         networks = {
             "transformer": SD3Transformer2DModel(
@@ -244,7 +225,7 @@ def _modules():
             "text_encoder_2": CLIPTextModelWithProjection(num_hidden_layers=32, **_TINY_CLIP),
             "text_encoder_3": T5EncoderModel(num_layers=24, d_model=8, d_kv=8, d_ff=8, num_heads=1, vocab_size=8),
         }
-        return {name: list(linear_layers(network)) for name, network in networks.items()}
+        return {name: list(adaptable_layers(network)) for name, network in networks.items()}
 
 
 # Only the names of their layers matter.

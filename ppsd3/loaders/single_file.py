@@ -19,6 +19,7 @@ from ..transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5Encoder
 from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.keywords import LOADING, takes_keywords_of
+from ..utils.recognition import explain, explaining
 from ..utils.types import Dtype, PathLike
 from .host import PipelineHost, components_taken
 from .on_demand import OnDemandNetwork, check_load_components
@@ -112,7 +113,8 @@ class PipelineSources:
     """The sources of a pipeline's components: what was passed, the file, or the directory ``config``."""
 
     def __init__(self, path: PathLike, config: str | None, given: Mapping[str, Any]) -> None:
-        self.file: SingleFile = SingleFile(path)
+        with explaining(path, wanted="network"):
+            self.file: SingleFile = SingleFile(path)
         self.config: str | None = config
         self.given: Mapping[str, Any] = given
 
@@ -130,7 +132,9 @@ class PipelineSources:
         if missing:
             networks = [name for name in missing if name in NETWORKS]
             raise CheckpointFormatError(
-                f"{self.file.path} has {', '.join(self.file.sources)}, and {pipeline} also needs {', '.join(missing)}. "
+                explain(self.file.path, wanted="network")
+                or f"{self.file.path} has {', '.join(self.file.sources)}, and {pipeline} also needs "
+                f"{', '.join(missing)}. "
                 + " ".join(filter(None, (_network_remedy(networks), _tokenizer_remedy(missing))))
             )
 
@@ -189,9 +193,10 @@ class PipelineSources:
         path = self._path(name)
         if os.path.isdir(path):
             return _open(path, name), NETWORKS[name].load_config(path)
-        file = self.file if path == self.file.path else SingleFile(path)
-        source = file.source(name)
-        return source, self._network_config(name) or file.configs.get(name) or infer_config(name, source)
+        with explaining(path, wanted="network"):
+            file = self.file if path == self.file.path else SingleFile(path)
+            source = file.source(name)
+            return source, self._network_config(name) or file.configs.get(name) or infer_config(name, source)
 
     def _path(self, name: str) -> str:
         """The file or the directory that the network ``name`` comes from."""

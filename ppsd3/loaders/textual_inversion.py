@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -19,10 +19,15 @@ from ..serialization.tensors import from_numpy
 from ..serialization.weight_files import find_weights, to_paddle
 from ..serialization.writers import write_tensors
 from ..transformers import CLIPTokenizer
+from ..transformers.tokenization import TOKEN_RULE, can_be_token
+from ..utils import signatures
+from ..utils.checking import Range, checks_arguments, fit, shown
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.files import atomic_write
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, takes_keywords_of
+from ..utils.recognition import explain, explain_tensors
+from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike
 from ..utils.weight_names import PICKLE_SUFFIXES
 from .host import PipelineHost
@@ -52,6 +57,9 @@ class _Word(NamedTuple):
     rows: np.ndarray
 
 
+Vectors = Annotated[paddle.Tensor, Range(axes=(1, 2))]
+
+
 class TextualInversionLoaderMixin(PipelineHost):
     """Textual inversion methods of pipelines with CLIP text encoders and their tokenizers."""
 
@@ -59,7 +67,7 @@ class TextualInversionLoaderMixin(PipelineHost):
     def load_textual_inversion(
         self,
         pretrained_model_name_or_path: Any,
-        token: Names | None = None,
+        token: str | Sequence[str | None] | None = None,
         tokenizer: str | CLIPTokenizer | None = None,
         text_encoder: Any = None,
         **options: Any,
@@ -100,14 +108,17 @@ class TextualInversionLoaderMixin(PipelineHost):
         chosen = text_encoder is not None or tokenizer is not None
         sources = [_read(item, dict(options)) for item in given]
         words = collections.defaultdict(list)  # tower -> its new words
-        for source, wanted in zip(sources, _tokens_for(sources, token)):
-            for tower, word in self._words(source, wanted, towers, chosen):
-                words[tower].append(word)
-        for tower, some in words.items():
-            self._check_words(tower, some)
-        for tower, some in words.items():
-            self._add_words(tower, some)
+        with Changing(self, "load_textual_inversion"):
+            for source, wanted in zip(sources, _tokens_for(sources, token)):
+                for tower, word in self._words(source, wanted, towers, chosen):
+                    words[tower].append(word)
+            for tower, some in words.items():
+                self._check_words(tower, some)
+            for tower, some in words.items():
+                self._add_words(tower, some)
 
+    @checks_arguments
+    @changes_networks
     def unload_textual_inversion(
         self, tokens: Names | None = None, tokenizer: str | CLIPTokenizer | None = None, text_encoder: Any = None
     ) -> None:
@@ -140,6 +151,8 @@ class TextualInversionLoaderMixin(PipelineHost):
                 own.remove_tokens(gone)
                 self._tell(tower, "set_added_embeddings", rows=rows, first=first, eos_token_id=own.eos_token_id)
 
+    @checks_arguments
+    @works_with_networks
     def save_textual_inversion(self, save_directory: PathLike, token: str, weight_name: str | None = None) -> None:
         """Writes a word of this pipeline into one file that :meth:`load_textual_inversion` reads.
 
@@ -182,7 +195,11 @@ class TextualInversionLoaderMixin(PipelineHost):
         ):
             if value is None:
                 continue
-            found = [tower for name, tower in names.items() if value is getattr(self, name) or value == name]
+            found = [
+                tower
+                for name, tower in names.items()
+                if value is getattr(self, name) or (isinstance(value, str) and value == name)
+            ]
             if not found:
                 what = repr(value) if isinstance(value, str) else f"a {type(value).__name__} that the pipeline has not"
                 raise InputError(
@@ -239,15 +256,17 @@ class TextualInversionLoaderMixin(PipelineHost):
                 )
         else:
             (tensor,) = source.tensors.values()
+            _require_vectors(source, tensor)
             places = {self._tower_of_width(source, tensor, token, towers): tensor}
         found = []
         for tower, tensor in places.items():
             width = getattr(self, tower).config.hidden_size
+            _require_vectors(source, tensor)
             for name, rows in _split(source, tensor, token):
                 if rows.shape[1] != width:
                     raise WeightMismatchError(
                         f"{source.name}: the vectors of {name!r} are {rows.shape[1]} wide, and the {tower} takes "
-                        f"{width}. They were learnt for another model."
+                        f"{width}. They were learnt for {signatures.WORD_WIDTHS.get(rows.shape[1], 'another model')}."
                     )
                 found.append((tower, _Word(source.name, name, rows)))
         return found
@@ -264,7 +283,7 @@ class TextualInversionLoaderMixin(PipelineHost):
         wanted = ", ".join(f"{tower} {width}" for tower, width in widths.items())
         raise WeightMismatchError(
             f"{source.name}: the vectors of {name!r} are {width} wide, and no tower is: {wanted}. They were learnt for "
-            "another model."
+            f"{signatures.WORD_WIDTHS.get(width, 'another model')}."
         )
 
     def _check_words(self, tower: str, words: Sequence[_Word]) -> None:
@@ -273,8 +292,8 @@ class TextualInversionLoaderMixin(PipelineHost):
         # For each word also the name of one vector more: a token of that name would become part of the word.
         seen = {f"{token}_{len(names)}".lower() for token, names in self._words_of(tower).items()}
         for source, token, rows in words:
-            if not isinstance(token, str) or not token or token != token.strip():
-                raise InputError(f"token is {token!r}; it has to be text without spaces around it.")
+            if not can_be_token(token):
+                raise InputError(f"{source}: token is {shown(token)}; {TOKEN_RULE}.")
             names = _names(token, len(rows) + 1)
             taken = next((name for name in names if name.lower() in seen or tokenizer.has_token(name)), None)
             if taken is not None:
@@ -306,6 +325,7 @@ def _read(given: Any, options: dict[str, Any]) -> _Source:
     if isinstance(given, dict):
         return _from_dict(given)
     if not isinstance(given, (str, os.PathLike)):
+        given = fit("pretrained_model_name_or_path", given, Vectors)
         return _Source("The tensor", {_ANONYMOUS: to_paddle("The tensor", given)}, None)
     _refuse_pickle(given)
     weight_name, subfolder = options.pop("weight_name", None), options.pop("subfolder", None)
@@ -333,17 +353,28 @@ def _checked(source: _Source) -> _Source:
     keys = list(source.tensors)
     if keys and set(keys) <= set(KEYS.values()):
         return source
-    if len(keys) == 1:
+    infos = {key: ("", () if tensor is None else tensor.shape) for key, tensor in source.tensors.items()}
+    known = explain_tensors(source.name, infos, wanted="word")
+    if len(keys) == 1 and known is None:
         return source if keys[0] == _ANONYMOUS else source._replace(token=keys[0])
-    shown = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    some = ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
     raise CheckpointFormatError(
-        f"{source.name} is no textual inversion: it has {len(keys)} tensors ({shown or 'none'}), and one should have a "
-        "single one, or clip_l and clip_g. Pass the embedding alone."
+        known
+        or f"{source.name} is no textual inversion: it has {len(keys)} tensors ({some or 'none'}), and one should "
+        "have a single one, or clip_l and clip_g. Pass the embedding alone."
     )
 
 
+def _require_vectors(source: _Source, tensor: paddle.Tensor) -> None:
+    if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
+        raise CheckpointFormatError(
+            f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
+        )
+
+
 def _refuse_pickle(path):
-    if str(path).lower().endswith(PICKLE_SUFFIXES):
+    is_other = os.path.isfile(path) and "is a pickle" not in (explain(path) or "")  # whatever it is called
+    if str(path).lower().endswith(PICKLE_SUFFIXES) and not is_other:
         raise CheckpointFormatError(
             f"{path} is a pickle. Reading one can run code, so ppsd3 does not open it. Convert it where you trust it, "
             "with torch and safetensors: content = torch.load(path, weights_only=True); a file of the web UI: "
@@ -367,10 +398,6 @@ def _tokens_for(sources: Sequence[_Source], token: Names | None) -> list[Any]:
 
 def _split(source: _Source, tensor: paddle.Tensor, token: Any) -> list[tuple[str, np.ndarray]]:
     """[(token, float32 [n, D])]: one word of all vectors or, with a list of tokens, one word for each vector."""
-    if tensor.ndim not in (1, 2) or not 0 < tensor.shape[0]:
-        raise CheckpointFormatError(
-            f"{source.name}: the tensor has the shape {list(tensor.shape)}; vectors are [n, width] or [width]."
-        )
     rows = tensor.detach().astype("float32").numpy().reshape(-1, tensor.shape[-1])
     if not np.isfinite(rows).all():
         raise CheckpointFormatError(

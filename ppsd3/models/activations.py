@@ -10,6 +10,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import Linear, exact_gelu, linear_gelu, quick_gelu
+from ..utils.checking import shown
 from ..utils.errors import ConfigError
 
 
@@ -104,5 +105,5 @@ def get_projection(activation_fn: str, dim_in: int, dim_out: int) -> nn.Layer:
 
 def _named(table, argument, name):
     if name.lower() not in table:
-        raise ConfigError(f"{argument} is {name!r}; it can be {', '.join(map(repr, table))}.")
+        raise ConfigError(f"{argument} is {shown(name)}; it can be {', '.join(map(repr, table))}.")
     return table[name.lower()]

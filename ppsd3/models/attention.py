@@ -11,6 +11,7 @@ from paddle import nn
 from ..modeling_utils import ModelMixin
 from ..ops import LayerNorm, Linear, gated_residual, norm_modulate
 from ..utils.errors import ConfigError, InputError
+from ..utils.threads import changes_networks
 from .activations import get_projection
 from .attention_processor import Attention, AttentionProcessor, check_attention_kwargs
 from .normalization import AdaLayerNormContinuous, AdaLayerNormZero, SD35AdaLayerNormZeroX
@@ -214,6 +215,7 @@ class AttentionMixin(ModelMixin):
         """Name of each attention plus ``.processor`` -> its processor."""
         return {f"{name}.processor": layer.processor for name, layer in self._attentions()}
 
+    @changes_networks
     def set_attn_processor(self, processor: AttentionProcessor | dict[str, AttentionProcessor]) -> None:
         """Sets one processor for all attentions, or one per name from a dict like :attr:`attn_processors`.
 
@@ -250,23 +252,27 @@ class AttentionMixin(ModelMixin):
                 "model.attn_processors."
             )
 
+    @changes_networks
     def fuse_qkv_projections(self) -> None:
         """Computes Q, K and V by one product per stream. Call again after weights or dtype change."""
         for _, layer in self._attentions():
             layer.fuse_projections()
         self._forget_graphs()
 
+    @changes_networks
     def unfuse_qkv_projections(self) -> None:
         """Undoes :meth:`fuse_qkv_projections`."""
         for _, layer in self._attentions():
             layer.unfuse_projections()
         self._forget_graphs()
 
+    @changes_networks
     def enable_forward_chunking(self, chunk_size: int | None = None, dim: int = 0) -> None:
         """Runs feed-forwards on ``chunk_size`` (default 1) slices of axis ``dim``: less memory, more time."""
         set_chunk_feed_forward(self, chunk_size or 1, dim)
         self._forget_graphs()
 
+    @changes_networks
     def disable_forward_chunking(self) -> None:
         """Runs feed-forwards on all tokens at once again."""
         set_chunk_feed_forward(self, None, 0)

@@ -17,6 +17,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 from ..ops import Linear, QuantizedLinear, adapt, attention, base_of, joint_attention, linear, shared_input
+from ..utils.checking import checks_arguments, shown
 from ..utils.errors import ConfigError, InputError
 from ..utils.paddle_internals import no_grad
 from .attention_inputs import are_tokens, as_tokens, bias_of
@@ -60,6 +61,7 @@ class Attention(nn.Layer):
 
     processor: AttentionProcessor
 
+    @checks_arguments
     def __init__(
         self,
         query_dim: int,
@@ -77,7 +79,7 @@ class Attention(nn.Layer):
     ) -> None:
         super().__init__()
         if qk_norm not in (None, "rms_norm"):
-            raise ConfigError(f"qk_norm is {qk_norm!r}; SD3 has None and SD3.5 has 'rms_norm'.")
+            raise ConfigError(f"qk_norm is {shown(qk_norm)}; SD3 has None and SD3.5 has 'rms_norm'.")
         if cross_attention_dim not in (None, query_dim):
             raise ConfigError(
                 f"cross_attention_dim is {cross_attention_dim}; in joint attention image tokens, of width {query_dim} "
@@ -194,6 +196,7 @@ def _fuse(layers):
 class _FixedLinear:
     """A linear map that is no layer, so that no ``state_dict`` lists it."""
 
+    @checks_arguments
     def __init__(self, weight, bias):
         self.weight, self.bias = weight, bias
 

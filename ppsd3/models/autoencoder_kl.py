@@ -18,6 +18,7 @@ from ..configuration_utils import register_to_config
 from ..modeling_utils import ModelMixin
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
+from ..utils.checking import checks_arguments, shown
 from ..utils.config_types import BlocksOfOneSize, Groups, Pixels, Positive, Width
 from ..utils.errors import ConfigError
 from ..utils.random import Generator
@@ -75,7 +76,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         act_fn: str = "silu",
         latent_channels: Width = 4,
         norm_num_groups: Groups = 32,
-        sample_size: Pixels | Sequence[Pixels] = 32,
+        sample_size: Pixels | tuple[Pixels, Pixels] = 32,
         scaling_factor: Positive = 0.18215,
         shift_factor: float | None = None,
         latents_mean: Sequence[float] | None = None,
@@ -98,6 +99,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
 
     # ------------------------------------------------------------------------------------------ picture <-> latents
 
+    @checks_arguments
     def encode(
         self, x: paddle.Tensor, return_dict: bool = True
     ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
@@ -110,6 +112,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @checks_arguments
     def decode(
         self, z: paddle.Tensor, return_dict: bool = True, generator: Generator | Sequence[Generator] | None = None
     ) -> DecoderOutput | tuple[paddle.Tensor]:
@@ -137,6 +140,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         z = posterior.sample(generator) if sample_posterior else posterior.mode()
         return self.decode(z, return_dict=return_dict)
 
+    @checks_arguments
     def scale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """Latents as encoded -> latents as the diffusion model sees them: ``(z - shift) * scale``.
 
@@ -146,6 +150,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         shift, scale = self._shift_and_scale(z)
         return (z - shift) * scale
 
+    @checks_arguments
     def unscale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """The inverse of ``scale_latents``, to be called before ``decode``: ``z / scale + shift``."""
         shift, scale = self._shift_and_scale(z)
@@ -192,9 +197,9 @@ def _check_config(config):
             raise ConfigError(f"{name} has {len(types)} entries and block_out_channels {blocks}; give one per block.")
         for value in types:
             if value != only:
-                raise ConfigError(f"{name} holds {value!r}; AutoencoderKL has only {only!r}.")
+                raise ConfigError(f"{name} holds {shown(value)}; AutoencoderKL has only {only!r}.")
     if config.act_fn != "silu":
-        raise ConfigError(f"act_fn={config.act_fn!r}; AutoencoderKL has only 'silu'.")
+        raise ConfigError(f"act_fn={shown(config.act_fn)}; AutoencoderKL has only 'silu'.")
     for width in config.block_out_channels:
         if width % config.norm_num_groups:
             raise ConfigError(

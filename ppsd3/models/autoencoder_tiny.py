@@ -19,6 +19,7 @@ from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..ops.vision import Conv2D
 from ..outputs import BaseOutput
+from ..utils.checking import checks_arguments, shown
 from ..utils.config_types import BlocksOfOneSize, Positive, Width
 from ..utils.errors import ConfigError
 from ..utils.random import Generator
@@ -101,6 +102,7 @@ class AutoencoderTiny(Tileable, ModelMixin):
         """Pixels per latent position along a side."""
         return 2 ** (len(self.config.num_encoder_blocks) - 1)
 
+    @checks_arguments
     def encode(self, x: paddle.Tensor, return_dict: bool = True) -> AutoencoderTinyOutput | tuple[paddle.Tensor]:
         """Picture ``x [B, in_channels, 8H, 8W]`` -> ``.latents [B, C, H, W]`` (or a 1-tuple of it).
 
@@ -111,6 +113,7 @@ class AutoencoderTiny(Tileable, ModelMixin):
         latents = self._by_slices(self._encode, x)
         return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
+    @checks_arguments
     def decode(
         self, x: paddle.Tensor, generator: Generator | Sequence[Generator] | None = None, return_dict: bool = True
     ) -> DecoderOutput | tuple[paddle.Tensor]:
@@ -132,10 +135,12 @@ class AutoencoderTiny(Tileable, ModelMixin):
         rounded = paddle.round(paddle.clip(latents / reach + shift, 0, 1) * 255) / 255
         return self.decode((rounded - shift) * reach, return_dict=return_dict)
 
+    @checks_arguments
     def scale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """As ``AutoencoderKL.scale_latents``: latents as encoded -> as the diffusion model sees them."""
         return (z - self.config.shift_factor) * self.config.scaling_factor
 
+    @checks_arguments
     def unscale_latents(self, z: paddle.Tensor) -> paddle.Tensor:
         """The inverse of ``scale_latents``, to be called before ``decode``."""
         return z / self.config.scaling_factor + self.config.shift_factor
@@ -235,9 +240,9 @@ def _check_config(config):
     if len(config.num_encoder_blocks) != len(config.num_decoder_blocks):
         raise ConfigError("num_encoder_blocks and num_decoder_blocks differ in length: sizes would not come back.")
     if config.act_fn not in _ACTIVATIONS:
-        raise ConfigError(f"act_fn={config.act_fn!r}; AutoencoderTiny has {', '.join(_ACTIVATIONS)}.")
+        raise ConfigError(f"act_fn={shown(config.act_fn)}; AutoencoderTiny has {', '.join(_ACTIVATIONS)}.")
     if (config.upsample_fn, config.upsampling_scaling_factor) != ("nearest", 2):
         raise ConfigError(
-            f"upsample_fn={config.upsample_fn!r} by {config.upsampling_scaling_factor}; AutoencoderTiny has only "
-            "'nearest' by 2."
+            f"upsample_fn={shown(config.upsample_fn)} by {config.upsampling_scaling_factor}; AutoencoderTiny has only "
+            "'nearest' by 2 (upsampling_scaling_factor)."
         )

@@ -208,7 +208,8 @@ class SD3ControlNetModel(ConditionedBlocks):
                 ``encoder_hidden_states``, ``pooled_projections`` and ``timestep``. It may have a multiple of B rows.
 
         Raises:
-            InputError: latents where tokens are needed or the reverse; text that is not read, or is missing.
+            InputError: latents where tokens are needed or the reverse; guiding latents of another size; text that is
+                not read, or is missing.
         """
         if hidden_states.ndim != (3 if self.pos_embed is None else 4):
             raise InputError(
@@ -220,6 +221,8 @@ class SD3ControlNetModel(ConditionedBlocks):
                     else "takes latents [B, C, H, W]."
                 )
             )
+        if paddle.in_dynamic_mode():
+            self._check_hint(hidden_states, controlnet_cond)
         scale, kwargs = self._split_attention_kwargs(joint_attention_kwargs, {})
         with scaled_adapters([self], scale, "joint_attention_kwargs['scale']"):
             condition = prepared or self._condition(encoder_hidden_states, pooled_projections, timestep)
@@ -231,6 +234,24 @@ class SD3ControlNetModel(ConditionedBlocks):
                 residual = project(tokens)
                 residuals.append(residual if conditioning_scale == 1 else residual * conditioning_scale)
         return SD3ControlNetOutput(controlnet_block_samples=residuals) if return_dict else (residuals,)
+
+    def _check_hint(self, hidden_states, controlnet_cond):
+        """The guiding latents have the channels that this ControlNet reads, and the size of what they guide."""
+        channels = self.config.in_channels + self.config.extra_conditioning_channels
+        shape, rows = list(controlnet_cond.shape), hidden_states.shape[0]
+        if len(shape) != 4 or shape[1] != channels:
+            raise InputError(
+                f"`controlnet_cond` has the shape {shape}; this ControlNet reads [B, {channels}, H, W], latents"
+                + (" and the mask in their size." if self.config.extra_conditioning_channels else ".")
+            )
+        patch = self.config.patch_size
+        tokens = (shape[2] // patch) * (shape[3] // patch)
+        same = tokens == hidden_states.shape[1] if self.pos_embed is None else shape[2:] == hidden_states.shape[2:]
+        if shape[0] not in (1, rows) or not same:
+            raise InputError(
+                f"`controlnet_cond` has the shape {shape} beside hidden_states {list(hidden_states.shape)}; it has to "
+                "be of their height and width (in latent units), with as many rows or one. Resize the guiding picture."
+            )
 
 
 _NET_OPTIONS = ("variant", "paddle_dtype", "storage_dtype", *HUB_KEYWORDS)
@@ -253,6 +274,9 @@ class SD3MultiControlNetModel(ModelMixin):
         if not controlnets:
             raise InputError("controlnets is an empty list. Pass one or more SD3ControlNetModels.")
         self.nets = nn.LayerList(list(controlnets))
+
+    def _shared_parts(self) -> list[Any]:
+        return [self, *self.nets]
 
     @property
     def config(self) -> FrozenConfig:

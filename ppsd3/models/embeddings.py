@@ -15,6 +15,7 @@ from ..modeling_utils import is_to_be_filled
 from ..ops import LayerNorm, Linear
 from ..ops.shapes import sizes_of
 from ..ops.vision import patch_tokens
+from ..utils.checking import shown
 from ..utils.errors import ConfigError, InputError
 from ..utils.paddle_internals import without_memory
 from .activations import get_activation
@@ -107,10 +108,10 @@ class PatchEmbed(nn.Layer):
     ) -> None:
         super().__init__()
         if pos_embed_type not in (None, "sincos"):
-            raise ConfigError(f"pos_embed_type is {pos_embed_type!r}; it can be 'sincos' or None.")
+            raise ConfigError(f"pos_embed_type is {shown(pos_embed_type)}; it can be 'sincos' or None.")
         if data_format not in ("NCHW", "NHWC"):
             raise ConfigError(f"data_format is {data_format!r}; it can be 'NCHW' or 'NHWC'.")
-        self.patch_size, self.pos_embed_max_size = patch_size, pos_embed_max_size
+        self.patch_size, self.in_channels, self.pos_embed_max_size = patch_size, in_channels, pos_embed_max_size
         self.height, self.width = height // patch_size, width // patch_size
         self.base_size, self.interpolation_scale = self.height, interpolation_scale
         self.layer_norm, self.flatten, self.data_format = layer_norm, flatten, data_format
@@ -183,7 +184,7 @@ class PatchEmbed(nn.Layer):
     def forward(self, latent: paddle.Tensor) -> paddle.Tensor:
         sizes = sizes_of(latent)[1:]
         channels, height, width = sizes if self.data_format == "NCHW" else (sizes[2], *sizes[:2])
-        if channels != self.proj.weight.shape[1]:
+        if channels != self.in_channels:
             raise self._wrong_channels(channels)
         tokens = self._projected(latent)  # [B, N, D]
         if self.add_pos_embed:
@@ -193,8 +194,9 @@ class PatchEmbed(nn.Layer):
         return tokens if self.flatten else self._grid(tokens, height, width)
 
     def _wrong_channels(self, channels):
-        taken = self.proj.weight.shape[1]
-        return InputError(f"The latents have {channels} channels, the transformer takes {taken} (in_channels).")
+        return InputError(
+            f"The latents have {channels} channels, the transformer takes {self.in_channels} (in_channels)."
+        )
 
     def _projected(self, latent):
         tokens = patch_tokens(latent, self.proj) if self.data_format == "NCHW" else self.proj(latent).flatten(1, 2)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, cast
 
 import paddle
@@ -25,7 +27,8 @@ from ..modeling_utils import to_be_filled
 from ..ops import Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
-from ..serialization.source import TensorSource
+from ..serialization.source import TensorSource, explain_source
+from ..utils.contexts import held
 from ..utils.errors import CheckpointFormatError, InputError, WeightMismatchError
 from ..utils.types import Dtype, Shape, Tensors
 from .attention_processor import JointAttnProcessor2_5
@@ -35,6 +38,9 @@ from .transformer_sd3 import SD3Transformer2DModel
 
 HEAD_DIM = 64  # of the projection's attention, in every file
 DEFAULT_SCALE = 0.5
+
+_all_scales = threading.Lock()  # held while all scales of an adapter are read or set
+_own_scales: ContextVar[dict[IPAdapterAttention, float]] = ContextVar("ip_adapter_scales", default={})  # noqa: B039
 
 # Names in InstantX's own files -> diffusers' names.
 _ORIGINAL_NAMES = (
@@ -165,11 +171,10 @@ class IPAdapterAttention(nn.Layer):
         timesteps_emb_dim: width of the embedded timestep.
 
     Attributes:
-        scale: factor of what it adds.
+        scale: factor of what it adds; within :func:`held_scales`, that of the block.
     """
 
     head_dim: int
-    scale: float
 
     def __init__(
         self,
@@ -180,13 +185,25 @@ class IPAdapterAttention(nn.Layer):
         scale: float = DEFAULT_SCALE,
     ) -> None:
         super().__init__()
-        self.head_dim, self.scale = head_dim, scale
+        self.head_dim, self._scale = head_dim, scale
         self.norm_ip: AdaLayerNorm = AdaLayerNorm(timesteps_emb_dim, ip_hidden_states_dim)
         self.to_k_ip: Linear = Linear(ip_hidden_states_dim, hidden_size, bias=False)
         self.to_v_ip: Linear = Linear(ip_hidden_states_dim, hidden_size, bias=False)
         self.norm_q: RMSNorm = RMSNorm(head_dim)
         self.norm_k: RMSNorm = RMSNorm(head_dim)
         self.norm_ip_k: RMSNorm = RMSNorm(head_dim)
+
+    @property
+    def scale(self) -> float:
+        return _own_scales.get().get(self, self._scale)
+
+    @scale.setter
+    def scale(self, value: float) -> None:
+        own = _own_scales.get()
+        if self in own:
+            own[self] = value
+        else:
+            self._scale = value
 
     def forward(
         self, q: paddle.Tensor, k: paddle.Tensor, v: paddle.Tensor, ip_hidden_states: paddle.Tensor, temb: paddle.Tensor
@@ -281,11 +298,25 @@ class IPAdapter(nn.Layer):
     @property
     def scales(self) -> list[float]:
         """Weight of the image prompt in each attention."""
-        return [attention.scale for attention in self.ip_adapter]
+        with _all_scales:
+            return [attention.scale for attention in self.ip_adapter]
+
+    @scales.setter
+    def scales(self, values: Sequence[float]) -> None:
+        with _all_scales:
+            for attention, value in zip(self.ip_adapter, values):
+                attention.scale = float(value)
 
     def forward(self, image_embeds: paddle.Tensor, timestep: paddle.Tensor) -> Tensors:
         tokens, temb = self.image_proj(image_embeds, timestep)
         return {"ip_hidden_states": tokens, "temb": temb}
+
+
+def held_scales(adapter: IPAdapter | None) -> contextlib.AbstractContextManager[None]:
+    """Within the block, the scales of ``adapter`` are those at its start or what the block sets; other threads have
+    theirs. None changes nothing."""
+    own: dict[Any, float] = {} if adapter is None else dict(zip(adapter.ip_adapter, adapter.scales))
+    return held(_own_scales, {**_own_scales.get(), **own})
 
 
 def _attentions_of(config):
@@ -404,7 +435,8 @@ class _Shapes:
     def of(self, name: str) -> Shape:
         if name not in self._names:
             raise CheckpointFormatError(
-                f"{self._source.path} is no IP-adapter of SD3: it has no {name}. Use one for Stable Diffusion 3.5, "
+                explain_source(self._source, wanted="ip_adapter")
+                or f"{self._source.path} is no IP-adapter of SD3: it has no {name}. Use one for Stable Diffusion 3.5, "
                 "e.g. InstantX's; those for other models do not fit."
             )
         return tuple(self._source.info(name).shape)

@@ -6,6 +6,7 @@ import paddle
 
 from ..utils.errors import InputError
 from ..utils.keywords import SWITCHES, takes_keywords_of
+from ..utils.threads import changes_networks
 
 _MAX_DEFAULT_TILE = 512  # pixels; SD3's sample_size of 1024 as a tile would leave a 1024x1024 picture in one piece
 
@@ -39,14 +40,17 @@ class Tileable:
         """Side of a tile in latent positions."""
         return self.tile_sample_min_size // self.spatial_factor
 
+    @changes_networks
     def enable_slicing(self) -> None:
         """Encode and decode one row of the batch at a time: the same result, the memory of one picture."""
         self.use_slicing = True
 
+    @changes_networks
     def disable_slicing(self) -> None:
         """Whole batches again."""
         self.use_slicing = False
 
+    @changes_networks
     @takes_keywords_of(SWITCHES)
     def enable_tiling(
         self,
@@ -92,6 +96,7 @@ class Tileable:
         self.tile_sample_min_size, self.tile_overlap_factor = tile, overlap
         self.use_tiling = True
 
+    @changes_networks
     def disable_tiling(self) -> None:
         """Whole pictures again."""
         self.use_tiling = False

@@ -2,7 +2,7 @@
 
 from . import sixteen_bit, vision  # noqa: F401 (their operations belong to the table too)
 from .activations import exact_gelu, gelu, quick_gelu
-from .adapted import AdaptedLinear, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
+from .adapted import AdaptedLinear, AdaptedWeights, adapt, adapter_scale, base_of, own_sublayers, scaled_adapters
 from .attention import attention, causal_bias, joint_attention, mask_bias
 from .casting import CastingLinear
 from .linear import Linear, linear, linear_gelu
@@ -12,6 +12,7 @@ from .settings import float32_matmul_precision, use_kernels, use_native
 
 __all__ = [
     "AdaptedLinear",
+    "AdaptedWeights",
     "CastingLinear",
     "LayerNorm",
     "Linear",

@@ -1,34 +1,37 @@
-"""A linear layer with adapters around it: the seam that LoRA and its relatives use.
+"""A layer with adapters around it: the seam that LoRA and its relatives use.
 
 The layer inside stays what it is, whether in float, in int8 or held in 16 bits. An adapter is a layer that says what to
-add to the output (:class:`Adapter`); which formats exist, and how their files are called, is known in
+add to the output or to the weights (:class:`Adapter`); which formats exist, and how their files are called, is known in
 :mod:`ppsd3.adapters` alone.
 
-``AdaptedLinear`` has no ``weight``: code that reads the weights of a linear layer directly has to ask for a plain
-layer's type, as everything in ``ops`` does, and otherwise call the layer. What reads one without asking fails, instead
-of leaving the adapters out without a word.
+An adapted layer has no ``weight``: code that reads the weights of a layer directly has to ask for a plain layer's type,
+as everything in ``ops`` does, and otherwise call the layer. What reads one without asking fails, instead of leaving the
+adapters out without a word.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
+from functools import reduce
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Callable
 
 import paddle
 from paddle import Tensor, nn
 
+from ..utils.contexts import held
 from ..utils.errors import InputError
 from ..utils.paddle_internals import no_grad, share_memory
 
 # Factors of the strengths in layers, for the call that runs in this context: each thread has its own.
-_scales: ContextVar[Mapping[AdaptedLinear, float]] = ContextVar("adapter_scales", default=MappingProxyType({}))
+_scales: ContextVar[Mapping[AdaptedLayer, float]] = ContextVar("adapter_scales", default=MappingProxyType({}))
 
 
 class Adapter(nn.Layer):
-    """What one adapter adds to a linear layer."""
+    """What one adapter adds to a layer."""
 
     def added(self, x: Tensor, y: Tensor, layer: nn.Layer, strength: float) -> Tensor:
         """What to add to ``y``.
@@ -42,7 +45,7 @@ class Adapter(nn.Layer):
         raise NotImplementedError
 
     def weight_change(self, weight: Tensor, strength: float) -> Tensor:
-        """The float32 matrix [out_features, in_features] which does the same, added to ``weight``."""
+        """The float32 tensor of the shape of ``weight`` (float32) which does the same, added to it."""
         raise NotImplementedError
 
     def bias_change(self, strength: float) -> Tensor | None:
@@ -50,11 +53,11 @@ class Adapter(nn.Layer):
         return
 
 
-class AdaptedLinear(nn.Layer):
-    """``layer(x)`` plus what each active adapter adds to it.
+class AdaptedLayer(nn.Layer):
+    """A layer and its adapters; subclasses define ``forward``.
 
     Args:
-        layer: a linear layer of ``ops``.
+        layer: of the class that the subclass is for.
 
     Attributes:
         base_layer: that layer; with fused adapters its weights contain them.
@@ -76,36 +79,9 @@ class AdaptedLinear(nn.Layer):
         self._without = None  # weight and bias without the fused adapters
 
     @property
-    def in_features(self) -> int:
-        """Of the linear layer."""
-        return self.base_layer.in_features
-
-    @property
-    def out_features(self) -> int:
-        """Of the linear layer."""
-        return self.base_layer.out_features
-
-    @property
-    def compute_dtype(self) -> paddle.dtype:
-        """dtype of its input and output."""
-        return self.base_layer.compute_dtype
-
-    @property
     def scale(self) -> float:
         """Factor of all strengths in the present context; :func:`scaled_adapters` sets it."""
         return _scales.get().get(self, 1.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.adapt(x, self.base_layer(x))
-
-    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
-        """``y``, which the layer made of ``x``, plus what the adapters add."""
-        total, scale = y, self.scale
-        for name in self.pending:
-            strength = self.strengths[name] * scale
-            if strength != 0:
-                total = total + self.adapters[name].added(x, y, self.base_layer, strength)
-        return total
 
     @property
     def pending(self) -> list[str]:
@@ -115,17 +91,25 @@ class AdaptedLinear(nn.Layer):
     @no_grad
     def merged(self, strengths: dict[str, float]) -> tuple[Tensor, Tensor | None]:
         """float32 (weight, bias or None) with the adapters of ``strengths`` in them and no others."""
-        layer = self.base_layer
-        weight, bias = self._originals()
-        weight = dense_weight(layer, weight)
-        change = sum((self.adapters[name].weight_change(weight, s) for name, s in strengths.items()), 0.0)
-        bias_changes = [self.adapters[name].bias_change(s) for name, s in strengths.items()]
-        bias_changes = [change for change in bias_changes if change is not None]
-        if bias_changes:
-            if bias is None:
-                raise InputError("An adapter has a bias for a layer that has none, so it cannot be fused.")
-            bias = bias.astype("float32") + sum(bias_changes)
+        tensors, bias = self._originals()
+        weight = dense_weight(self.base_layer, tensors)
+        change, bias_change = self._changes(weight, strengths)
+        if bias_change is not None:
+            assert bias is not None, "see lacks_bias"
+            bias = bias.astype("float32") + bias_change
         return weight + change, bias
+
+    def lacks_bias(self, names: Collection[str]) -> bool:
+        """Whether one of these adapters has a bias and the layer has none, so that it cannot be fused."""
+        biases = [self.adapters[name].bias_change(1.0) for name in names]
+        return getattr(self.base_layer, "bias", None) is None and any(bias is not None for bias in biases)
+
+    def _changes(self, weight: Tensor, strengths: Mapping[str, float]) -> tuple[Tensor, Tensor | None]:
+        """(what the adapters of ``strengths`` add to the float32 ``weight``, to the bias or None)."""
+        changes = [self.adapters[name].weight_change(weight, s) for name, s in strengths.items()]
+        biases = [self.adapters[name].bias_change(s) for name, s in strengths.items()]
+        biases = [change for change in biases if change is not None]
+        return reduce(operator.add, changes), reduce(operator.add, biases) if biases else None
 
     @no_grad
     def fuse(self, strengths: dict[str, float], merged: tuple[Tensor, Tensor | None] | None = None) -> None:
@@ -159,16 +143,76 @@ class AdaptedLinear(nn.Layer):
             return self._without
         layer = self.base_layer
         names = [name for name in ("weight", "weight_scale") if getattr(layer, name, None) is not None]
-        return {name: alias(getattr(layer, name)) for name in names}, None if layer.bias is None else alias(layer.bias)
+        bias = getattr(layer, "bias", None)
+        return {name: alias(getattr(layer, name)) for name in names}, None if bias is None else alias(bias)
 
     def extra_repr(self) -> str:
         acting = {name: self.strengths[name] * self.scale for name in self.pending}
         return f"adapters={acting}, fused={self.fused}"
 
 
+class AdaptedLinear(AdaptedLayer):
+    """``layer(x)`` plus what each active adapter adds to it, for a linear layer of ``ops``."""
+
+    @property
+    def in_features(self) -> int:
+        """Of the linear layer."""
+        return self.base_layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Of the linear layer."""
+        return self.base_layer.out_features
+
+    @property
+    def compute_dtype(self) -> paddle.dtype:
+        """dtype of its input and output."""
+        return self.base_layer.compute_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapt(x, self.base_layer(x))
+
+    def adapt(self, x: Tensor, y: Tensor) -> Tensor:
+        """``y``, which the layer made of ``x``, plus what the adapters add."""
+        total, scale = y, self.scale
+        for name in self.pending:
+            strength = self.strengths[name] * scale
+            if strength != 0:
+                total = total + self.adapters[name].added(x, y, self.base_layer, strength)
+        return total
+
+
+class AdaptedWeights(AdaptedLayer):
+    """``layer(x)`` plus what the layer makes of ``x`` with the changes in the place of its weight and bias, for a
+    convolution or a norm: their outputs are linear in both, and these are small."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.through(lambda layer: layer(x))
+
+    def through(self, compute: Callable[[Any], Tensor]) -> Tensor:
+        """``compute(layer)``, which is linear in the layer's weight and bias, with what the adapters add."""
+        y, scale = compute(self.base_layer), self.scale
+        strengths = {name: self.strengths[name] * scale for name in self.pending}
+        strengths = {name: strength for name, strength in strengths.items() if strength != 0}
+        if not strengths:
+            return y
+        layer = self.base_layer
+        weight, bias = self._changes(layer.weight.astype("float32"), strengths)
+        bias = None if bias is None else bias.astype(layer.weight.dtype)
+        return y + compute(_with_weights(layer, weight.astype(layer.weight.dtype), bias))
+
+
+def _with_weights(layer, weight, bias):
+    """A layer of the same kind and settings as ``layer``, with other weights and without its hooks."""
+    other = object.__new__(type(layer))
+    hooks = {name: type(hooks)() for name, hooks in vars(layer).items() if name.endswith("_hooks")}
+    vars(other).update(vars(layer), **hooks, _parameters={}, weight=weight, bias=bias)
+    return other
+
+
 def base_of(layer: nn.Layer) -> Any:
-    """The linear layer inside, or ``layer`` itself."""
-    return layer.base_layer if isinstance(layer, AdaptedLinear) else layer
+    """The layer inside, or ``layer`` itself."""
+    return layer.base_layer if isinstance(layer, AdaptedLayer) else layer
 
 
 def adapt(layer: nn.Layer, x: Tensor, y: Tensor) -> Tensor:
@@ -176,18 +220,19 @@ def adapt(layer: nn.Layer, x: Tensor, y: Tensor) -> Tensor:
     return layer.adapt(x, y) if isinstance(layer, AdaptedLinear) else y
 
 
-def adapted_layers(network: nn.Layer) -> dict[str, AdaptedLinear]:
-    """name -> :class:`AdaptedLinear` of ``network``."""
-    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, AdaptedLinear)}
+def adapted_layers(network: nn.Layer) -> dict[str, AdaptedLayer]:
+    """name -> :class:`AdaptedLayer` of ``network``."""
+    return {name: layer for name, layer in network.named_sublayers() if isinstance(layer, AdaptedLayer)}
 
 
 def adapter_scale(network: nn.Layer) -> float:
     """The factor that :func:`scaled_adapters` has set in the present context, 1 outside of it."""
-    return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLinear)), 1.0)
+    return next((layer.scale for layer in network.sublayers() if isinstance(layer, AdaptedLayer)), 1.0)
 
 
-@contextlib.contextmanager
-def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument: str) -> Iterator[None]:
+def scaled_adapters(
+    networks: Sequence[nn.Layer], scale: float | None, argument: str
+) -> contextlib.AbstractContextManager[None]:
     """Multiplies the strength of all adapters of ``networks`` by ``scale`` as long as the block lasts, for what runs in
     its context: the networks do not change, so other threads see nothing of it.
 
@@ -195,8 +240,11 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
         InputError: ``scale`` is no number, or not 1 though there is no adapter; names ``argument``.
     """
     if scale is None or (scale == 1 and not isinstance(scale, bool)):
-        yield
-        return
+        return contextlib.nullcontext()
+    return held(_scales, _scaled(networks, scale, argument))
+
+
+def _scaled(networks, scale, argument):
     if isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise InputError(
             f"{argument} is {scale!r}; it is a number, by which the strength of LoRA layers is multiplied."
@@ -204,11 +252,7 @@ def scaled_adapters(networks: Sequence[nn.Layer], scale: float | None, argument:
     layers = [layer for network in networks for layer in adapted_layers(network).values()]
     if not layers:
         raise InputError(f"{argument} is {scale}: it scales LoRA layers, and none is loaded. Leave it out.")
-    token = _scales.set({**_scales.get(), **{layer: layer.scale * scale for layer in layers}})
-    try:
-        yield
-    finally:
-        _scales.reset(token)
+    return {**_scales.get(), **{layer: layer.scale * scale for layer in layers}}
 
 
 def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:
@@ -245,7 +289,7 @@ def checkpoint_tensors(network: nn.Layer) -> dict[str, Tensor]:
 
 
 def dense_weight(layer: Any, tensors: dict[str, Any] | None = None) -> Tensor:
-    """The float32 matrix [out_features, in_features] that ``layer`` multiplies by.
+    """The float32 weight that ``layer`` multiplies by, of a linear layer the matrix [out_features, in_features].
 
     Args:
         tensors: "weight" and, of an int8 layer, "weight_scale", in place of the layer's own.

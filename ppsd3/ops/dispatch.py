@@ -122,7 +122,7 @@ class Row:
         tensors = arguments[: len(self._deciding)]
         if options:
             tensors += tuple(options[name] for name in self._deciding if name in options)
-        key = (settings.current, *kind_of(tensors))
+        key = (settings.current(), *kind_of(tensors))
         candidates = self._candidates.get(key)
         if candidates is None:
             candidates = self._candidates[key] = self._candidates_for(*key)
@@ -215,7 +215,7 @@ def summary() -> list[str]:
     lines: dict[str, list[str]] = {}  # operations that have the same to say share a line
     for name, row in TABLE.items():
         taken, refused = [], {}
-        for chosen, obstacle in row.considered(settings.current, _device(), None):
+        for chosen, obstacle in row.considered(settings.current(), _device(), None):
             if obstacle is not None:
                 refused.setdefault(obstacle, []).append(chosen.name)
             else:

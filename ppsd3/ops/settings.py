@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
 from typing import Any, NamedTuple
 
+from ..utils.contexts import held
 from ..utils.errors import ConfigError
 
 LEVELS = ("reference", "paddle", "onednn", "native")  # each may use those before it too
@@ -25,25 +30,53 @@ def _level(name, source):
     return name
 
 
-current: Settings = Settings(
-    _level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS")
-)
+_process = Settings(_level(os.environ.get("PPSD3_KERNELS", LEVELS[-1]), "The environment variable PPSD3_KERNELS"))
+_context: ContextVar[Settings | None] = ContextVar("kernel_settings", default=None)  # of a ``with`` block
+_changing = threading.Lock()
+
+
+def current() -> Settings:
+    """The settings that hold for the present thread."""
+    return _context.get() or _process
 
 
 class _Change:
-    """Changes settings from its creation on; as a context manager, until its end."""
+    """Changes settings from its creation on, for all threads, or within a block for that block; as a context manager,
+    until the end of its block and for what runs in it alone, so that blocks of several threads may overlap."""
 
     def __init__(self, **changes: Any) -> None:
-        global current
-        self._before = {name: getattr(current, name) for name in changes}
-        current = current._replace(**changes)
+        self._changes, before = changes, current()
+        self._before = {name: getattr(before, name) for name in changes}
+        self._block: Token[Settings | None] | None = None
+        _put(changes)
 
     def __enter__(self) -> _Change:
+        if _context.get() is None:
+            _put(self._before)
+            self._block = _context.set(_process._replace(**self._changes))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        global current
-        current = current._replace(**self._before)
+        if self._block is None:
+            _put(self._before)
+        else:
+            _context.reset(self._block)
+
+
+def _put(changes: Mapping[str, Any]) -> None:
+    """Changes the settings of the block that this thread is in, or else of the process."""
+    global _process
+    own = _context.get()
+    if own is not None:
+        _context.set(own._replace(**changes))
+        return
+    with _changing:
+        _process = _process._replace(**changes)
+
+
+def kept() -> contextlib.AbstractContextManager[None]:
+    """Within the block, the settings are those at its start, whatever other threads change."""
+    return held(_context, current())
 
 
 class use_kernels(_Change):

@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 
 from ..utils.paddle_internals import has_hooks
 from . import onednn
+from .adapted import AdaptedWeights, base_of
 from .dispatch import Implementation, native, onednn as by_onednn, operation
 from .linear import Linear
 from .native import convolution as kernels, norms
@@ -111,6 +112,8 @@ def upsample_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
 
 def _windows_as_rows(x, layer):
     """Tokens are never transposed: ten times faster on a CPU."""
+    if isinstance(layer, AdaptedWeights):
+        return layer.through(partial(_windows_as_rows, x))
     out, _, side, _ = layer.weight.shape
     weight = layer.weight.reshape([out, -1])
     y = paddle.matmul(F.unfold(x, side, side), weight, transpose_x=True, transpose_y=True)
@@ -118,7 +121,7 @@ def _windows_as_rows(x, layer):
 
 
 def _is_plain_convolution(x, layer):
-    return type(layer) is nn.Conv2D and not has_hooks(layer)
+    return type(base_of(layer)) is nn.Conv2D and not has_hooks(layer) and not has_hooks(base_of(layer))
 
 
 @operation(Implementation("paddle", "paddle", _windows_as_rows, "cpu", graphs=False, accepts=_is_plain_convolution))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 
 from paddle import nn
 
 from ..modeling_utils import ModelMixin
+from ..utils import signatures
 from ..utils.errors import ConfigError, InputError
 from ..utils.foreign import convertible_name, described, is_foreign
+from ..utils.recognition import explain_class
+from ..utils.samplers import explain_sampler
 from .residency import OnDemandNetwork
 
 # Class name in a saved index -> (library that we write beside it, module of ppsd3, class there). The only place that
@@ -60,8 +64,12 @@ def component_class(name, class_name, directory):
         ConfigError: there is none.
     """
     if class_name not in COMPONENT_CLASSES:
+        owner = f"The component {name!r} of {directory}"
+        known = explain_class(owner, class_name) or explain_sampler(owner, class_name)
         raise ConfigError(
-            f"The component {name!r} of {directory} is a {class_name!r}, which ppsd3 does not have (it has "
+            f"{known} Or pass `{name}=` an object of your own."
+            if known
+            else f"{owner} is a {class_name!r}, which ppsd3 does not have (it has "
             f"{', '.join(COMPONENT_CLASSES)}). Pass `{name}=` an object of your own, or `{name}=None`."
         )
     return _import(*COMPONENT_CLASSES[class_name][1:])
@@ -70,6 +78,38 @@ def component_class(name, class_name, directory):
 def pipeline_class(name):
     """The pipeline class called ``name``, one of ``PIPELINE_CLASSES``."""
     return _import(*PIPELINE_CLASSES[name])
+
+
+def check_fit(components):
+    """Raises InputError if networks are not those of one model, as far as their configurations tell it.
+
+    What only other objects have is not looked at: any class may stand in for a component.
+    """
+
+    def entry(name, key):
+        config = getattr(components.get(name), "config", None)
+        return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+    for name, key, other in (
+        ("vae", "latent_channels", "out_channels"),
+        ("text_encoder_3", "d_model", "joint_attention_dim"),
+    ):
+        own, wanted = entry(name, key), entry("transformer", other)
+        if None not in (own, wanted) and own != wanted:
+            known = signatures.VAE_CHANNELS if name == "vae" else signatures.TEXT_WIDTHS["a T5 encoder"]
+            whose = f" ({known[own]})" if own in known else ""
+            raise InputError(
+                f"The {name} has {key}={own}{whose}, and the transformer has {other}={wanted}: they do not belong "
+                f"together. Use the {name} of the transformer's own checkpoint."
+            )
+    scaling = entry("vae", "scaling_factor"), entry("vae", "shift_factor")
+    if scaling == signatures.FLUX_SCALING:
+        raise InputError(
+            f"The vae is FLUX.1's, by its scaling_factor {scaling[0]} and shift_factor {scaling[1]}. Its latents have "
+            f"the shape of Stable Diffusion 3's and another meaning. {signatures.VAE_REMEDY}"
+        )
+    if (entry("text_encoder", "hidden_size"), entry("text_encoder_2", "hidden_size")) == (1280, 768):
+        raise InputError("The text_encoder is OpenCLIP bigG and the text_encoder_2 CLIP-L. Exchange the two.")
 
 
 def _import(module, name):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,10 +21,12 @@ from ..compilation import CompiledFunction
 from ..serialization.combined import is_whole
 from ..serialization.tensors import dtype_name
 from ..serialization.writers import byte_size
-from ..utils.errors import CheckpointError, InputError
+from ..utils.errors import CheckpointFormatError, DiskError, InputError, PPSD3Error
 from ..utils.files import atomic_write, replacing, require_space
 from ..utils.interruption import interruptible
+from ..utils.json_files import parse_json_object
 from ..utils.paddle_internals import WRONG_PASSES
+from ..utils.threads import works_with_networks
 from ..utils.types import PathLike
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ class Graph(NamedTuple):
     outputs: list[Port]
 
 
+@works_with_networks
 def export_pipeline(pipe: StableDiffusion3Base, save_directory: PathLike) -> str:
     """Writes the networks of ``pipe`` as models for Paddle Inference, with active LoRAs in them.
 
@@ -235,18 +239,34 @@ def _write(directory: str, model: str, network: nn.Layer, graph: Graph) -> dict[
     specs = [InputSpec(port.shape, getattr(paddle, port.dtype), name=port.name) for port in graph.inputs]
     weights = f"{_STEM}.pdiparams"
     CompiledFunction(network, graph.function, specs).save(os.path.join(folder, _STEM))
-    if not is_whole(os.path.join(folder, weights)):
-        raise CheckpointError(
-            f"The weights of {model} could not be written: the disk of {os.path.dirname(directory)} is full. Free some "
-            "space, or choose another directory."
-        )
     (program,) = (name for name in os.listdir(folder) if name in (f"{_STEM}.json", f"{_STEM}.pdmodel"))
+    # Paddle does not notice a full disk (3.3.1): a file ends where the disk did.
+    if not (is_whole(os.path.join(folder, weights)) and _is_whole_program(os.path.join(folder, program))):
+        place = os.path.dirname(directory)
+        raise DiskError(
+            f"The model {model} could not be written: the disk of {place} is full or broken "
+            f"({shutil.disk_usage(place).free / 1e9:.3f} GB free). Free some space, or choose another directory."
+        )
     return {
         "program": f"{model}/{program}",
         "weights": f"{model}/{weights}",
         "inputs": _described(graph.inputs),
         "outputs": _described(graph.outputs),
     }
+
+
+def _is_whole_program(path: str) -> bool:
+    """Whether the program at ``path`` can be read to its end."""
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        if path.endswith(".json"):
+            parse_json_object(content, path, CheckpointFormatError)
+        else:
+            paddle.static.deserialize_program(content)
+    except (PPSD3Error, ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _described(ports: Sequence[Port]) -> list[dict[str, Any]]:

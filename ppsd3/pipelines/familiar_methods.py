@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from ..modeling_utils import AttentionSwitches
+from ..utils.checking import checks_arguments
 from ..utils.elsewhere import METHODS, NoAttributeError
 from ..utils.hub import resolve_checkpoint
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.types import PathLike
-from .image_processor import VaeImageProcessor
+from .image_processor import Array, VaeImageProcessor
 
 
 class FamiliarMethods(AttentionSwitches):
@@ -42,7 +42,8 @@ class FamiliarMethods(AttentionSwitches):
         self._tell("transformer", "unfuse_qkv_projections")
 
     @staticmethod
-    def numpy_to_pil(images: np.ndarray) -> list[Image.Image]:
+    @checks_arguments
+    def numpy_to_pil(images: Array) -> list[Image.Image]:
         """Array [B, H, W, 3] or [H, W, 3] in [0, 1] -> PIL pictures."""
         return VaeImageProcessor.numpy_to_pil(images[None] if images.ndim == 3 else images)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import paddle
@@ -10,13 +10,18 @@ import paddle.nn.functional as F
 from PIL import Image
 
 from ..configuration_utils import ConfigMixin, register_to_config
+from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError
+from ..utils.images import read_pictures
 from .call_signature import Pictures
 
 Box = tuple[int, int, int, int]  # x1, y1, x2, y2
+Pixels = Annotated[int, Range(1, 2**20)]
+ResizeMode = Literal["default", "fill", "crop"]
+OutputType = Literal["pil", "np", "pt", "pd", "latent"]
 
-RESIZE_MODES = ("default", "fill", "crop")
-OUTPUT_TYPES = ("pil", "np", "pt", "pd", "latent")
+Array = Annotated[np.ndarray, Range(axes=(3, 4))]
+Tensor = Annotated[paddle.Tensor, Range(axes=(4,))]
 
 
 class VaeImageProcessor(ConfigMixin):
@@ -50,35 +55,35 @@ class VaeImageProcessor(ConfigMixin):
         if do_convert_rgb and do_convert_grayscale:
             raise ConfigError("do_convert_rgb and do_convert_grayscale exclude each other. Set one of them.")
 
+    @checks_arguments
     def preprocess(
         self,
         image: Pictures,
-        height: int | None = None,
-        width: int | None = None,
-        resize_mode: str = "default",
+        height: Pixels | None = None,
+        width: Pixels | None = None,
+        resize_mode: ResizeMode = "default",
         crops_coords: Box | None = None,
     ) -> paddle.Tensor:
         """Pictures -> tensor [B, c, H, W] fp32, in [-1, 1] with ``do_normalize``, else in [0, 1].
 
         Args:
-            image: a PIL picture, an array [H, W, c] or [B, H, W, c] in [0, 1], a tensor [c, H, W] or [B, c, H, W] in
-                [0, 1], or a list of one kind. A tensor with values below 0 counts as normalized already. With
-                ``do_convert_grayscale`` also an array or tensor [H, W] or [B, H, W].
+            image: PIL pictures, arrays [H, W, c] or [B, H, W, c], or tensors [c, H, W] or [B, c, H, W] of Paddle or
+                torch, one or a list of one kind; with ``do_convert_grayscale`` also [H, W] or [B, H, W]. Floats are in
+                [0, 1]; tensors with a value below 0 count as normalized already. Other values, modes of PIL,
+                transparency: see :mod:`ppsd3.utils.images`.
             height, width: pixels; None: the picture's own, down to a multiple of the scale factor.
             resize_mode: as in :meth:`resize`; "fill" and "crop" are for PIL pictures.
             crops_coords: x1, y1, x2, y2 of the part of PIL pictures to take.
 
         Raises:
-            InputError: another type, an empty list, pictures of different sizes, or another ``resize_mode``.
+            InputError: another type, other levels, an empty list, different sizes, or another ``resize_mode``.
         """
-        images = list(image) if isinstance(image, (list, tuple)) else [image]
-        if self.config.do_convert_grayscale:
-            images = [_with_channel(item) for item in images]
-        if not images:
-            raise InputError("`image` is an empty list. Pass at least one picture.")
+        channels = 1 if self.config.do_convert_grayscale else 3 if self.config.do_convert_rgb else None
+        images: Any = read_pictures("image", image, channels, self.config.vae_latent_channels)
+        images = images if isinstance(images, list) else [images]
         self._check_resizing(images, resize_mode, crops_coords)
         if crops_coords is not None:
-            images = [picture.crop(crops_coords) for picture in images]  # type: ignore[union-attr]
+            images = [picture.crop(crops_coords) for picture in images]
         pixels = self._to_tensor(images, height, width, resize_mode)
         if pixels.shape[1] == self.config.vae_latent_channels and isinstance(images[0], paddle.Tensor):
             return pixels
@@ -90,8 +95,9 @@ class VaeImageProcessor(ConfigMixin):
             pixels = (pixels >= 0.5).astype(pixels.dtype)
         return pixels
 
+    @checks_arguments
     def postprocess(
-        self, image: paddle.Tensor, output_type: str = "pil", do_denormalize: list[bool] | None = None
+        self, image: paddle.Tensor, output_type: OutputType = "pil", do_denormalize: list[bool] | None = None
     ) -> list[Image.Image] | np.ndarray | paddle.Tensor:
         """Tensor [B, 3, H, W] in about [-1, 1] -> what ``output_type`` says.
 
@@ -103,19 +109,21 @@ class VaeImageProcessor(ConfigMixin):
         Raises:
             InputError: another ``output_type``, or no tensor.
         """
-        check_output_type(output_type)
-        if not isinstance(image, paddle.Tensor):
-            raise InputError(f"`image` is a {type(image).__name__}; postprocess takes a tensor [B, C, H, W].")
         if output_type == "latent":
             return image
+        if image.ndim != 4:
+            raise InputError(f"`image` has the shape {list(image.shape)}; it has to be [B, C, H, W].")
         flags = do_denormalize or [self.config.do_normalize] * image.shape[0]
         image = paddle.stack([self.denormalize(row) if flag else row for row, flag in zip(image, flags)])
         if output_type in ("pt", "pd"):
             return image
         array = image.transpose([0, 2, 3, 1]).astype("float32").numpy()
-        return array if output_type == "np" else self.numpy_to_pil(array)
+        return array if output_type == "np" else _to_pil(array)
 
-    def resize(self, picture: Image.Image, height: int, width: int, resize_mode: str = "default") -> Image.Image:
+    @checks_arguments
+    def resize(
+        self, picture: Image.Image, height: Pixels, width: Pixels, resize_mode: ResizeMode = "default"
+    ) -> Image.Image:
         """A PIL picture in another size.
 
         Args:
@@ -136,14 +144,18 @@ class VaeImageProcessor(ConfigMixin):
         return _centred(picture.resize(inner, resample=resample), width, height, resize_mode == "fill")
 
     @staticmethod
-    def blur(picture: Image.Image, blur_factor: int = 4) -> Image.Image:
+    @checks_arguments
+    def blur(picture: Image.Image, blur_factor: Annotated[float, Range(0, 1000)] = 4) -> Image.Image:
         """A PIL picture (a mask with hard edges, mostly) blurred by a Gaussian of ``blur_factor`` pixels."""
         from PIL import ImageFilter
 
-        return picture.filter(ImageFilter.GaussianBlur(blur_factor))
+        return read_pictures("picture", picture, None).filter(ImageFilter.GaussianBlur(blur_factor))
 
     @staticmethod
-    def get_crop_region(mask_image: Image.Image, width: int, height: int, pad: int = 0) -> Box:
+    @checks_arguments
+    def get_crop_region(
+        mask_image: Image.Image, width: Pixels, height: Pixels, pad: Annotated[int, Range(0)] = 0
+    ) -> Box:
         """The part of a picture around what a mask marks, in the proportions of ``width`` and ``height``.
 
         Args:
@@ -157,6 +169,7 @@ class VaeImageProcessor(ConfigMixin):
         Raises:
             InputError: nothing is marked.
         """
+        mask_image = read_pictures("mask_image", mask_image, 1)
         box = mask_image.convert("L").getbbox()
         if box is None:
             raise InputError("The mask is all black, so there is no region to cut out. White marks what is drawn anew.")
@@ -169,6 +182,7 @@ class VaeImageProcessor(ConfigMixin):
             x1, x2 = _widened(x1, x2, int((y2 - y1) * wanted), mask_image.width)
         return x1, y1, x2, y2
 
+    @checks_arguments
     def apply_overlay(
         self, mask: Image.Image, init_image: Image.Image, image: Image.Image, crop_coords: Box | None = None
     ) -> Image.Image:
@@ -179,44 +193,39 @@ class VaeImageProcessor(ConfigMixin):
         """
         from PIL import ImageOps
 
+        if mask.size != init_image.size:
+            raise InputError(f"`mask` is {mask.size} pixels and `init_image` {init_image.size}. Make them of one size.")
         if crop_coords is not None:
             x1, y1, x2, y2 = crop_coords
             whole = Image.new("RGB", init_image.size)
             whole.paste(self.resize(image, y2 - y1, x2 - x1, "crop"), (x1, y1))
             image = whole
         kept = Image.new("RGBa", init_image.size)  # with premultiplied alpha, so that soft masks blend without a rim
-        kept.paste(init_image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
+        kept.paste(
+            init_image.convert("RGBA").convert("RGBa"),
+            mask=ImageOps.invert(read_pictures("mask", mask, 1).convert("L")),
+        )
         result = image.convert("RGBA")
         result.alpha_composite(kept.convert("RGBA"))
         return result.convert("RGB")
 
     @staticmethod
     def _check_resizing(images, resize_mode, crops_coords):
-        if resize_mode not in RESIZE_MODES:
-            raise InputError(f"`resize_mode` is {resize_mode!r}; it has to be one of {', '.join(RESIZE_MODES)}.")
         if (resize_mode != "default" or crops_coords is not None) and not isinstance(images[0], Image.Image):
             raise InputError("`resize_mode` and `crops_coords` are for PIL pictures. Convert the array, or leave them.")
 
     def _to_tensor(self, images: Any, height: int | None, width: int | None, resize_mode: str) -> paddle.Tensor:
-        kinds = {kind for kind in (Image.Image, np.ndarray, paddle.Tensor) for item in images if isinstance(item, kind)}
-        if len(kinds) != 1 or not all(isinstance(item, tuple(kinds)) for item in images):
-            found = sorted({type(item).__name__ for item in images})
-            raise InputError(f"`image` holds {found}; pass PIL pictures, arrays or paddle tensors, all of one kind.")
         if isinstance(images[0], Image.Image):
             images = [
                 np.asarray(picture, "float32") / 255.0
                 for picture in self._prepare_pil(images, height, width, resize_mode)
             ]
             images = [array if array.ndim == 3 else array[..., None] for array in images]
-        shapes = {tuple(item.shape) for item in images}
-        if len(shapes) > 1:
-            raise InputError(f"The pictures differ in size: {sorted(shapes)}. Resize them, or pass height and width.")
-        if isinstance(images[0], np.ndarray) and images[0].dtype.kind != "f":
-            raise InputError(f"`image` is an array of {images[0].dtype}; divide levels by 255 to have them in [0, 1].")
+            if len({array.shape for array in images}) > 1:
+                raise InputError("The pictures of `image` differ in size or mode. Resize and convert them.")
         if isinstance(images[0], paddle.Tensor):
             return paddle.concat(images) if images[0].ndim == 4 else paddle.stack(images)
         array = np.concatenate(images) if images[0].ndim == 4 else np.stack(images)
-        array = array if array.ndim == 4 else array[..., None]  # grey arrays [B, H, W]
         return paddle.to_tensor(np.ascontiguousarray(array.transpose(0, 3, 1, 2)).astype("float32"))
 
     def _prepare_pil(self, pictures, height, width, resize_mode):
@@ -232,33 +241,44 @@ class VaeImageProcessor(ConfigMixin):
 
     def _target_size(self, own_height, own_width, height, width):
         factor = self.config.vae_scale_factor
-        return tuple(n - n % factor for n in (height or own_height, width or own_width))
+        size = tuple(n - n % factor for n in (height or own_height, width or own_width))
+        if 0 in size:
+            raise InputError(
+                f"`image` would have {own_width} x {own_height} pixels, less than the {factor} of one latent. Pass "
+                "height and width, or a larger picture."
+            )
+        return size
 
     @staticmethod
+    @checks_arguments
     def normalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[0, 1] -> [-1, 1]."""
         return 2.0 * pixels - 1.0
 
     @staticmethod
+    @checks_arguments
     def denormalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[-1, 1] -> [0, 1], with what lies outside cut off."""
         return (pixels * 0.5 + 0.5).clip(0, 1)
 
     @staticmethod
+    @checks_arguments
     def pil_to_numpy(images: Image.Image | list[Image.Image]) -> np.ndarray:
         """PIL pictures of one size -> [B, H, W, c] float32 in [0, 1]."""
-        pictures = images if isinstance(images, list) else [images]
+        pictures = read_pictures("images", images if isinstance(images, list) else [images], None)
         arrays = [np.asarray(picture, "float32") / 255.0 for picture in pictures]
         return np.stack([array if array.ndim == 3 else array[..., None] for array in arrays])
 
     @staticmethod
-    def numpy_to_pt(images: np.ndarray) -> paddle.Tensor:
+    @checks_arguments
+    def numpy_to_pt(images: Array) -> paddle.Tensor:
         """[B, H, W, c] (or grey [B, H, W]) -> tensor [B, c, H, W]."""
         images = images if images.ndim == 4 else images[..., None]
         return paddle.to_tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
     @staticmethod
-    def pt_to_numpy(images: paddle.Tensor) -> np.ndarray:
+    @checks_arguments
+    def pt_to_numpy(images: Tensor) -> np.ndarray:
         """Tensor [B, c, H, W] -> [B, H, W, c] float32."""
         return images.transpose([0, 2, 3, 1]).astype("float32").numpy()
 
@@ -266,19 +286,15 @@ class VaeImageProcessor(ConfigMixin):
     pd_to_numpy = pt_to_numpy
 
     @staticmethod
-    def numpy_to_pil(array: np.ndarray) -> list[Image.Image]:
+    @checks_arguments
+    def numpy_to_pil(array: Array) -> list[Image.Image]:
         """[B, H, W, 3] (or 1 channel: grey) in [0, 1] -> list of B PIL pictures, rounded to the nearest of 256."""
-        pixels = (array * 255).round().astype("uint8")
-        return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
+        return _to_pil(array)
 
 
-def _with_channel(item):
-    """Grey arrays and tensors [H, W] or [B, H, W] as [B, H, W, 1] and [B, 1, H, W]; anything else as it is."""
-    grey = not hasattr(item, "getbbox") and len(item.shape) in (2, 3) and item.shape[-1] != 1
-    if not grey:
-        return item
-    item = item.reshape([-1, *item.shape[-2:]])
-    return item.unsqueeze(1) if isinstance(item, paddle.Tensor) else item[..., None]
+def _to_pil(array):
+    pixels = (array * 255).round().astype("uint8")
+    return [Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row) for row in pixels]
 
 
 def _filter(name):
@@ -328,6 +344,7 @@ class SD3CannyImageProcessor(VaeImageProcessor):
     def __init__(self, **options: Any):
         super().__init__(**{**options, "do_normalize": False})
 
+    @checks_arguments
     def preprocess(self, image: Pictures, *args: Any, **options: Any) -> paddle.Tensor:
         """As :meth:`VaeImageProcessor.preprocess`, in [0.5, 128]."""
         return super().preprocess(image, *args, **options) * (255 * 0.5) + 0.5
@@ -338,9 +355,3 @@ def mask_processor(vae_scale_factor: int) -> VaeImageProcessor:
     return VaeImageProcessor(
         vae_scale_factor=vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
     )
-
-
-def check_output_type(output_type: str) -> None:
-    """Raises InputError unless ``output_type`` is one that ``VaeImageProcessor.postprocess`` knows."""
-    if output_type not in OUTPUT_TYPES:
-        raise InputError(f"`output_type` is {output_type!r}; it has to be one of {', '.join(OUTPUT_TYPES)}.")

@@ -21,12 +21,15 @@ from ..serialization import Checkpoint
 from ..serialization.layout import LAYOUTS
 from ..serialization.writers import byte_size
 from ..transformers.paddlenlp import from_paddlenlp
+from ..utils.elsewhere import check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.foreign import is_foreign
 from ..utils.hub import resolve_checkpoint
-from ..utils.keywords import LOADING, SAVING, refuse_unknown, takes_keywords_of
+from ..utils.keywords import LOADING, SAVING, takes_keywords_of
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, not_a_component, read_pipeline_index
+from ..utils.recognition import explain_class
+from ..utils.threads import works_with_networks
 from ..utils.weight_names import choose_variants, is_former_component_file
 from .component_classes import PIPELINE_CLASSES, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
@@ -108,7 +111,7 @@ class PipelineCheckpointMixin:
         )
         options = (paddle_dtype, storage_dtype, variant, load_components)
         chosen, arguments = read_whole(directory, lambda folder: cls._read(folder, components, *options))
-        made = chosen(**{**arguments, **components})
+        made: Any = chosen(**{**arguments, **components})
         made.name_or_path = os.fspath(pretrained_model_name_or_path)
         return made
 
@@ -119,7 +122,9 @@ class PipelineCheckpointMixin:
         chosen = cls._resolve_class(index, directory)
         if not cls._component_signature():  # any pipeline, whose components are known by now
             own = inspect.signature(cls.from_pretrained).parameters
-            refuse_unknown(components, [*own, *(components_taken(chosen) or ())], f"{chosen.__name__}.from_pretrained")
+            check_argument_names(
+                f"{chosen.__name__}.from_pretrained", components, [*own, *(components_taken(chosen) or ())]
+            )
         classes = chosen._saved_classes(index, directory, given=components)
         networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
@@ -173,7 +178,8 @@ class PipelineCheckpointMixin:
         name = index.get("_class_name")
         if name not in PIPELINE_CLASSES:
             raise ConfigError(
-                f"{os.path.join(directory, INDEX_NAME)} is for a {name!r} pipeline; ppsd3 has "
+                explain_class(directory, name)
+                or f"{os.path.join(directory, INDEX_NAME)} is for a {name!r} pipeline; ppsd3 has "
                 f"{', '.join(PIPELINE_CLASSES)}. Use a Stable Diffusion 3 or 3.5 checkpoint."
             )
         return cls if cls._component_signature() else pipeline_class(name)
@@ -214,6 +220,7 @@ class PipelineCheckpointMixin:
                 f"pass `{missing[0]}=` a component of your own or None."
             )
 
+    @works_with_networks
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(
         self,

@@ -15,13 +15,16 @@ from ..loaders import FromSingleFileMixin
 from ..loaders.host import components_taken
 from ..modeling_utils import read_destination
 from ..quantization import choose_layers
+from ..serialization.tensors import floating_dtype
 from ..utils import logging
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
+from ..utils.threads import Shared, changes_networks, parts_of, working_with
 from .call_signature import Argument, describe
-from .component_classes import index_entry
+from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -53,6 +56,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def __init__(self, **components: Any):
         self._progress_bar_config: dict[str, Any] = {}
         self._residency: Resident = Resident()
+        check_fit(components)
         self.register_modules(**components)
 
     @classmethod
@@ -70,6 +74,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
     def components(self) -> dict[str, Any]:
         """Name -> component, None for one that is absent; ``Other(**pipe.components)`` shares them."""
         return {name: getattr(self, name) for name in self._component_names}
+
+    def _shared_parts(self) -> list[Any]:
+        return [shared for part in self.components.values() if part is not None for shared in parts_of(part)]
 
     @property
     def config(self) -> FrozenConfig:
@@ -92,8 +99,6 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         Raises:
             InputError: components that this class needs and the other pipeline has not.
         """
-        if not isinstance(pipeline, DiffusionPipeline):
-            raise InputError(f"from_pipe takes a pipeline, not a {type(pipeline).__name__}.")
         if not cls._component_signature():
             raise InputError("DiffusionPipeline.from_pipe does not say which task; use the class of the task.")
         known = cls._component_signature()
@@ -106,8 +111,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
         for name in cls._carried:
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
-        return made if paddle_dtype is None else made.to(dtype=paddle_dtype)
+        return made if paddle_dtype is None else made.to(dtype=floating_dtype(paddle_dtype))
 
+    @changes_networks
     @takes_keywords_of(MOVING, also=())
     def to(self, *args: Any, device: Any = None, dtype: Any = None, **others: Any) -> Self:
         """Moves the networks to a device and / or a dtype; returns the pipeline.
@@ -130,6 +136,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             network.to(device=device, dtype=dtype)
         return self
 
+    @checks_arguments
+    @changes_networks
     def quantize(self, kind: str, components: str | Sequence[str] | None = None) -> Self:
         """Holds the networks that take the time and the memory in int8; returns the pipeline.
 
@@ -153,6 +161,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             network.quantize(kind)
         return self
 
+    @checks_arguments
+    @changes_networks
     def compile(self, components: str | Sequence[str] | None = None) -> Self:
         """Runs networks as static graphs from the next call on; returns the pipeline.
 
@@ -188,6 +198,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
             raise InputError(f"components is {list(names)}; {introduction} {known}. Name one or more of them.")
         return [there[name] for name in names]
 
+    @checks_arguments
     def require(self, name: str) -> Any:
         """The component called ``name``. Raises an InputError if the pipeline has none."""
         part = getattr(self, name, None)
@@ -203,7 +214,8 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         device; otherwise it gives ``pipe.vae`` as it is.
         """
         part = self.require(name)
-        with part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part) as network:
+        lent = part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part)
+        with working_with(part), lent as network:
             yield network
 
     def _tell(self, name, method, **options):
@@ -214,7 +226,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         else:
             getattr(part, method)(**options)
 
-    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
+    @checks_arguments
+    @changes_networks
+    def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
         Memory of the GPU: the largest network, for some tenths of a second per call.
@@ -228,7 +242,9 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         """
         self._offload(ModelOffload, gpu_id, device)
 
-    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: str | None = None) -> None:
+    @checks_arguments
+    @changes_networks
+    def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
 
         Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
@@ -240,7 +256,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         self._refuse_moving("offloading")
         if gpu_id is not None and device is not None:
             raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
-        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or device or "gpu")
+        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or str(device or "gpu"))
         self._residency = kind(self._networks(), place)
 
     def _refuse_moving(self, what):
@@ -277,6 +293,7 @@ class DiffusionPipeline(FamiliarMethods, PipelineCheckpointMixin, FromSingleFile
         """Options of ``tqdm`` for the progress bar, e.g. ``disable=True``."""
         self._progress_bar_config = options
 
+    @checks_arguments
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> tqdm[Any]:
         """A ``tqdm`` bar over ``iterable`` or up to ``total``, with the options set above."""
         from tqdm.auto import tqdm

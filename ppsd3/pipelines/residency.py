@@ -5,6 +5,7 @@ end is decided here and nowhere else.
 """
 
 import contextlib
+import threading
 
 import paddle
 from paddle import nn
@@ -22,6 +23,8 @@ _SMALL = 2**20
 class Loan:
     """Tensors that are copied to a device for a while, and afterwards have again the memory that they had.
 
+    Several threads may use them there: the first to begin brings them, the last to end takes them back.
+
     Args:
         tensors: parameters and buffers, nowhere changed meanwhile.
         place: of the copies.
@@ -29,19 +32,24 @@ class Loan:
 
     def __init__(self, tensors, place):
         self.tensors, self.place, self._homes = tensors, place, []
+        self.users, self._lock = 0, threading.Lock()
 
     def begin(self):
-        with paddle.no_grad():
-            for tensor in self.tensors:
+        with self._lock, paddle.no_grad():
+            self.users += 1
+            for tensor in self.tensors if self.users == 1 else ():
                 home = paddle.empty([0], tensor.dtype)
                 share_memory(tensor, home)
                 self._homes.append(home)
                 put(tensor, copy_to(tensor.detach(), self.place))
 
     def end(self):
-        for tensor, home in zip(self.tensors, self._homes):
-            put(tensor, home)
-        self._homes = []
+        with self._lock:
+            self.users -= 1
+            if not self.users:
+                for tensor, home in zip(self.tensors, self._homes):
+                    put(tensor, home)
+                self._homes = []
 
 
 class Resident:
@@ -58,16 +66,22 @@ class ModelOffload(Resident):
     """A network is on ``place`` while it is used, and in the computer's memory otherwise."""
 
     def __init__(self, networks, place):
-        self.place = place
+        self.place, self._loans, self._lock = place, {}, threading.Lock()  # network -> its loan
 
     @contextlib.contextmanager
     def resident(self, network):
-        loan = Loan(tensors_of(network, include_sublayers=True), self.place)
-        loan.begin()
+        with self._lock:
+            if network not in self._loans:
+                self._loans[network] = Loan(tensors_of(network, include_sublayers=True), self.place)
+            loan = self._loans[network]
+            loan.begin()
         try:
             yield network
         finally:
-            loan.end()
+            with self._lock:
+                loan.end()
+                if not loan.users:
+                    del self._loans[network]  # what it has may have changed by the next time
 
 
 class SequentialOffload(Resident):

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 import numpy as np
 import paddle
 
-from ..utils.checking import Range, checks_arguments
+from ..utils.checking import Range, checks_arguments, shown
 from ..utils.device import usable_device
 from ..utils.errors import ConfigError, InputError
 from ..utils.keywords import LOADING, takes_keywords_of
+from ..utils.samplers import refuse_diffusion
 from .scheduling_utils import SchedulerMixin
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ class FlowScheduler(SchedulerMixin):
         if it changes nothing here.
 
         Raises:
-            ConfigError: a key that would be lost, or is unknown.
+            ConfigError: a key that would be lost, or is unknown; or the configuration of a sampler of diffusion models.
         """
+        refuse_diffusion({**config, **overrides}, own=[cls.__name__, *(kind.__name__ for kind in cls._family())])
         known, own = set(cls._known_keys()), {}
         for key, value in config.items():
             key = key if key in known else cls._config_aliases.get(key, key)
@@ -91,6 +93,14 @@ class FlowScheduler(SchedulerMixin):
         if own.get("solver_type") not in (None, *cls._solver_types):  # each solver has its own kinds
             del own["solver_type"]
         return super().from_config({k: v for k, v in own.items() if k != "_class_name"}, **overrides)
+
+    @classmethod
+    def _family(cls) -> list[type[FlowScheduler]]:
+        """All samplers of flows that are known by now."""
+        found = [FlowScheduler]
+        for kind in found:
+            found.extend(kind.__subclasses__())
+        return found
 
     # The schedule lives twice: as numpy for the arithmetic on single steps, which must not launch kernels or wait
     # for a device, and as tensors for the caller.
@@ -256,4 +266,4 @@ def refuse_integer(timestep: Timestep) -> None:
 def check_choice(name: str, value: Any, known: Iterable[Any]) -> None:
     """Raises ConfigError unless ``value`` is one of ``known``."""
     if value not in known:
-        raise ConfigError(f"{name}={value!r} is not known; use one of {', '.join(map(repr, known))}.")
+        raise ConfigError(f"{name}={shown(value)} is not known; use one of {', '.join(map(repr, known))}.")

@@ -87,7 +87,7 @@ class SchedulerMixin(ConfigMixin):
         )
         directory = os.path.join(directory, subfolder or "")
         with naming(os.path.join(directory, cls.config_name)):
-            return cls.from_config(cls.load_config(directory), **overrides)
+            return cls.from_config(cls.load_config(os.path.abspath(directory)), **overrides)
 
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:

@@ -11,6 +11,7 @@ import paddle
 from ..utils.checking import shown
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
 from ..utils.json_files import read_json
+from ..utils.recognition import explain
 from ..utils.types import Dtype, PathLike
 from ..utils.weight_names import (
     PADDLE_STEMS,
@@ -22,7 +23,7 @@ from ..utils.weight_names import (
     weights_file,
 )
 from .pdparams import PdparamsFile
-from .readers import SafetensorsFile, refuse_pickle
+from .readers import SafetensorsFile
 from .source import TensorInfo, TensorSource
 
 
@@ -146,7 +147,11 @@ def _explain_absence(directory, stem, variant):
     """The error for a directory without the wanted weights, which lists what is there."""
     wanted = weights_file(stem, variant)
     if not os.path.isdir(directory):
-        return CheckpointNotFoundError(f"{directory} does not exist; {wanted} should be in it. Check the path.")
+        absent = f"{directory} does not exist; {wanted} should be in it. Check the path."
+        return CheckpointNotFoundError(explain(directory) or absent)
+    lost = os.path.join(directory, wanted)
+    if os.path.islink(lost):  # into nothing
+        return CheckpointNotFoundError(explain(lost) or f"{lost} leads nowhere. Download it again.")
     files = sorted(os.listdir(directory))
     variants = [variant for name in (stem,) + PADDLE_STEMS for variant in available_variants(files, name)]
     if variants:
@@ -155,15 +160,10 @@ def _explain_absence(directory, stem, variant):
             f"{directory} has no {asked} (no {wanted}, nor its shards). It has {describe_variants(variants)}: "
             "pass one of these."
         )
-    pickles = [name for name in files if name.endswith(PICKLE_SUFFIXES)]
-    if pickles:
-        try:
-            refuse_pickle(os.path.join(directory, pickles[0]))
-        except CheckpointFormatError as error:
-            return error
     others = [name for name in files if name.endswith(".safetensors")]
-    return CheckpointNotFoundError(
-        f"{directory} has no {wanted}; "
-        + (f"its safetensors files are {', '.join(others[:5])}." if others else "it has no weights at all.")
-        + " Pass the directory that holds the weights, or `subfolder=` if they are deeper."
-    )
+    there = f"its safetensors files are {', '.join(others[:5])}." if others else "it has no weights at all."
+    remedy = "Pass the directory that holds the weights, or `subfolder=` if they are deeper."
+    known = None if others else explain(directory, wanted="network")
+    strange = any(name.endswith(PICKLE_SUFFIXES) for name in files)
+    kind = CheckpointFormatError if known and strange else CheckpointNotFoundError
+    return kind(known or f"{directory} has no {wanted}; {there} {remedy}")

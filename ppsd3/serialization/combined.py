@@ -1,7 +1,4 @@
-"""Paddle's ``.pdiparams``: tensors one after the other, each with a header. Read to see whether a file is whole.
-
-``paddle.jit.save`` does not notice a full disk (3.3.1): its file ends where the disk did.
-"""
+"""Paddle's ``.pdiparams``: tensors one after the other, each with a header. Read to see whether a file is whole."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from paddle import nn
 from ..utils.types import Dtype, Tensors
 from .layout import detect_layout, linear_weights
 from .report import LoadReport
-from .source import TensorSource
+from .source import TensorSource, explain_source
 from .tensors import dtype_name, is_floating, put
 
 # Casting releases the GIL; more threads than this only raise the peak, which each raises by one tensor.
@@ -100,6 +101,8 @@ def fit(
         ],
         dropped=dropped,
     )
+    if not report.ok:
+        report = dataclasses.replace(report, stranger=explain_source(source, "any"))
     return slots, places, transposed, report
 
 

@@ -6,18 +6,22 @@ that works on Paddle 2.6, and because mapped memory can then become a parameter'
 
 from __future__ import annotations
 
+import functools
 import math
 import mmap
 import os
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import paddle
 
 from ..ops.sixteen_bit import read_floats
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ..utils.json_files import parse_json
+from ..utils.recognition import explain, explained
 from ..utils.types import Dtype, PathLike
-from ..utils.weight_names import PICKLE_SUFFIXES
 from .source import TensorInfo
 from .tensors import NUMPY_DTYPES, PIECE, convert, dtype_name, from_numpy, on_current_device, pieces
 
@@ -43,24 +47,6 @@ _MAX_ELEMENTS = 1 << 60  # that numpy can count the bytes of; an empty tensor's 
 _ARRAY_DTYPES = {**NUMPY_DTYPES, "float8_e4m3fn": np.dtype(np.uint8), "float8_e5m2": np.dtype(np.uint8)}
 
 
-def refuse_pickle(path: PathLike, head: bytes = b"") -> None:
-    """Raises CheckpointFormatError if the first bytes (``head``) or the name are a pickle's or a torch archive's."""
-    is_pickle = head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    if str(path).lower().endswith(".pdparams"):
-        raise CheckpointFormatError(
-            f"{path} is a pickle, as Paddle writes it. Opening one can run code, so ppsd3 loads safetensors only. "
-            "`ppsd3 convert DIRECTORY NEW_DIRECTORY` converts its directory (the pipeline's, if it is in one) without "
-            "running anything; for a LoRA: `ppsd3 convert FILE NEW_FILE.safetensors`."
-        )
-    if is_pickle or head[:4] == b"PK\x03\x04" or str(path).lower().endswith(PICKLE_SUFFIXES):
-        raise CheckpointFormatError(
-            f"{path} is a pickle (torch or Paddle archive). Reading one can run code, so ppsd3 does not open it. "
-            "Use the repository's safetensors file, or convert this one where you trust it: "
-            "load it with torch.load or paddle.load and save it with safetensors.torch.save_file or "
-            "safetensors.numpy.save_file."
-        )
-
-
 def require_readable(path: str, name: str, info: TensorInfo) -> None:
     """Raises CheckpointFormatError if the tensor ``name`` of the file at ``path`` is one that Paddle cannot hold."""
     if info.dtype not in _ARRAY_DTYPES:
@@ -73,6 +59,33 @@ def require_readable(path: str, name: str, info: TensorInfo) -> None:
             f"{path}: the shape of tensor {name!r} has {len(info.shape)} axes and is one that Paddle cannot hold. "
             "Reshape the tensor, or remove it from the file."
         )
+
+
+def _again_if_replaced(init: Callable[..., None]) -> Callable[..., None]:
+    """Opens the file again if another has taken its place before all was opened: header and data are of one file."""
+
+    @functools.wraps(init)
+    def opened(self: Any, path: PathLike) -> None:
+        while True:
+            before = _identity(path)
+            try:
+                init(self, path)
+            except CheckpointFormatError:
+                if _identity(path) == before:
+                    raise
+            else:
+                if _identity(path) == before:
+                    return
+
+    return opened
+
+
+def _identity(path):
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class SafetensorsFile:
@@ -91,17 +104,17 @@ class SafetensorsFile:
     path: str
     metadata: dict[str, str]
 
+    @_again_if_replaced
     def __init__(self, path: PathLike) -> None:
         self.path = os.fsdecode(path)
         if not os.path.isfile(self.path):
-            raise CheckpointNotFoundError(f"{self.path} does not exist. Check the path, or download the file again.")
+            absent = f"{self.path} does not exist. Check the path, or download the file again."
+            raise CheckpointNotFoundError(explain(self.path) or absent)
         with open(self.path, "rb") as file:
             self._size = os.fstat(file.fileno()).st_size
-            head = file.read(8)
-            refuse_pickle(self.path, head)
-            if head == b"version ":
-                raise CheckpointFormatError(f"{self.path} is a Git LFS pointer, not the file: run `git lfs pull`.")
-            self.metadata, self._infos = self._read_header(8 + int.from_bytes(head, "little"))
+            length = int.from_bytes(file.read(8), "little")
+            self.metadata, self._infos = self._read_header(8 + length)
+            self._refuse_duplicates(file.read(length))
             # Copy-on-write: training may update mapped parameters in place, and the file must never change.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._descriptor = os.dup(file.fileno())
@@ -127,10 +140,19 @@ class SafetensorsFile:
                     start += info.nbytes
                     infos[name] = info._replace(stop=start)
         except SafetensorError as error:
-            raise self._corrupt(str(error)[:_MAX_REASON]) from error
+            raise explained(self._corrupt(str(error)[:_MAX_REASON]), self.path, wanted="safetensors") from error
         if start != self._size:  # the library admits neither gaps nor further bytes
             raise self._corrupt(f"it changed while it was opened, or its tensors end at byte {start}")
         return metadata, infos
+
+    def _refuse_duplicates(self, header: bytes) -> None:
+        """Raises CheckpointFormatError if a name is there twice, of which the library takes the last.
+
+        Each tensor has its ``"data_offsets"``, which can be written otherwise, or be other text, only with backslashes
+        or where it changes the number; then the header is parsed once more.
+        """
+        if header.count(b'"data_offsets"') != len(self._infos) or b"\\" in header:
+            parse_json(header, f"{self.path}: its header", CheckpointFormatError)
 
     def keys(self) -> list[str]:
         """Tensor names in the order of the file's bytes."""

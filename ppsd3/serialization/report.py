@@ -21,6 +21,7 @@ class LoadReport:
         unexpected: names in the checkpoint that the model lacks.
         mismatched: (name, shape in the checkpoint, shape in the model).
         dropped: unexpected names that may be left unused.
+        stranger: what the checkpoint is, where it is of another model.
     """
 
     model: str
@@ -29,6 +30,7 @@ class LoadReport:
     unexpected: Sequence[str] = ()
     mismatched: Sequence[tuple[str, Shape, Shape]] = ()
     dropped: Sequence[str] = ()
+    stranger: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -52,6 +54,8 @@ class LoadReport:
     def __str__(self) -> str:
         if self.ok:
             return f"{self.source} fits {self.model}."
+        if self.stranger:
+            return self.stranger
         lines = [f"{self.source} does not fit {self.model}:"]
         lines += _section("missing from the checkpoint", self.missing, self.unexpected)
         lines += _section("in the checkpoint but not in the model", self.unexpected, self.missing)

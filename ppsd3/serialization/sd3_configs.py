@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ..utils.errors import CheckpointFormatError
+from ..utils.logging import get_logger
 from ..utils.types import Shape
 from .layout import declared_layout
 from .source import TensorSource
 
 HEAD_DIM = 64
+_BLOCKS = "transformer_blocks."
 SCHEDULER = {"num_train_timesteps": 1000, "shift": 3.0}  # of SD3-medium, SD3.5-medium, -large and -large-turbo alike
 
 
@@ -76,7 +78,7 @@ class _Shapes:
 
 def _transformer(shapes):
     width, in_channels, patch, _ = shapes["pos_embed.proj.weight"]
-    blocks = "transformer_blocks."
+    blocks = _BLOCKS
     normed = f"{blocks}0.attn.norm_q.weight" in shapes
     head_dim = shapes[f"{blocks}0.attn.norm_q.weight"][0] if normed else HEAD_DIM
     if width % head_dim:
@@ -99,25 +101,54 @@ def _transformer(shapes):
 
 
 def _controlnet(shapes):
-    """Stability's for SD3.5-large: image tokens alone, positions from the transformer."""
-    width, in_channels, patch, _ = shapes["pos_embed_input.proj.weight"]
-    if "context_embedder.weight" in shapes or "pos_embed.proj.weight" in shapes:
-        shapes.refuse("the ControlNet has blocks that read text")
-    return {
+    """Stability's for SD3.5-large: image tokens alone, positions from the transformer. InstantX's and Alimama's for
+    SD3-medium: blocks that read text, positions of their own."""
+    width, channels, patch, _ = shapes["pos_embed_input.proj.weight"]
+    blocks = len(shapes.numbers("controlnet_blocks."))
+    if width % HEAD_DIM:
+        shapes.refuse(f"the ControlNet has the width {width}, no multiple of {HEAD_DIM}")
+    config = {
         "sample_size": 128,
         "patch_size": patch,
-        "in_channels": in_channels,
-        "num_layers": len(shapes.numbers("controlnet_blocks.")),
+        "in_channels": channels,
+        "num_layers": blocks,
         "attention_head_dim": HEAD_DIM,
         "num_attention_heads": width // HEAD_DIM,
-        "joint_attention_dim": None,
-        "caption_projection_dim": 2048,
         "pooled_projection_dim": shapes["time_text_embed.text_embedder.linear_1.weight"][1],
         "out_channels": 16,
-        "pos_embed_max_size": None,
-        "pos_embed_type": None,
-        "use_pos_embed": False,
-        "force_zeros_for_pooled_projection": False,
+    }
+    reads_text, embeds = "context_embedder.weight" in shapes, "pos_embed.proj.weight" in shapes
+    if reads_text != embeds:
+        shapes.refuse(
+            f"the ControlNet has blocks {'with' if reads_text else 'without'} text and {int(embeds)} pos_embed"
+        )
+    if not reads_text:
+        return {
+            **config,
+            "joint_attention_dim": None,
+            "caption_projection_dim": 2048,
+            "pos_embed_max_size": None,
+            "pos_embed_type": None,
+            "use_pos_embed": False,
+            "force_zeros_for_pooled_projection": False,
+        }
+    if f"{_BLOCKS}0.attn.norm_q.weight" in shapes or shapes.numbers(_BLOCKS, ".attn2."):
+        shapes.refuse("the ControlNet has blocks of SD3.5 that read text")
+    in_channels = shapes["pos_embed.proj.weight"][1]
+    if not in_channels <= channels <= in_channels + 1:
+        shapes.refuse(f"the ControlNet reads {channels} channels beside latents of {in_channels}")
+    get_logger(__name__).warning(
+        f"{shapes.path}: this ControlNet is read as InstantX and Alimama train them, without pooled text "
+        "(force_zeros_for_pooled_projection=True), which no shape tells. Pass config= for another."
+    )
+    return {
+        **config,
+        "in_channels": in_channels,
+        "extra_conditioning_channels": channels - in_channels,
+        "joint_attention_dim": shapes["context_embedder.weight"][1],
+        "caption_projection_dim": width,
+        "pos_embed_max_size": math.isqrt(shapes["pos_embed.pos_embed"][1]),
+        "force_zeros_for_pooled_projection": True,
     }
 
 
@@ -200,7 +231,11 @@ _PUBLISHED = {
         (24, 24, "rms_norm", tuple(range(13))): "SD3.5-medium",
         (38, 38, "rms_norm", ()): "SD3.5-large or SD3.5-large-turbo",
     },
-    "controlnet": {(19, 38): "ControlNet of Stability AI for SD3.5-large"},
+    "controlnet": {
+        (19, 38): "ControlNet of Stability AI for SD3.5-large",
+        (12, 24): "ControlNet of InstantX for SD3-medium",
+        (23, 24): "ControlNet of Alimama for inpainting with SD3-medium",
+    },
     "vae": {((128, 256, 512, 512), 16): "VAE of Stable Diffusion 3"},
     "text_encoder": {(768, 12): "CLIP-L"},
     "text_encoder_2": {(1280, 32): "OpenCLIP bigG"},

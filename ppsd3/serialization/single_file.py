@@ -7,13 +7,15 @@ names, read from the one mapped file when they are needed.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import numpy as np
 
+from ..utils.checking import fit
 from ..utils.errors import CheckpointFormatError
-from ..utils.json_files import parse_json_object
+from ..utils.json_files import parse_json_object, read_json
 from ..utils.types import PathLike
 from .checkpoint import Checkpoint
 from .rearranged import Piece, RearrangedCheckpoint, Recipe
@@ -36,8 +38,10 @@ CONFIGS_KEY = "ppsd3_configs"
 # What ComfyUI stores beside the weights: a temperature of CLIP's training that no text tower uses, marks of 8-bit
 # formats, ranges of activations for 8-bit products, a tokenizer; and buffers 0, 1, 2, ... of old CLIP files.
 _BESIDE = re.compile(
-    r"(.*\.)?(logit_scale|scaled_fp8|comfy_quant|scale_input|input_scale|spiece_model|embeddings\.position_ids)"
+    r"(.*\.)?(logit_scale|logit_bias|scaled_fp8|comfy_quant|scale_input|input_scale|spiece_model|embeddings\.position_ids)"
 )
+# The other tower of a whole CLIP, which reads pictures.
+_VISION = re.compile(r"(vision_model|visual_projection|visual)\..+")
 _SCALES = re.compile(r"(.*\.)(?:scale_weight|weight_scale)")
 _CLIP_L_LARGEST = 1024  # width: CLIP-L has 768, bigG 1280
 
@@ -47,7 +51,8 @@ class SingleFile:
 
     Attributes:
         sources: component -> tensors under diffusers' names, e.g. ``sources["vae"]``.
-        configs: component -> configuration, from a file that ppsd3 wrote; else empty.
+        configs: component -> configuration, from a file that ppsd3 wrote, or of a ControlNet from the ``config.json``
+            beside ``diffusion_pytorch_model.safetensors``; else empty.
         layouts: component -> "original" or "diffusers", the layout of its names.
 
     Raises:
@@ -71,6 +76,8 @@ class SingleFile:
         for component, prefix, names in self._split(named, checkpoint):
             self.sources[component] = self._source(checkpoint, component, prefix, names, factors)
             self.layouts[component] = "diffusers" if is_diffusers(names) else "original"
+        if list(self.sources) == ["controlnet"] and not self.configs:
+            self.configs = self._config_beside()
 
     def source(self, component: str) -> TensorSource:
         """The tensors of ``component``. A lone CLIP tower is "text_encoder" or "text_encoder_2", as asked for.
@@ -91,7 +98,17 @@ class SingleFile:
 
     def _read_configs(self, metadata: dict[str, str]) -> dict[str, dict[str, Any]]:
         source = f"{self.path}: its metadata {CONFIGS_KEY!r}"
-        return parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
+        configs = parse_json_object(metadata.get(CONFIGS_KEY, "{}"), source, CheckpointFormatError)
+        return fit(source, configs, dict[str, dict], CheckpointFormatError)
+
+    def _config_beside(self):
+        """A ControlNet's configuration, which shapes do not tell whole, where its file is in a diffusers directory."""
+        directory, name = os.path.split(self.path)
+        beside = os.path.join(directory, "config.json")
+        if not name.startswith("diffusion_pytorch_model") or not os.path.isfile(beside):
+            return {}
+        config = read_json(beside, purpose="the ControlNet's configuration")
+        return {"controlnet": config} if config.get("_class_name") == "SD3ControlNetModel" else {}
 
     def _split(self, names, checkpoint):
         """[(component, prefix, its names without it)]."""
@@ -122,6 +139,9 @@ class SingleFile:
 
     def _source(self, checkpoint, component, prefix, names, factors):
         kind, table = find_layout(names)
+        texts = [name for name in names if kind != "clip" or not _VISION.fullmatch(name)]
+        is_whole_clip_l = len(texts) < len(names) and component == "text_encoder"
+        names = texts
         if table is None or kind != COMPONENTS[component][0]:
             raise CheckpointFormatError(
                 f"{self.path} has tensors called {prefix}..., but they are not those of a "
@@ -131,13 +151,16 @@ class SingleFile:
             target: Recipe(tuple(Piece(prefix + name, *part) for name, *part in recipe.pieces), recipe.form)
             for target, recipe in to_diffusers(names, table, self.path).items()
         }
-        if kind == "clip" and "text_projection.weight" not in recipes:
+        if kind == "clip" and (is_whole_clip_l or "text_projection.weight" not in recipes):
             _add_projection(checkpoint, recipes)
         return RearrangedCheckpoint(checkpoint, recipes, factors, checkpoint.metadata)
 
 
 def _add_projection(checkpoint, recipes):
-    """Adds the identity as CLIP-L's projection, which its files lack because its pooled output is used directly."""
+    """Adds the identity as CLIP-L's projection, which its files lack because its pooled output is used directly.
+
+    (A whole CLIP has one, to compare texts with pictures.)
+    """
     table = recipes.get("text_model.embeddings.token_embedding.weight")
     width = checkpoint.info(table.pieces[0].name).shape[-1] if table else 0
     if 0 < width <= _CLIP_L_LARGEST:

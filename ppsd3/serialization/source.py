@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import paddle
 
+from ..utils.recognition import explain_tensors
 from ..utils.types import Dtype, Shape
 
 
@@ -30,6 +31,11 @@ class TensorInfo(NamedTuple):
         """Bytes of the data; the first number in a dtype's name is its width in bits."""
         bits = re.search(r"\d+", self.dtype)
         return math.prod(self.shape) * (int(bits[0]) if bits else 8) // 8  # bool has none
+
+
+def explain_source(source: TensorSource, wanted: str = "") -> str | None:
+    """What ``source`` is if it is of another model, see :func:`ppsd3.utils.recognition.explain_tensors`."""
+    return explain_tensors(source.path, {name: source.info(name) for name in source.keys()}, wanted)
 
 
 class TensorSource(Protocol):

@@ -306,7 +306,7 @@ def loss_weight(name: str, t: Times, snr_gamma: float = 5.0) -> FloatArray:
             ``t^2``, the squared error of the data that the velocity means, which diffusers' scripts train by default
             (``--precondition_outputs 1``); "min_snr", ``min((1 - t)^2, snr_gamma t^2)``: with SNR
             ``((1 - t) / t)^2`` the weight ``min(SNR, gamma)`` of the error of the data (Hang et al. 2023), which is
-            ``t^2`` times the velocity's.
+            ``t^2`` times the velocity's. Several are multiplied: "cosmap*precondition".
         snr_gamma: of "min_snr".
 
     Raises:
@@ -322,6 +322,7 @@ def loss_weight(name: str, t: Times, snr_gamma: float = 5.0) -> FloatArray:
         "precondition": lambda: t**2,
         "min_snr": lambda: np.minimum((1 - t) ** 2, snr_gamma * t**2),
     }
-    if name not in weights:
+    parts = name.split("*")
+    if not set(parts) <= set(weights):
         raise InputError(f"loss_weight={name!r} is unknown: use {', '.join(map(repr, weights))}.")
-    return weights[name]()
+    return math.prod((weights[part]() for part in parts), start=np.ones_like(t))

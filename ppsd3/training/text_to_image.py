@@ -53,6 +53,10 @@ class TextToImageTask:
         weight: name of the loss weight, see :func:`ppsd3.training.flow_matching.loss_weight`.
         stratified: spread the times of a batch evenly over their law.
 
+    Attributes:
+        layers: what is trained, by name; more networks may be added, e.g. text encoders.
+        settings: what else a resumed run must share, e.g. of the batches.
+
     Raises:
         InputError: ``weight`` is unknown.
     """
@@ -76,13 +80,14 @@ class TextToImageTask:
         self.weight: str = weight
         self.stratified: bool = stratified
         self.layers: dict[str, nn.Layer] = {"transformer": transformer}
+        self.settings: dict[str, Any] = {}
         loss_weight(weight, 0.5)
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What a resumed run must share."""
         names = ("density", "objective", "weight", "stratified")
-        return {**self.texts.configuration, **{name: repr(getattr(self, name)) for name in names}}
+        return {**self.settings, **self.texts.configuration, **{name: repr(getattr(self, name)) for name in names}}
 
     def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
         """Weighted mean squared error of the prediction over one batch, and the errors by their times."""

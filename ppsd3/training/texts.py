@@ -118,13 +118,16 @@ class CachedTexts(EncodedTexts):
     def condition(
         self, prompts: Sequence[str], rng: np.random.Generator, clip_length: int, t5_length: int
     ) -> TextCondition:
-        prompts = self.dropout.captions(prompts, rng)
+        condition = self.plain(self.dropout.captions(prompts, rng), clip_length, t5_length)
+        return _masked(condition, self.dropout.kept(len(prompts), rng), self._widths, clip_length)
+
+    def plain(self, prompts: Sequence[str], clip_length: int, t5_length: int) -> TextCondition:
+        """The condition of the prompts without dropout."""
         condition = TextCondition.cat([self._row(prompt, clip_length, t5_length) for prompt in prompts])
         if self._any_live:  # an absent tower contributes zeros, so the parts add up
             live = encode(self.encoders, prompts, clip_length, t5_length)
             condition = TextCondition(condition.embeds + live.embeds, condition.pooled + live.pooled)
-        keep = self.dropout.kept(len(prompts), rng)
-        return _masked(condition, keep, self._widths, clip_length)
+        return condition
 
     @no_grad
     def _row(self, prompt, clip_length, t5_length):

@@ -62,7 +62,7 @@ class TrainingOptions:
 
     Args:
         max_steps: length of the whole run, in steps of the optimizer.
-        learning_rate: peak.
+        learning_rate: peak of the schedule.
         lr_schedule: "constant", "linear", "cosine", "cosine_with_restarts" or "polynomial", after a linear warm-up.
         warmup_steps: at whose last the peak is reached.
         final_lr_ratio: part of the peak at which the schedule ends.
@@ -131,7 +131,7 @@ class Trainer:
     """Trains ``task``, and resumes an interrupted run bit for bit.
 
     A batch's ``rng`` depends on the seed and the batch's number only, so a resumed run, and one by another number of
-    ranks, sees the batches of an uninterrupted one.
+    ranks, sees the batches of an uninterrupted one. Paddle's global stream is seeded from it too.
 
     Args:
         output_dir: holds ``checkpoints`` and ``log.jsonl``.
@@ -218,8 +218,10 @@ class Trainer:
         results: list[dict[str, Any]] = []
         for index in self.ranks.share(count):
             batch = self.step * count + index
+            rng = np.random.default_rng([self.options.seed, batch])
+            paddle.seed(int(rng.integers(2**31)))  # for what draws from Paddle's own stream: dropout in a network
             with self.precision.forward():
-                loss, metrics = self.task.loss(np.random.default_rng([self.options.seed, batch]), batch)
+                loss, metrics = self.task.loss(rng, batch)
             self.precision.backward(loss / count)
             results.append({"loss": float(loss), **metrics})
         parameters = list(self.parameters.values())

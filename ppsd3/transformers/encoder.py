@@ -14,6 +14,7 @@ from ..modeling_utils import ModelMixin
 from ..ops import exact_gelu, gelu, quick_gelu
 from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
+from ..utils.checking import shown
 from ..utils.errors import ConfigError, InputError
 
 # Keys that transformers 4 or 5 writes into any config.json: they describe the file, or generation and
@@ -48,7 +49,9 @@ def activation(name: str, key: str) -> Callable[[paddle.Tensor], paddle.Tensor]:
         ConfigError
     """
     if name not in _ACTIVATIONS:
-        raise ConfigError(f"{key} asks for the activation {name!r}; known ones: {', '.join(sorted(_ACTIVATIONS))}.")
+        raise ConfigError(
+            f"{key} asks for the activation {shown(name)}; known ones: {', '.join(sorted(_ACTIVATIONS))}."
+        )
     return _ACTIVATIONS[name]
 
 

@@ -13,20 +13,21 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 
 import numpy as np
 import paddle
 
 from ..outputs import BaseOutput
 from ..utils import elsewhere
-from ..utils.checking import Range, fit, shown
+from ..utils.checking import Range, checks_arguments, fit, shown
 from ..utils.elsewhere import NoAttributeError, check_argument_names
 from ..utils.errors import CheckpointFormatError, CheckpointNotFoundError, InputError, PPSD3Error
 from ..utils.files import atomic_write, read_whole, replacing
 from ..utils.hub import resolve_checkpoint
 from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, parse_json, read_json
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
+from ..utils.recognition import explain, explained
 from ..utils.types import Names, PathLike
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 # Arguments of transformers that say what the result holds; it always holds the same here.
 _NEUTRAL_OPTIONS = ("return_length", "return_attention_mask", "return_overflowing_tokens")
+Length = Annotated[int, Range(1, 2**20)]
+Rows = Union[Sequence[Sequence[int]], np.ndarray, paddle.Tensor]
 _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token")
 # Published vocabularies have up to 2^18 tokens, and some hundred added ones.
 MOST_TOKENS = 1 << 22
@@ -150,8 +153,8 @@ class PretrainedTokenizer:
 
         tokens = list(_listed(tokens))
         for index, token in enumerate(tokens):
-            if not isinstance(token, str) or not token or token != token.strip():
-                raise InputError(f"{token!r} cannot be a token; it has to be text without spaces around it.")
+            if not can_be_token(token):
+                raise InputError(f"{shown(token)} cannot be a token; {TOKEN_RULE}.")
             if self.has_token(token) or token.lower() in map(str.lower, tokens[:index]):
                 raise InputError(
                     f"The tokenizer knows the token {token!r} already. Choose another name, e.g. '<{token}>'."
@@ -207,11 +210,12 @@ class PretrainedTokenizer:
 
     # -- text to ids and back --------------------------------------------------------------------------------------
 
+    @checks_arguments
     def __call__(
         self,
         text: Names,
-        padding: str | Literal[False] = "max_length",
-        max_length: int | None = None,
+        padding: str | bool = "max_length",
+        max_length: Length | None = None,
         truncation: bool = True,
         add_special_tokens: bool = True,
         return_tensors: str | None = None,
@@ -237,12 +241,7 @@ class PretrainedTokenizer:
             InputError: not text, an unknown ``padding``, a ``max_length`` without room for a token, or a text that is
                 too long to be padded and may not be truncated.
         """
-        if not isinstance(text, (str, list, tuple)):
-            raise InputError(f"text is a {type(text).__name__} ({text!r}); it should be a str or a list of str.")
         texts = [text] if isinstance(text, str) else list(text)
-        for index, item in enumerate(texts):
-            if not isinstance(item, str):
-                raise InputError(f"text {index} is a {type(item).__name__} ({item!r}); it should be a str.")
         if padding not in ("max_length", "longest", True, "do_not_pad", False):
             raise InputError(f"padding is {padding!r}; it should be 'max_length', 'longest' or False.")
         limit = self.model_max_length if max_length is None else max_length
@@ -281,6 +280,7 @@ class PretrainedTokenizer:
             attention_mask[index, : len(row)] = 1
         return TokenizerOutput(input_ids, attention_mask, truncated)
 
+    @checks_arguments
     def spans(self, text: str) -> list[tuple[int, int, int]]:
         """[(id, start, end)] of all of ``text``'s tokens, without start and end token; positions are in ``text``."""
         with library_errors("a text cannot be tokenized", [text]):
@@ -291,31 +291,37 @@ class PretrainedTokenizer:
         pairs = zip(encoding.ids, encoding.offsets)
         return [(id, *offsets) for token, offsets in pairs for id in self._vectors.get(token, (token,))]
 
+    @checks_arguments
     def tokenize(self, text: str) -> list[str | None]:
         """The vocabulary entries of ``text``'s tokens, without start and end token."""
-        return self.convert_ids_to_tokens(id for id, _, _ in self.spans(text))
+        return self.convert_ids_to_tokens([id for id, _, _ in self.spans(text)])
 
+    @checks_arguments
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The ids of one text, neither padded nor cut."""
         return self(text, padding=False, truncation=False, add_special_tokens=add_special_tokens).input_ids[0]
 
+    @checks_arguments
     def convert_tokens_to_ids(self, tokens: Names) -> int | list[int | None] | None:
         """The id of a vocabulary entry, or the ids of several; the unknown token's for one that does not exist."""
         ids = [self.unk_token_id if self._id(token) is None else self._id(token) for token in _listed(tokens)]
         return ids[0] if isinstance(tokens, str) else ids
 
-    def batch_decode(self, sequences: Iterable[Iterable[int]], skip_special_tokens: bool = True) -> list[str]:
+    @checks_arguments
+    def batch_decode(self, sequences: Rows, skip_special_tokens: bool = True) -> list[str]:
         """The text of each row of ids, see :meth:`decode`."""
-        return [self.decode(row, skip_special_tokens) for row in sequences]
+        return [self.decode(row, skip_special_tokens) for row in sequences]  # type: ignore[arg-type] (of arrays too)
 
     def __getattr__(self, name: str) -> Any:
         raise NoAttributeError(type(self), name, elsewhere.TOKENIZER)
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    @checks_arguments
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of one row of ids (list or array [L]); start, end and padding are left out by default."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str | None]:
+    @checks_arguments
+    def convert_ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
         """The vocabulary entry (str) of each id; None for an id that does not exist."""
         return [self._backend.id_to_token(int(i)) for i in ids]
 
@@ -357,7 +363,8 @@ class PretrainedTokenizer:
         """See :meth:`from_pretrained`."""
         needed = f"a {cls.__name__} is read from {' or '.join(cls.vocabulary_files)}"
         if not os.path.isdir(path):
-            raise CheckpointNotFoundError(f"{path} is not a directory; {needed} in it. Check the path and `subfolder`.")
+            absent = f"{path} is not a directory; {needed} in it. Check the path and `subfolder`."
+            raise CheckpointNotFoundError(explain(path) or absent)
         content = _optional_json(path, "tokenizer.json", "a tokenizer")
         settings = _read_settings(path, content, cls.default_tokens)
         for name in _TOKEN_NAMES:
@@ -365,6 +372,7 @@ class PretrainedTokenizer:
                 settings["tokens"][name] = fit(name, options[name], str)
         model_max_length = fit("model_max_length", model_max_length, Optional[Annotated[int, Range(1)]])
         settings["model_max_length"] = model_max_length or settings["model_max_length"]
+        ids = settings.pop("ids")
         try:
             tokenizer = cls._from_files(path, content, settings)
         except CheckpointFormatError as error:  # what is wrong is in one of several files
@@ -373,7 +381,14 @@ class PretrainedTokenizer:
             raise CheckpointFormatError(f"{path}: {error} Get the tokenizer again.") from error
         if tokenizer is None:
             found = ", ".join(sorted(os.listdir(path))) or "nothing"
-            raise CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            absent = CheckpointNotFoundError(f"{path} holds no vocabulary: {needed}; found: {found}.")
+            raise explained(absent, path, wanted="tokenizer")
+        for token, id in ids.items():
+            if tokenizer._id(token) != id:
+                raise CheckpointFormatError(
+                    f"{path} gives the token {shown(token)} the id {id}, but its vocabulary makes it "
+                    f"{tokenizer._id(token)}: the files are of different tokenizers. Get them together."
+                )
         return tokenizer
 
     @classmethod
@@ -430,6 +445,16 @@ class PretrainedTokenizer:
     def _post_processor(self):
         """What other readers of tokenizer.json need in order to add the start and end tokens."""
         raise NotImplementedError
+
+
+TOKEN_RULE = f"it has to be text without spaces around it, of at most {_LONGEST_ADDED_TOKEN} characters"
+
+
+def can_be_token(token: Any) -> bool:
+    """Whether ``token`` can be added to a tokenizer, see ``TOKEN_RULE``; half a surrogate pair is no text."""
+    if not isinstance(token, str) or not 0 < len(token) <= _LONGEST_ADDED_TOKEN or token != token.strip():
+        return False
+    return not any("\ud800" <= letter <= "\udfff" for letter in token)
 
 
 _ADDED_TOKEN_FIELDS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
@@ -500,12 +525,16 @@ def library_errors(what: str, texts: Sequence[str] = ()) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # an interruption
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.") from error
-        raise CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.") from error
+        raise _explained(what, texts, error) from error
+
+
+def _explained(what, texts, error):
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return InputError(f"The text {shown(text)} has half a surrogate pair, which is no character.")
+    return CheckpointFormatError(f"{what}: {str(error)[:_LONGEST_REASON]}. Check the tokenizer's files.")
 
 
 def _fields(token):
@@ -541,8 +570,8 @@ def _read_settings(path, content, default_tokens):
     counts; otherwise ``special_tokens_map.json`` overrides its named tokens and the other files list added ones.
 
     Returns:
-        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``model_max_length`` (int or
-        None), ``config`` (all of tokenizer_config.json).
+        dict: ``tokens`` (name -> str or dict), ``added_tokens`` (dicts in order of id), ``ids`` (token -> id of these),
+        ``model_max_length`` (int or None), ``config`` (all of tokenizer_config.json).
     """
     config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
     place = os.path.join(path, "tokenizer_config.json") + ": "
@@ -568,6 +597,7 @@ def _read_settings(path, content, default_tokens):
     return {
         "tokens": tokens,
         "added_tokens": [in_order[id] for id in sorted(in_order)],
+        "ids": {_content(token): id for id, token in in_order.items()},
         "model_max_length": int(limit) if limit and limit <= _LONGEST_ROW else None,
         "config": config,
     }

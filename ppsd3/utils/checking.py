@@ -38,12 +38,14 @@ class Range:
     Args:
         least, most: inclusive. Default: any finite number; ``-math.inf`` and ``math.inf`` allow infinity.
         above, below: exclusive.
+        axes: numbers of axes that an array or a tensor may have; then it is not empty either.
     """
 
     least: float = -sys.float_info.max
     most: float = sys.float_info.max
     above: float | None = None
     below: float | None = None
+    axes: tuple[int, ...] = ()
 
     def holds(self, value: float) -> bool:
         """Whether ``value``, a number, is within the limits; NaN never is."""
@@ -59,6 +61,10 @@ class Range:
         words["of at most"] = self.most if has_most else None
         limits = [f"{word} {limit}" for word, limit in words.items() if limit is not None]
         return " " + " and ".join(limits) if limits else ""
+
+    def fits(self, array: Any) -> bool:
+        """Whether ``array``, or a tensor, has the right number of axes."""
+        return not self.axes or (len(array.shape) in self.axes and 0 not in array.shape)
 
 
 FINITE = Range()
@@ -119,7 +125,7 @@ def _usual(kind, limits):
         ranges = {part[2] for part in parts if part[1]} or {FINITE}
         return known, numbers_ if len(ranges) == 1 else nothing, ranges.pop(), items
     known, items = nothing, nothing
-    if origin is list and limits is None:
+    if origin in (list, collections.abc.Sequence) and limits is None:
         items = _usual(inner[0], None)[0]
     elif kind in (str, bool, type(None)) or (kind is paddle.Tensor and limits is None):
         known = frozenset([kind])
@@ -356,7 +362,7 @@ def _fit_callable(name, value, kinds, limits):
         except TypeError:
             return _NO
         except ValueError:  # a builtin without a signature
-            pass
+            return _NO if isinstance(value, type) else value
     return value
 
 
@@ -368,17 +374,27 @@ def _fit_tensor(name, value, kinds, limits):
         tensor = paddle.to_tensor(value)
     if not isinstance(tensor, paddle.Tensor) or "complex" in str(tensor.dtype):
         return _NO
+    if limits is not None and not limits.fits(tensor):
+        return _NO
     return tensor if limits is None or _all_finite(tensor) else _NOT_FINITE
 
 
 def _fit_array(name, value, kinds, limits):
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
         return _NO
+    if limits is not None and not limits.fits(value):
+        return _NO
     return value if limits is None or value.dtype.kind != "f" or np.isfinite(value).all() else _NOT_FINITE
 
 
 def _all_finite(tensor):
     return "float" not in str(tensor.dtype) or bool(paddle.isfinite(tensor.astype("float32")).all())
+
+
+def _fit_dtype(name, value, kinds, limits):
+    """Paddle's, numpy's and torch's."""
+    others = isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic))
+    return value if others or str(value).startswith("torch.") or isinstance(value, paddle.dtype) else _NO
 
 
 def _is_torch(value):
@@ -410,6 +426,7 @@ _FITTING = {
     collections.abc.Callable: _fit_callable,
     paddle.Tensor: _fit_tensor,
     np.ndarray: _fit_array,
+    paddle.dtype: _fit_dtype,
 }
 
 # Words for a message: one, several.
@@ -421,6 +438,7 @@ _WORDS = {
     paddle.Tensor: ("a tensor", "tensors"),
     np.ndarray: ("an array", "arrays"),
     Image.Image: ("a PIL picture", "PIL pictures"),
+    paddle.dtype: ("a dtype", "dtypes"),
     type(None): ("None", "None"),
     dict: ("a dict", "dicts"),
     collections.abc.Mapping: ("a dict", "dicts"),
@@ -448,6 +466,8 @@ def describe_type(kind: Any, several: bool = False, limits: Range | None = None)
     name = getattr(origin or kind, "__name__", str(kind))
     article = "an" if name[:1] in "AEIOUaeiou" else "a"
     words = _WORDS.get(origin or kind, (f"{article} {name}", f"{name} objects"))[several]
+    if limits is not None and limits.axes and kind in (np.ndarray, paddle.Tensor):
+        return f"{words} of {' or '.join(map(str, limits.axes))} axes"
     return f"{words}{limits}" if kind in (int, float) and limits is not None else words
 
 

@@ -12,8 +12,8 @@ from typing import Annotated
 from .checking import Range
 
 # Numbers of things
-Layers = Annotated[int, Range(1, 512)]  # one after the other [38]
-BlocksOfOneSize = Annotated[int, Range(1, 64)]  # of an autoencoder [3]
+Layers = Annotated[int, Range(1, 128)]  # one after the other [38]
+BlocksOfOneSize = Annotated[int, Range(1, 16)]  # of an autoencoder [3]
 Heads = Annotated[int, Range(1, 1024)]  # [64]
 Width = Annotated[int, Range(1, 1 << 17)]  # channels or features [10240]
 HeadWidth = Annotated[int, Range(1, 1024)]  # [128]
@@ -34,6 +34,7 @@ PositionTable = Annotated[int, Range(1, 1 << 13)]  # side of a stored table [384
 # Real numbers
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(0)]
+Epsilon = Annotated[float, Range(0, 1e-3)]  # beside a variance; Paddle takes no more [1e-5]
 Share = Annotated[float, Range(0, 1)]
 Shift = Annotated[float, Range(1e-4, 1e4)]  # of a schedule, as a factor [3]
 LogShift = Annotated[float, Range(-9, 9)]  # of a schedule, as its logarithm [1.15]

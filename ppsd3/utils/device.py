@@ -23,7 +23,9 @@ _KEPT = 1 << 30  # bytes
 
 TUNE_VARIABLE = "PPSD3_TUNE_PROCESS"
 _tuned = None  # what tune_process has done
+_threads = None  # how many compute on the CPU, once tune_process has chosen
 _tuning = threading.Lock()
+_known = threading.local()  # whether tune_thread has met the present thread
 
 
 def import_paddle():
@@ -54,14 +56,37 @@ def tune_process() -> tuple[str, ...]:
         return _tuned
 
 
+def tune_thread() -> None:
+    """What :func:`tune_process` does, for the present thread: called whenever one begins to work with a network.
+
+    OpenMP counts its threads for each thread that calls it, and of Python's threads only the first knows more than one.
+    And a thread that has met Paddle while another traced a graph is brought back to dynamic mode.
+    """
+    if not getattr(_known, "tuned", False):
+        _tune_new_thread()
+
+
+def _tune_new_thread():
+    from .paddle_internals import leave_static_mode_of_others, set_num_threads
+    from .threads import process_wide
+
+    tune_process()
+    with process_wide:
+        leave_static_mode_of_others()
+    if _threads is not None:
+        set_num_threads(_threads)
+    _known.tuned = True
+
+
 def _use_all_cores():
     """Paddle sets ``OMP_NUM_THREADS=1`` when it is imported; a number that the user chose stays."""
+    global _threads
     from .paddle_internals import set_num_threads
 
     chosen = _threads_chosen_by_user()
-    threads = chosen or usable_cores()
-    set_num_threads(threads)
-    return f"{threads} CPU threads" + (" (OMP_NUM_THREADS)" if chosen else "")
+    _threads = chosen or usable_cores()
+    set_num_threads(_threads)
+    return f"{_threads} CPU threads" + (" (OMP_NUM_THREADS)" if chosen else "")
 
 
 def usable_cores():

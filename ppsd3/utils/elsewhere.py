@@ -81,7 +81,6 @@ NAMES = {
     r"unet_2d_condition|unet_2d_blocks|unets|controlnets|autoencoders|transformers": (
         "The networks are ppsd3.SD3Transformer2DModel, ppsd3.SD3ControlNetModel and ppsd3.AutoencoderKL."
     ),
-    r"EMAModel": "Use ppsd3.training.ema.EMA.",
     r"compute_snr|compute_dream_and_update_latents": "It is for noise schedules of diffusion; this is a flow.",
     r"unet_lora_state_dict": "Use ppsd3.get_peft_model_state_dict(transformer).",
     r"free_memory": "Use ppsd3.utils.device.release_freed_memory().",

@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import itertools
 import os
 import shutil
 import stat
@@ -75,6 +76,36 @@ def atomic_write(path: PathLike, needed: int = 0) -> Iterator[IO[bytes]]:
         if made is not None:
             temporary.remove(made)
         _explain(error, path, needed)
+        raise
+
+
+def write_new(path: PathLike, content: bytes | memoryview) -> str:
+    """Writes a file under a name that was free to this instant, whoever writes beside: ``path``, or with ``-2``,
+    ``-3``, ... before its extension.
+
+    Returns:
+        The name.
+
+    Raises:
+        DiskError: the disk is full or broken.
+    """
+    path = os.fspath(path)
+    stem, extension = os.path.splitext(path)
+    names = itertools.chain([path], (f"{stem}-{number}{extension}" for number in itertools.count(2)))
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        temporary.remove_leftovers(directory)
+        made, descriptor = temporary.make_file(directory)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+                return next(name for name in names if _is_placed(made, name))
+        finally:
+            temporary.remove(made)
+    except OSError as error:
+        _explain(error, path, len(content))
         raise
 
 
@@ -185,13 +216,22 @@ def settled(directory: str) -> str:
     """
     real = os.path.realpath(directory)
     for root, rest in ((real, ""), os.path.split(real)):
-        if _has_committed(root):
+        if is_interrupted(root):
             try:
                 with temporary.locked(root, exclusive=True):
                     _complete(root)
             except OSError:
                 return os.path.join(_completed_view(root), rest)
     return directory
+
+
+def is_interrupted(root: str) -> bool:
+    """Whether a save into ``root`` waits to be completed, by somebody who might have written there at once."""
+    try:
+        status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
+    except OSError:
+        return False
+    return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
 
 
 def is_temporary(name: str) -> bool:
@@ -264,8 +304,10 @@ def _exchange(made, target, stale):
     except OSError:
         return False
     _sync(os.path.dirname(target))
-    late = _others(made, target, stale)[0]  # files that came while the others were linked
-    _link(late or [], made, target)
+    for path in _others(made, target, stale)[0] or ():  # what came while the others were linked
+        there = os.path.join(target, path)
+        if not os.path.lexists(there):  # else it is a directory of both, or moved with one
+            os.rename(os.path.join(made, path), there)
     return True
 
 
@@ -289,11 +331,16 @@ def _others(old, new, stale, inside=""):
             elif stale(path, new):
                 gone += [] if os.path.lexists(there) else [path]
             elif entry.is_dir(follow_symlinks=False):
-                if stay is None and not os.path.isdir(there):
+                if stay is None and inside and not os.path.isdir(there):
                     continue  # whatever is in it, it stays where it is
                 more, more_gone = _others(old, new, stale, path)
-                can_be_linked = more is not None and os.access(entry.path, os.W_OK | os.X_OK)
-                stay = [*stay, path, *more] if stay is not None and can_be_linked else None
+                if more == [] and more_gone and not os.path.lexists(there):  # nothing of it stays
+                    gone.append(path)
+                    continue
+                if stay is None or more is None or not os.access(entry.path, os.W_OK | os.X_OK):
+                    stay = None
+                else:
+                    stay = [*stay, path, *more]
                 gone += more_gone
             elif not os.path.lexists(there) and stay is not None:
                 stay = [*stay, path] if entry.is_file() or entry.is_symlink() else None
@@ -340,22 +387,13 @@ def _attributes(path):
 # A directory that keeps its place.
 
 
-def _has_committed(root):
-    """Whether a save into ``root`` waits to be completed, by somebody who might have written there at once."""
-    try:
-        status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
-    except OSError:
-        return False
-    return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
-
-
 def _complete(target):
     """Moves what a save has committed in ``target`` to its names there; may be interrupted and called again.
 
     Never leaves ``target``, whatever links are in it: the files may come from a stranger.
     """
     committed = os.path.join(target, COMMITTED)
-    if not _has_committed(target):
+    if not is_interrupted(target):
         return
     _move(committed, target)
     gone = os.path.join(committed, _GONE)
@@ -433,6 +471,20 @@ def _generation(directory):
     except OSError:
         return None
     return status.st_dev, status.st_ino, [name for name in names if not is_temporary(name[0])]
+
+
+def _is_placed(made, name):
+    """Gives the complete file ``made`` the name ``name``; whether that was free."""
+    with contextlib.suppress(FileExistsError):
+        try:
+            os.link(made, name)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without links: takes the name, then fills it
+            os.close(os.open(name, os.O_CREAT | os.O_EXCL))
+            os.replace(made, name)
+        return True
+    return False
 
 
 def _take_place(file, made, path):

@@ -15,11 +15,13 @@ from collections.abc import Collection, Iterable
 from typing import Any
 from urllib.parse import unquote
 
+from .elsewhere import nearest
 from .errors import CheckpointNotFoundError, InputError
 from .files import settled
 from .keywords import HUB_VARIABLE, LOADING
 from .logging import get_logger
 from .pipeline_index import PIPELINE_INDEX, read_pipeline_index
+from .recognition import explain
 from .repositories import REPOSITORIES, HubUnreachable, Repository
 from .types import PathLike
 from .weight_names import (
@@ -43,6 +45,10 @@ _HUB_ID = re.compile(r"(?:(?P<hub>[a-z]+):)?(?P<repo>[A-Za-z0-9_][\w.-]*/[A-Za-z
 _HUB_FILE = re.compile(
     rf"(?:https?://(?P<host>[^/]+)/(?:models/)?)?{_HUB_ID.pattern}/"
     r"(?:(?:file/view|blob|resolve)/(?P<revision>[^/]+)/)?(?P<file>[^?]+\.safetensors)(?:\?.*)?"
+)
+# What people copy from a hub's page.
+_PAGE = re.compile(
+    r"https?://[^/]+/(?:models/)?(?P<repo>[\w.-]+/[\w.-]+)(?:/(?:tree|resolve|file/view)/[^/]+)?(?:/(?P<folder>[\w-]+))?/?"
 )
 _SMALL_SUFFIXES = (".json", ".txt", ".model")
 # Files that a component's folder has: by one of these it is found in the cache without asking the hub.
@@ -90,14 +96,21 @@ def resolve_checkpoint(
         return _bundled(name)
     if os.path.isfile(name):
         raise CheckpointNotFoundError(
-            f"{name} is a file, and from_pretrained reads directories in diffusers format, with model_index.json. Load "
-            "it with from_single_file."
+            explain(name)
+            or f"{name} is a file, and from_pretrained reads directories in diffusers format, with model_index.json. "
+            "Load it with from_single_file."
         )
-    match = _HUB_ID.fullmatch(name)
+    match = None if os.path.islink(name) else _HUB_ID.fullmatch(name)
     if not match:
+        page = _PAGE.fullmatch(name)
+        if page:
+            folder = f", subfolder={page['folder']!r}" if page["folder"] else ""
+            raise CheckpointNotFoundError(f"{name} is a page. Pass the id of the repository: {page['repo']!r}{folder}.")
         raise CheckpointNotFoundError(
-            f"There is no directory {name} (looked for {os.path.abspath(name)}), and it is neither a bundled model "
-            f"({', '.join(BUNDLED)}) nor a hub id of the form 'org/name'. Check the path."
+            explain(name)
+            or f"There is no directory {name} (looked for {os.path.abspath(name)}), and it is neither a bundled model "
+            f"({', '.join(BUNDLED)}) nor a hub id of the form 'org/name' (a folder in a repository is `subfolder`). "
+            "Check the path."
         )
     repository = _repository(match["hub"])(match["repo"], cache_dir, revision, token, force_download)
     return _fetch(repository, subfolder, variant, frozenset(skip_components), local_files_only)
@@ -127,12 +140,14 @@ def resolve_file(
         return name
     if os.path.isdir(name):
         raise CheckpointNotFoundError(
-            f"{name} is a directory, and a single file is needed. Load a directory with from_pretrained."
+            explain(name)
+            or f"{name} is a directory, and a single file is needed. Load a directory with from_pretrained."
         )
-    match = _HUB_FILE.fullmatch(str(path_or_link))
+    match = None if os.path.islink(name) else _HUB_FILE.fullmatch(str(path_or_link))
     if not match:
         raise CheckpointNotFoundError(
-            f"There is no file {name} (looked for {os.path.abspath(name)}), and it is no link to one on the hub "
+            explain(name)
+            or f"There is no file {name} (looked for {os.path.abspath(name)}), and it is no link to one on the hub "
             "(https://huggingface.co/org/name/blob/main/file.safetensors). Check the path."
         )
     hub = match["hub"] if match["host"] is None else "modelscope" if "modelscope" in match["host"] else "huggingface"
@@ -257,7 +272,9 @@ def _fetch(
         return repository.download([PIPELINE_INDEX, *_select(repository, files, components, variant)])
     wanted = _select(repository, files, [subfolder.strip("/")], variant)
     if not wanted:
-        raise repository.error(f"has no files in {subfolder or 'its root'!r}. Check `subfolder`")
+        folders = {os.path.dirname(file) for file in files}
+        near = nearest(subfolder, folders, f"Its folders are {', '.join(sorted(folders - {''})) or 'none'}")
+        raise repository.error(f"has no files in {subfolder or 'its root'!r}; check `subfolder`. {near}")
     return repository.download(wanted)
 
 

@@ -1,4 +1,4 @@
-"""Interruptions (Ctrl-C) of long work in libraries."""
+"""Interruptions of long work: Ctrl-C, and the signal SIGTERM, by which systems end a program."""
 
 from __future__ import annotations
 
@@ -6,6 +6,28 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came. Whatever cleans up after Ctrl-C does so after this too."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raises :class:`Terminated` in the block when SIGTERM comes, unless that is ignored or handled already. Acts in
+    the main thread."""
+
+    def terminate(number, frame):
+        raise Terminated
+
+    acts = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if acts:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        if acts:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -31,10 +53,14 @@ def interruptible() -> Iterator[None]:
         yield
     except Exception as error:
         if noticed:
-            raise KeyboardInterrupt from error
+            raise _interruption(noticed) from error
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if noticed:
-        raise KeyboardInterrupt
+        raise _interruption(noticed)
+
+
+def _interruption(signals):
+    return Terminated() if signals[-1] == signal.SIGTERM else KeyboardInterrupt()

@@ -12,7 +12,6 @@ import stat
 from typing import Any
 
 from .errors import CheckpointNotFoundError, ConfigError, PPSD3Error
-from .strange_files import what_it_is
 from .types import PathLike
 
 # Published configurations have some kilobytes, lists of shards up to a megabyte, T5's tokenizer.json 2.4 MB, and those
@@ -39,7 +38,14 @@ def read_json(
         ConfigError (``error``): it cannot be read, or is not JSON in UTF-8 with an object at the top, each of whose
             keys is there once; or it is larger, or nested deeper, than any such file.
     """
-    return parse_json_object(read_small_file(path, purpose, most_bytes, error), f"{path} ({purpose})", error)
+    try:
+        return parse_json_object(read_small_file(path, purpose, most_bytes, error), f"{path} ({purpose})", error)
+    except PPSD3Error as problem:
+        from .recognition import explained
+
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise
+        raise explained(problem, path, "configuration", f"{path} ({purpose})") from problem
 
 
 def parse_json_object(content: str | bytes, source: str, error: type[PPSD3Error] = ConfigError) -> dict[str, Any]:
@@ -84,9 +90,6 @@ def parse_json(content: str | bytes, source: str, error: type[PPSD3Error] = Conf
     except UnicodeEncodeError as cause:
         raise error(f"{source} has text that is not Unicode ({cause.reason}). Download or write it again.") from cause
     except json.JSONDecodeError as cause:
-        strange = what_it_is(text[:_SHOWN].encode("utf-8", "replace"))
-        if strange:
-            raise error(f"{source} {strange}") from cause
         raise error(f"{source} is not valid JSON: {cause}. Download or write it again.") from cause
     return value
 
@@ -139,9 +142,6 @@ def _decoded(content: str | bytes, source: str, error: type[PPSD3Error]) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as cause:
-        strange = what_it_is(content[:_SHOWN])
-        if strange:
-            raise error(f"{source} {strange}") from cause
         raise error(
             f"{source} is not text in UTF-8 (byte {cause.start}: {cause.reason}). "
             "Save it in UTF-8, or download it again."

@@ -19,9 +19,10 @@ import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, TypeVar, cast
 
+from .checking import bind, checks_arguments
 from .device import device_name, is_present_device
-from .elsewhere import nearest
-from .errors import InputError, UnknownArgumentError
+from .elsewhere import check_argument_names
+from .errors import InputError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -227,7 +228,7 @@ def takes_keywords_of(
     """
 
     def decorate(function: Function) -> Function:
-        signature = inspect.signature(function)
+        checked, signature = checks_arguments(function), inspect.signature(function)
         parameters = list(signature.parameters.values())[1:]
         declared = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
 
@@ -237,11 +238,8 @@ def takes_keywords_of(
             more = also(owner) if callable(also) else also
             own = [*declared, *(more or ())]
             kwargs = own_keywords(kwargs, own, table, name, is_open=more is None)
-            try:
-                signature.bind(owner, *args, **kwargs)
-            except TypeError as error:
-                raise UnknownArgumentError(f"{name}: {error}. It takes {', '.join(own)}.") from None
-            return function(owner, *args, **kwargs)
+            bind(signature, (owner, *args), kwargs, name)
+            return checked(owner, *args, **kwargs)
 
         return cast(Function, call)
 
@@ -275,7 +273,7 @@ def own_keywords(
         elif is_open:
             kept[name] = value
         else:
-            refuse_unknown([name], own, call)
+            check_argument_names(call, [name], own)
     return kept
 
 
@@ -290,11 +288,3 @@ def check_harmless(name: str, value: Any, table: Mapping[str, Keyword], call: st
 def _text(value):
     """A dtype's name whichever library's it is; else ``str``."""
     return str(value).rpartition(".")[2]
-
-
-def refuse_unknown(names: Iterable[str], known: Sequence[str], call: str) -> None:
-    """Raises UnknownArgumentError, with the nearest spelling, if one of ``names`` is not ``known``."""
-    for name in names:
-        if name not in known:
-            hint = nearest(name, known, f"It takes {', '.join(known)}.")
-            raise UnknownArgumentError(f"{call} does not know {name!r}. {hint}")

@@ -3,8 +3,11 @@
 Tried on Paddle 2.6.2 and 3.3.1. ``paddle.base`` was ``paddle.fluid`` before 2.6. A new Paddle that changes one of these
 fails in ``tests/utils/test_paddle_internals.py``.
 
-Of threads: whether gradients are recorded (``paddle.no_grad``) and AMP belong to a thread, and a new thread records
-gradients. Static mode, the default dtype, the device's name and ``LazyGuard`` belong to the process.
+Of threads: whether gradients are recorded (``paddle.no_grad``), AMP, and how many OpenMP threads compute belong to a
+thread; a new one records gradients and computes with one. Static mode belongs to a thread too, but a new one starts in
+the mode in which the process is at that moment, so also in that of a graph that is being traced, and stays there. The
+default dtype, the device's name, ``LazyGuard``, the names of parameters, the program that is being built, the
+interpreters of programs and the random streams belong to the process.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, Callable, TypeVar, cast
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.base import core
+from paddle.base import core, framework
 from paddle.base.framework import _current_expected_place, _dygraph_tracer
 from paddle.jit.dy2static.program_translator import StaticFunction
 
@@ -46,6 +49,12 @@ def no_grad(function: _Function) -> _Function:
             return function(*args, **kwargs)
 
     return cast(_Function, without_gradients)
+
+
+def leave_static_mode_of_others() -> None:
+    """Puts a thread into dynamic mode that began while another traced a graph; call it while nobody traces."""
+    if not paddle.in_dynamic_mode() and framework._dygraph_tracer_ is not None:  # the thread is not, the process is
+        framework.global_var._dygraph_tracer_ = framework._dygraph_tracer_
 
 
 def set_num_threads(threads: int) -> None:
@@ -95,6 +104,11 @@ def tensor_over(array: np.ndarray) -> paddle.Tensor:
         name=f"ppsd3_memory_{next(_names)}",
         stop_gradient=True,
     )
+
+
+def cpu_normals(shape: list[int], dtype: str) -> paddle.Tensor:
+    """What ``paddle.randn`` draws on the CPU, without making it the process's device."""
+    return cast(Any, paddle)._C_ops.gaussian(shape, 0.0, 1.0, 0, getattr(paddle, dtype), paddle.CPUPlace())
 
 
 def default_cpu_generator() -> core.Generator:

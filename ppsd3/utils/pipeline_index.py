@@ -32,7 +32,7 @@ def read_pipeline_index(directory: PathLike) -> dict[str, Any]:
             continue
         if len(entry) != 2 or not all(part is None or isinstance(part, str) for part in entry):
             raise not_a_component(path, name, entry)
-        if os.path.basename(name) != name:
+        if os.path.basename(name) != name or name in ("", ".", ".."):
             raise ConfigError(f"{path} lists the component {shown(name)}, which is not a folder beside it. Remove it.")
     if not isinstance(index.get("_class_name"), (str, type(None))):
         raise ConfigError(f"{path} has the _class_name {shown(index['_class_name'])}; it has to be a str.")
@@ -51,5 +51,5 @@ def named_class(config: Mapping[str, Any]) -> str | None:
     """The class that a ``config.json`` is for, as diffusers or as transformers says it; None if it names none."""
     architectures = config.get("architectures")
     listed = architectures if isinstance(architectures, list) else []
-    names = [config.get("_class_name"), config.get("tokenizer_class"), *listed[:1]]
+    names = [config.get(key) for key in ("_class_name", "tokenizer_class", "image_processor_type")] + listed[:1]
     return next((name for name in names if isinstance(name, str) and name), None)

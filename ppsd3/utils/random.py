@@ -6,15 +6,22 @@ import math
 import operator
 import os
 import reprlib
+import threading
 from collections.abc import Sequence
 from typing import Any, Union
 
 import numpy as np
 import paddle
 
+from .checking import checks_arguments
 from .device import usable_device
 from .errors import InputError
-from .paddle_internals import Generator as PaddleGenerator, default_cpu_generator, default_gpu_generators
+from .paddle_internals import (
+    Generator as PaddleGenerator,
+    cpu_normals,
+    default_cpu_generator,
+    default_gpu_generators,
+)
 from .types import Dtype
 
 _BLOCK = 16  # torch turns uniforms into normals in runs of 16: 8 radii, then 8 angles
@@ -23,6 +30,8 @@ _FRACTION_BITS = {"float32": 24, "float64": 53}
 _MOST_NUMBERS = 2**34  # 64 GB
 _DEVICES = ("cpu", "cuda", "gpu", "xpu", "npu", "mps")
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+_global_stream = threading.Lock()  # held by who draws from Paddle's global generator, or lends it another's state
 
 # Byte layout of torch.Generator("cpu").get_state(): the C struct that torch has kept since Lua, padding included.
 _TORCH_STATE = np.dtype(
@@ -54,6 +63,7 @@ class TorchGenerator:
 
     device = "cpu"
 
+    @checks_arguments
     def __init__(self, seed: int | str = _FIRST_SEED, device: Any = "cpu") -> None:
         self.manual_seed(seed if isinstance(seed, int) and str(device) == "cpu" else _seed_on(seed, device))
 
@@ -246,9 +256,14 @@ def _draw(shape, generator, dtype):
     if isinstance(generator, TorchGenerator):
         return paddle.to_tensor(generator.randn(shape, dtype).astype(compute))
     if generator is None or _is_gpu_default(generator):
-        return paddle.randn(shape, dtype=compute)
+        return _draw_from_global_stream(shape, compute)
     draw = _draw_from_paddle_generator if isinstance(generator, PaddleGenerator) else _draw_from_torch
     return draw(shape, generator, dtype)
+
+
+def _draw_from_global_stream(shape, dtype):
+    with _global_stream:
+        return paddle.randn(shape, dtype=dtype)
 
 
 def _draw_from_torch(shape, generator, dtype):
@@ -271,18 +286,17 @@ def _draw_from_torch(shape, generator, dtype):
 
 def _draw_from_paddle_generator(shape, generator, dtype):
     """Draws with the generator's state in the CPU's global generator, the only one that Paddle's kernels use."""
-    device, default = paddle.get_device(), default_cpu_generator()
-    saved = default.get_state()
-    paddle.set_device("cpu")
-    try:
-        default.set_state(generator.get_state())
-        values = paddle.randn(shape, dtype="float64" if dtype == "float64" else "float32")
-        advanced = default.get_state()
-    finally:
-        default.set_state(saved)
-        paddle.set_device(device)
-    generator.set_state(advanced)  # last, because the generator may be the global one itself
-    return values if device == "cpu" else paddle.to_tensor(values.numpy())
+    default = default_cpu_generator()
+    with _global_stream:
+        saved = default.get_state()
+        try:
+            default.set_state(generator.get_state())
+            values = cpu_normals(list(shape), "float64" if dtype == "float64" else "float32")
+            advanced = default.get_state()
+        finally:
+            default.set_state(saved)
+        generator.set_state(advanced)  # last, because the generator may be the global one itself
+    return values if paddle.get_device() == "cpu" else paddle.to_tensor(values.numpy())
 
 
 def _is_gpu_default(generator):
@@ -307,7 +321,7 @@ def _rounded(values, dtype):
 def _checked_shape(shape):
     try:
         sizes = tuple(operator.index(size) for size in shape)
-    except TypeError:
+    except (TypeError, ValueError, AssertionError):  # the last two are Paddle's, of a tensor
         sizes = (-1,)
     if any(size < 0 for size in sizes) or math.prod(sizes) > _MOST_NUMBERS:
         raise InputError(

@@ -14,6 +14,7 @@ from typing import Any
 
 from .errors import CheckpointNotFoundError, InputError
 from .types import PathLike
+from .user_directories import name_hub_caches
 
 
 class HubUnreachable(CheckpointNotFoundError):
@@ -53,6 +54,7 @@ class Repository(ABC):
     ) -> None:
         self.repo_id, self.revision, self.token, self.force_download = repo_id, revision, token, force_download
         self.cache_dir: str | None = None if cache_dir is None else os.fspath(cache_dir)
+        name_hub_caches()
 
     @property
     @abstractmethod
@@ -155,6 +157,14 @@ class HuggingFaceRepository(Repository):
             raise HubUnreachable(f"{self.page} cannot be reached ({error})", self.remedy) from error
         except utils.EntryNotFoundError as error:
             raise self.error(f"does not give a file that it lists ({error}). Try again") from error
+        except utils.HfHubHTTPError as error:
+            status = getattr(error.response, "status_code", None)
+            if status not in (401, 403):
+                raise HubUnreachable(f"{self.page} cannot be reached ({error})", self.remedy) from error
+            raise self.error(
+                f"may not be read (the hub answers {status}): accept its licence at {self.page}, and check the token "
+                "(`hf auth login`, HF_TOKEN or `token`)"
+            ) from error
         # Failed connections are of requests' or httpx's types, by the version of huggingface_hub.
         except Exception as error:
             reason = f"{self.page} cannot be reached ({type(error).__name__}: {error})"

@@ -12,16 +12,16 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 PREFIX = ".ppsd3-"  # of every name here: hidden, and of one length, however long the names are that they stand for
 _NAME = re.compile(re.escape(PREFIX) + r"[0-9a-f]{16}\.tmp")
+LONGEST_WAIT = 2.0  # seconds for a lock that others hold
 _PAUSE = 0.005  # seconds between two attempts at a lock
 
 
@@ -84,15 +84,15 @@ def remove(path: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: str, exclusive: bool, seconds: float = 2.0) -> Iterator[bool]:
+def locked(directory: str, exclusive: bool) -> Iterator[bool]:
     """Holds the lock of ``directory``: many may share it, one may have it exclusively.
 
-    Whoever cannot have it within ``seconds`` goes on without.
+    Whoever cannot have it within ``LONGEST_WAIT`` seconds goes on without.
 
     Yields:
         bool: whether it is held.
     """
-    end, held, descriptor = time.monotonic() + seconds, False, None
+    end, held, descriptor = time.monotonic() + LONGEST_WAIT, False, None
     try:
         while True:
             descriptor = _open_directory(directory)
@@ -152,12 +152,14 @@ def _taken_over(path):
 
 def _lock(descriptor, exclusive):
     """Locks an open file, unless another one has: whether it is held now, None where there are no locks."""
+    if sys.platform == "win32":
+        return None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         return True
     except BlockingIOError:
         return False
-    except (OSError, AttributeError):  # on Windows, fcntl is None
+    except OSError:
         return None
 
 

@@ -1,12 +1,14 @@
 """Dialects: the same adapter under the names of each program becomes the same layers, bit for bit."""
 
+import re
+
 import numpy as np
 import paddle
 import pytest
 from helpers import loras, tiny
 
 from ppsd3.adapters import Dense, Kronecker, LowRank, read_adapters
-from ppsd3.adapters.network import linear_layers
+from ppsd3.adapters.network import adaptable_layers
 from ppsd3.models import SD3Transformer2DModel
 from ppsd3.ops.adapted import dense_weight
 from ppsd3.serialization.tensors import from_numpy
@@ -27,9 +29,9 @@ def networks():
 
 def read(networks, tensors, **options):
     tensors = {name: from_numpy(np.array(value)) for name, value in tensors.items()}
-    return read_adapters(tensors, {n: linear_layers(network) for n, network in networks.items()}, "a file", **options)[
-        0
-    ]
+    return read_adapters(
+        tensors, {n: adaptable_layers(network) for n, network in networks.items()}, "a file", **options
+    )[0]
 
 
 def peft(module, down, up, alpha=None):
@@ -110,6 +112,31 @@ def test_original_names_equal_peft(networks, dialect):
         stem = f"{kohya}_{module.replace('.', '_')}" if dialect == "kohya" else f"{comfy}.{module}"
         tensors.update({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": np.float32(2)})
         wanted.update(peft(f"{component}.{module}", down, up, alpha=2))
+    same(read(networks, tensors), read(networks, wanted))
+
+
+def test_names_of_onetrainer(networks):
+    """The original's names, but Q, K and V are numbered; the text encoders' are transformers'."""
+    tensors, wanted = {}, {}
+    for module, (targets, out, width) in ORIGINAL.items():
+        if module == SWAPPED[0]:
+            continue  # it leaves out the last block's text norm
+        for number, target in enumerate(targets):
+            down, up = pair(out // len(targets), width)
+            stem = f"transformer.{module}" + (f".{number}" if len(targets) > 1 else "")
+            tensors.update({f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up})
+            tensors[f"{stem}.alpha"] = np.float32(2)
+            swapped = np.concatenate([up[out // 2 :], up[: out // 2]]) if module in SWAPPED else up
+            wanted.update(peft("transformer." + target, down, swapped, alpha=2))
+    for prefix, component, module in (
+        ("clip_l", "text_encoder", "text_model.encoder.layers.0.self_attn.q_proj"),
+        ("clip_g", "text_encoder_2", "text_model.encoder.layers.1.mlp.fc1"),
+        ("t5", "text_encoder_3", "encoder.block.1.layer.0.SelfAttention.o"),
+    ):
+        layer = adaptable_layers(networks[component])[module]
+        down, up = pair(layer.out_features, layer.in_features)
+        tensors.update({f"{prefix}.{module}.lora_down.weight": down, f"{prefix}.{module}.lora_up.weight": up})
+        wanted.update(peft(f"{component}.{module}", down, up))
     same(read(networks, tensors), read(networks, wanted))
 
 
@@ -203,7 +230,9 @@ def test_lokr_is_the_kronecker_product(networks, factored):
     wanted = np.kron(matrices[1], matrices[2]) * (2 / rank if factored else 1.0)
     np.testing.assert_allclose(change(adapter, paddle.zeros([D, D])), wanted, atol=1e-6)
     x = paddle.randn([2, 5, D])
-    np.testing.assert_allclose((adapter.product(x) * adapter.scaling).numpy(), x.numpy() @ wanted.T, atol=1e-5)
+    np.testing.assert_allclose(
+        (adapter.product(x, paddle.zeros([2, 5, D])) * adapter.scaling).numpy(), x.numpy() @ wanted.T, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("rows, kind", [(6, Kronecker), (4, Dense)])
@@ -264,6 +293,94 @@ def test_rank_stabilised_scaling(networks):
     assert adapter.scaling == 3.0
 
 
+@pytest.mark.parametrize("settings", [{"alpha_pattern": {"(a+)+$|to_q": 8}}, {"alpha_pattern": {"0.attn.to_q": 8}}])
+def test_patterns_of_alphas(networks, settings):
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    metadata = {f"transformer.{key}": value for key, value in {"lora_alpha": 6, **settings}.items()}
+    adapter = read(networks, peft(name, *pair(D, D)), metadata=metadata)["transformer"][name[len("transformer.") :]]
+    assert adapter.scaling == 2.0
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"alpha_pattern": {"(?=a)": 8}}, r"a file: transformer.alpha_pattern: The pattern '\(\?=a\)'"),
+        ({"alpha_pattern": {"(.{0,99}){0,99}": 8}}, "more than 1000 parts"),
+        ({"alpha_pattern": [8]}, "alpha_pattern .* not a dict"),
+        ({"alpha_pattern": {"to_q": "8"}}, "not numbers for modules"),
+        ({"lora_alpha": "8"}, "transformer.lora_alpha '8', not a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan, not a number"),
+        ({"use_rslora": 1}, "use_rslora 1, not true or false"),
+    ],
+)
+def test_configurations_that_cannot_be_read(networks, settings, words):
+    metadata = {f"transformer.{key}": value for key, value in settings.items()}
+    with pytest.raises(CheckpointFormatError, match=words):
+        read(networks, peft("transformer.transformer_blocks.0.attn.to_q", *pair(D, D)), metadata=metadata)
+
+
+Q = "transformer.transformer_blocks.0.attn.to_q.lora_A.weight"
+# A key beside a LoRA -> the words that are for its cause alone.
+CAUSES = {
+    "transformer.transformer_blocks.9.attn.to_q.lora_A.weight": "another size .* not of that number",
+    "lora_unet_joint_blocks_37_x_block_attn_qkv.lora_down.weight": "another size .* not of that number",
+    "transformer.transformer_blocks.2.attn2.to_q.lora_A.weight": "another size .* not of that number",
+    "transformer.single_transformer_blocks.3.attn.to_q.lora_A.weight": "Flux",
+    "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": "Flux",
+    "lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight": "Stable Diffusion 1, 2 or XL",
+    "transformer.transformer_blocks.0.attn.to_x.lora_A.weight": "Unknown layers of the transformer",
+    "transformer.transformer_blocks.0.attn.to_q.b1.weight": "GLoRA, which ppsd3 does not have",
+    "transformer.transformer_blocks.0.attn.to_q.oft_r.default.weight": "OFT in PEFT's form",
+    "transformer.proj_out.modules_to_save.weight": "Whole modules",
+    "transformer.proj_out.weight": "No tensors of an adapter",
+    "transformer.proj_out.alpha": "Alphas of layers that the file does not change",
+    "text_encoder_3.encoder.block.0.layer.0.SelfAttention.q.lora_A.weight": "text_encoder_3 .T5-XXL., which is not",
+}
+
+
+@pytest.mark.parametrize("key", CAUSES)
+def test_each_cause_has_its_own_words(networks, key):
+    networks = {name: network for name, network in networks.items() if name != "text_encoder_3"}
+    tensors = peft(Q[: -len(".lora_A.weight")], *pair(D, D))
+    every = set(CAUSES.values()) - {CAUSES[key]}
+    for beside, error in ((tensors, WeightMismatchError), ({}, CheckpointFormatError)):
+        shape = () if key.endswith("alpha") else (4, D)
+        with pytest.raises(error, match=CAUSES[key]) as raised:
+            read(networks, {**beside, key: np.ones(shape, "float32")})
+        assert "a file" in str(raised.value) and key in str(raised.value)
+        assert not any(re.search(words, str(raised.value)) for words in every)
+
+
+@pytest.mark.parametrize("width, model", [(768, "Diffusion 1"), (1024, "Diffusion 2"), (2048, "Diffusion XL")])
+def test_the_text_tells_which_stable_diffusion(networks, width, model):
+    key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight"
+    with pytest.raises(CheckpointFormatError, match=f"an adapter for Stable {model}, judged by its keys"):
+        read(networks, {key: np.ones((4, width), "float32")})
+
+
+def test_layers_that_only_another_version_has():
+    network = tiny.make_pipeline().transformer  # as SD3-medium
+    for module, words in (("attn2.to_q", "SD3.5-medium, which alone"), ("attn.norm_q", "SD3.5, which has norms")):
+        key = f"transformer.transformer_blocks.0.{module}"
+        with pytest.raises(CheckpointFormatError, match=words):
+            read({"transformer": network}, peft(key, *pair(D, D)))
+
+
+def test_shapes_of_another_size_are_named(networks):
+    with pytest.raises(
+        WeightMismatchError, match=r"B.weight .*\[2432, 2432\] .*\[32, 32\].* SD3.5-large, another size"
+    ):
+        read(networks, peft(Q[: -len(".lora_A.weight")], *pair(2432, 2432)))
+
+
+def test_shapes_that_are_no_size_are_not_called_so(networks):
+    name = "transformer.transformer_blocks.0.ff.net.0.proj"
+    for tensors, words in (({"diff": (D, M)}, "It is transposed"), ({"diff": (M, D + 1)}, "layers of other sizes")):
+        with pytest.raises(WeightMismatchError, match=words) as raised:
+            read(networks, {f"{name}.{part}": np.ones(shape, "float32") for part, shape in tensors.items()})
+        assert "another size" not in str(raised.value)
+
+
 def test_what_cannot_be_read(networks):
     name = "transformer.transformer_blocks.0.attn.to_q"
     down, up = pair(D, D)
@@ -271,7 +388,7 @@ def test_what_cannot_be_read(networks):
         read(networks, {})
     with pytest.raises(CheckpointFormatError, match="columns"):
         read(networks, {**peft(name, down, up), f"{name}.dora_scale": np.ones((1, D), "float32")})
-    with pytest.raises(WeightMismatchError, match="lokr_t2"):
+    with pytest.raises(CheckpointFormatError, match="lokr_t2"):
         read(networks, {**peft(name, down, up), f"{name}.lokr_t2": np.ones((1, D), "float32")})
     stem = "lora_unet_joint_blocks_0_x_block_attn_qkv"
     with pytest.raises(WeightMismatchError, match="3 equal parts"):

@@ -5,7 +5,13 @@ import paddle
 import pytest
 from helpers import loras, tiny
 
-from ppsd3 import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from ppsd3 import (
+    LoraConfig,
+    SD3ControlNetModel,
+    SD3Transformer2DModel,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from ppsd3.serialization.readers import SafetensorsFile
 from ppsd3.utils.errors import InputError, UnknownArgumentError, WeightMismatchError
 
@@ -197,3 +203,80 @@ def test_names_of_settings():
     }.items():
         with pytest.raises(UnknownArgumentError, match=remedy):
             LoraConfig(**{name: 1})
+
+
+def test_controlnets_have_adapters_too(tmp_path):
+    """Their keys begin with "controlnet", with any prefix that is given, or with nothing."""
+    net = tiny.randomize(SD3ControlNetModel(**tiny.TRANSFORMER), 0)
+    rng = np.random.default_rng(0)
+    name, patches = "controlnet_blocks.0", "pos_embed_input.proj"
+    down, up, change = loras.normal(rng, 2, 32), loras.normal(rng, 32, 2), loras.normal(rng, 32, 4, 2, 2)
+    tensors = {f"{name}.lora_A.weight": down, f"{name}.lora_B.weight": up, f"{patches}.diff": change}
+    before = {module: net.state_dict()[f"{module}.weight"].numpy().copy() for module in (name, patches)}
+    for prefix, start in (("controlnet", "controlnet."), ("x", "x."), (None, ""), ("transformer", "")):
+        net.load_lora_adapter({start + key: value for key, value in tensors.items()}, prefix=prefix, adapter_name="a")
+        net.fuse_lora()
+        fused = net.state_dict()
+        np.testing.assert_allclose(fused[f"{name}.base_layer.weight"].numpy(), before[name] + up @ down, atol=1e-6)
+        np.testing.assert_allclose(fused[f"{patches}.base_layer.weight"].numpy(), before[patches] + change, atol=1e-6)
+        net.unfuse_lora()
+        net.save_lora_adapter(tmp_path, "a")
+        assert set(SafetensorsFile(tmp_path / "pytorch_lora_weights.safetensors").keys()) == set(tensors)
+        net.delete_adapters("a")
+    for module, weight in before.items():
+        np.testing.assert_array_equal(net.state_dict()[f"{module}.weight"].numpy(), weight)
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_convolution_can_be_trained(dora):
+    """As PEFT trains it: A has the shape of the kernel, and B is 1x1."""
+    network = tiny.randomize(SD3Transformer2DModel(**{**tiny.TRANSFORMER, **tiny.SD35}), 0, 0.4)
+    before, weight = answer(network), network.pos_embed.proj.weight.numpy().copy()
+    network.add_adapter(LoraConfig(r=3, lora_alpha=6, target_modules=["pos_embed.proj"], use_dora=dora, lora_bias=True))
+    np.testing.assert_allclose(answer(network), before, atol=0 if not dora else 1e-5)
+    trainable = {name for name, parameter in network.named_parameters() if not parameter.stop_gradient}
+    assert len(trainable) == 3 + dora
+    optimizer = paddle.optimizer.SGD(1e-2, parameters=[p for p in network.parameters() if not p.stop_gradient])
+    inputs = [paddle.randn(shape) for shape in ([1, 4, 8, 8], [1, 5, 40], [1, 28])]
+    for _ in range(2):
+        loss = network(*inputs, paddle.to_tensor([500.0])).sample.square().mean()
+        loss.backward()
+        optimizer.step()
+    state = get_peft_model_state_dict(network)
+    shapes = {name.rpartition("lora_")[2]: tensor.shape for name, tensor in state.items()}
+    wanted = {"A.weight": [3, 4, 2, 2], "B.weight": [32, 3, 1, 1], "B.bias": [32]}
+    assert shapes == ({**wanted, "magnitude_vector": [1, 32, 1, 1]} if dora else wanted)
+    down, up = (state[f"pos_embed.proj.lora_{x}.weight"].numpy() for x in "AB")
+    assert np.abs(up).max() > 0
+    whole = weight + 2 * np.einsum("or,rikl->oikl", up[:, :, 0, 0], down)
+    if dora:
+        lengths = np.linalg.norm(whole.reshape(32, -1), axis=1).reshape(32, 1, 1, 1)
+        whole *= state["pos_embed.proj.lora_magnitude_vector"].numpy().reshape(32, 1, 1, 1) / lengths
+    network.fuse_lora()
+    np.testing.assert_allclose(network.pos_embed.proj.base_layer.weight.numpy(), whole, atol=1e-6)
+
+
+def test_layers_that_no_lora_is_trained_for(transformer):
+    for settings, words in (
+        ({"target_modules": ["to_q", "norm2"]}, None),  # one without weights is no layer at all
+        ({"target_modules": ["attn.norm_q"]}, "attn.norm_q, a norm"),
+        ({"target_modules": ["pos_embed.proj"], "lora_dropout": 0.1}, "pos_embed.proj is a convolution"),
+    ):
+        network = tiny.randomize(SD3Transformer2DModel(**{**tiny.TRANSFORMER, **tiny.SD35}), 0)
+        if words is None:
+            network.add_adapter(LoraConfig(**settings))
+            continue
+        with pytest.raises(InputError, match=words):
+            network.add_adapter(LoraConfig(**settings))
+        assert not network.active_adapters()
+    transformer.add_adapter(LoraConfig(target_modules=r".*\.attn\..*"))
+    transformer.delete_adapters("default")
+    transformer.add_adapter(LoraConfig(target_modules="all-linear"))
+    assert not any("pos_embed" in name for name in get_peft_model_state_dict(transformer))
+
+
+def test_only_a_lora_is_filled(transformer):
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    transformer.load_lora_adapter({f"{name}.lokr_w1": np.ones((4, 4), "f4"), f"{name}.lokr_w2": np.ones((8, 8), "f4")})
+    with pytest.raises(InputError, match=r"lokr_w1, which is no part of a LoRA.*hotswap=True"):
+        set_peft_model_state_dict(transformer, get_peft_model_state_dict(transformer, "default_0"), "default_0")

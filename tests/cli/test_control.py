@@ -53,7 +53,7 @@ def test_draws_what_the_pipeline_draws(run, tiny_checkpoint):
     ).images[0]
     assert np.array_equal(pixels("x.png"), np.asarray(expected))
     assert read_settings("x.png")["controlnet"] == ["net"]
-    assert run("--from-png", "x.png", "--output", "again.png")[0] == 0
+    assert run("--from-png", "x.png", "--trust-png", "--output", "again.png")[0] == 0
     assert np.array_equal(pixels("x.png"), pixels("again.png"))
 
 
@@ -71,7 +71,7 @@ def test_kinds_of_control(run, arguments):
     assert run(PROMPT, *plain, *SETTINGS, "--output", "plain.png") == (0, "")
     assert run(PROMPT, *arguments, *SETTINGS, "--output", "x.png") == (0, "")
     assert np.abs(pixels("x.png") - pixels("plain.png")).max() > 2
-    assert run("--from-png", "x.png", "--output", "again.png") == (0, "")
+    assert run("--from-png", "x.png", "--trust-png", "--output", "again.png") == (0, "")
     assert np.array_equal(pixels("x.png"), pixels("again.png"))
 
 

@@ -112,7 +112,7 @@ def test_loras(run, tiny_checkpoint, tmp_path):
     code, (file,), _ = run("--seed", "3", *options)
     assert code == 0
     np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(expected))
-    code, (again,), _ = run("--from-png", file, "--output", "again.png", prompt=None)
+    code, (again,), _ = run("--from-png", file, "--trust-png", "--output", "again.png", prompt=None)
     np.testing.assert_array_equal(np.asarray(Image.open(again)), np.asarray(expected))
     code, _, err = run("--lora", "nowhere.safetensors:0.5")
     assert code != 0 and "nowhere.safetensors" in err
@@ -129,7 +129,7 @@ def test_textual_inversion(run, tiny_checkpoint, tmp_path):
     code, (file,), _ = run("--seed", "3", "--textual-inversion", str(path), prompt="<cat> red")
     assert code == 0
     np.testing.assert_array_equal(pixels(file), np.asarray(expected))
-    code, (again,), _ = run("--from-png", file, "--output", "again.png", prompt=None)
+    code, (again,), _ = run("--from-png", file, "--trust-png", "--output", "again.png", prompt=None)
     np.testing.assert_array_equal(pixels(again), np.asarray(expected))
     settings = ["--textual-inversion", f"{path}:<dog>", "--textual-inversion", str(path), "--output", "two.png"]
     code, (two,), _ = run("--seed", "3", *settings, prompt="<dog> red")

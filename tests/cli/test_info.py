@@ -28,6 +28,26 @@ def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
     assert "fits" in shown and "does not fit" not in shown and "native CPU kernels: " in shown
 
 
+def test_kinds_of_adapters_and_words_beside_them(tmp_path, capsys):
+    block, patches = "transformer.joint_blocks.0.x_block.attn", "transformer.x_embedder.proj"
+    vectors, norm = np.zeros((2, 768), "float32"), np.zeros(64, "float32")
+    lora = {f"{block}.qkv.1.lora_down.weight": vectors[:, :8], f"{block}.qkv.1.lora_up.weight": vectors.T[:8]}
+    lora[f"{patches}.lora_down.weight"] = np.zeros((4, 16, 2, 2), "float32")
+    words = {"bundle_emb.<cat>.clip_l": vectors, "bundle_emb.<cat>.t5": vectors}
+    for tensors, kind, facts in (
+        (
+            {**lora, **words},
+            "LoRA), under the names of OneTrainer",
+            ("too: <cat>", "1 keys of no layer here", "cat>.t5"),
+        ),
+        ({f"{block}.ln_q.w_norm": norm}, "norms)", ("transformer: 1 layers",)),
+        ({f"{block}.proj.oft_blocks": np.zeros((12, 128, 128), "float32")}, "OFT)", ("transformer: 1 layers",)),
+    ):
+        assert main(["info", str(originals.write(tmp_path / "a.safetensors", tensors))]) == 0
+        shown = capsys.readouterr().out
+        assert f"an adapter ({kind}" in shown and all(fact in shown for fact in facts), shown
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_machine_alone(capsys, enabled):
     with use_native(enabled):
@@ -175,6 +195,7 @@ def test_adapters(tmp_path, capsys):
         ("transformer.transformer_blocks.0.attn.processor.to_q_lora.down.weight", "diffusers before PEFT"),
         ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "kohya's sd-scripts"),
         ("diffusion_model.joint_blocks.0.x_block.attn.qkv.lora_A.weight", "ComfyUI"),
+        ("transformer.joint_blocks.0.x_block.attn.qkv.0.lora_down.weight", "OneTrainer"),
         ("lycoris_transformer_blocks_0_attn_to_q.hada_w1_a", "LyCORIS"),
     ],
 )
@@ -194,7 +215,12 @@ def test_words_pictures_and_folders_of_them(tmp_path, capsys):
     picture = Image.new("RGB", (8, 8))
     save_png(picture, tmp_path / "x.png", {"prompt": "a cat", "seed": 7, "command": "img2img"})
     code, shown = show(capsys, tmp_path / "x.png")
-    assert code == 0 and "a cat" in shown and "ppsd3 img2img --from-png" in shown
+    assert code == 0 and "a cat" in shown and "ppsd3 img2img --from-png" in shown and "--trust-png" not in shown
+    hostile = {"prompt": "a \x1b[31mcat\nload it", "model": "shapes", "lora": ["\u202ex"], "command": "generate\x07"}
+    save_png(picture, tmp_path / "x.png", hostile)
+    code, shown = show(capsys, tmp_path / "x.png")
+    assert code == 0 and "prompt: a \\x1b[31mcat\\nload it\n" in shown and "\\u202ex" in shown
+    assert "if its lora may be used" in shown and not set("\x1b\u202e\x07") & set(shown)
     picture.save(tmp_path / "y.png")
     assert show(capsys, tmp_path / "y.png")[0] == 2
 
@@ -206,24 +232,24 @@ def test_components_of_a_pipeline(tiny_checkpoint, capsys):
 
 
 def test_foreign_and_unreadable_files(tmp_path, capsys):
-    def refused(content, *parts, name="x.safetensors"):
+    def shows(content, *parts, name="x.safetensors", expected=0):
         path = tmp_path / name
         path.write_bytes(content) if isinstance(content, bytes) else originals.write(path, content)
         code, shown = show(capsys, path)
-        assert code == 2 and all(part in shown for part in (str(path), *parts)), shown
+        assert code == expected and all(part in shown for part in (str(path), *parts)), shown
 
     rows = np.zeros((3, 7), "float32")
-    refused({"model.diffusion_model.input_blocks.0.0.weight": rows}, "Stable Diffusion 1, 2 or XL")
-    refused({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": rows}, "FLUX")
-    refused({"a.b": rows, "c.d": rows}, "no part of Stable Diffusion 3")
-    kohya = {"lora_unet_down_blocks_0_proj_in.lora_down.weight": rows}
+    shows({"model.diffusion_model.input_blocks.0.0.weight": rows}, "Stable Diffusion 1")
+    shows({"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": rows}, "FLUX.1", "FluxPipeline")
+    shows({"a.b": rows, "c.d": rows}, "no part of Stable Diffusion 3", expected=2)
+    kohya = {"lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q.lora_down.weight": rows}
     clip = {"lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": rows}
-    refused({**kohya, **clip}, "an adapter for Stable Diffusion 1, 2 or XL")
-    refused({"thing.lora_A.weight": rows}, "an adapter for something else")
-    refused(b"GGUF" + bytes(20), "GGUF", name="x.gguf")
-    refused(b"PK\x03\x04" + bytes(20), "pickle", name="x.ckpt")
-    refused(bytes(3), "no complete safetensors")
-    assert "no checkpoint" in show(capsys, tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")[1]
+    shows({**kohya, **clip}, "a LoRA for Stable Diffusion 1")
+    shows({"thing.lora_A.weight": rows}, "an adapter for something else", expected=2)
+    shows(b"GGUF" + bytes(20), "GGUF", name="x.gguf")
+    shows(b"PK\x03\x04" + bytes(20), "pickle", name="x.ckpt")
+    shows(bytes(3), "no complete safetensors", expected=2)
+    assert "empty directory" in show(capsys, tmp_path.joinpath("empty").mkdir() or tmp_path / "empty")[1]
     code, shown = show(capsys, tmp_path / "x.gguf", "--variant", "fp16")
     assert code == 2 and "--variant" in shown
     assert show(capsys, tmp_path / "none.safetensors")[0] == 2

@@ -57,7 +57,7 @@ def test_draws_what_the_pipeline_draws(run, tiny_checkpoint, adapter, command):
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(expected))
     settings = read_settings("x.png")
     assert (settings["ip_adapter"], settings["ip_adapter_image"]) == (option, "style.png")
-    assert run(command, "--from-png", "x.png", "--output", "again.png") == (0, "")
+    assert run(command, "--from-png", "x.png", "--trust-png", "--output", "again.png") == (0, "")
     assert np.array_equal(np.asarray(Image.open("x.png")), np.asarray(Image.open("again.png")))
 
 

@@ -1,7 +1,10 @@
 """The program as a whole: help, version, and how errors look."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -67,3 +70,18 @@ def test_interrupt(monkeypatch):
 
     monkeypatch.setattr(info, "resolve_checkpoint", interrupt)
     assert main(["info", "x"]) == 130
+
+
+def test_sigterm_leaves_nothing_of_what_was_being_written(tiny_checkpoint, tmp_path, monkeypatch):
+    """It ends a command as Ctrl-C does, with the code that shells give to it."""
+    from ppsd3.serialization.writers import StoredTensor
+
+    def end(tensor):
+        os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(1)
+
+    monkeypatch.setattr(StoredTensor, "numpy", end)
+    before = signal.getsignal(signal.SIGTERM)
+    for target in ("directory", "one.safetensors"):
+        assert main(["convert", str(tiny_checkpoint), str(tmp_path / target)]) == 143
+    assert os.listdir(tmp_path) == [] and signal.getsignal(signal.SIGTERM) is before

@@ -31,6 +31,7 @@ def make(directory):
         _link(BUNDLED["shapes"], directory / name)
     for name in CONTROLNETS:
         _link(BUNDLED["shapes-silhouette"], directory / name)
+    _training_data(directory)
     _adapters(directory)
     _single_files(directory)
     tiny_vae = ppsd3.AutoencoderTiny(
@@ -56,6 +57,13 @@ def _images(directory):
     ImageDraw.Draw(mask).rectangle(box, fill=255)
     for name, image in {"photo": photo, "edges": silhouettes, "silhouettes": silhouettes, "mask": mask}.items():
         image.save(directory / f"{name}.png")
+
+
+def _training_data(directory):
+    (directory / "dogs").mkdir()
+    for i in range(2):
+        Image.new("RGB", (64, 64), (90 * i, 60, 30)).save(directory / "dogs" / f"{i}.png")
+        (directory / "dogs" / f"{i}.txt").write_text(f"dog number {i}")
 
 
 def _adapters(directory):

@@ -130,6 +130,47 @@ class PipelineInPlace(Pipeline):
         super().save(".")
 
 
+class Component(Pipeline):
+    """One network over that of a pipeline."""
+
+    def save(self, target):
+        self.after.vae.save_pretrained(os.path.join(target, "vae"), max_shard_size=SHARD)
+
+
+class Export(Scenario):
+    """What Paddle's own code writes."""
+
+    def __init__(self):
+        self.pipe = tiny.make_pipeline(num_layers=1)
+        self.pipe.text_encoder = self.pipe.text_encoder_2 = self.pipe.text_encoder_3 = None
+
+    def first(self, target):
+        ppsd3.export_pipeline(self.pipe, target)
+
+    def save(self, target):
+        for parameter in self.pipe.vae.parameters():
+            parameter.set_value(np.ones(parameter.shape, "float32"))
+        ppsd3.export_pipeline(self.pipe, target)
+
+    def content(self, path):
+        return super().content(path) if path.endswith(("pdiparams", "index.json")) else None
+
+
+class Word(Scenario):
+    """A learned word."""
+
+    def __init__(self):
+        self.pipe = tiny.make_pipeline()
+        for value, name in ((1.0, "before"), (2.0, "after")):
+            self.pipe.load_textual_inversion({"clip_l": from_numpy(np.full((1, 16), value, "float32"))}, token=name)
+
+    def first(self, target):
+        self.pipe.save_textual_inversion(target, "before")
+
+    def save(self, target):
+        self.pipe.save_textual_inversion(target, "after")
+
+
 class Tokenizer(Scenario):
     def __init__(self):
         parts = tiny.make_components()
@@ -264,6 +305,9 @@ SCENARIOS = {
     "a new directory": lambda: NewModel("1GB", SHARD),
     "pipeline": Pipeline,
     "pipeline, in place": PipelineInPlace,
+    "component": Component,
+    "export": Export,
+    "learned word": Word,
     "tokenizer": Tokenizer,
     "convert": Convert,
     "convert to a file": ConvertFile,

@@ -16,8 +16,8 @@ import pytest
 HERE = pathlib.Path(__file__).parent
 SCENARIOS = (
     "one file", "shards over one file", "one file over shards", "shards over one file, in place",
-    "one file over shards, in place", "a new directory", "pipeline", "pipeline, in place", "tokenizer", "convert",
-    "convert to a file", "LoRA", "prompt cache", "training", "PNG",
+    "one file over shards, in place", "a new directory", "pipeline", "pipeline, in place", "component", "tokenizer",
+    "convert", "convert to a file", "learned word", "LoRA", "prompt cache", "training", "PNG",
 )  # fmt: skip
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="libraries are preloaded as Linux does")
 
@@ -77,6 +77,12 @@ def test_a_reader_beside_a_writer(place):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_every_event(faults, place, name):
     run("scenarios.py", place, f"{name}:1:0", preload=faults)
+
+
+@pytest.mark.machine
+def test_export_is_killed_at_some_events(faults, place):
+    """What Paddle's own code writes; each time takes a second."""
+    run("scenarios.py", place, "export:7:0", f"export:31:{errno.ENOSPC}", preload=faults)
 
 
 @pytest.mark.machine

@@ -6,6 +6,9 @@ from helpers import tiny
 from helpers.originals import read, write
 
 import ppsd3
+from ppsd3.modeling_utils import to_be_filled
+from ppsd3.serialization.sd3_configs import infer_config, published_name
+from ppsd3.serialization.tensor_dict import TensorDict
 from ppsd3.utils.errors import CheckpointFormatError
 
 # What Stability AI published for SD3.5-large, with fewer blocks and heads.
@@ -80,9 +83,57 @@ def test_with_text_it_keeps_its_names(tmp_path):
 def test_with_text_shapes_do_not_say_all(tmp_path):
     make(JOINT).save_pretrained(tmp_path / "net")
     file = tmp_path / "net" / "diffusion_pytorch_model.safetensors"
+    alone = write(tmp_path / "net.safetensors", read(file))
     with pytest.raises(CheckpointFormatError, match="config="):
-        ppsd3.SD3ControlNetModel.from_single_file(file)
-    assert_same(ppsd3.SD3ControlNetModel.from_single_file(file, config=tmp_path / "net"), make(JOINT))
+        ppsd3.SD3ControlNetModel.from_single_file(alone)
+    assert_same(ppsd3.SD3ControlNetModel.from_single_file(alone, config=tmp_path / "net"), make(JOINT))
+    assert_same(ppsd3.SD3ControlNetModel.from_single_file(file), make(JOINT))  # there is its config.json
+
+
+# What InstantX and, with a channel for the mask, Alimama published for SD3-medium, with fewer blocks and heads.
+WITH_TEXT = dict(
+    sample_size=128,
+    patch_size=2,
+    in_channels=16,
+    num_layers=2,
+    attention_head_dim=64,
+    num_attention_heads=2,
+    joint_attention_dim=192,
+    caption_projection_dim=128,
+    pooled_projection_dim=192,
+    out_channels=16,
+    pos_embed_max_size=12,
+)
+
+
+@pytest.mark.parametrize("extra", [0, 1], ids=["InstantX", "Alimama"])
+def test_with_text_as_published(tmp_path, extra, caplog):
+    net = make({**WITH_TEXT, "extra_conditioning_channels": extra})
+    assert net.config.force_zeros_for_pooled_projection
+    net.save_pretrained(tmp_path / "net")
+    file = write(tmp_path / "net.safetensors", read(tmp_path / "net" / "diffusion_pytorch_model.safetensors"))
+    assert_same(ppsd3.SD3ControlNetModel.from_single_file(file), net)
+    assert "net.safetensors" in caplog.text and "force_zeros_for_pooled_projection=True" in caplog.text
+    whole = ppsd3.convert(file, tmp_path / "again")
+    assert_same(ppsd3.SD3ControlNetModel.from_pretrained(whole), net)
+    own = ppsd3.SD3ControlNetModel.from_single_file(file, force_zeros_for_pooled_projection=False)
+    assert not own.config.force_zeros_for_pooled_projection
+
+
+@pytest.mark.parametrize(
+    "layers, extra, name", [(12, 0, "InstantX for SD3-medium"), (23, 1, "Alimama for inpainting"), (19, 0, "Stability")]
+)
+def test_published_sizes(layers, extra, name):
+    config = dict(num_layers=layers, num_attention_heads=24, caption_projection_dim=1536, pos_embed_max_size=192)
+    config["extra_conditioning_channels"] = extra
+    if name == "Stability":
+        config = {**WITHOUT_TEXT, "num_layers": 19, "num_attention_heads": 38, "pooled_projection_dim": 2048}
+    with to_be_filled():
+        net = ppsd3.SD3ControlNetModel(**config)
+    inferred = infer_config("controlnet", TensorDict(net.state_dict()))
+    for key, value in inferred.items():
+        assert net.config[key] == value, key
+    assert name in published_name("controlnet", inferred)
 
 
 def test_pipeline_of_files(tmp_path):

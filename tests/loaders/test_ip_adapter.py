@@ -120,7 +120,7 @@ WRONG = {
     "another model": (
         {"to_q_lora.down.weight": np.zeros([2, 2], "float32")},
         CheckpointFormatError,
-        "no IP-adapter of",
+        "is a LoRA. Load it with load_lora_weights",
     ),
     "another depth": (ip_adapters.tensors(ATTENTIONS + 2), WeightMismatchError, "5 attentions.*this one has 3"),
     "another width": (ip_adapters.tensors(ATTENTIONS, width=40), WeightMismatchError, "width 40.*of width 32"),

@@ -172,7 +172,8 @@ def test_fused_weights_stay_when_adapters_are_unloaded(pipe):
 
 def test_numbers_that_are_not_finite_are_not_fused(pipe, plain):
     tensors = loras.for_pipeline(pipe)
-    next(iter(tensors.values()))[0, 0] = np.nan
+    for tensor in list(tensors.values())[:2]:
+        tensor[0, 0] = 3e38  # the product of A and B is too large
     pipe.load_lora_weights(tensors)
     with pytest.raises(InputError, match="not finite"):
         pipe.fuse_lora(safe_fusing=True)
@@ -286,7 +287,7 @@ def test_files_that_do_not_fit(pipe, plain):
     pipe.load_lora_weights({**tensors, **lost}, strict=False)
     close(draw(pipe), merged_picture(tensors))
     wide = {"transformer.context_embedder.lora_A.weight": np.zeros((2, 8), "float32")}
-    with pytest.raises(CheckpointFormatError, match="no up"):
+    with pytest.raises(CheckpointFormatError, match="no lora_B"):
         pipe.load_lora_weights(wide)
     wide["transformer.context_embedder.lora_B.weight"] = np.zeros((32, 2), "float32")
     with pytest.raises(WeightMismatchError, match=r"\[32, 8\]"):
@@ -379,3 +380,102 @@ def test_the_class_saves_layers(pipe, tmp_path):
             save(tmp_path, transformer_lora_layers=layers, **refused)
     with pytest.raises(InputError, match="transformer_lora_layers"):
         save(tmp_path)
+
+
+def words(pipe):
+    return {key: np.random.default_rng(i).standard_normal((2, w)).astype("float32") for i, (key, w) in WORDS.items()}
+
+
+WORDS = {0: ("clip_l", 16), 1: ("clip_g", 12)}
+
+
+def test_words_of_onetrainer(pipe, plain, tmp_path):
+    """A word that was learnt with a LoRA is in its file, and becomes one of the pipeline's."""
+    tensors, word = loras.for_pipeline(pipe), words(pipe)
+    bundled = {f"bundle_emb.<my.cat>.{key}": rows for key, rows in word.items()}
+    pipe.load_lora_weights(write(tmp_path / "a.safetensors", {**tensors, **bundled}))
+    expected = tiny.make_pipeline()
+    expected.load_lora_weights(tensors)
+    expected.load_textual_inversion(word, token="<my.cat>")
+    for prompt in ("a <my.cat>", "a cat"):
+        found, wanted = (one.encode_prompt(prompt, None, None)[0].numpy() for one in (pipe, expected))
+        np.testing.assert_array_equal(found, wanted)
+    pipe.unload_lora_weights()
+    np.testing.assert_array_equal(draw(pipe), plain)
+    assert pipe.tokenizer.added_tokens
+    with pytest.raises(InputError, match=r"'<my.cat>' already"):
+        pipe.load_lora_weights({**tensors, **bundled})
+    assert not pipe.get_list_adapters()  # neither by half
+    pipe.unload_textual_inversion()
+    pipe.load_lora_weights({**tensors, **bundled})
+
+
+@pytest.mark.parametrize(
+    "part, cause", [("t5", "T5 or"), ("clip_l_out", "an encoder's output"), ("clip_g", "text_encoder_2, w")]
+)
+def test_words_that_nobody_can_learn(pipe, part, cause):
+    pipe.text_encoder_2 = None
+    tensors = loras.part(loras.for_pipeline(tiny.make_pipeline()), "transformer")
+    tensors = {f"transformer.{name}": value for name, value in tensors.items()}
+    bundled = {f"bundle_emb.<cat>.{part}": np.zeros((1, 12), "float32")}
+    with pytest.raises(InputError, match=rf"bundle_emb.<cat>.{part} .*{cause}.*strict=False.*'<cat>'"):
+        pipe.load_lora_weights({**tensors, **bundled})
+    pipe.load_lora_weights({**tensors, **bundled}, strict=False)
+    assert pipe.get_list_adapters() == {"transformer": ["default_0"]} and not pipe.tokenizer.added_tokens
+
+
+def test_every_layer_can_be_changed(pipe, plain):
+    """One file with a change for each linear layer, convolution and norm of all networks: each acts, fused or not."""
+    from ppsd3.adapters.network import adaptable_layers
+    from ppsd3.ops import base_of
+
+    networks = {name: getattr(pipe, name) for name in (*NETWORKS, "text_encoder_3")}
+    rng, tensors, wanted = np.random.default_rng(0), {}, {}
+    for component, network in networks.items():
+        own = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        layers = adaptable_layers(network)
+        tables = (
+            "pos_embed.pos_embed",
+            "embedding.weight",
+            "shared.weight",
+            "relative_attention_bias.weight",
+            "position_ids",
+        )
+        assert {f"{name}.weight" for name in layers} == {name for name in own if not name.endswith((".bias", *tables))}
+        for module, layer in layers.items():
+            change = loras.normal(rng, *base_of(layer).weight.shape, gain=0.02)
+            tensors[f"{component}.{module}.diff"] = change
+            wanted[component, f"{module}.weight"] = own[f"{module}.weight"] + change
+            if f"{module}.bias" in own:
+                tensors[f"{component}.{module}.diff_b"] = change = loras.normal(rng, *own[f"{module}.bias"].shape)
+                wanted[component, f"{module}.bias"] = own[f"{module}.bias"] + change
+    pipe.load_lora_weights(tensors)
+    drawn = draw(pipe)
+    expected = tiny.make_pipeline()
+    for (component, name), value in wanted.items():
+        getattr(expected, component).state_dict()[name].set_value(value)
+    close(drawn, draw(expected), 1e-4)
+    assert np.abs(drawn - plain).max() > 1e-2
+    pipe.fuse_lora()
+    for component, network in networks.items():
+        for name, tensor in network.state_dict().items():
+            key = component, name.replace(".base_layer.", ".")
+            if key in wanted:
+                np.testing.assert_allclose(tensor.numpy(), wanted[key], atol=1e-6)
+    close(draw(pipe), drawn, 1e-4)
+    pipe.unfuse_lora()
+    pipe.set_adapters("default_0", 0.0)
+    np.testing.assert_array_equal(draw(pipe), plain)
+
+
+def test_what_else_is_in_a_file(pipe, tmp_path):
+    tensors = loras.for_pipeline(pipe)
+    for text, what in (("[1]", "array|list|object"), ("{", "JSON"), ("[" * 100000, "JSON|levels")):
+        file = write(tmp_path / "a.safetensors", tensors, {"lora_adapter_metadata": text})
+        with pytest.raises(CheckpointFormatError, match=f"a.safetensors.*{what}"):
+            pipe.load_lora_weights(file)
+    with pytest.raises(InputError, match=r"transformer.x.lora_A.weight is a str"):
+        pipe.load_lora_weights({**tensors, "transformer.x.lora_A.weight": "no tensor"})
+    with pytest.raises(InputError, match="complex64"):
+        pipe.load_lora_weights({name: value.astype("complex64") for name, value in tensors.items()})
+    assert not pipe.get_list_adapters()

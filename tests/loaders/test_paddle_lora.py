@@ -152,9 +152,7 @@ def test_a_pickle_is_refused_with_the_way_out_and_converted(network, tmp_path, c
 def test_what_does_not_fit_is_no_other_size(network):
     key = "transformer.transformer_blocks.0.attn.to_q.lora_"
     ours = {f"{key}A.weight": np.zeros((3, 32), "f4"), f"{key}B.weight": np.zeros((32, 4), "f4")}
-    with pytest.raises(
-        WeightMismatchError, match=r"lora_A \[3, 32\] and lora_B \[32, 4\], which are not \[r, in\] and"
-    ):
+    with pytest.raises(WeightMismatchError, match=r"A.weight is \[3, 32\] and .*B.weight \[32, 4\], which are not"):
         tiny.make_pipeline().load_lora_weights(ours)
 
 

@@ -118,7 +118,7 @@ def test_what_is_missing_is_named_at_once(published, without_text):
 def test_arguments_that_cannot_be_used(published, tmp_path):
     file, directory = published[1:]
     load = ppsd3.StableDiffusion3Pipeline.from_single_file
-    with pytest.raises(InputError, match="does not know 'unet'"):
+    with pytest.raises(InputError, match="has no argument 'unet'"):
         load(file, unet=None)
     with pytest.raises(InputError, match="int8"):
         load(file, config=directory, paddle_dtype="int8")
@@ -147,6 +147,44 @@ def test_one_of_two_clip_towers(published, tmp_path):
     alone = tower(published, "text_encoder_2", tmp_path / "clip_g.safetensors")
     model = ppsd3.CLIPTextModelWithProjection.from_single_file(alone, config=directory / "text_encoder_2")
     assert model.config.hidden_act == "gelu"
+
+
+VISION = {
+    "transformers": ("vision_model.embeddings.position_ids", "vision_model.encoder.layers.0.mlp.fc1.weight"),
+    "open_clip": ("visual.transformer.resblocks.0.ln_1.weight", "visual.proj", "visual.class_embedding", "logit_bias"),
+}
+
+
+@pytest.mark.parametrize("name, layout", [("text_encoder", "transformers"), ("text_encoder_2", "open_clip")])
+def test_a_whole_clip_serves_as_its_text_tower(published, tmp_path, name, layout):
+    """The tower for pictures is left out, and the projection of CLIP-L, by which it is compared with texts."""
+    pipe = published[0]
+    tensors = read(tower(published, name, tmp_path / "clip.safetensors"))
+    tensors.update({key: np.ones((2, 2), "float32") for key in ("logit_scale", *VISION[layout])})
+    if name == "text_encoder":
+        width = pipe.text_encoder.config.hidden_size
+        tensors.update({"visual_projection.weight": np.ones((width, 4), "float32")})
+        tensors["text_projection.weight"] = np.full((width, width), 0.5, "float32")
+    without = getattr(pipe, name)
+    if name == "text_encoder":  # by its width, and so is the tiny one of bigG
+        file = write(tmp_path / "whole.safetensors", tensors)
+        model = ppsd3.CLIPTextModelWithProjection.from_single_file(file)
+        without = ppsd3.CLIPTextModelWithProjection.from_single_file(tmp_path / "clip.safetensors")
+        assert_same_weights(model, without)
+        assert dict(model.config) == dict(without.config)
+        whole = ppsd3.StableDiffusion3Pipeline.from_single_file(published[1], **{name: str(file)}, **tokenizers(pipe))
+        assert_same_weights(getattr(whole, name), without)
+    prefixed = {PREFIX[name] + key: value for key, value in tensors.items()}
+    others = {key: value for key, value in read(published[1]).items() if not key.startswith(PREFIX[name])}
+    together = write(tmp_path / "all.safetensors", {**others, **prefixed})
+    whole = ppsd3.StableDiffusion3Pipeline.from_single_file(together, **tokenizers(pipe))
+    assert_same_weights(getattr(whole, name), without)
+
+
+def test_a_tower_for_pictures_alone_is_none(tmp_path):
+    file = write(tmp_path / "vision.safetensors", {key: np.ones((2, 2), "float32") for key in VISION["transformers"]})
+    with pytest.raises(CheckpointFormatError, match=r"vision.safetensors is no part of Stable Diffusion 3"):
+        ppsd3.CLIPTextModelWithProjection.from_single_file(file)
 
 
 def test_configurations(published):

@@ -88,6 +88,15 @@ def test_fused_projections_and_chunks(kind):
             undo()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 8, 10), (2, 4, 4, 8), (2, 5, 8, 8), (3, 4, 8, 8), (4, 8, 8), (2, 8, 8, 4)], ids=str
+)
+def test_guiding_latents_of_another_shape(kind, shape):
+    with pytest.raises(InputError, match=r"`controlnet_cond` has the shape \["):
+        make(kind)(**{**inputs(kind), "controlnet_cond": paddle.zeros(shape)})
+
+
 def test_wrong_input():
     joint, without = make("joint"), make("without text")
     with pytest.raises(InputError, match="takes latents"):
@@ -172,3 +181,5 @@ def test_several_saved_and_loaded(tmp_path):
     assert [dict(net.config) for net in again.nets] == [dict(net.config) for net in many.nets]
     for name, tensor in many.state_dict().items():
         assert np.array_equal(tensor.numpy(), again.state_dict()[name].numpy())
+    SD3MultiControlNetModel(many.nets[:1]).save_pretrained(tmp_path / "controlnet")  # fewer, over these
+    assert len(SD3MultiControlNetModel.from_pretrained(tmp_path / "controlnet").nets) == 1

@@ -163,8 +163,8 @@ class TestSettings:
         with ops.use_kernels("paddle"):
             with ops.float32_matmul_precision("highest"):
                 ops.use_kernels("onednn")
-            assert settings.current.level == "onednn" and settings.current.precision == "high"
-        assert settings.current == settings.Settings(settings.current.level)
+            assert settings.current().level == "onednn" and settings.current().precision == "high"
+        assert settings.current() == settings.Settings(settings.current().level)
 
     @paddle.no_grad()
     def test_an_entry_is_forced_where_it_does_not_pay_but_not_where_it_cannot(self):
@@ -178,12 +178,12 @@ class TestSettings:
         for wrong in ({"level": "cuda"}, {"gelus": "native"}, {"gelu": "amx"}):
             with pytest.raises(ConfigError, match="Choose one of"):
                 ops.use_kernels(**wrong)
-        assert settings.current.forced == ()
+        assert settings.current().forced == ()
 
     def test_the_environment_variable(self):
         def level(value):
             environment = {**os.environ, "PPSD3_KERNELS": value, "PYTHONPATH": os.pathsep.join(sys.path)}
-            code = "from ppsd3.ops import settings; print(settings.current.level)"
+            code = "from ppsd3.ops import settings; print(settings.current().level)"
             return subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
             )

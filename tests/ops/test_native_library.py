@@ -24,7 +24,8 @@ def cache(tmp_path, monkeypatch):
 
 
 COMPILER = """#!/bin/sh
-case " $* " in *" -shared "*) echo linked >> {folder}/calls; sleep 0.5;; esac
+case " $* " in *" -shared "*) echo linked >> {folder}/calls;; esac
+while [ -e {folder}/slow ]; do rm {folder}/slow; sleep 0.5; done
 while [ -e {folder}/stuck ]; do sleep 0.1; done
 exec {compiler} "$@"
 """
@@ -32,7 +33,8 @@ exec {compiler} "$@"
 
 @pytest.fixture
 def compilations(tmp_path, monkeypatch):
-    """Number of builds so far, of one small source; each takes half a second, or until the file ``stuck`` is gone."""
+    """Number of builds so far, of one small source; one takes half a second if there is a file ``slow``, and
+    until a file ``stuck`` is gone."""
     source, log, script = tmp_path / "tiny.cpp", tmp_path / "calls", tmp_path / "counting-cxx"
     source.write_text('extern "C" int ppsd3_set_runtime(void*, void*) { return 0; }')
     script.write_text(COMPILER.format(folder=tmp_path, compiler=library._compiler()[0]))
@@ -77,6 +79,7 @@ def test_built_once(cache, compilations):
 
 @needs_kernels
 def test_threads_and_processes_that_start_together_build_once(cache, compilations):
+    (cache / "slow").touch()
     processes = [loader(cache) for _ in range(2)]
     for process in processes:
         process.stdin.write("go\n")
@@ -120,6 +123,56 @@ def test_damage_is_rebuilt(cache, compilations, damage):
         os.replace(replacement, path)
     loaded, _ = library.load()
     assert loaded is not None and compilations() == 2
+
+
+def put(path, kind, elsewhere):
+    """Something of this kind in the place of a file."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    else:
+        path.write_bytes(b"\xff\x00")
+
+
+@needs_kernels
+@pytest.mark.parametrize("kind", ["pipe", "directory", "link", "bytes"])
+def test_whatever_lies_in_the_place_of_a_file_is_rebuilt(cache, compilations, kind):
+    folder, elsewhere = pathlib.Path(library._directory()), cache / "elsewhere"
+    elsewhere.write_bytes(b"not ours")
+    if kind == "pipe":  # where a directory belongs
+        os.mkfifo(folder)
+        library.private_directory(str(folder))
+    folder.mkdir(exist_ok=True)
+    for name in ("libppsd3_kernels.so", "libppsd3_kernels.sha256", "lock"):
+        put(folder / name, kind, elsewhere)
+    loaded, detail = library.load()
+    assert loaded is not None and detail == str(folder / library.NAME) and compilations() == 1
+    assert library.load()[1] == detail and compilations() == 1 and elsewhere.read_bytes() == b"not ours"
+
+
+@needs_kernels
+def test_what_others_may_have_written_is_not_loaded(cache, compilations, monkeypatch):
+    _, path = library.load()
+    os.chmod(path, 0o602)
+    assert library.load()[1] == path and compilations() == 2
+    os.chmod(os.path.dirname(path), 0o720)
+    _, detail = library.load()
+    assert "for this process only" in detail and "others may write to" in detail and compilations() == 3
+
+
+@needs_kernels
+def test_old_builds_go(cache, compilations, monkeypatch):
+    monkeypatch.setattr(library, "MOST_BUILDS", 2)
+    for number in range(4):
+        (cache / "ppsd3" / f"{number:016x}").mkdir(parents=True)
+        os.utime(cache / "ppsd3" / f"{number:016x}", (number, number))
+    (cache / "ppsd3" / "huggingface").mkdir()
+    _, path = library.load()
+    own = pathlib.Path(path).parent.name
+    assert sorted(os.listdir(cache / "ppsd3")) == sorted([own, f"{3:016x}", "huggingface"])
 
 
 @needs_kernels

@@ -140,14 +140,14 @@ def test_a_failure_leaves_what_was_there(pipe, exported, tmp_path, monkeypatch, 
     assert everything_in(tmp_path) == before
 
 
-@pytest.mark.parametrize("lost", [1, 300, None])
-def test_weights_that_a_full_disk_cut_short_are_noticed(pipe, tmp_path, monkeypatch, lost):
+@pytest.mark.parametrize("suffix, lost", [("pdiparams", 1), ("pdiparams", 300), ("pdiparams", None), (None, 20)])
+def test_files_that_a_full_disk_cut_short_are_noticed(pipe, tmp_path, monkeypatch, suffix, lost):
     save = paddle.jit.save
 
     def fills_the_disk(layer, path, **options):
         save(layer, path, **options)
-        size = os.path.getsize(f"{path}.pdiparams")
-        os.truncate(f"{path}.pdiparams", 0 if lost is None else size - lost)
+        cut = f"{path}.{suffix or ('json' if os.path.exists(path + '.json') else 'pdmodel')}"
+        os.truncate(cut, 0 if lost is None else os.path.getsize(cut) - lost)
 
     monkeypatch.setattr(paddle.jit, "save", fills_the_disk)
     with pytest.raises(CheckpointError, match=r"disk of .* is full"):

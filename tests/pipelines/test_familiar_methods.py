@@ -151,8 +151,8 @@ def test_timesteps_of_a_call(pipe):
     both = draw(pipe, timesteps=[1000.0, 600.0, 200.0], sigmas=[1.0, 0.6, 0.2])
     assert np.array_equal(whole, both)
     for wrong, message in (
-        ({"timesteps": ["a"]}, "list of numbers"),
-        ({"sigmas": [[1.0]]}, "list of numbers"),
+        ({"timesteps": ["a"]}, "has to be a number"),
+        ({"sigmas": [[1.0]]}, "has to be a number"),
         ({"timesteps": []}, "at least 1"),
         ({"timesteps": [1000.0], "sigmas": [1.0, 0.5]}, "one number of steps"),
     ):

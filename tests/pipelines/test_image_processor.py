@@ -69,7 +69,7 @@ def test_some_pictures_stay_as_they_are():
 
 @pytest.mark.parametrize("image", [[], "file.png", [picture(), np.zeros((8, 8, 3))], [1]], ids=str)
 def test_refuses(image):
-    with pytest.raises(InputError, match="`image`"):
+    with pytest.raises(InputError, match="`image"):
         VaeImageProcessor().preprocess(image)
 
 
@@ -79,15 +79,15 @@ def test_refuses_different_sizes():
 
 
 def test_refuses_levels():
-    with pytest.raises(InputError, match="255"):
-        VaeImageProcessor().preprocess(np.zeros((8, 8, 3), "uint8"))
+    with pytest.raises(InputError, match="int64"):
+        VaeImageProcessor().preprocess(np.zeros((8, 8, 3), "int64"))
 
 
 def test_refuses_output():
     with pytest.raises(InputError, match="jpeg"):
         VaeImageProcessor().postprocess(paddle.zeros([1, 3, 8, 8]), "jpeg")
     with pytest.raises(InputError, match="tensor"):
-        VaeImageProcessor().postprocess(np.zeros((1, 3, 8, 8)))
+        VaeImageProcessor().postprocess([picture()])
     with pytest.raises(ConfigError, match="exclude"):
         VaeImageProcessor(do_convert_rgb=True, do_convert_grayscale=True)
 

@@ -1,6 +1,7 @@
 """Conditions that are kept: the same pictures, less encoding, and never a stale one."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import paddle
@@ -94,9 +95,9 @@ def test_refusals(pipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file"):
         PromptCache(tmp_path / "file")
-    with pytest.raises(InputError, match="max_entries is 0"):
+    with pytest.raises(InputError, match="`max_entries` is 0"):
         PromptCache(max_entries=0)
-    with pytest.raises(InputError, match="not a dict"):
+    with pytest.raises(InputError, match="has to be a PromptCache"):
         pipe.enable_prompt_cache({})
     cache = PromptCache()
     pipe.enable_prompt_cache(cache)
@@ -112,3 +113,18 @@ def test_numbers_that_are_none_name_the_component(pipe, name):
             weight.set_value(paddle.full_like(weight, float("nan")))
     with pytest.raises(NotFiniteError, match=f"The {name} gave"):
         draw(pipe)
+
+
+def test_threads_share_a_small_cache(pipe):
+    """Each draws what it draws alone, though entries come and go."""
+    prompts = ["a star", "a circle", "red", "a"]
+    expected = []
+    for prompt in prompts:
+        pipe.enable_prompt_cache(PromptCache())
+        expected.append(draw(pipe, prompt))
+    cache = PromptCache(max_entries=1)
+    pipe.enable_prompt_cache(cache)
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        for images in [threads.map(lambda prompt: draw(pipe, prompt), prompts) for _ in range(4)]:
+            assert all(map(np.array_equal, images, expected))
+    assert cache.hits + cache.misses == 2 * 4 * len(prompts)

@@ -232,7 +232,7 @@ def test_encode_prompt_refuses(pipe):
     pipe.encode_prompt(PROMPT, None, None, device="cpu", lora_scale=1.0)
 
 
-@pytest.mark.parametrize("numbers", ["1", "2", "3", "12", "13", "23", "123"])
+@pytest.mark.parametrize("numbers", ["1", "2", "3", "12", "13", "23"])
 def test_any_encoder_may_be_absent(own_pipe, numbers):
     whole = draw(own_pipe)
     shape = own_pipe.encode_prompt(PROMPT, None, None)[0].shape
@@ -362,9 +362,9 @@ BAD = {
     "prompt_3 and embeds": ({"prompt": None, "prompt_3": "x", **embeds()}, "Both `prompt_3`"),
     "negative prompt and embeds": ({"negative_prompt": "x", **negative(embeds())}, "Both `negative_prompt`"),
     "negative prompt_3 and embeds": ({"negative_prompt_3": "x", **negative(embeds())}, "Both `negative_prompt_3`"),
-    "prompt of another type": ({"prompt": 3}, "`prompt` is a int"),
-    "prompt_2 of another type": ({"prompt_2": ("a",)}, "`prompt_2` is a tuple"),
-    "prompt_3 of another type": ({"prompt_3": {}}, "`prompt_3` is a dict"),
+    "prompt of another type": ({"prompt": 3}, "`prompt` is 3"),
+    "prompt_2 of another type": ({"prompt_2": (1,)}, r"`prompt_2\[0\]` is 1"),
+    "prompt_3 of another type": ({"prompt_3": {}}, "`prompt_3` is {}"),
     "no text in the list": ({"prompt": [PROMPT, None]}, r"`prompt\[1\]`"),
     "empty batch": ({"prompt": []}, "`prompt` is an empty list"),
     "empty batch of embeds": ({"prompt": None, **embeds(rows=0)}, "B >= 1"),
@@ -408,7 +408,7 @@ BAD = {
     "generators": ({"generator": [ppsd3.TorchGenerator(0)] * 2}, "2 generators.*1 pictures"),
     "generator of another kind": ({"generator": 3}, "TorchGenerator"),
     "latents": ({"latents": paddle.zeros([1, 4, 8, 8])}, r"\[1, 4, 8, 8\].*\[1, 4, 16, 16\]"),
-    "latents of another type": ({"latents": np.zeros((1, 4, 16, 16))}, "`latents` is a ndarray"),
+    "latents of another type": ({"latents": np.full((1, 4, 16, 16), np.nan)}, "`latents` holds NaN"),
     "mu without dynamic shift": ({"mu": 1.0}, "mu"),
     "no sigmas": ({"sigmas": []}, "sigmas"),
 }

@@ -148,9 +148,9 @@ def test_other_tasks_and_samplers(pipe):
 
 def test_refusals(pipe):
     for kind, name, value in ((TaylorCache, "interval", 0), (TaylorCache, "order", -1), (EasyCache, "threshold", -1)):
-        with pytest.raises(InputError, match=f"{name} is {value}"):
+        with pytest.raises(InputError, match=f"`{name}` is {value}"):
             kind(**{name: value})
-    with pytest.raises(InputError, match=r"warmup is 1.5"):
+    with pytest.raises(InputError, match=r"`warmup` is 1.5"):
         FirstBlockCache(warmup=1.5)
-    with pytest.raises(InputError, match="not a str"):
+    with pytest.raises(InputError, match="has to be a StepCache"):
         pipe.enable_cache("taylor")

@@ -11,7 +11,9 @@ import pytest
 
 from ppsd3.ops import use_native
 from ppsd3.serialization import SafetensorsFile
+from ppsd3.serialization.writers import write_tensors
 from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError
+from ppsd3.utils.files import atomic_write
 
 
 def write(path, header, data=b"", pad=0):
@@ -153,7 +155,7 @@ def test_absent_file(tmp_path):
 def test_html_error_page_is_no_checkpoint(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"<!doctype html><html><body>404</body></html>")
-    refused(path, "header")
+    refused(path, "web page")
 
 
 def test_git_lfs_pointer_is_no_checkpoint(tmp_path):
@@ -170,3 +172,27 @@ def test_pickles_are_refused_whatever_they_are_called(tmp_path):
     named.write_bytes(b"anything at all")
     for path in (disguised, archive, named):
         refused(path, "pickle", "safetensors")
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch):
+    """Header and data are of one file, or it is opened again."""
+    path = tmp_path / "x.safetensors"
+    numbers = iter((2.0, 3.0))
+
+    def save(value, size=8):
+        with atomic_write(path) as file:
+            write_tensors(file, {"x": paddle.full([size], value, "float32")})
+
+    save(1.0)
+    real = SafetensorsFile._read_header
+
+    def read(self, start):
+        found = real(self, start)
+        for value in numbers:
+            save(value, size=int(value) * 8)  # the second time the size is another
+            break
+        return found
+
+    monkeypatch.setattr(SafetensorsFile, "_read_header", read)
+    file = SafetensorsFile(path)
+    assert file.info("x").shape == (24,) and float(file.read("x").max()) == 3.0

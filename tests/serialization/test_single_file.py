@@ -122,10 +122,10 @@ def test_tensors_of_something_else(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(CheckpointFormatError, match=r"2 tensors that belong to no part.*unet.a, unet.b"):
         SingleFile(write(path, {**transformer("model.diffusion_model."), "unet.a": rows(1), "unet.b": rows(1)}))
-    with pytest.raises(CheckpointFormatError, match="is no part of Stable Diffusion 3: it begins with input_blocks"):
-        SingleFile(write(path, {"input_blocks.0.weight": rows(1)}))
-    with pytest.raises(CheckpointFormatError, match="not those of a transformer: input_blocks"):
-        SingleFile(write(path, {"model.diffusion_model.input_blocks.0.weight": rows(1)}))
+    with pytest.raises(CheckpointFormatError, match="is no part of Stable Diffusion 3: it begins with blocks"):
+        SingleFile(write(path, {"blocks.0.weight": rows(1)}))
+    with pytest.raises(CheckpointFormatError, match="not those of a transformer: blocks"):
+        SingleFile(write(path, {"model.diffusion_model.blocks.0.weight": rows(1)}))
     with pytest.raises(CheckpointFormatError, match=r"no Stable Diffusion 3 has: joint_blocks\.0\.y_block"):
         SingleFile(write(path, {**transformer(), "joint_blocks.0.y_block.attn.qkv.weight": rows(3)}))
 

@@ -197,6 +197,7 @@ def test_loss_weights():
     np.testing.assert_array_equal(loss_weight("none", T), np.ones_like(T))
     np.testing.assert_allclose(loss_weight("sigma_sqrt", T) * loss_weight("precondition", T), 1)
     np.testing.assert_allclose(loss_weight("cosmap", T), CosMap().density(T))
+    np.testing.assert_allclose(loss_weight("cosmap*precondition", T), CosMap().density(T) * T**2)
     snr = ((1 - T) / T) ** 2
     np.testing.assert_allclose(loss_weight("min_snr", T, 5.0), np.minimum(snr, 5.0) * T**2)
     with pytest.raises(InputError, match=r"'sigma'.*'sigma_sqrt'"):

@@ -89,13 +89,16 @@ def test_pictures_of_every_kind():
         assert np.array_equal(processor(same).pixel_values.numpy(), expected.numpy())
     white = processor(Image.new("L", (3, 5), 255), return_tensors="np").pixel_values
     assert white.shape == (1, 3, 12, 12) and (white == 1).all()
+    grey = [levels[..., 0], Image.fromarray(levels[..., 0]), Image.fromarray(levels[..., 0].astype("uint16") * 257)]
+    same = processor(grey, return_tensors="np").pixel_values
+    assert np.array_equal(same[0], same[1]) and np.array_equal(same[1], same[2])
 
 
 WRONG_PICTURES = {
     "none": ([], "Pass at least one"),
     "text": ("a.png", "str"),
     "tensor": (paddle.zeros([3, 4, 4]), "Tensor|shape"),
-    "grey array": (np.zeros([4, 4]), "shape"),
+    "channels first": (np.zeros([3, 4, 4]), "np.moveaxis"),
     "floats of levels": (np.full([4, 4, 3], 200.0), "floats are in"),
     "integers": (np.zeros([4, 4, 3], "int64"), "int64"),
 }
@@ -118,7 +121,7 @@ def test_wrong_settings_of_the_processor_are_refused():
     with pytest.raises(InputError, match="return_tensors"):
         SiglipImageProcessor()(Image.new("RGB", (4, 4)), return_tensors="pt")
     with pytest.raises(InputError, match="channels"):
-        SiglipImageProcessor(do_convert_rgb=False)(Image.new("RGBA", (4, 4)))
+        SiglipImageProcessor(do_convert_rgb=False)(Image.new("L", (4, 4)))
     with pytest.raises(InputError, match="differ in size"):
         SiglipImageProcessor(do_resize=False)([Image.new("RGB", (4, 4)), Image.new("RGB", (4, 5))])
 

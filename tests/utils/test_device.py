@@ -57,6 +57,22 @@ def test_all_cores_for_models_unless_the_user_chose():
     assert printed(BUILT, PPSD3_TUNE_PROCESS="0") == 1
 
 
+def test_a_new_thread_computes_with_as_many():
+    """OpenMP gives one to each thread but the first; a network that it calls sees to it."""
+    code = (
+        BUILT
+        + """
+import threading
+net = ppsd3.AutoencoderTiny(encoder_block_out_channels=[8] * 4, decoder_block_out_channels=[8] * 4)
+picture = sys.modules["paddle"].ones([1, 3, 8, 8])
+thread = threading.Thread(target=lambda: (net(picture), print(runtime.omp_get_max_threads())))
+thread.start()
+thread.join()
+"""
+    )
+    assert printed("import paddle\n" + code, OMP_NUM_THREADS="3") == 3
+
+
 def test_the_import_changes_nothing_of_the_process():
     """Beyond what Paddle's own import does: the environment, threads, and what malloc keeps."""
     assert (

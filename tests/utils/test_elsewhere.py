@@ -55,7 +55,6 @@ def test_arguments_that_are_there_are_not_refused():
         ("from ppsd3.models import UNet2DConditionModel", "SD3Transformer2DModel"),
         ("from ppsd3.models.unet_2d_condition import UNet2DConditionModel", "SD3Transformer2DModel"),
         ("from ppsd3.utils import check_min_version", "Leave it out"),
-        ("from ppsd3.training_utils import EMAModel", r"ppsd3\.training\.ema\.EMA"),
         ("from ppsd3.callbacks import SDXLCFGCutoffCallback", "SD3CFGCutoffCallback"),
         ("from ppsd3.adapters import IPAdapter", r"ppsd3\.IPAdapter"),
         ("import ppsd3.accelerate", "Trainer"),

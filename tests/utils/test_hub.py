@@ -1,6 +1,7 @@
 """Where checkpoints come from: directories, the bundled name, and a hub that runs on this machine."""
 
 import os
+import re
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ import ppsd3
 from ppsd3.utils import hub
 from ppsd3.utils.errors import CheckpointNotFoundError, InputError
 from ppsd3.utils.hub import resolve_checkpoint, select_files
+from ppsd3.utils.repositories import HuggingFaceRepository
 from ppsd3.utils.weight_names import available_variants, index_file, parse_weight_name, shard_file, weights_file
 
 
@@ -92,9 +94,15 @@ class TestLocal:
             resolve(given)
 
     def test_file(self, tmp_path):
-        (tmp_path / "sd3.safetensors").write_bytes(b"")
+        (tmp_path / "sd3.safetensors").write_bytes(b"12345678{}")
         with pytest.raises(CheckpointNotFoundError, match="diffusers format"):
             resolve_checkpoint(tmp_path / "sd3.safetensors")
+
+    @pytest.mark.parametrize("page", ["", "/", "/tree/main", "/tree/main/vae"])
+    def test_page(self, page):
+        says = r"is a page. Pass the id of the repository: 'org/name'" + (", subfolder='vae'" if "vae" in page else "")
+        with pytest.raises(CheckpointNotFoundError, match=re.escape(says)):
+            resolve_checkpoint(f"https://huggingface.co/org/name{page}")
 
     def test_bundled(self, tmp_path, monkeypatch):
         monkeypatch.setitem(hub.BUNDLED, "shapes", str(tmp_path / "bundle"))
@@ -226,3 +234,23 @@ def test_a_configuration_alone(tmp_path, endpoint):
     )
     assert path == cached and path.endswith(f"{COMMIT}/transformer/config.json") and os.path.isfile(path)
     assert FakeHub.requested == ["transformer/config.json"] and "org/sd3" in missing and missing.startswith("error")
+
+
+@pytest.mark.parametrize(
+    "status, says", [(401, "may not be read.*answers 401.*licence"), (403, "answers 403"), (502, "reached")]
+)
+def test_what_the_hub_answers(status, says):
+    from huggingface_hub import utils
+
+    class Answer:
+        status_code, headers, request = status, {}, None
+
+    error = utils.HfHubHTTPError.__new__(utils.HfHubHTTPError)
+    error.args, error.response = ("refused",), Answer
+
+    def ask():
+        with HuggingFaceRepository("org/name")._explained_errors():
+            raise error
+
+    with pytest.raises(CheckpointNotFoundError, match=f"org/name.*{says}"):
+        ask()

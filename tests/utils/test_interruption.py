@@ -6,11 +6,11 @@ import threading
 
 import pytest
 
-from ppsd3.utils.interruption import interruptible
+from ppsd3.utils.interruption import Terminated, interruptible, terminable
 
 
-def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+def interrupt(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
     threading.Event().wait(0.1)  # a handler runs between two instructions
 
 
@@ -40,6 +40,23 @@ def test_it_ends_the_block(work):
     with pytest.raises(KeyboardInterrupt), interruptible():
         work()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_sigterm_interrupts_too():
+    before = signal.getsignal(signal.SIGTERM)
+    for inner in (terminable, interruptible):  # which stays what it is within another block
+        with pytest.raises(Terminated), terminable(), inner():
+            interrupt(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_who_ignores_sigterm_goes_on():
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with terminable():
+            interrupt(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_other_errors_stay_what_they_are():

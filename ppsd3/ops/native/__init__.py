@@ -20,8 +20,8 @@ _loaded: Any = None  # (ctypes.CDLL or None, path or reason) once tried
 
 def status() -> tuple[bool, str]:
     """Whether native kernels are in use, and the library's path, or why they are not."""
-    if settings.current.level != "native":
-        return False, f"turned off by use_kernels({settings.current.level!r})"
+    if settings.current().level != "native":
+        return False, f"turned off by use_kernels({settings.current().level!r})"
     library, detail = load()
     return library is not None, detail
 

@@ -1,7 +1,8 @@
 """Builds the C++ sources with the system's C++ compiler, once per machine, and loads the library with ctypes.
 
-The library lives in the user's cache (``$XDG_CACHE_HOME/ppsd3``, by default ``~/.cache/ppsd3``) in a directory named
-by a hash of source, flags, compiler and CPU, so an update or another machine on a shared home builds its own. It is
+The library lives in the user's cache (:func:`ppsd3.utils.user_directories.cache_directory`), where nobody else may
+write, in a directory named by a hash of source, flags, compiler and CPU, so an update or another machine on a shared
+home builds its own. The ones that were used last are kept. It is
 built for the CPU at hand, whichever instructions that has (AVX-512, AVX2, or neither); ``$PPSD3_TARGET_FLAGS``, e.g.
 ``-march=x86-64-v3``, builds for another, and takes any other flag of the compiler too. Nothing here raises: without a
 compiler, or when anything is wrong, :func:`load` says why and the pure Paddle paths serve.
@@ -17,6 +18,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -24,15 +26,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ...utils import temporary
 from ...utils.device import usable_cores
+from ...utils.files import atomic_write
 from ...utils.logging import get_logger
+from ...utils.user_directories import cache_directory, private_directory, read_own_file
 
 SOURCES = sorted(Path(__file__).parent.glob("*.cpp"))
 HEADERS = sorted(Path(__file__).parent.glob("*.h"))
 FLAGS = ("-std=c++14", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 NAME = "libppsd3_kernels.so"
 WORK = "build-"  # what a directory of unfinished files is called
+LOCK = "lock"
 BUILD_SECONDS = 300
+MOST_BUILDS = 8  # that are kept, of some two megabytes each
 
 logger = get_logger(__name__)
 
@@ -54,48 +61,69 @@ def load() -> tuple[ctypes.CDLL | None, str]:
 
 def _cached():
     try:
-        path = _directory() / NAME
+        path = os.path.join(private_directory(_directory()), NAME)
         # the hash comes first: mapping a truncated library would kill the process with a bus error
-        if path.with_suffix(".sha256").read_text() == _sha256(path):
-            return ctypes.CDLL(str(path)), str(path)
+        if read_own_file(_digest_of(path)) == _sha256(read_own_file(path)):
+            os.utime(os.path.dirname(path))
+            return ctypes.CDLL(path), path
     except OSError as error:
         logger.debug("no cached native kernels: %s", error)
     return None
 
 
 def _built():
-    directory = _directory()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with _process_lock(directory / "lock") as alone:
-            for leftover in directory.glob(WORK + "*") if alone else ():  # of a build that was killed
-                shutil.rmtree(leftover, ignore_errors=True)
-            return _cached() or _installed(directory)
+        directory = private_directory(_directory())
+        with _process_lock(os.path.join(directory, LOCK)) as alone:
+            for leftover in Path(directory).glob(WORK + "*") if alone else ():  # of a build that was killed
+                temporary.remove(str(leftover))
+            found = _cached() or _installed(directory)
     except OSError as error:
-        temporary = Path(tempfile.mkdtemp(prefix="ppsd3-"))
+        logger.warning("The cache of the kernels cannot be used, so they are built for this process only: %s", error)
+        directory = tempfile.mkdtemp(prefix="ppsd3-")
         try:
-            library, path = _installed(temporary)
+            library, path = _installed(directory)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)  # a library that lay there stays mapped
-        return library, f"{path}, for this process only: the cache {directory} cannot be used ({error})"
+            temporary.remove(directory)  # a library that lay there stays mapped
+        return library, f"{path}, for this process only: the cache cannot be used ({error})"
+    _remove_old_builds(directory)
+    return found
 
 
 def _installed(directory):
     """Builds the library in ``directory``, where it appears whole or not at all, and loads it."""
-    work, path = Path(tempfile.mkdtemp(prefix=WORK, dir=directory)), directory / NAME
+    work, path = tempfile.mkdtemp(prefix=WORK, dir=directory), os.path.join(directory, NAME)
     try:
-        built, digest = work / NAME, work / "digest"
+        built = Path(work) / NAME
         _compile(built)
-        digest.write_text(_sha256(built))
-        os.replace(built, path)
-        os.replace(digest, path.with_suffix(".sha256"))
-        return ctypes.CDLL(str(path)), str(path)
+        content = built.read_bytes()
+        for name, written in ((path, content), (_digest_of(path), _sha256(content))):
+            if not os.path.isfile(name) or os.path.islink(name):
+                temporary.remove(name)  # whatever is there in the place of the file
+            with atomic_write(name) as file:
+                file.write(written)
+            os.chmod(name, 0o600)
+        return ctypes.CDLL(path), path
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        temporary.remove(work)
+
+
+def _remove_old_builds(directory):
+    """Removes the builds beside ``directory`` that were not used for longest, and at which nobody is at work."""
+    builds = [entry for entry in os.scandir(os.path.dirname(directory)) if re.fullmatch("[0-9a-f]{16}", entry.name)]
+    for entry in sorted(builds, key=lambda entry: -entry.stat(follow_symlinks=False).st_mtime)[MOST_BUILDS:]:
+        if entry.path != directory and not _is_locked(os.path.join(entry.path, LOCK)):
+            temporary.remove(entry.path)
+
+
+def _is_locked(path: str) -> bool:
+    """Whether a process holds the lock file ``path``: it builds."""
+    with _process_lock(path, seconds=0) as held:
+        return not held
 
 
 @contextlib.contextmanager
-def _process_lock(path):
+def _process_lock(path, seconds=BUILD_SECONDS):
     """Holds ``path`` against other processes; the system gives it back when its holder ends, however that ends.
 
     A holder that takes longer than a build may is not waited for, and neither is one where the system or the file
@@ -104,21 +132,28 @@ def _process_lock(path):
     Yields:
         bool: whether it is held.
     """
+    if os.path.lexists(path) and (os.path.islink(path) or not os.path.isfile(path)):
+        temporary.remove(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     held = False
-    with open(path, "w") as file:
+    try:
         try:
             import fcntl
 
-            end = time.monotonic() + BUILD_SECONDS
-            while not held and time.monotonic() < end:
+            end = time.monotonic() + seconds
+            while not held:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     held = True
                 except BlockingIOError:
+                    if time.monotonic() >= end:
+                        break
                     time.sleep(0.1)
         except (ImportError, OSError) as error:
             logger.debug("no lock: %s", error)
         yield held
+    finally:
+        os.close(descriptor)
 
 
 def _compile(target):
@@ -163,7 +198,6 @@ def _target_flags():
 
 
 def _directory():
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     identity = [
         *FLAGS,
         *_target_flags(),
@@ -173,7 +207,7 @@ def _directory():
         _cpu_flags(),
     ]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in SOURCES + HEADERS) + "\n".join(identity).encode())
-    return Path(base) / "ppsd3" / key.hexdigest()[:16]
+    return os.path.join(cache_directory(), key.hexdigest()[:16])
 
 
 def _cpu_flags():
@@ -184,8 +218,12 @@ def _cpu_flags():
         return platform.processor()
 
 
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _sha256(content):
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _digest_of(path):
+    return os.path.splitext(path)[0] + ".sha256"
 
 
 def _share_threads(library):

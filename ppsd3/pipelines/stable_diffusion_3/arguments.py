@@ -16,11 +16,10 @@ import paddle
 from ...schedulers.flow_scheduler import MOST_STEPS
 from ...utils.checking import FINITE, Range
 from ..call_signature import Doc, Numbers, Pictures, PicturesOfEach, Texts
-from .guidance import Guidance
+from .guidance import Guidance, Scale
 
 # What is declared for several calls: a type, and the range of the numbers in it.
 Tensor = Annotated[Optional[paddle.Tensor], FINITE]
-Number = Annotated[float, FINITE]
 Part = Range(0, 1)
 Pixels = Annotated[Optional[int], Range(1)]
 Copies = Annotated[int, Range(1, 1000)]
@@ -74,8 +73,9 @@ class Picture:
         FINITE,
         Doc(
             "the picture to begin with, resized to `height` and `width`.",
-            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] or a tensor [B, 3, H, W] in [0, 1], or scaled "
-            "latents [B, C, H/8, W/8], or a list: one for all, or one for each prompt or each picture drawn.",
+            forms="A PIL picture, an array [H, W, 3] or [B, H, W, 3] (bool, uint8, uint16, floats in [0, 1]) or a "
+            "tensor [B, 3, H, W] (these, or in [-1, 1] with negative values), or scaled latents [B, C, H/8, W/8], or a "
+            "list: one for all, or one for each prompt or each picture drawn. What is transparent is white.",
         ),
     ] = None
 
@@ -97,7 +97,12 @@ class Mask:
     mask_image: Annotated[
         Pictures,
         FINITE,
-        Doc("of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.", "--mask"),
+        Doc(
+            "of the size of `image`: white (1) is drawn anew, black (0) stays, grey is rounded.",
+            "--mask",
+            forms="A PIL picture, an array [H, W] or [B, H, W] or a tensor [B, 1, H, W] of bool, uint8 or floats in "
+            "[0, 1], or a list. Transparent parts are refused.",
+        ),
     ] = None
     masked_image_latents: Annotated[
         Tensor,
@@ -133,7 +138,7 @@ class Steps:
         Doc("noise levels of the steps before the scheduler's shift; their number replaces `num_inference_steps`."),
     ] = None
     guidance_scale: Annotated[
-        Number, Doc("how far to move from the negative prompt's picture; 1 or less is no guidance, in half the time.")
+        Scale, Doc("how far to move from the negative prompt's picture; 1 or less is no guidance, in half the time.")
     ] = 7.0
 
 
@@ -218,17 +223,17 @@ class SkipLayers:
     skip_guidance_layers: Annotated[
         Optional[list[int]], Range(0), Doc("layers to leave out for skip-layer guidance, e.g. 7 8 9 for SD3.5-medium.")
     ] = None
-    skip_layer_guidance_scale: Annotated[Number, Doc("weight of the skip-layer guidance.")] = 2.8
-    skip_layer_guidance_stop: Annotated[Number, Doc("part of the steps, 0 to 1, at which it stops.")] = 0.2
-    skip_layer_guidance_start: Annotated[Number, Doc("part of the steps, 0 to 1, at which it starts.")] = 0.01
+    skip_layer_guidance_scale: Annotated[Scale, Doc("weight of the skip-layer guidance.")] = 2.8
+    skip_layer_guidance_stop: Annotated[Scale, Doc("part of the steps, 0 to 1, at which it stops.")] = 0.2
+    skip_layer_guidance_start: Annotated[Scale, Doc("part of the steps, 0 to 1, at which it starts.")] = 0.01
 
 
 @dataclass
 class PerturbedAttention:
     pag_scale: Annotated[
-        Number, Doc("weight of the perturbed-attention guidance, 0 for none; it acts without `guidance_scale` too.")
+        Scale, Doc("weight of the perturbed-attention guidance, 0 for none; it acts without `guidance_scale` too.")
     ] = 3.0
-    pag_adaptive_scale: Annotated[Number, Doc("weight lost for each unit of 1000 - timestep.")] = 0.0
+    pag_adaptive_scale: Annotated[Scale, Doc("weight lost for each unit of 1000 - timestep.")] = 0.0
 
 
 @dataclass
@@ -279,8 +284,8 @@ class ControlPicture:
         FINITE,
         Doc(
             "what guides the drawing, e.g. edges; one for each ControlNet.",
-            forms="A PIL picture, array or tensor in [0, 1] (or in [-1, 1] with negative values), one for all or one "
-            "for each prompt, or scaled latents [b, C, H/8, W/8].",
+            forms="As `image` of other tasks: a PIL picture, an array, a tensor, or scaled latents [b, C, H/8, W/8], "
+            "one for all or one for each prompt.",
         ),
     ] = None
 
@@ -290,14 +295,21 @@ class ControlMask:
     control_mask: Annotated[
         Pictures,
         FINITE,
-        Doc("of the size of `control_image`: white (1) is drawn anew, black (0) stays.", "--mask"),
+        Doc(
+            "of the size of `control_image`: white (1) is drawn anew, black (0) stays. Of several ControlNets those "
+            "read it that were trained with one.",
+            "--mask",
+            forms="As `mask_image` of inpainting.",
+        ),
     ] = None
 
 
 @dataclass
 class ControlWeight:
     controlnet_conditioning_scale: Annotated[
-        Numbers, FINITE, Doc("weight of a ControlNet's residuals; one number or one each.", "--control-scale")
+        Numbers,
+        Range(-10_000, 10_000),
+        Doc("weight of a ControlNet's residuals; one number or one each.", "--control-scale"),
     ] = 1.0
     controlnet_pooled_projections: Annotated[
         Tensor,

@@ -21,6 +21,7 @@ from ...transformers import (
 from ...utils.checking import checks_arguments
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
+from ...utils.threads import works_with_networks
 from ..call_signature import Pictures, Texts
 from ..image_processor import VaeImageProcessor
 from ..pipeline_utils import DiffusionPipeline
@@ -134,6 +135,7 @@ class StableDiffusion3Base(
             arguments.skip_layer_guidance_stop,
         )
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def encode_prompt(
@@ -189,14 +191,15 @@ class StableDiffusion3Base(
             return positive.embeds, None, positive.pooled, None
         return positive.embeds, negative.embeds, positive.pooled, negative.pooled
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def encode_image(self, image: Pictures, device: Any = None) -> paddle.Tensor:
         """What the image encoder sees in pictures, as an IP-adapter reads it.
 
         Args:
-            image: a PIL picture, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), a list of these, or
-                ``pixel_values`` (Tensor [B, 3, S, S]) that ``feature_extractor`` gave.
+            image: PIL pictures or arrays [H, W, 3] or [B, H, W, 3], one or a list (values: :mod:`ppsd3.utils.images`),
+                or ``pixel_values`` (Tensor [B, 3, S, S]) that ``feature_extractor`` gave.
             device: the one that the pipeline is on, or None.
 
         Returns:
@@ -208,6 +211,7 @@ class StableDiffusion3Base(
         checks.check_device(device, self.device)
         return image_prompting.encode_image(self, image)
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def prepare_ip_adapter_image_embeds(
@@ -344,14 +348,9 @@ class StableDiffusion3Base(
         clip_skip: int | None,
     ) -> tuple[TextCondition, TextCondition | None]:
         """The conditions of a call's prompts, see ``prompt_encoding.encode_conditions``."""
+        encoders, cache = self._text_encoders(), self._prompt_cache
         return encode_conditions(
-            self._text_encoders(),
-            prompts,
-            guided,
-            num_images_per_prompt,
-            max_sequence_length,
-            clip_skip,
-            self._prompt_cache,
+            encoders, prompts, guided, num_images_per_prompt, max_sequence_length, clip_skip, cache
         )
 
     def _text_encoders(self):

@@ -137,11 +137,7 @@ class Call:
         pictures = image_prompting.read_picture(self, guided)
         arguments = self.arguments
         texts = self.pipe._encode_texts(
-            self.prompts,
-            guided,
-            arguments.num_images_per_prompt,
-            arguments.max_sequence_length,
-            arguments.clip_skip,
+            self.prompts, guided, arguments.num_images_per_prompt, arguments.max_sequence_length, arguments.clip_skip
         )
         (positive, negative), (picture, no_picture) = texts, pictures
         return positive.with_image(picture), None if negative is None else negative.with_image(no_picture)
@@ -160,8 +156,8 @@ class Call:
                 control = start.control.begin(controlnet, transformer, start.timesteps)
             progress_bar = stack.enter_context(pipe.progress_bar(total=len(start.timesteps)))
             velocity = VelocityModel(transformer, start.timesteps, kwargs, start.extra_channels, control)
-            if pipe._cache is not None:
-                velocity = pipe._cache.start(velocity)
+            if (cache := pipe._cache) is not None:
+                velocity = cache.start(velocity)
             for step, timestep, _ in denoise(
                 velocity, self.scheduler, start.timesteps, state, start.after_step, arguments.generator
             ):
@@ -179,7 +175,7 @@ class Call:
         negatives = {f"negative_{name}": both.chunk(2)[0] if halved else None for name, both in prompts.items()}
         tensors = {"latents": state.latents, **prompts, **negatives, **start.tensors}
         asked = {name: tensors[name] for name in self.asked_tensors}
-        changed = callback(self.pipe, step, timestep, asked) or {}
+        changed = checks.callback_result(callback(self.pipe, step, timestep, asked), state.latents)
         checks.check_callback_tensors(changed, self.pipe._callback_tensor_inputs)
         if getattr(arguments, "guidance", None) is not None and self.guidance_scale != arguments.guidance_scale:
             raise InputError("A callback set `_guidance_scale`, but this call has a `guidance`: change that object.")

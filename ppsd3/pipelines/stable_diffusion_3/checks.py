@@ -3,6 +3,11 @@
 What a value has to be by itself is declared with the argument, in ``arguments.py``.
 """
 
+from typing import Optional
+
+import paddle
+
+from ...utils.checking import fit
 from ...utils.device import device_name
 from ...utils.errors import InputError
 
@@ -32,7 +37,7 @@ def check_clip_skip(clip_skip, encoders):
     """Every CLIP encoder that is there has the layer that ``clip_skip`` asks for."""
     most = min((e.config.num_hidden_layers - 1 for e in encoders if e is not None), default=None)
     if clip_skip is not None and most is not None and clip_skip > most:
-        raise InputError(f"`clip_skip` is {clip_skip}; these text encoders have layers for 0 to {most}.")
+        raise InputError(f"`clip_skip` is {clip_skip}; these text encoders have layers for numbers from 0 to {most}.")
 
 
 def check_callback_tensors(names, allowed):
@@ -40,6 +45,17 @@ def check_callback_tensors(names, allowed):
     unknown = [name for name in names or () if name not in allowed]
     if unknown:
         raise InputError(f"`callback_on_step_end_tensor_inputs` names {unknown}; a callback can have {list(allowed)}.")
+
+
+def callback_result(result, latents):
+    """What a callback returned, as a dict of tensors; its latents have the shape of ``latents``."""
+    changed = fit("what the callback returned", {} if result is None else result, dict[str, Optional[paddle.Tensor]])
+    if changed.get("latents", latents).shape != latents.shape:
+        raise InputError(
+            f"A callback returned latents of the shape {list(changed['latents'].shape)}, and this call draws "
+            f"{list(latents.shape)}."
+        )
+    return changed
 
 
 def _check_skip_layers(layers, num_layers, guidance, guided):

@@ -12,11 +12,12 @@ import paddle.nn.functional as F
 from ...models import SD3ControlNetModel, SD3MultiControlNetModel, SD3Transformer2DModel
 from ...models.controlnet_sd3 import add_residuals
 from ...utils.errors import InputError
+from ...utils.images import read_pictures
 from ..call_signature import Numbers, Pictures, PicturesOfEach
 from .arguments import Tensor
 from .denoising import PreparedSteps
 from .latents import match_batch
-from .tasks import Start, Task
+from .tasks import Start, Task, read_picture
 
 if TYPE_CHECKING:
     from .call import Call
@@ -133,8 +134,11 @@ class Controlled(Task):
         configs = controlnet_configs(pipe.controlnet)
         for config in configs:
             _check_fits(config, pipe.transformer.config)
-            self._check_mask(config)
-        self._images(len(configs))
+        self._check_mask(configs)
+        _processors(pipe.control_image_processor, len(configs))
+        self.images = [read_picture("control_image", image, call) for image in self._images(len(configs))]
+        if self.control_mask is not None:
+            self.control_mask = read_pictures("control_mask", self.control_mask, 1)
         _each("controlnet_conditioning_scale", self.scale, len(configs))
         starts, ends = (
             _each(f"control_guidance_{name}", value, len(configs))
@@ -148,16 +152,18 @@ class Controlled(Task):
                 )
         self._check_pooled(configs, call)
 
-    def _check_mask(self, config):
-        if self.control_mask is None and config.extra_conditioning_channels:
+    def _check_mask(self, configs):
+        """Each ControlNet that reads a mask has one, and a mask has a ControlNet that reads it."""
+        extra = [config.extra_conditioning_channels for config in configs]
+        if self.control_mask is None and any(extra):
             raise InputError(
-                f"This ControlNet reads {config.extra_conditioning_channels} channel beside the picture's: a mask. Use "
+                f"This ControlNet reads {max(extra)} channel beside the picture's: a mask. Use "
                 "StableDiffusion3ControlNetInpaintingPipeline with `control_mask`."
             )
-        if self.control_mask is not None and config.extra_conditioning_channels != 1:
+        if self.control_mask is not None and max(extra) != 1:
             raise InputError(
-                f"`control_mask` is for ControlNets with extra_conditioning_channels=1, and this one has "
-                f"{config.extra_conditioning_channels}. Use StableDiffusion3ControlNetPipeline."
+                f"`control_mask` is for ControlNets with extra_conditioning_channels=1, and this one has {max(extra)}. "
+                "Use StableDiffusion3ControlNetPipeline."
             )
 
     def _check_pooled(self, configs, call):
@@ -192,10 +198,11 @@ class Controlled(Task):
         count = len(configs)
         start.control = Controls(
             [
-                Control(self._hint(call, config, image), scale, first, last, self.pooled)
-                for config, image, scale, first, last in zip(
+                Control(self._hint(call, config, processor, image), scale, first, last, self.pooled)
+                for config, processor, image, scale, first, last in zip(
                     configs,
-                    self._images(count),
+                    _processors(pipe.control_image_processor, count),
+                    self.images,
                     _each("controlnet_conditioning_scale", self.scale, count),
                     *(_each("control_guidance", value, count) for value in self.interval),
                 )
@@ -203,19 +210,20 @@ class Controlled(Task):
         )
         return start
 
-    def _hint(self, call, config, image):
-        """What a ControlNet reads: latents of ``image``, and of a mask what stays.
+    def _hint(self, call, config, processor, image):
+        """What a ControlNet reads: latents of ``image``, and, where it reads a mask, what stays.
 
         The mean of the VAE's posterior, so that a call is the same whatever was drawn before.
         """
         pipe: Any = call.pipe
-        pixels = pipe.control_image_processor.preprocess(image, call.height, call.width)
+        pixels = processor.preprocess(image, call.height, call.width)
+        reads_mask = config.extra_conditioning_channels == 1
         if pixels.shape[1] == pipe.latent_channels:
-            if self.control_mask is not None:
+            if reads_mask:
                 raise InputError("`control_image` holds latents, which cannot be masked. Pass pixels.")
             return match_batch(pixels, call, "control_image").astype(pipe.transformer.dtype)
         mask = None
-        if self.control_mask is not None:
+        if reads_mask:
             mask = pipe.mask_processor.preprocess(self.control_mask, call.height, call.width).astype(pixels.dtype)
             if pixels.shape[0] != mask.shape[0]:
                 pixels, mask = match_batch(pixels, call, "control_image"), match_batch(mask, call, "control_mask")
@@ -238,6 +246,21 @@ class Controlled(Task):
 def controlnet_configs(controlnet: SD3ControlNetModel | SD3MultiControlNetModel) -> list[Any]:
     """The configuration of each net."""
     return controlnet.config.get("nets") or [controlnet.config]
+
+
+def _processors(processor, count):
+    """A processor of control pictures for each of ``count`` ControlNets, from one for all or a list.
+
+    Raises:
+        InputError: a list of another length, or something that is no processor.
+    """
+    processors = list(processor) if isinstance(processor, (list, tuple)) else [processor] * count
+    if len(processors) != count or not all(hasattr(one, "preprocess") for one in processors):
+        raise InputError(
+            f"`pipe.control_image_processor` has to be a processor such as VaeImageProcessor, or a list of {count}, "
+            "one for each ControlNet."
+        )
+    return processors
 
 
 def _each(name, value, count):

@@ -26,15 +26,17 @@ class StableDiffusion3ControlNetBase(ImageEncoderComponents, _ControlNet, Stable
     Attributes:
         controlnet: of 12 or 6 joint blocks for SD3-medium, of 19 blocks without text for SD3.5-large; a list becomes an
             :class:`SD3MultiControlNetModel`.
-        control_image_processor: makes pixels of control pictures; e.g. an
-            ``SD3CannyImageProcessor`` for the ControlNet that was trained so.
+        control_image_processor: makes pixels of control pictures; e.g. an ``SD3CannyImageProcessor`` for the ControlNet
+            that was trained so. A list has one for each ControlNet.
     """
 
     def __post_init__(self) -> None:
         if isinstance(self.controlnet, (list, tuple)):
             self.controlnet = SD3MultiControlNetModel(self.controlnet)
         super().__post_init__()
-        self.control_image_processor = VaeImageProcessor(**self.image_processor.config)
+        self.control_image_processor: VaeImageProcessor | list[VaeImageProcessor] = VaeImageProcessor(
+            **self.image_processor.config
+        )
 
     def _draw_controlled(
         self,

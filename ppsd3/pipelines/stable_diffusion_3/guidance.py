@@ -69,6 +69,7 @@ class Query:
 
 
 Part = Annotated[float, Range(0, 1)]  # of the steps
+Scale = Annotated[float, Range(-10_000, 10_000)]  # beyond, float32 overflows somewhere in the loop
 Predictions = list[paddle.Tensor]  # one [copies * B, C, H, W] for each query of a step
 
 
@@ -151,7 +152,7 @@ class ClassifierFreeGuidance(NoGuidance):
     copies = 2
 
     @checks_arguments
-    def __init__(self, scale: float = 7.0):
+    def __init__(self, scale: Scale = 7.0):
         self.scale = scale
 
     def fit(self, condition: TextCondition, batch: int) -> TextCondition:
@@ -192,7 +193,7 @@ class ClassifierFreeZeroStarGuidance(ClassifierFreeGuidance):
     """
 
     @checks_arguments
-    def __init__(self, scale: float = 7.0, zero_init_steps: Annotated[int, Range(0)] = 1):
+    def __init__(self, scale: Scale = 7.0, zero_init_steps: Annotated[int, Range(0)] = 1):
         super().__init__(scale)
         self.zero_init_steps = zero_init_steps
 
@@ -217,10 +218,10 @@ class AdaptiveProjectedGuidance(ClassifierFreeGuidance):
     @checks_arguments
     def __init__(
         self,
-        scale: float = 7.0,
-        eta: float = 1.0,
+        scale: Scale = 7.0,
+        eta: Scale = 1.0,
         norm_threshold: Annotated[float, Range(0)] = 15.0,
-        momentum: Optional[float] = None,
+        momentum: Optional[Scale] = None,
     ):
         super().__init__(scale)
         self.eta, self.norm_threshold, self.momentum = eta, norm_threshold, momentum
@@ -248,7 +249,7 @@ class WrappedGuidance(Guidance):
     """
 
     @checks_arguments
-    def __init__(self, base: Union[Guidance, float]):
+    def __init__(self, base: Union[Guidance, Scale]):
         self.base = make_guidance(base) if isinstance(base, (int, float)) else base
 
     @property
@@ -291,7 +292,7 @@ class GuidanceInterval(WrappedGuidance):
     """
 
     @checks_arguments
-    def __init__(self, base: Union[Guidance, float] = 7.0, start: Part = 0.0, stop: Part = 1.0):
+    def __init__(self, base: Union[Guidance, Scale] = 7.0, start: Part = 0.0, stop: Part = 1.0):
         super().__init__(base)
         if start > stop:
             raise InputError(f"A guidance interval from {start} to {stop} is none; 0 <= start <= stop <= 1.")
@@ -320,7 +321,7 @@ class GuidanceRescale(WrappedGuidance):
     """
 
     @checks_arguments
-    def __init__(self, base: Union[Guidance, float] = 7.0, factor: float = 0.7):
+    def __init__(self, base: Union[Guidance, Scale] = 7.0, factor: Scale = 0.7):
         super().__init__(base)
         self.factor = factor
 
@@ -383,9 +384,9 @@ class SkipLayerGuidance(WeakenedModelGuidance):
     @checks_arguments
     def __init__(
         self,
-        base: Union[Guidance, float],
+        base: Union[Guidance, Scale],
         layers: Annotated[Sequence[int], Range(0)],
-        skip_scale: float = 2.8,
+        skip_scale: Scale = 2.8,
         start: float = 0.01,
         stop: float = 0.2,
     ):
@@ -417,10 +418,10 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
     @checks_arguments
     def __init__(
         self,
-        base: Union[Guidance, float] = 7.0,
+        base: Union[Guidance, Scale] = 7.0,
         layers: Union[int, str, Sequence[Union[int, str]]] = (1,),
-        pag_scale: float = 3.0,
-        pag_adaptive_scale: float = 0.0,
+        pag_scale: Scale = 3.0,
+        pag_adaptive_scale: Scale = 0.0,
         start: Part = 0.0,
         stop: Part = 1.0,
     ):
@@ -445,7 +446,7 @@ class PerturbedAttentionGuidance(WeakenedModelGuidance):
 def make_guidance(
     scale: float,
     skip_layers: Optional[Sequence[int]] = None,
-    skip_scale: float = 2.8,
+    skip_scale: Scale = 2.8,
     skip_start: float = 0.01,
     skip_stop: float = 0.2,
 ) -> Guidance:

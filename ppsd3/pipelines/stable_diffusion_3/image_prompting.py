@@ -10,10 +10,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import paddle
 
+from ...transformers.siglip.image_processor import as_pictures
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
 from ..call_signature import Pictures
@@ -31,23 +32,26 @@ def check(call: Call) -> None:
     Raises:
         InputError
     """
-    pipe, image, embeds = call.pipe, call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
+    image, embeds = call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
+    if image is not None or embeds is not None:
+        _check_given(call.pipe, image, embeds)
+
+
+def _check_given(pipe, image, embeds):
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
-    if image is None and embeds is None:
-        return
     if pipe.ip_adapter is None:
         raise InputError(f"`{name}` needs an IP-adapter. Load one with pipe.load_ip_adapter(), or leave it out.")
     if image is not None and embeds is not None:
         raise InputError("Both `ip_adapter_image` and `ip_adapter_image_embeds` are given. Pass one of the two.")
     if embeds is None:
-        check_encoder(pipe, image)
+        readable(pipe, image, "ip_adapter_image")
 
 
-def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
-    """The pipeline has what ``image`` is encoded by, and the adapter reads what that gives.
+def readable(pipe: StableDiffusion3Base, image: Pictures, name: str) -> Pictures:
+    """What the feature extractor takes of the argument ``name``: PIL pictures in RGB; a tensor is what it has given.
 
     Raises:
-        InputError
+        InputError: no pictures, or the pipeline lacks what they are encoded by, or the adapter reads something else.
     """
     encoder = pipe.image_encoder
     missing = ["image_encoder"] if encoder is None else []
@@ -64,12 +68,20 @@ def check_encoder(pipe: StableDiffusion3Base, image: Pictures) -> None:
             f"The image encoder gives features of width {width}, and the IP-adapter reads {pipe.ip_adapter.embed_dim}. "
             "Use the image encoder that it was trained with."
         )
+    if not isinstance(image, paddle.Tensor):
+        return as_pictures(image, name=name)
+    if not bool(paddle.isfinite(image.astype("float32")).all()):
+        raise InputError(f"`{name}` holds NaN or infinity. Pass `pixel_values` as the feature_extractor gives them.")
+    return image
 
 
-def encode_image(pipe: StableDiffusion3Base, image: Pictures) -> paddle.Tensor:
-    """Features [b, T, E] of pictures, in the transformer's dtype; see ``StableDiffusion3Pipeline.encode_image``."""
-    check_encoder(pipe, image)
-    extract: Any = pipe.feature_extractor
+def encode_image(pipe: StableDiffusion3Base, image: Pictures, name: str = "image") -> paddle.Tensor:
+    """Features [b, T, E] of pictures, in the transformer's dtype; see ``StableDiffusion3Pipeline.encode_image``.
+
+    Args:
+        name: of the argument, for errors.
+    """
+    image, extract = readable(pipe, image, name), cast("Any", pipe.feature_extractor)
     pixels = image if isinstance(image, paddle.Tensor) else extract(image).pixel_values
     with pipe.using("image_encoder") as encoder:
         features = encoder(pixels, output_hidden_states=True).hidden_states[-2]
@@ -87,7 +99,7 @@ def prepare_image_embeds(
     if embeds is None:
         if image is None:
             raise InputError("Neither `ip_adapter_image` nor `ip_adapter_image_embeds` is given. Pass one of the two.")
-        positive = encode_image(pipe, image)
+        positive = encode_image(pipe, image, "ip_adapter_image")
         return positive, paddle.zeros_like(positive) if guided else None
     embeds = _checked(pipe, embeds, guided).astype(pipe.dtype)
     negative, positive = embeds.chunk(2) if guided else (None, embeds)
@@ -120,10 +132,14 @@ def read_picture(call: Call, guided: bool) -> tuple[Tensor, Tensor]:
     Raises:
         InputError: the number of pictures fits neither the prompts nor the pictures to be drawn.
     """
-    pipe, image, embeds = call.pipe, call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
-    if (image is None and embeds is None) or not pipe.is_ip_adapter_active:
+    image, embeds = call.arguments.ip_adapter_image, call.arguments.ip_adapter_image_embeds
+    if (image is None and embeds is None) or not call.pipe.is_ip_adapter_active:
         return None, None
+    return _read_given(call, image, embeds, guided)
+
+
+def _read_given(call, image, embeds, guided):
     name = "ip_adapter_image" if embeds is None else "ip_adapter_image_embeds"
-    halves = prepare_image_embeds(pipe, image, embeds, guided)
+    halves = prepare_image_embeds(call.pipe, image, embeds, guided)
     positive, negative = (None if half is None else match_batch(half, call, name) for half in halves)
     return positive, negative

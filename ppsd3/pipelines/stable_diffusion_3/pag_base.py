@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ...utils.checking import checks_arguments
 from .arguments import PAGImageToImageArguments, PAGTextToImageArguments
 from .base import ImageEncoderComponents, StableDiffusion3Base
 from .guidance import Guidance, PerturbedAttentionGuidance
@@ -24,6 +25,7 @@ class StableDiffusion3PAGBase(_Layers, ImageEncoderComponents, StableDiffusion3B
 
     _settings = ("pag_applied_layers",)
 
+    @checks_arguments
     def set_pag_applied_layers(self, pag_applied_layers: int | str | list[int | str]) -> None:
         """Applies the guidance to these layers from the next call on."""
         self.pag_applied_layers = pag_applied_layers

@@ -6,6 +6,7 @@ import dataclasses
 
 import paddle
 
+from ...utils.checking import checks_arguments
 from ..call_signature import takes
 from . import checks
 from .arguments import Generator, TextToImageArguments
@@ -33,6 +34,7 @@ class StableDiffusion3Pipeline(ImageEncoderComponents, StableDiffusion3Base):
         """
         return self._draw(TextToImage(), arguments)
 
+    @checks_arguments
     def prepare_latents(
         self,
         batch_size: int,

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...utils.paddle_internals import no_grad
+import paddle
+
+from ...models.ip_adapter import IPAdapter, held_scales
+from ...ops.settings import kept as kept_settings
+from ...utils.device import tune_thread
+from ...utils.threads import working_with
 from .arguments import CallArguments
 from .call import Call
 from .pipeline_output import StableDiffusion3PipelineOutput
@@ -18,44 +23,47 @@ class PresentCall:
     A callback finds its own call in them, whatever other threads draw with the same pipeline.
     """
 
-    _calls: dict[int, Call]  # the present call of each thread
+    _calls: dict[int, list[Call]]  # those of each thread that is in one; a callback may draw too, then the last counts
     _last_call: Call | None = None
     _scheduler: Any
+
+    if TYPE_CHECKING:
+
+        @property
+        def ip_adapter(self) -> IPAdapter | None: ...
 
     @property
     def scheduler(self) -> Any:
         """The pipeline's scheduler; inside a call, as for its callbacks, the call's own copy with its schedule."""
-        call = self._calls.get(threading.get_ident())
-        return self._scheduler if call is None else call.scheduler
+        calls = self._calls.get(threading.get_ident())
+        return calls[-1].scheduler if calls else self._scheduler
 
     @scheduler.setter
     def scheduler(self, scheduler: Any) -> None:
         self._scheduler = scheduler
 
-    @no_grad
     def _draw(self, task: Task, arguments: CallArguments) -> StableDiffusion3PipelineOutput:
         """The pictures of one call; a tuple of its ``images`` without ``return_dict``."""
-        thread = threading.get_ident()
-        outer = self._calls.get(thread)  # a callback may draw too
-        call = self._calls[thread] = self._last_call = Call(self, task, arguments)  # type: ignore[arg-type]
+        tune_thread()
+        call = self._last_call = Call(self, task, arguments)  # type: ignore[arg-type]
+        calls = self._calls.setdefault(threading.get_ident(), [])
+        calls.append(call)
         try:
-            return call.run()
+            with paddle.no_grad(), working_with(self), kept_settings(), held_scales(self.ip_adapter):
+                return call.run()
         finally:
-            if outer is None:
-                del self._calls[thread]
-            else:
-                self._calls[thread] = outer
+            calls.pop()
 
     @property
     def _present_call(self) -> Call | None:
         """The call that this thread is in, or else the last one of any."""
-        return self._calls.get(threading.get_ident(), self._last_call)
+        return (self._calls.get(threading.get_ident()) or [self._last_call])[-1]
 
     def _calls_to_change(self) -> list[Call]:
         """The call that this thread is in, or else all that are running: a callback changes its own call, a program's
         other thread, as a button to cancel, all of them."""
         own = self._calls.get(threading.get_ident())
-        return list(self._calls.values()) if own is None else [own]
+        return own[-1:] if own else [calls[-1] for calls in list(self._calls.values()) if calls]
 
     @property
     def _guidance_scale(self) -> float:

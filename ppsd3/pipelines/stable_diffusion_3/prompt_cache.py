@@ -2,15 +2,22 @@
 
 A condition belongs to the text, to how it is read, and to the encoders with all that was done to them (weights,
 adapters, quantization), so all of it is in its key. With encoders that are loaded on demand, a hit saves the loading.
+Each text is encoded by itself: in a batch its last digits would depend on what is beside it, and so on which thread or
+call was the first to need it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
-from typing import Annotated
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Annotated, Any
 
 import numpy as np
 import paddle
@@ -26,7 +33,7 @@ _SAMPLES = 16  # numbers of each weight that go into a network's fingerprint
 
 
 class PromptCache:
-    """Conditions by prompt. Prompts that a ``WeightedPrompts`` reads are not kept.
+    """Conditions by prompt. Prompts that a ``WeightedPrompts`` reads are not kept. Threads may share one.
 
     Args:
         directory: where they are kept beyond this process, one ``.npz`` file of some megabytes each;
@@ -39,13 +46,14 @@ class PromptCache:
 
     @checks_arguments
     def __init__(self, directory: str | os.PathLike[str] | None = None, max_entries: Annotated[int, Range(1)] = 64):
-        self.directory = None if directory is None else os.path.abspath(os.fspath(directory))
+        self.directory = None if directory is None else os.path.abspath(os.path.expanduser(directory))
         if self.directory is not None:
             if os.path.exists(self.directory) and not os.path.isdir(self.directory):
                 raise InputError(f"{self.directory} is a file; conditions are kept in a directory. Name another one.")
             os.makedirs(self.directory, exist_ok=True)
         self.max_entries, self.hits, self.misses = max_entries, 0, 0
         self._entries: collections.OrderedDict[str, TextCondition] = collections.OrderedDict()
+        self._lock = threading.Lock()  # of the three
 
     def encode(
         self,
@@ -61,7 +69,7 @@ class PromptCache:
         if type(encoders.reader) is not PromptReader:  # prompts of any length take as much room as the longest beside
             return encode(encoders, requests, max_sequence_length)
         reading = f"{_reading(encoders)} {max_sequence_length}"
-        rows, known, missing = [], {}, {}
+        rows, known, missing, hits = [], {}, {}, 0
         for request in requests:
             texts = zip(request.prompt, request.prompt_2, request.prompt_3)
             rows.append([_key(reading, text, request.clip_skip) for text in texts])
@@ -70,10 +78,11 @@ class PromptCache:
                     found = self._get(key)
                     if found is None:
                         missing[key] = request, index
-                        self.misses += 1
                         continue
                     known[key] = found
-                self.hits += 1
+                hits += 1
+        with self._lock:
+            self.hits, self.misses = self.hits + hits, self.misses + len(missing)
         known.update(self._encode_missing(encode, encoders, missing, max_sequence_length))
         return [TextCondition.cat([known[key] for key in keys]).astype(encoders.dtype) for keys in rows]
 
@@ -89,23 +98,25 @@ class PromptCache:
             for clip_skip, some in groups
         ]
         fresh = {}
-        for (_, some), condition in zip(groups, encode(encoders, requests, max_sequence_length) if requests else []):
+        alone = dataclasses.replace(encoders, using=lambda name: _row_by_row(encoders.tower(name)))
+        for (_, some), condition in zip(groups, encode(alone, requests, max_sequence_length) if requests else []):
             for row, (key, _, _) in enumerate(some):
                 fresh[key] = TextCondition(condition.embeds[row : row + 1], condition.pooled[row : row + 1])
                 self._put(key, fresh[key])
         return fresh
 
     def _get(self, key):
-        if key in self._entries:
-            self._entries.move_to_end(key)
-            return self._entries[key]
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
         path = self._path(key)
         if path is None or not os.path.isfile(path):
             return None
         try:
             with np.load(path) as arrays:
                 condition = TextCondition(*(paddle.to_tensor(arrays[name]) for name in ("embeds", "pooled")))
-        except (OSError, ValueError, KeyError):  # damaged: made anew
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: made anew
             return None
         self._remember(key, condition)
         return condition
@@ -119,12 +130,38 @@ class PromptCache:
                 np.savez(file, **arrays)
 
     def _remember(self, key, condition):
-        self._entries[key] = condition
-        while len(self._entries) > self.max_entries:
-            self._entries.popitem(last=False)
+        with self._lock:
+            self._entries[key] = condition
+            while len(self._entries) > self.max_entries:
+                self._entries.popitem(last=False)
 
     def _path(self, key):
         return None if self.directory is None else os.path.join(self.directory, key + ".npz")
+
+
+@contextlib.contextmanager
+def _row_by_row(tower: AbstractContextManager[Any]) -> Iterator[Callable[..., Any]]:
+    """Gives the network of ``tower`` as a function that runs it for each row of its input by itself."""
+    with tower as network:
+        yield lambda rows, **options: _Rows([network(row, **options) for row in rows.split(rows.shape[0])])
+
+
+class _Rows:
+    """Outputs of a network for one row each, as its output for all of them."""
+
+    def __init__(self, outputs: list[Any]) -> None:
+        self._outputs = outputs
+
+    def __getattr__(self, name: str) -> Any:
+        return _joined([getattr(output, name) for output in self._outputs])
+
+    def __getitem__(self, index: int) -> Any:
+        return _joined([output[index] for output in self._outputs])
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Tensors one after the other on the batch axis; of tuples of tensors, each."""
+    return paddle.concat(parts) if isinstance(parts[0], paddle.Tensor) else tuple(map(paddle.concat, zip(*parts)))
 
 
 _TEXTS = ("prompt", "prompt_2", "prompt_3")

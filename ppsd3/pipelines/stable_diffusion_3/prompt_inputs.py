@@ -67,11 +67,13 @@ class PromptInputs(PromptEmbeds, NegativePrompts, Prompts):
                 if text is not None and self.embeds(sign)[0] is not None:
                     raise InputError(f"Both `{name}` and `{sign}prompt_embeds` are given. Pass one of the two.")
                 _check_text(name, text)
-            _check_embeds(sign, *self.embeds(sign))
+            if any(part is not None for part in self.embeds(sign)):
+                _check_embeds(sign, *self.embeds(sign))
         if self.prompt is None and self.prompt_embeds is None:
             raise InputError("Neither `prompt` nor `prompt_embeds` is given. Pass one of the two.")
         self._check_counts()
-        self._check_signs_agree()
+        if self.prompt_embeds is not None:
+            self._check_signs_agree()
         for sign in _SIGNS:
             self._check_read(sign, [getattr(encoders, name) is not None for name in _ENCODERS])
         return self
@@ -148,8 +150,6 @@ def _warn_once(text):
 
 
 def _check_embeds(sign, embeds, pooled):
-    if embeds is None and pooled is None:
-        return
     if embeds is None or pooled is None:
         given, missing = ("prompt_embeds", "pooled_prompt_embeds")[:: 1 if pooled is None else -1]
         raise InputError(

@@ -57,8 +57,8 @@ class StepCache:
 
     def start(self, velocity: VelocityModel) -> Velocity:
         """The callable that takes the place of ``velocity`` for one call of the pipeline."""
-        self._counts = [0, 0]  # shared with the copy below: another call, in another thread, counts for itself
-        own, counts = copy.copy(self), self._counts
+        own = copy.copy(self)
+        own._counts = self._counts = counts = [0, 0]  # this call's: one in another thread counts for itself
         memories: list[tuple[Query, dict[str, Any]]] = []  # what the subclass keeps of the queries in use
 
         def cached(latents, step, query):

@@ -26,6 +26,7 @@ import paddle.nn.functional as F
 from PIL import Image
 
 from ...utils.errors import InputError
+from ...utils.images import read_pictures
 from ..call_signature import Pictures
 from .arguments import Tensor
 from .denoising import keep_latents
@@ -61,7 +62,7 @@ class Task(abc.ABC):
     """Base of the tasks: it refuses nothing and changes no picture. A task serves one call."""
 
     def check(self, call: Call) -> None:  # noqa: B027 (some tasks refuse nothing)
-        """Refuses arguments of the call before any work."""
+        """Refuses arguments of the call before any work, and reads its pictures."""
 
     @abc.abstractmethod
     def start(self, call: Call, timesteps: paddle.Tensor) -> Start:
@@ -93,6 +94,8 @@ class ImageToImage(Task):
         if (self.image is None) == (call.arguments.latents is None):
             raise InputError("Pass either `image`, or the `latents` to start from, which have noise on them already.")
         check_strength(self.strength, call)
+        if self.image is not None:
+            self.image = read_picture("image", self.image, call)
 
     def start(self, call, timesteps):
         pipe = call.pipe
@@ -134,6 +137,8 @@ class Inpainting(Task):
             )
         if self.image is None or self.mask_image is None:
             raise InputError("Inpainting needs `image` and `mask_image`. Pass both.")
+        self.image = read_picture("image", self.image, call)
+        self.mask_image = read_pictures("mask_image", self.mask_image, 1)
         if self.masked_image_latents is not None and channels == own:
             raise InputError(
                 f"`masked_image_latents` are for transformers of {2 * own + 1} channels, and this one reads {own}. "
@@ -213,6 +218,11 @@ class Inpainting(Task):
         assert isinstance(self.image, Image.Image) and isinstance(self.mask_image, Image.Image)  # checked with the crop
         overlay = pipe.image_processor.apply_overlay
         return [overlay(self.mask_image, self.image, image, self._crop) for image in images]
+
+
+def read_picture(name: str, image: Any, call: Call) -> Any:
+    """The argument ``name`` as :func:`read_pictures` gives it: colours, or latents of the pipeline's VAE."""
+    return read_pictures(name, image, 3, call.pipe.latent_channels)
 
 
 def check_strength(strength: float, call: Call) -> None:

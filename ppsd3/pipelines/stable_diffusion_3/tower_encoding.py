@@ -6,9 +6,12 @@ from typing import Any, Literal, cast
 
 import paddle
 
+from ...serialization.tensors import floating_dtype
 from ...utils.checking import checks_arguments
 from ...utils.errors import InputError
 from ...utils.paddle_internals import no_grad
+from ...utils.threads import works_with_networks
+from ...utils.types import Dtype
 from ..call_signature import Texts
 from . import checks
 from .arguments import ClipSkip, Copies, SequenceLength
@@ -24,6 +27,7 @@ class TowerEncoding:
 
     _text_encoders: Any
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def _get_clip_prompt_embeds(
@@ -60,6 +64,7 @@ class TowerEncoding:
         repeats = num_images_per_prompt
         return features.repeat_interleave(repeats, axis=0), pooled.repeat_interleave(repeats, axis=0)
 
+    @works_with_networks
     @no_grad
     @checks_arguments
     def _get_t5_prompt_embeds(
@@ -68,7 +73,7 @@ class TowerEncoding:
         num_images_per_prompt: Copies = 1,
         max_sequence_length: SequenceLength = 256,
         device: Any = None,
-        dtype: Any = None,
+        dtype: Dtype | None = None,
     ) -> paddle.Tensor:
         """Prompts by T5: [B * n, max_sequence_length, 4096]; zeros where the pipeline has no T5.
 
@@ -81,7 +86,9 @@ class TowerEncoding:
             InputError: an argument cannot be used.
         """
         texts, encoders = self._texts_for_tower(prompt, device)
-        rows = encode_t5(encoders, [texts], max_sequence_length).astype(dtype or encoders.dtype)
+        rows = encode_t5(encoders, [texts], max_sequence_length).astype(
+            encoders.dtype if dtype is None else floating_dtype(dtype)
+        )
         return rows.repeat_interleave(num_images_per_prompt, axis=0)
 
     def _texts_for_tower(self, prompt: Texts, device: Any):

@@ -18,7 +18,7 @@ from .samples import Sample
 class BatchPlan:
     """Which samples are in batch number n.
 
-    Each epoch has every sample once, in an order of its own; the last batch of a bucket is filled up from its beginning.
+    Each epoch has every sample once, in an order of its own; the last batch of a bucket is filled up from its start.
 
     Args:
         buckets: the bucket of each sample.

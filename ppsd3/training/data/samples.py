@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from ...utils.errors import CheckpointNotFoundError, InputError, PPSD3Error
-from ...utils.images import load_image
+from ...utils.images import as_rgb, load_image, open_picture
 from ...utils.logging import get_logger
 
 _logger = get_logger(__name__)
@@ -300,12 +300,7 @@ def _json_record(record, key):
 
 
 def _decoded(source, name):
-    try:
-        picture = Image.open(source)
-        picture.load()
-    except Exception as error:
-        raise InputError(f"{name} cannot be read as a picture ({error}).") from error
-    return load_image(picture)
+    return as_rgb(open_picture(source, name), name)
 
 
 def _library(name: str, source: str) -> Any:

@@ -19,9 +19,10 @@ from ...ops import Linear, attention, causal_bias
 from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
 from ...serialization.tensors import cast, from_numpy, put
-from ...utils.config_types import Heads, Layers, NotNegative, Positions, Share, TokenId, VocabularySize, Width
+from ...utils.config_types import Epsilon, Heads, Layers, NotNegative, Positions, Share, TokenId, VocabularySize, Width
 from ...utils.errors import ConfigError, InputError
 from ...utils.paddle_internals import copy_to, no_grad, set_num_embeddings
+from ...utils.threads import changes_networks
 from ..encoder import PreNormLayer, activation, init_normal
 from ..text_encoder import TextEncoder
 
@@ -85,7 +86,7 @@ class CLIPTextModelWithProjection(TextEncoder):
         num_attention_heads: Heads = 8,
         max_position_embeddings: Positions = 77,
         hidden_act: str = "quick_gelu",
-        layer_norm_eps: Share = 1e-05,
+        layer_norm_eps: Epsilon = 1e-05,
         attention_dropout: Share = 0.0,
         initializer_range: NotNegative = 0.02,
         initializer_factor: NotNegative = 1.0,
@@ -106,6 +107,7 @@ class CLIPTextModelWithProjection(TextEncoder):
         """The layer that holds the embeddings of the tokens: ``weight [vocab_size, hidden_size]``."""
         return self.text_model.embeddings.token_embedding
 
+    @changes_networks
     @no_grad
     def set_added_embeddings(self, rows: np.ndarray, first: int, eos_token_id: int) -> None:
         """Makes ``rows`` the embeddings of the ids from ``first`` on, whatever was there before.

@@ -16,6 +16,7 @@ from ...utils.checking import Range
 from ...utils.config_types import Pixels, Positive
 from ...utils.errors import ConfigError, InputError
 from ...utils.hub import resolve_checkpoint
+from ...utils.images import read_pictures
 from ...utils.keywords import HUB_KEYWORDS, LOADING, SAVING, takes_keywords_of
 from ...utils.types import PathLike
 
@@ -105,7 +106,7 @@ class SiglipImageProcessor(ConfigMixin):
         directory = resolve_checkpoint(pretrained_model_name_or_path, subfolder=subfolder or "", **hub)
         directory = os.path.join(directory, subfolder) if subfolder else directory
         with naming(os.path.join(directory, cls.config_name)):
-            return cls.from_config(cls.load_config(directory), **options)
+            return cls.from_config(cls.load_config(os.path.abspath(directory)), **options)
 
     @takes_keywords_of(SAVING, also=())
     def save_pretrained(self, save_directory: PathLike, **others: Any) -> None:
@@ -121,7 +122,8 @@ class SiglipImageProcessor(ConfigMixin):
         """Prepares pictures.
 
         Args:
-            images: a PIL picture, an array [H, W, 3] or [B, H, W, 3] (uint8, or floats in [0, 1]), or a list of these.
+            images: PIL pictures, or arrays [H, W, 3] or [B, H, W, 3], one or a list; which values and modes, says
+                :mod:`ppsd3.utils.images`. Arrays are rounded to 8 bits.
             return_tensors: ``"pd"`` for a Tensor (default) or ``"np"`` for an array.
 
         Returns:
@@ -129,11 +131,12 @@ class SiglipImageProcessor(ConfigMixin):
 
         Raises:
             InputError: another type or shape, no picture, levels that are no pictures', or pictures of different sizes
-                if they are not resized.
+                or modes if they are not resized or converted.
         """
         if return_tensors not in ("pd", "np"):
             raise InputError(f"return_tensors is {return_tensors!r}; it can be 'pd' (a Paddle tensor) or 'np'.")
-        pixels = [self._prepared(picture) for picture in as_pictures(images)]
+        channels = 3 if self.config.do_convert_rgb else None
+        pixels = [self._prepared(picture) for picture in as_pictures(images, channels)]
         if len({array.shape for array in pixels}) > 1:
             raise InputError(f"The pictures differ in size: {sorted({array.shape[:2] for array in pixels})}. Resize.")
         pixels = np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2))
@@ -142,8 +145,6 @@ class SiglipImageProcessor(ConfigMixin):
     def _prepared(self, picture):
         """PIL picture -> [H, W, 3] fp32."""
         config = self.config
-        if config.do_convert_rgb:
-            picture = _opaque(picture).convert("RGB")
         if config.do_resize:
             picture = picture.resize((config.size["width"], config.size["height"]), resample=config.resample)
         pixels = np.asarray(picture)
@@ -160,42 +161,27 @@ class SiglipImageProcessor(ConfigMixin):
         return pixels.astype("float32")
 
 
-def _opaque(picture):
-    """``picture`` on white, if parts of it are transparent."""
-    from PIL import Image
+def as_pictures(images: Any, channels: int | None = 3, name: str = "images") -> list[Image.Image]:
+    """PIL pictures of ``images``: one, an array, or a list of these.
 
-    if "A" not in picture.getbands() and picture.info.get("transparency") is None:
-        return picture
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, (255, 255, 255, 255)), picture)
-
-
-def as_pictures(images: Any) -> list[Image.Image]:
-    """PIL pictures of ``images``: one, an array, or a list.
+    Args:
+        channels: 3 converts to RGB, None leaves grey pictures as they are.
+        name: of the argument, for errors.
 
     Raises:
         InputError: see ``SiglipImageProcessor.__call__``.
     """
     from PIL import Image
 
-    if isinstance(images, np.ndarray) and images.ndim == 4:
-        images = list(images)
-    images = list(images) if isinstance(images, (list, tuple)) else [images]
-    if not images:
-        raise InputError("There is no picture in the empty list. Pass at least one.")
-    return [image if isinstance(image, Image.Image) else _from_array(image) for image in images]
-
-
-def _from_array(array):
-    from PIL import Image
-
-    if not isinstance(array, np.ndarray) or array.ndim != 3 or array.shape[-1] != 3:
-        what = f"an array of the shape {list(array.shape)}" if hasattr(array, "shape") else type(array).__name__
-        raise InputError(f"A picture is {what}; pass PIL pictures or arrays [H, W, 3].")
-    if array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise InputError(f"A picture's array reaches from {array.min()} to {array.max()}; floats are in [0, 1].")
-        array = (array * 255).round().astype("uint8")
-    if array.dtype != np.uint8:
-        raise InputError(f"A picture is an array of {array.dtype}; pass uint8, or floats in [0, 1].")
-    return Image.fromarray(array)
+    items = images if isinstance(images, (list, tuple)) and images else [images]
+    pictures = []
+    for item in [read_pictures(name, item, channels) for item in items]:
+        if isinstance(item, paddle.Tensor):
+            raise InputError(f"`{name}` is a Tensor; pass PIL pictures or arrays [H, W, 3].")
+        if isinstance(item, Image.Image):
+            pictures.append(item)
+        else:
+            levels = (item * 255).round().clip(0, 255).astype("uint8")
+            rows = levels if levels.ndim == 4 else levels[None]
+            pictures += [Image.fromarray(row if row.shape[-1] == 3 else row[..., 0]) for row in rows]
+    return pictures

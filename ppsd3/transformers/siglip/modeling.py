@@ -19,7 +19,7 @@ from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ...serialization.source import TensorSource
 from ...utils.checking import shown
-from ...utils.config_types import Heads, Layers, PatchSide, Pixels, Share, Width
+from ...utils.config_types import Epsilon, Heads, Layers, PatchSide, Pixels, Share, Width
 from ...utils.errors import ConfigError, InputError
 from ...utils.types import PathLike
 from ..encoder import Encoder, PreNormLayer, activation, init_normal
@@ -83,7 +83,7 @@ class SiglipVisionModel(Encoder):
         image_size: Pixels = 224,
         patch_size: PatchSide = 16,
         hidden_act: str = "gelu_pytorch_tanh",
-        layer_norm_eps: Share = 1e-06,
+        layer_norm_eps: Epsilon = 1e-06,
         attention_dropout: Share = 0.0,
         vision_use_head: bool = True,
     ) -> None:
@@ -142,7 +142,8 @@ class SiglipVisionModel(Encoder):
         if list(pixel_values.shape[1:]) != [config.num_channels, side, side]:
             raise InputError(
                 f"pixel_values has the shape {list(pixel_values.shape)}; this image encoder takes "
-                f"[B, {config.num_channels}, {side}, {side}], as the pipeline's feature_extractor gives them."
+                f"[B, {config.num_channels}, {side}, {side}], num_channels and image_size of its configuration, as the "
+                "pipeline's feature_extractor gives them."
             )
         if self.training and config.attention_dropout > 0:
             raise InputError(

@@ -18,8 +18,10 @@ from ...configuration_utils import register_to_config
 from ...ops import Linear, attention, rms_norm, shared_input
 from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
+from ...utils.checking import shown
 from ...utils.config_types import (
     Buckets,
+    Epsilon,
     Heads,
     HeadWidth,
     Layers,
@@ -105,7 +107,7 @@ class T5EncoderModel(TextEncoder):
         relative_attention_num_buckets: Buckets = 32,
         relative_attention_max_distance: Positions = 128,
         dropout_rate: Share = 0.1,
-        layer_norm_epsilon: Share = 1e-06,
+        layer_norm_epsilon: Epsilon = 1e-06,
         initializer_factor: NotNegative = 1.0,
         feed_forward_proj: str = "relu",
         pad_token_id: TokenId | None = 0,
@@ -295,7 +297,9 @@ def _parse_feed_forward(name):
     """``feed_forward_proj`` -> (gated, activation)."""
     head, _, tail = name.rpartition("-")
     if head not in ("", "gated"):
-        raise ConfigError(f"feed_forward_proj is {name!r}; it should be an activation or 'gated-' and an activation.")
+        raise ConfigError(
+            f"feed_forward_proj is {shown(name)}; it should be an activation or 'gated-' and an activation."
+        )
     # transformers' one exception: T5 v1.1 says "gated-gelu" and means the tanh form
     tail = "gelu_new" if name == "gated-gelu" else tail
     return head == "gated", activation(tail, "feed_forward_proj")

@@ -69,7 +69,10 @@ class T5Tokenizer(PretrainedTokenizer):
         if "spiece" not in settings:
             return None
         model = read_sentencepiece_model(settings["spiece"], source=spiece_file)
-        vocab = model.pieces + [(sentinel, 0.0) for sentinel in reversed(sentinels(settings["extra_ids"]))]
+        # Those that the files list are added in the order of their ids.
+        listed = {token.get("content") for token in settings["added_tokens"] if isinstance(token, dict)}
+        behind = [sentinel for sentinel in reversed(sentinels(settings["extra_ids"])) if sentinel not in listed]
+        vocab = model.pieces + [(sentinel, 0.0) for sentinel in behind]
         settings["added_tokens"] = [*settings["added_tokens"], *model.added_tokens]
         return cls(vocab, model.charsmap, model.unk_id, **settings)
 
@@ -126,7 +129,7 @@ def _number_of_sentinels(config):
     listed = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     contents = [token.get("content") if isinstance(token, dict) else token for token in listed]
     named = sum(isinstance(content, str) and content.startswith("<extra_id_") for content in contents)
-    return config.get("extra_ids", named or 100)
+    return fit("extra_ids", config.get("extra_ids", named or 100), _Count, CheckpointFormatError)
 
 
 def _charsmap(content):
