@@ -183,6 +183,7 @@ def _has_weights(layer: nn.Layer) -> bool:
     return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
 
 
+@checks_arguments
 @changes_networks
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
     """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.

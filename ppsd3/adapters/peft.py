@@ -9,6 +9,7 @@ import paddle
 from paddle import nn
 
 from ..serialization.weight_files import find_weights, to_paddle
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError, WeightMismatchError
 from ..utils.keywords import LOADING, takes_keywords_of
 from ..utils.paddle_internals import no_grad
@@ -194,6 +195,7 @@ class PeftAdapterMixin(nn.Layer):
         save_lora_file(save_directory, weight_name, tensors, config)
 
 
+@checks_arguments
 def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") -> Tensors:
     """The tensors of an adapter of ``model``, by PEFT's names, e.g. ``transformer_blocks.0.attn.to_q.lora_A.weight``.
 
@@ -204,6 +206,7 @@ def get_peft_model_state_dict(model: nn.Layer, adapter_name: str = "default") ->
     return write_adapters(adapted.adapters_called(model, adapter_name))[0]
 
 
+@checks_arguments
 @changes_networks
 @no_grad
 def set_peft_model_state_dict(
@@ -227,7 +230,7 @@ def set_peft_model_state_dict(
     differing = sorted(set(own) ^ set(peft_model_state_dict))
     if differing:
         raise WeightMismatchError(
-            f"The adapter {adapter_name!r} and the tensors for it differ in {len(differing)} names, e.g. "
+            f"The adapter {adapter_name!r} and peft_model_state_dict differ in {len(differing)} names, e.g. "
             f"{differing[0]}. Add the adapter with the LoraConfig that the tensors were trained with."
         )
     for name, parameter in own.items():

@@ -37,6 +37,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     _lora_loadable_modules: tuple[str, ...] = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 
+    @checks_arguments
     def load_lora_weights(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -81,6 +82,10 @@ class PretrainedTokenizer:
     starts_with_bos = False
     needed_tokens: tuple[str, ...] = ("eos_token",)
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_argument_names(cls.__name__, kwargs, list(inspect.signature(cls.__init__).parameters))
+        return super().__new__(cls)
+
     def __init__(
         self,
         backend: Tokenizer,
@@ -99,6 +104,8 @@ class PretrainedTokenizer:
         Raises:
             CheckpointFormatError: a token without text or an impossible one, or vocabulary that cannot be used.
         """
+        tokens = fit("tokens", tokens, Optional[Mapping[str, Any]], CheckpointFormatError)
+        model_max_length = fit("model_max_length", model_max_length, Optional[int], CheckpointFormatError)
         named = {**self.default_tokens, **(tokens or {})}
         named = {name: _token(name, named[name]) for name in _TOKEN_NAMES if name in named}
         for name in self.needed_tokens:
@@ -107,7 +114,8 @@ class PretrainedTokenizer:
         self._tokens = {name: _content(named.get(name)) for name in _TOKEN_NAMES}
         self.model_max_length = model_max_length or self.default_max_length
         self._backend = backend
-        self._add_tokens([*added_tokens, *named.values()])
+        added = fit("added_tokens", added_tokens, Sequence[Any], CheckpointFormatError)
+        self._add_tokens([*added, *named.values()])
         backend.post_processor = self._post_processor()
 
     # -- special tokens --------------------------------------------------------------------------------------------
@@ -118,7 +126,7 @@ class PretrainedTokenizer:
 
         seen, added = set(), []
         for index, token in enumerate(candidates):
-            fields = _token(f"added token {index}", token)
+            fields = _token(f"added_tokens[{index}]", token)
             if fields is None or _content(fields) in seen:
                 continue
             seen.add(_content(fields))

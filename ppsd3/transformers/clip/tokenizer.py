@@ -6,9 +6,9 @@ import gzip
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
-from ...utils.checking import shown
+from ...utils.checking import fit, shown
 from ...utils.errors import CheckpointFormatError
 from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
 from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, library_errors
@@ -53,6 +53,7 @@ class CLIPTokenizer(PretrainedTokenizer):
         added_tokens: Sequence[Mapping[str, Any]] = (),
         model_max_length: int | None = None,
     ) -> None:
+        tokens = fit("tokens", tokens, Optional[Mapping[str, Any]], CheckpointFormatError)
         self._vocab, self._merges = _checked_vocabulary(vocab), _checked_merges(merges)
         backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
         super().__init__(backend, tokens, added_tokens, model_max_length)

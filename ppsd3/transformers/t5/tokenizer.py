@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 from ...utils.checking import Range, fit, shown
 from ...utils.errors import CheckpointFormatError
@@ -49,6 +49,7 @@ class T5Tokenizer(PretrainedTokenizer):
         model_max_length: int | None = None,
     ) -> None:
         self.extra_ids, self._spiece = fit("extra_ids", extra_ids, _Count, CheckpointFormatError), spiece
+        charsmap = fit("charsmap", charsmap, Optional[bytes], CheckpointFormatError)
         backend = _build(_checked_pieces(vocab), charsmap, fit("unk_id", unk_id, _Id, CheckpointFormatError))
         super().__init__(backend, tokens, added_tokens, model_max_length)
         self._add_tokens(sentinels(extra_ids))
