@@ -5,10 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
-from ...utils.checking import fit, shown
+from ...utils.checking import checks_arguments, fit, shown
 from ...utils.errors import CheckpointFormatError
 from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
 from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, library_errors
@@ -78,7 +78,8 @@ class CLIPTokenizer(PretrainedTokenizer):
             return None
         return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+    @checks_arguments
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).replace(_END_OF_WORD, " ").strip()
 
     def _post_processor(self):
