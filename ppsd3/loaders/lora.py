@@ -188,7 +188,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
         text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
         is_main_process: bool = True,
-        save_function: None = None,
+        save_function: Any = None,
         safe_serialization: bool = True,
         layout: str = "diffusers",
     ) -> None:
