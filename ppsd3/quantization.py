@@ -21,6 +21,7 @@ from paddle import nn
 from .ops import Linear, QuantizedLinear, WeightOnlyLinear, own_sublayers
 from .serialization.source import TensorSource
 from .serialization.tensors import is_floating
+from .utils.checking import shown
 from .utils.errors import CheckpointFormatError, ConfigError, InputError
 from .utils.recognition import explain_quantization
 from .utils.types import Names
@@ -117,8 +118,8 @@ def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: Tensor
     if method not in KINDS:
         raise ConfigError(
             explain_quantization(checkpoint.path, config)
-            or f"{checkpoint.path} is quantized by {method!r}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint that "
-            "is not quantized, then call quantize('int8')."
+            or f"{checkpoint.path} is quantized by {shown(method)}; ppsd3 reads {', '.join(KINDS)}. Load a checkpoint "
+            "that is not quantized, then call quantize('int8')."
         )
     suffix = ".weight_scale"
     layers = dict(model.named_sublayers())

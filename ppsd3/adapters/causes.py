@@ -9,21 +9,17 @@ from typing import Any
 import paddle
 
 from ..utils.errors import CheckpointError, CheckpointFormatError, WeightMismatchError
+from ..utils.recognition import explain_tensors
 from .keys import ModuleNames, component_of, split_key
 
 _SHOWN, _LONGEST = 5, 200  # keys that a message names, and how many of their letters
 
-# Regular expression of a part of a key, with underscores for dots -> the model whose layer it is.
+# Regular expression of a part of a key, with underscores for dots -> the models whose layers it may be, where nothing
+# else tells which (:mod:`ppsd3.utils.recognition`).
 _MODELS = (
-    (r"(double|single)_blocks_\d|single_transformer_blocks_\d", "Flux or another model with single-stream blocks"),
     (r"(down|up|input|output)_blocks_\d|mid(dle)?_block_", "Stable Diffusion 1, 2 or XL"),
-    (r"adaln_single|caption_projection", "PixArt or another model with one adaLN"),
-    (r"_(img|txt)_(mlp|mod)_", "Qwen-Image"),
     (r"(^|_)blocks_\d+_(self|cross)_attn", "Wan or another video model"),
-    (r"(^|_)layers_\d+_(attention|feed_forward)_", "Lumina or Z-Image"),
 )
-_CROSS_ATTENTION = re.compile(r".*attn2_to_[kv]")  # its input is the text, which tells the Stable Diffusions apart
-_TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 
 # Regular expression of a key's end -> the kind of adapter that it is of.
 _KINDS = (
@@ -58,12 +54,9 @@ def not_for_these(
     """
     if not lost:
         return CheckpointFormatError(f"{path} changes nothing in {', '.join(networks)}: it is empty.")
-    model = foreign_model({key: list(tensors[key].shape) for key in lost if key in tensors})
+    model = _other_model(path, {key: list(tensors[key].shape) for key in lost if key in tensors})
     if model:
-        return (WeightMismatchError if any_fits else CheckpointFormatError)(
-            f"{path} is an adapter for {model}, judged by its keys ({_listed(lost)}); these are for Stable Diffusion 3 "
-            "and 3.5 here. Load it with the model that it was made for."
-        )
+        return (WeightMismatchError if any_fits else CheckpointFormatError)(f"{model} Its keys are {_listed(lost)}.")
     causes: dict[str, list[str]] = {}
     for key in lost:
         causes.setdefault(_cause(key, names, networks), []).append(key)
@@ -75,17 +68,14 @@ def not_for_these(
     return CheckpointFormatError(f"{path} changes nothing in {', '.join(networks)}. {told}")
 
 
-def foreign_model(shapes: Mapping[str, Sequence[int]]) -> str | None:
-    """The other model that an adapter with keys of these shapes is for, or None."""
+def _other_model(path: str, shapes: Mapping[str, Sequence[int]]) -> str | None:
+    """What an adapter with keys of these shapes is, if it is for another model."""
+    said = explain_tensors(path, {key: ("", shape) for key, shape in shapes.items()}, wanted="adapter")
     flat = [key.replace(".", "_") for key in shapes]
     model = next((name for pattern, name in _MODELS if any(re.search(pattern, key) for key in flat)), None)
-    if model is None or "XL" not in model:
-        return model
-    for key, shape in shapes.items():
-        module, part = split_key(key)
-        if part == "down" and len(shape) > 1 and _CROSS_ATTENTION.fullmatch(module.replace(".", "_")):
-            return _TEXT_WIDTHS.get(shape[1], model)
-    return model
+    if said or model is None:
+        return said
+    return f"{path} is an adapter for {model}. Use it with that; here use one for Stable Diffusion 3 or 3.5."
 
 
 def _cause(key, names, networks):

@@ -15,9 +15,9 @@ from ..ops import AdaptedLinear, AdaptedWeights, CastingLinear, Linear, Quantize
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils import elsewhere
-from ..utils.checking import Range, checks_arguments
+from ..utils.checking import Range, checks_arguments, declared_types, fit
 from ..utils.elsewhere import check_argument_names
-from ..utils.errors import InputError
+from ..utils.errors import InputError, UnknownArgumentError
 from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
 from ..utils.threads import changes_networks
@@ -31,7 +31,6 @@ _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
-@checks_arguments
 @dataclass
 class LoraConfig:
     """Configuration of a LoRA to train, with PEFT's names.
@@ -57,7 +56,7 @@ class LoraConfig:
     """
 
     r: Annotated[int, Range(1)] = 4
-    lora_alpha: float = 4
+    lora_alpha: Annotated[float, Range()] = 4
     target_modules: Names | None = ATTENTION_MODULES
     init_lora_weights: str | bool = "gaussian"
     use_dora: bool = False
@@ -78,10 +77,17 @@ class LoraConfig:
     revision: str | None = None
 
     def __new__(cls, *args: Any, **settings: Any) -> LoraConfig:
-        check_argument_names("LoraConfig", settings, [field.name for field in fields(cls)], elsewhere.LORA_SETTINGS)
+        known = [field.name for field in fields(cls)]
+        if len(args) > len(known):
+            raise UnknownArgumentError(f"LoraConfig takes {len(known)} arguments, and {len(args)} are given.")
+        check_argument_names("LoraConfig", settings, known, elsewhere.LORA_SETTINGS)
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
+        for name, kind in declared_types(LoraConfig).items():
+            value = getattr(self, name)
+            value = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value  # as PEFT keeps names
+            setattr(self, name, fit(name, value, kind))
         for name in ("bias", "modules_to_save", "layers_to_transform", "layers_pattern", "fan_in_fan_out"):
             value = getattr(self, name)
             if value and value != "none":
@@ -180,7 +186,7 @@ def adaptable_layers(network: nn.Layer) -> dict[str, Any]:
 def _has_weights(layer: nn.Layer) -> bool:
     """Whether it is a convolution or a norm with weights: of all layers, norms alone have a vector called so."""
     weight = layer.parameters(include_sublayers=False)[:1]
-    return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer._sub_layers)
+    return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer.sublayers())
 
 
 @checks_arguments

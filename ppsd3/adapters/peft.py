@@ -39,6 +39,7 @@ class PeftAdapterMixin(nn.Layer):
             raise InputError(f"adapter_config is a {type(adapter_config).__name__}; pass a ppsd3.LoraConfig.")
         adapted.add_adapter(self, adapter_config, adapter_name)
 
+    @checks_arguments
     @changes_networks
     def set_adapter(self, adapter_name: Names) -> None:
         """Makes these adapters the active ones, with the weights that they have.
@@ -49,6 +50,7 @@ class PeftAdapterMixin(nn.Layer):
         names = _names(adapter_name)
         adapted.set_strengths(self, {name: adapted.strength_of(self, name) for name in names})
 
+    @checks_arguments
     @changes_networks
     def set_adapters(self, adapter_names: Names, weights: float | Sequence[float | None] | None = None) -> None:
         """Makes these adapters the active ones, with these weights, 1 by default.
@@ -80,6 +82,7 @@ class PeftAdapterMixin(nn.Layer):
     disable_lora = disable_adapters
     enable_lora = enable_adapters
 
+    @checks_arguments
     @changes_networks
     def delete_adapters(self, adapter_names: Names) -> None:
         """Removes adapters.
@@ -91,6 +94,7 @@ class PeftAdapterMixin(nn.Layer):
         adapted.require(self, names)
         adapted.detach(self, names)
 
+    @checks_arguments
     @changes_networks
     def fuse_lora(self, lora_scale: float = 1.0, safe_fusing: bool = False, adapter_names: Names | None = None) -> None:
         """Fuses adapters into the weights; arguments and errors as in the pipeline's method."""
@@ -115,6 +119,7 @@ class PeftAdapterMixin(nn.Layer):
         """
 
     @takes_keywords_of(LOADING)
+    @checks_arguments
     def load_lora_adapter(
         self,
         pretrained_model_name_or_path_or_dict: PathLike | Mapping[str, Any],
@@ -167,6 +172,7 @@ class PeftAdapterMixin(nn.Layer):
             )
             (adapted.swap if hotswap else adapted.attach)(self, name, found.get(component, {}))
 
+    @checks_arguments
     def save_lora_adapter(
         self,
         save_directory: PathLike,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from typing import Any
 
 from .. import __version__
@@ -72,19 +73,20 @@ def draw(
         more: further settings for the PNG file, of the command's own options.
         load: (arguments, quiet, pipeline_class) -> pipeline.
     """
+    from ..utils.random import TorchGenerator
+
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
     size = {name: call[name] for name in ("height", "width")}
-    given = {**given_values(arguments, pipeline_class), **size, **(more or {})}
+    given = {**given_values(arguments, pipeline_class), **size, **(more or {}), "command": command}
     pipe = load(arguments, arguments.quiet, pipeline_class)
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
-        images = pipe(prompt=prompt, generator=_generators(seeds), **call, **watching).images
+        images = pipe(prompt=prompt, generator=list(map(TorchGenerator, seeds)), **call, **watching).images
         for image, seed in zip(images, seeds):
             settings = {"prompt": prompt, **_settings(arguments, given, seed, image)}
-            settings = settings if command == "generate" else {**settings, "command": command}
             file = save_png(image, targets.pop(0), settings, replace=not names_directory(arguments.output))
             if not arguments.quiet:
                 print(file)
@@ -154,18 +156,10 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
 
 
 def _seeds(seed, count):
-    import random
-
     if not 1 <= count <= _MOST_PICTURES:
         raise InputError(f"--num-images is {count}; it has to be 1 or more, up to {_MOST_PICTURES} at once.")
     first = random.randrange(2**32) if seed is None else seed
     return [first + i for i in range(count)]
-
-
-def _generators(seeds):
-    from ..utils.random import TorchGenerator
-
-    return [TorchGenerator(seed) for seed in seeds]
 
 
 def _settings(arguments, given, seed, image):

@@ -149,7 +149,7 @@ def _checked(path, action, value):
     Raises:
         InputError: the option does not take it.
     """
-    kind = action.type or str
+    kind = action.type if action.type in (int, float) else str
     is_list = action.nargs == "+" or isinstance(action, argparse._AppendAction)
     values = value if isinstance(value, list) else [value]
     least, most = SAFE.get(action.dest) or (-math.inf, math.inf)

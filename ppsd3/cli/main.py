@@ -31,20 +31,11 @@ USAGE_ERROR = 2  # what argparse exits with, too
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and + SIGTERM, as shells have it
 
 
+@guarded_streams()
 def main(argv=None):
     """Runs ``ppsd3 COMMAND ...`` and returns its exit code: 0, 2 for what the user can mend, 1 for a defect of ours."""
     if argv is None:  # the process is ours
-        sys.excepthook = _show_traceback
-    with guarded_streams():
-        return _run(argv)
-
-
-def _show_traceback(*error):
-    with guarded_streams():
-        sys.__excepthook__(*error)
-
-
-def _run(argv):
+        sys.excepthook = guarded_streams()(sys.__excepthook__)
     arguments = None
     try:
         with terminable():

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from ..utils.errors import InputError
-from ..utils.files import atomic_write, write_new
+from ..utils.files import atomic_write, require_writable, write_new
 from ..utils.images import open_regular
 from ..utils.json_files import parse_json_object
 
@@ -36,6 +36,7 @@ def output_files(output: str | None, prompts: Sequence[str], seeds: Sequence[int
 
     Raises:
         InputError: another extension than ``.png``, or a directory that is missing or cannot be written to.
+        DiskError: its disk is full.
     """
     if names_directory(output):
         files = _files_in(output or ".", prompts, seeds)
@@ -48,14 +49,8 @@ def output_files(output: str | None, prompts: Sequence[str], seeds: Sequence[int
             )
         count = len(prompts) * len(seeds)
         files = [output or ""] if count == 1 else [f"{stem}-{i + 1}{extension}" for i in range(count)]
-    directory = os.path.dirname(os.path.abspath(files[0]))
-    if not os.path.isdir(directory):
-        raise InputError(f"--output: the directory {directory} does not exist. Make it first, or choose another.")
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise InputError(f"--output: no permission to write to {directory}. Choose another directory.")
-    taken = [] if names_directory(output) else [file for file in files if os.path.isdir(file)]
-    if taken:
-        raise InputError(f"--output: {taken[0]} is a directory. Choose another name.")
+    for file in files:
+        require_writable(file, "--output")
     return files
 
 

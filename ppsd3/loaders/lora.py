@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Optional, overload
 
 import paddle
 from paddle import nn
@@ -14,13 +14,12 @@ from ..adapters.files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, s
 from ..adapters.keys import bundled_word, component_of
 from ..ops import scaled_adapters
 from ..serialization.weight_files import find_weights, to_paddle
-from ..utils.checking import checks_arguments
+from ..utils.checking import checks_arguments, fit
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import HUB_KEYWORDS, LOADING, SAVING, SWITCHES, takes_keywords_of
 from ..utils.logging import get_logger
 from ..utils.methods import hybridmethod
-from ..utils.recognition import explaining_tensors
 from ..utils.threads import Changing, changes_networks, works_with_networks
 from ..utils.types import Names, PathLike, Tensors
 from .host import PipelineHost
@@ -68,7 +67,7 @@ class SD3LoraLoaderMixin(PipelineHost):
             InputError: the name is taken, or with ``hotswap`` not there; a network is loaded on demand; a bundled word
                 exists already, or is for an encoder that cannot learn it (with ``strict``).
         """
-        alphas = options.pop("network_alphas", None)
+        alphas = fit("network_alphas", options.pop("network_alphas", None), Optional[dict[str, Any]])
         tensors, metadata = self.lora_state_dict(
             pretrained_model_name_or_path_or_dict, return_lora_metadata=True, **options
         )
@@ -85,8 +84,7 @@ class SD3LoraLoaderMixin(PipelineHost):
         with Changing(self, "load_lora_weights"), paddle.no_grad():
             adapter_name = adapted.name_to_load(list(networks.values()), adapter_name, hotswap)
             layers = {name: adapted.adaptable_layers(network) for name, network in networks.items()}
-            with explaining_tensors(path, tensors, wanted="adapter"):
-                found, lost = read_adapters(tensors, layers, path, metadata, alphas, strict)
+            found, lost = read_adapters(tensors, layers, path, metadata, alphas, strict)
             if words:
                 self.load_textual_inversion(list(words.values()), list(words))
             lost = [*lost, *beside]
@@ -146,6 +144,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     @classmethod
     @takes_keywords_of(LOADING, also=HUB_KEYWORDS)
+    @checks_arguments
     def lora_state_dict(
         cls,
         pretrained_model_name_or_path_or_dict: PathLike | dict[str, Any],
@@ -176,6 +175,7 @@ class SD3LoraLoaderMixin(PipelineHost):
 
     @hybridmethod
     @takes_keywords_of(SAVING)
+    @checks_arguments
     def save_lora_weights(
         cls,  # noqa: N805 (or the pipeline)
         save_directory: PathLike,

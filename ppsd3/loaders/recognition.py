@@ -129,7 +129,8 @@ def _networks(file: SingleFile, tensors: SafetensorsFile) -> Recognized:
 
 def _speciality(name, config):
     channels = config.get("in_channels", 0)
-    return f", for inpainting ({channels} channels)" if name == "transformer" and channels > 32 else ""
+    is_for_inpainting = name == "transformer" and isinstance(channels, int) and channels > 32
+    return f", for inpainting ({channels} channels)" if is_for_inpainting else ""
 
 
 def _call(file):

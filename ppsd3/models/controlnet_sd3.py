@@ -269,14 +269,14 @@ class SD3MultiControlNetModel(ModelMixin):
     _components = ()
 
     @checks_arguments
-    def __init__(self, controlnets: Sequence[SD3ControlNetModel]) -> None:
+    def __init__(self, controlnets: Sequence[SD3ControlNetModel] | nn.LayerList) -> None:
         super().__init__()
         if not controlnets:
             raise InputError("controlnets is an empty list. Pass one or more SD3ControlNetModels.")
         self.nets = nn.LayerList(list(controlnets))
 
-    def _shared_parts(self) -> list[Any]:
-        return [self, *self.nets]
+    def _shared_parts(self) -> Iterable[Any]:
+        return self.nets
 
     @property
     def config(self) -> FrozenConfig:

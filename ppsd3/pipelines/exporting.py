@@ -21,11 +21,11 @@ from ..compilation import CompiledFunction
 from ..serialization.combined import is_whole
 from ..serialization.tensors import dtype_name
 from ..serialization.writers import byte_size
-from ..utils.errors import CheckpointFormatError, DiskError, InputError, PPSD3Error
+from ..utils.errors import CheckpointFormatError, DiskError, InputError
 from ..utils.files import atomic_write, replacing, require_space
 from ..utils.interruption import interruptible
 from ..utils.json_files import parse_json_object
-from ..utils.paddle_internals import WRONG_PASSES
+from ..utils.paddle_internals import WRONG_PASSES, is_program
 from ..utils.threads import works_with_networks
 from ..utils.types import PathLike
 
@@ -259,12 +259,11 @@ def _is_whole_program(path: str) -> bool:
     """Whether the program at ``path`` can be read to its end."""
     with open(path, "rb") as file:
         content = file.read()
+    if not path.endswith(".json"):
+        return is_program(content)
     try:
-        if path.endswith(".json"):
-            parse_json_object(content, path, CheckpointFormatError)
-        else:
-            paddle.static.deserialize_program(content)
-    except (PPSD3Error, ValueError, RuntimeError):
+        parse_json_object(content, path, CheckpointFormatError)
+    except CheckpointFormatError:
         return False
     return True
 

@@ -22,7 +22,7 @@ from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
-from ..utils.threads import Shared, changes_networks, parts_of, working_with
+from ..utils.threads import Shared, changes_networks, working_with
 from .call_signature import Argument, describe
 from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
@@ -75,8 +75,8 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         """Name -> component, None for one that is absent; ``Other(**pipe.components)`` shares them."""
         return {name: getattr(self, name) for name in self._component_names}
 
-    def _shared_parts(self) -> list[Any]:
-        return [shared for part in self.components.values() if part is not None for shared in parts_of(part)]
+    def _shared_parts(self) -> Iterable[Any]:
+        return self.components.values()
 
     @property
     def config(self) -> FrozenConfig:
@@ -213,9 +213,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         ``with pipe.using("vae") as vae:`` reads one that is loaded on demand, and brings one that is offloaded to its
         device; otherwise it gives ``pipe.vae`` as it is.
         """
-        part = self.require(name)
-        lent = part.resident() if isinstance(part, OnDemandNetwork) else self._residency.resident(part)
-        with working_with(part), lent as network:
+        with working_with(part := self.require(name)), self._residency.resident(part) as network:
             yield network
 
     def _tell(self, name, method, **options):

@@ -23,7 +23,8 @@ _SMALL = 2**20
 class Loan:
     """Tensors that are copied to a device for a while, and afterwards have again the memory that they had.
 
-    Several threads may use them there: the first to begin brings them, the last to end takes them back.
+    Several users may have them there: the first to begin brings them, the last to end takes them back. One that an
+    error kept from its end may begin again.
 
     Args:
         tensors: parameters and buffers, nowhere changed meanwhile.
@@ -32,20 +33,20 @@ class Loan:
 
     def __init__(self, tensors, place):
         self.tensors, self.place, self._homes = tensors, place, []
-        self.users, self._lock = 0, threading.Lock()
+        self.users, self._lock = set(), threading.Lock()
 
-    def begin(self):
+    def begin(self, user=None):
         with self._lock, paddle.no_grad():
-            self.users += 1
-            for tensor in self.tensors if self.users == 1 else ():
+            for tensor in () if self.users else self.tensors:
                 home = paddle.empty([0], tensor.dtype)
                 share_memory(tensor, home)
                 self._homes.append(home)
                 put(tensor, copy_to(tensor.detach(), self.place))
+            self.users.add(user)
 
-    def end(self):
+    def end(self, user=None):
         with self._lock:
-            self.users -= 1
+            self.users.discard(user)
             if not self.users:
                 for tensor, home in zip(self.tensors, self._homes):
                     put(tensor, home)
@@ -53,13 +54,13 @@ class Loan:
 
 
 class Resident:
-    """The networks stay where they are."""
+    """The networks stay where they are: in memory, or in their files."""
 
     place = None
 
-    @contextlib.contextmanager
     def resident(self, network):
-        yield network
+        """Context manager that gives the network, ready to compute."""
+        return network.resident() if isinstance(network, OnDemandNetwork) else contextlib.nullcontext(network)
 
 
 class ModelOffload(Resident):
@@ -70,16 +71,17 @@ class ModelOffload(Resident):
 
     @contextlib.contextmanager
     def resident(self, network):
+        user = object()
         with self._lock:
             if network not in self._loans:
                 self._loans[network] = Loan(tensors_of(network, include_sublayers=True), self.place)
             loan = self._loans[network]
-            loan.begin()
+            loan.begin(user)
         try:
             yield network
         finally:
             with self._lock:
-                loan.end()
+                loan.end(user)
                 if not loan.users:
                     del self._loans[network]  # what it has may have changed by the next time
 
@@ -101,8 +103,8 @@ class SequentialOffload(Resident):
             return
         loan = Loan(large, self.place)
         self._hooks += [
-            layer.register_forward_pre_hook(lambda layer, inputs: loan.begin()),
-            layer.register_forward_post_hook(lambda layer, inputs, output: loan.end()),
+            layer.register_forward_pre_hook(lambda layer, inputs: loan.begin(threading.get_ident())),
+            layer.register_forward_post_hook(lambda layer, inputs, output: loan.end(threading.get_ident())),
         ]
 
 

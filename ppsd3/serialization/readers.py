@@ -83,7 +83,7 @@ def _again_if_replaced(init: Callable[..., None]) -> Callable[..., None]:
 def _identity(path):
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the path
         return None
     return status.st_dev, status.st_ino
 

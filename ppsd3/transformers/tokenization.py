@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 import json
 import math
 import os
@@ -82,10 +81,6 @@ class PretrainedTokenizer:
     starts_with_bos = False
     needed_tokens: tuple[str, ...] = ("eos_token",)
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        check_argument_names(cls.__name__, kwargs, list(inspect.signature(cls.__init__).parameters))
-        return super().__new__(cls)
-
     def __init__(
         self,
         backend: Tokenizer,
@@ -104,19 +99,19 @@ class PretrainedTokenizer:
         Raises:
             CheckpointFormatError: a token without text or an impossible one, or vocabulary that cannot be used.
         """
-        tokens = fit("tokens", tokens, Optional[Mapping[str, Any]], CheckpointFormatError)
-        model_max_length = fit("model_max_length", model_max_length, Optional[int], CheckpointFormatError)
-        named = {**self.default_tokens, **(tokens or {})}
-        named = {name: _token(name, named[name]) for name in _TOKEN_NAMES if name in named}
+        added_tokens = fit("added_tokens", added_tokens, Sequence)
+        model_max_length = fit("model_max_length", model_max_length, Optional[Annotated[int, Range(1)]])
+        named = {**self.default_tokens, **(fit("tokens", tokens, Optional[Mapping]) or {})}
+        named = {name: checked_token(name, named[name]) for name in _TOKEN_NAMES if name in named}
         for name in self.needed_tokens:
             if named.get(name) is None:
                 raise CheckpointFormatError(f"{name} is null; a {type(self).__name__} needs one.")
-        self._tokens = {name: _content(named.get(name)) for name in _TOKEN_NAMES}
+        self._tokens = {name: content_of(named.get(name)) for name in _TOKEN_NAMES}
         self.model_max_length = model_max_length or self.default_max_length
         self._backend = backend
-        added = fit("added_tokens", added_tokens, Sequence[Any], CheckpointFormatError)
-        self._add_tokens([*added, *named.values()])
-        backend.post_processor = self._post_processor()
+        self._add_tokens([*added_tokens, *named.values()])
+        with library_errors("the start and end tokens cannot be used"):
+            backend.post_processor = self._post_processor()
 
     # -- special tokens --------------------------------------------------------------------------------------------
 
@@ -126,10 +121,10 @@ class PretrainedTokenizer:
 
         seen, added = set(), []
         for index, token in enumerate(candidates):
-            fields = _token(f"added_tokens[{index}]", token)
-            if fields is None or _content(fields) in seen:
+            fields = checked_token(f"added token {index}", token)
+            if fields is None or content_of(fields) in seen:
                 continue
-            seen.add(_content(fields))
+            seen.add(content_of(fields))
             fields = {"special": True, **(fields if isinstance(fields, dict) else {"content": fields})}
             fields["special"] = fields["special"] or fields["content"] in self._tokens.values()
             added.append(AddedToken(**fields))
@@ -497,11 +492,12 @@ def _vectors_of(token, added):
     return names
 
 
-def _content(token):
+def content_of(token: Any) -> Any:
+    """The text of a token, which is that or a dict with ``content``."""
     return token["content"] if isinstance(token, dict) else token
 
 
-def _token(name, value):
+def checked_token(name: str, value: Any) -> Any:
     """A token out of a file: None, text, or a dict of fields of ``AddedToken``, ``content`` at least."""
     fields = value if isinstance(value, dict) else {"content": value}
     fields = {
@@ -583,15 +579,17 @@ def _read_settings(path, content, default_tokens):
     """
     config = _optional_json(path, "tokenizer_config.json", "the settings of a tokenizer")
     place = os.path.join(path, "tokenizer_config.json") + ": "
-    tokens = {name: _token(place + name, config[name]) for name in _TOKEN_NAMES if name in config}
+    tokens = {name: checked_token(place + name, config[name]) for name in _TOKEN_NAMES if name in config}
     if "added_tokens_decoder" in config:
         listed = fit(place + "added_tokens_decoder", config["added_tokens_decoder"], dict, CheckpointFormatError)
-        added = [(id, _token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()]
+        added: list[tuple[Any, Any]] = [
+            (id, checked_token(f"{place}added_tokens_decoder[{shown(id)}]", token)) for id, token in listed.items()
+        ]
     else:
         special = _optional_json(path, "special_tokens_map.json", "the special tokens of a tokenizer")
         there = os.path.join(path, "special_tokens_map.json") + ": "
-        tokens.update({name: _token(there + name, special[name]) for name in _TOKEN_NAMES if name in special})
-        named = {_content(token) for token in {**default_tokens, **tokens}.values()}
+        tokens.update({name: checked_token(there + name, special[name]) for name in _TOKEN_NAMES if name in special})
+        named = {content_of(token) for token in {**default_tokens, **tokens}.values()}
         added = [
             (id, {"content": token, "normalized": token not in named, "special": token in named})
             for token, id in _optional_json(path, "added_tokens.json", "the added tokens of a tokenizer").items()
@@ -599,13 +597,13 @@ def _read_settings(path, content, default_tokens):
         there = os.path.join(path, "tokenizer.json") + ": added_tokens"
         for index, token in enumerate(fit(there, content.get("added_tokens") or [], list, CheckpointFormatError)):
             fields = fit(f"{there}[{index}]", token, dict, CheckpointFormatError)
-            added.append((fields.get("id"), _token(f"{there}[{index}]", fields)))
+            added.append((fields.get("id"), checked_token(f"{there}[{index}]", fields)))
     in_order = {_token_id(path, id): token for id, token in added}
     limit = fit(place + "model_max_length", config.get("model_max_length"), _MaxLength, CheckpointFormatError)
     return {
         "tokens": tokens,
         "added_tokens": [in_order[id] for id in sorted(in_order)],
-        "ids": {_content(token): id for id, token in in_order.items()},
+        "ids": {content_of(token): id for id, token in in_order.items()},
         "model_max_length": int(limit) if limit and limit <= _LONGEST_ROW else None,
         "config": config,
     }

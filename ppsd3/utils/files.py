@@ -231,6 +231,8 @@ def is_interrupted(root: str) -> bool:
         status, above = os.lstat(os.path.join(root, COMMITTED)), os.stat(root)
     except OSError:
         return False
+    if not stat.S_ISDIR(status.st_mode):
+        return False
     return not above.st_mode & stat.S_ISVTX or status.st_uid in (above.st_uid, os.geteuid())
 
 
@@ -240,23 +242,30 @@ def is_temporary(name: str) -> bool:
 
 
 def _commit(made, target, stale):
-    if not os.path.lexists(target):
-        try:
-            os.rename(made, target)
-            _sync(os.path.dirname(target))
-            return
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise  # else another writer was faster
+    if not os.path.lexists(target) and _renamed(made, target):
+        _sync(os.path.dirname(target))
+        return
     with temporary.locked(target, exclusive=True):
         _complete(target)
         if not _exchange(made, target, stale):
             for path in _others(target, made, stale)[1]:
                 _touch(os.path.join(made, _GONE, path))
             _sync_tree(made)
-            os.rename(made, os.path.join(target, COMMITTED))
+            while not _renamed(made, os.path.join(target, COMMITTED)):
+                _complete(target)  # another save, which did not wait for a lock that readers held for long
             _sync(target)
             _complete(target)
+
+
+def _renamed(made, target):
+    """Renames a directory, unless another one is there; whether that was done."""
+    try:
+        os.rename(made, target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
 
 
 # A directory that changes places with the old one.
@@ -390,42 +399,62 @@ def _attributes(path):
 def _complete(target):
     """Moves what a save has committed in ``target`` to its names there; may be interrupted and called again.
 
-    Never leaves ``target``, whatever links are in it: the files may come from a stranger.
+    Never leaves ``target``, whatever links are in it: the files may come from a stranger. Where two processes are at
+    it, for want of locks, each does what is left; and only what is empty is removed, which may be another save by now.
     """
-    committed = os.path.join(target, COMMITTED)
     if not is_interrupted(target):
         return
+    committed = os.path.join(target, COMMITTED)
+    if _is_directory(os.path.join(committed, _GONE)):
+        _remove_gone(os.path.join(committed, _GONE), target)
     _move(committed, target)
-    gone = os.path.join(committed, _GONE)
-    for folder, directories, files in os.walk(gone):
-        inside = os.path.join(target, os.path.relpath(folder, gone))
-        directories[:] = [name for name in directories if _is_directory(os.path.join(inside, name))]
-        for name in files:
-            temporary.remove(os.path.join(inside, name))
-        _sync(inside)
-    shutil.rmtree(committed)
     _sync(target)
+
+
+def _remove_gone(gone, target):
+    """Removes the files in ``target`` that ``gone`` has the names of, and ``gone``; without a ``target`` only that."""
+    for entry in _entries(gone):
+        there = None if target is None else os.path.join(target, entry.name)
+        if entry.is_dir(follow_symlinks=False):
+            _remove_gone(entry.path, there if there and _is_directory(there) else None)
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            if there is not None:
+                shutil.rmtree(there) if _is_directory(there) else os.unlink(there)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(entry.path)
+    if target is not None:
+        _sync(target)
+    with contextlib.suppress(OSError):
+        os.rmdir(gone)
 
 
 def _move(source, target):
-    """Moves all files in ``source`` to the same names in ``target``."""
-    with os.scandir(source) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
+    """Moves all files in ``source`` to the same names in ``target``, and removes ``source``."""
+    for entry in _entries(source):
         there = os.path.join(target, entry.name)
-        if entry.name == _GONE:
-            continue
         if entry.is_dir(follow_symlinks=False):
             if not _is_directory(there):
                 temporary.remove(there)
-                os.mkdir(there)
+                os.makedirs(there, exist_ok=True)
             _move(entry.path, there)
-        else:
-            if _is_directory(there):
-                shutil.rmtree(there)
-            with contextlib.suppress(FileNotFoundError):  # moved by another process, where there are no locks
-                os.replace(entry.path, there)
+            continue
+        if _is_directory(there):
+            shutil.rmtree(there)
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(entry.path, there)
+            os.unlink(entry.path)  # it is there still if both were one file
     _sync(target)
+    with contextlib.suppress(OSError):
+        os.rmdir(source)
+
+
+def _entries(directory):
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
 
 
 def _completed_view(target):

@@ -176,6 +176,15 @@ def is_inference_function(function: Any) -> bool:
     return is_inference_mode(function)
 
 
+def is_program(content: bytes) -> bool:
+    """Whether ``content`` is a whole ``.pdmodel``, which Paddle before 3 writes."""
+    try:
+        core.ProgramDesc(content)
+    except (ValueError, RuntimeError):
+        return False
+    return True
+
+
 # What a predictor on a CPU must leave out. Paddle 3.3.1 gives two readers of a oneDNN result the same memory, and its
 # pass for operations in place lets the first of them write over what the second has yet to read.
 WRONG_PASSES = ("inplace_pass",)

@@ -75,20 +75,6 @@ def explaining(path: PathLike, wanted: str = "any") -> Iterator[None]:
         raise _alike(error)(said) from error
 
 
-@contextlib.contextmanager
-def explaining_tensors(path: str, tensors: Mapping[str, Any], wanted: str) -> Iterator[None]:
-    """Errors about checkpoints within the block say what has ``tensors`` (by name, each with a ``shape``), if
-    :func:`explain_tensors` knows."""
-    try:
-        yield
-    except CheckpointError as error:
-        infos = {name: ("", getattr(tensor, "shape", ())) for name, tensor in tensors.items()}
-        said = explain_tensors(path, infos, wanted)
-        if said is None:
-            raise
-        raise _alike(error)(said) from error
-
-
 def _alike(error: Problem) -> type[Problem]:
     """The type of ``error``, or the nearest of its bases that takes a message alone."""
     return next(kind for kind in type(error).__mro__ if kind.__module__ == PPSD3Error.__module__)

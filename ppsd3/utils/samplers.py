@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from .checking import shown
 from .errors import ConfigError
 
 _LONGEST = 60  # characters of a sampler's name
@@ -67,10 +68,11 @@ def refuse_diffusion(config: Mapping[str, Any], own: Collection[str]) -> None:
     name, predicts = config.get("_class_name"), config.get("prediction_type", _FLOW)
     if predicts == _FLOW and config.get("use_flow_sigmas"):
         return
-    signs = [] if predicts == _FLOW else [f"prediction_type={predicts!r}"]
-    signs += [f"beta_schedule={config['beta_schedule']!r}"] if config.get("beta_schedule") else []
+    signs = [] if predicts == _FLOW else [f"prediction_type={shown(predicts)}"]
+    signs += [f"beta_schedule={shown(config['beta_schedule'])}"] if config.get("beta_schedule") else []
+    named = shown(name).strip("'")
     if signs or (name not in own and explain_sampler("", name)):
-        raise ConfigError(_refusal(f"The configuration{f' of a {name}' if name else ''}", str(name), signs))
+        raise ConfigError(_refusal(f"The configuration{f' of a {named}' if name else ''}", str(name), signs))
 
 
 def explain_sampler(owner: str, class_name: object) -> str | None:
@@ -82,10 +84,10 @@ def explain_sampler(owner: str, class_name: object) -> str | None:
 
 def _refusal(owner, class_name, signs=()):
     nearest = _of_class(class_name) or _EULER
-    shown = f" ({', '.join(signs)})" if signs else ""
+    details = f" ({', '.join(signs)})" if signs else ""
     return (
-        f"{owner} samples diffusion models{shown}, and Stable Diffusion 3 is a flow, which has no betas and predicts a "
-        f"velocity. Use {nearest.made}, with the configuration in the folder `scheduler` of a Stable Diffusion 3."
+        f"{owner} samples diffusion models{details}, and Stable Diffusion 3 is a flow, which has no betas and predicts "
+        f"a velocity. Use {nearest.made}, with the configuration in the folder `scheduler` of a Stable Diffusion 3."
     )
 
 

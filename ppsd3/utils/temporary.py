@@ -116,9 +116,8 @@ def _new_path(directory):
 
 
 def _is_taken(path, descriptor):
-    """Locks the new file; False if another process saw it unlocked before, and removed it."""
-    _lock(descriptor, exclusive=True)
-    return _is_at(path, descriptor)
+    """Locks the new file; False if another process saw it unlocked before, and removes it."""
+    return _lock(descriptor, exclusive=True) is not False and _is_at(path, descriptor)
 
 
 def _temporaries(directory):

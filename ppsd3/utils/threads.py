@@ -12,7 +12,7 @@ import contextlib
 import functools
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
 from .device import tune_thread
@@ -34,21 +34,21 @@ _waiting: list[set[int]] = []  # parts, of each change that waits
 class Shared:
     """Mixin of what several threads may work with at once."""
 
-    def _shared_parts(self) -> list[Any]:
-        """What is changed and worked with as one: itself, and what in it is shared by itself too."""
-        return [self]
+    def _shared_parts(self) -> Iterable[Any]:
+        """What in it may be shared by itself, as the networks of a pipeline; entries may be None."""
+        return ()
 
 
 def parts_of(owner: Any) -> list[Any]:
-    """The networks and the like that ``owner`` stands for."""
-    return owner._shared_parts() if isinstance(owner, Shared) else [owner]
+    """``owner`` and all that is in it, which are worked with and changed as one."""
+    inner = owner._shared_parts() if isinstance(owner, Shared) else ()
+    return [owner, *(part for shared in inner if shared is not None for part in parts_of(shared))]
 
 
 @contextlib.contextmanager
 def working_with(owner: Any) -> Iterator[None]:
     """Within the block, other threads do not change what ``owner`` stands for."""
     global _working
-    tune_thread()
     parts = parts_of(owner)  # kept, so that their ids stay theirs
     claim = Counter((id(part), threading.get_ident()) for part in parts)
     with _turn:
@@ -101,8 +101,8 @@ class Changing:
     def _refuse_within_a_call(self, parts, me):
         if any((part, me) in _working for part in parts):
             raise InputError(
-                f"{self._what}() changes what a call of this very thread works with, as in a callback. Call it before "
-                "or after that call."
+                f"{self._what}() changes what this very thread works with: in a call, as of a callback, or within "
+                "`using()`. Call it before or after."
             )
         if _is_inside(me) and _is_busy(parts, me):
             raise InputError(
@@ -127,6 +127,7 @@ def works_with_networks(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def beside_others(owner: Any, *args: Any, **kwargs: Any) -> Any:
+        tune_thread()
         with working_with(owner):
             return function(owner, *args, **kwargs)
 

@@ -354,7 +354,7 @@ def test_each_cause_has_its_own_words(networks, key):
 @pytest.mark.parametrize("width, model", [(768, "Diffusion 1"), (1024, "Diffusion 2"), (2048, "Diffusion XL")])
 def test_the_text_tells_which_stable_diffusion(networks, width, model):
     key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight"
-    with pytest.raises(CheckpointFormatError, match=f"an adapter for Stable {model}, judged by its keys"):
+    with pytest.raises(CheckpointFormatError, match=f"a LoRA for Stable {model}, judged by"):
         read(networks, {key: np.ones((4, width), "float32")})
 
 

@@ -183,7 +183,7 @@ def test_dropout_acts_in_training_alone(transformer):
         ({"modules_to_save": ["proj_out"]}, "linear layers alone"),
         ({"layers_to_transform": [0]}, "target_modules"),
         ({"fan_in_fan_out": True}, "out, in"),
-        ({"lora_dropout": 1.0}, "0 to below 1"),
+        ({"lora_dropout": 1.0}, "0 and below 1"),
         ({"lora_dropout": 0.1, "use_dora": True}, "use_dora"),
     ],
 )

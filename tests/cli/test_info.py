@@ -253,3 +253,14 @@ def test_foreign_and_unreadable_files(tmp_path, capsys):
     code, shown = show(capsys, tmp_path / "x.gguf", "--variant", "fp16")
     assert code == 2 and "--variant" in shown
     assert show(capsys, tmp_path / "none.safetensors")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "configs", ['{"transformer": []}', '{"vae": 3}', '{"transformer": {"num_layers": [[[]]]}}', "[]", "{"]
+)
+def test_configurations_of_another_form(tmp_path, capsys, configs):
+    tensors = {"joint_blocks.0.context_block.attn.qkv.weight": np.zeros((9, 3), "float32")}
+    path = tmp_path / "x.safetensors"
+    originals.write(path, tensors, metadata={"ppsd3_configs": configs})
+    code, shown = show(capsys, path)
+    assert str(path) in shown and "--debug" not in shown and code == (0 if "num_layers" in configs else 2)

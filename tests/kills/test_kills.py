@@ -64,13 +64,13 @@ def run(program, *arguments, preload=None):
 
 
 def test_some_events_and_some_writes(faults, place):
-    kills = [f"{name}:29:0" for name in ("one file", "shards over one file, in place", "LoRA", "PNG")]
+    kills = [f"{name}:41:0" for name in ("one file", "shards over one file, in place", "LoRA", "PNG")]
     said = run("scenarios.py", place, *kills, f"shards over one file, in place:31:{errno.ENOSPC}", preload=faults)
     assert said.count(" events") == 5
 
 
 def test_a_reader_beside_a_writer(place):
-    run("beside.py", "pipeline", place / "saved", 1)
+    run("beside.py", "model", place / "saved", 1)
 
 
 @pytest.mark.machine

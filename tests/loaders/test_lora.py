@@ -479,3 +479,40 @@ def test_what_else_is_in_a_file(pipe, tmp_path):
     with pytest.raises(InputError, match="complex64"):
         pipe.load_lora_weights({name: value.astype("complex64") for name, value in tensors.items()})
     assert not pipe.get_list_adapters()
+
+
+def test_arguments_that_do_not_fit_are_named(pipe, tmp_path):
+    from ppsd3 import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+
+    tensors, network = loras.for_pipeline(pipe), pipe.transformer
+    pipe.load_lora_weights(tensors, adapter_name="a")
+    layers = get_peft_model_state_dict(network, "a")
+    names, numbers = (object(), b"x", 3, [3]), (object(), "x", [], np.nan)
+    paths, dicts = (object(), 3, []), (3, [1], {1: 2})
+    calls = {
+        "adapter_names": (names, pipe.set_adapters, pipe.delete_adapters, lambda v: pipe.fuse_lora(adapter_names=v)),
+        "adapter_weights": (numbers, lambda v: pipe.set_adapters("a", v), lambda v: pipe.set_adapters(["a"], [v])),
+        "components": (names, lambda v: pipe.fuse_lora(components=v), lambda v: pipe.unfuse_lora(components=v)),
+        "lora_scale": (numbers, lambda v: pipe.fuse_lora(lora_scale=v), network.fuse_lora),
+        "pretrained_model_name_or_path_or_dict": (paths, pipe.load_lora_weights, network.load_lora_adapter),
+        "network_alphas": (dicts, lambda v: pipe.load_lora_weights(tensors, network_alphas=v)),
+        "save_directory": (paths, lambda v: pipe.save_lora_weights(v, "a"), network.save_lora_adapter),
+        "weight_name": (names, lambda v: pipe.save_lora_weights(tmp_path, "a", weight_name=v)),
+        "transformer_lora_layers": (dicts, lambda v: pipe.save_lora_weights(tmp_path, transformer_lora_layers=v)),
+        "adapter_name": (names, network.set_adapter, lambda v: network.save_lora_adapter(tmp_path, v)),
+        "weights": (numbers, lambda v: network.set_adapters("a", v), lambda v: network.set_adapters(["a"], [v])),
+        "metadata": (dicts, lambda v: network.load_lora_adapter(layers, metadata=v)),
+        "peft_model_state_dict": (dicts, lambda v: set_peft_model_state_dict(network, v, "a")),
+        "target_modules": (names, lambda v: LoraConfig(target_modules=v)),
+        "exclude_modules": (names, lambda v: LoraConfig(exclude_modules=v)),
+        "r": ((0, 1.5, "4", True), lambda v: LoraConfig(r=v)),
+        "lora_alpha": (numbers, lambda v: LoraConfig(lora_alpha=v)),
+        "lora_dropout": ((*numbers, 1, -0.5), lambda v: LoraConfig(lora_dropout=v)),
+        "rank_pattern": (dicts, lambda v: LoraConfig(rank_pattern=v)),
+    }
+    for argument, (values, *those) in calls.items():
+        for value in values:
+            for call in those:
+                with pytest.raises(InputError, match=argument):
+                    call(value)
+    assert pipe.get_list_adapters() == {name: ["a"] for name in NETWORKS} and not pipe.fused_loras

@@ -166,14 +166,14 @@ class PoisonedLoan(Loan):
         self.values = [tensor.numpy() for tensor in tensors]
         self.end()
 
-    def begin(self):
+    def begin(self, user=None):
         type(self).begun += 1
-        super().begin()
+        super().begin(user)
         for tensor, value in zip(self.tensors, self.values):
             tensor.set_value(value)
 
-    def end(self):
-        super().end()
+    def end(self, user=None):
+        super().end(user)
         for tensor in self.tensors:
             tensor.set_value(paddle.full_like(tensor, float("nan")))
 
@@ -197,5 +197,8 @@ def test_after_a_loan_tensors_have_their_own_memory_again():
     loan = Loan([layer.weight], paddle.CPUPlace())
     loan.begin()
     assert layer.weight.data_ptr() != before and (layer.weight.numpy() == value).all()
+    loan.begin("another")
     loan.end()
+    assert layer.weight.data_ptr() != before
+    loan.end("another")
     assert layer.weight.data_ptr() == before

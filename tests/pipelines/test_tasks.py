@@ -294,8 +294,8 @@ def test_inpainting_refuses_other_transformers(pipes):
 @pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
 def test_latents_as_the_picture(task):
     vae = ppsd3.AutoencoderKL(**{**tiny.VAE, "latent_channels": 16})
-    first = tiny.make_pipeline(in_channels=16, out_channels=16)
-    pipe = getattr(ppsd3, f"StableDiffusion3{task}Pipeline").from_pipe(first, vae=vae)
+    components = {**tiny.make_components(in_channels=16, out_channels=16), "vae": vae}
+    pipe = getattr(ppsd3, f"StableDiffusion3{task}Pipeline")(**components)
     latents = paddle.to_tensor(np.random.RandomState(0).randn(1, 16, 16, 16).astype("float32"))
     own = {"mask_image": mask()} if task == "Inpaint" else {}
     settings = {"num_inference_steps": 4, "output_type": "latent", "generator": TorchGenerator(3)}

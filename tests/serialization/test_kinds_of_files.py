@@ -203,12 +203,13 @@ def test_a_file_that_is_replaced_while_it_is_opened(tmp_path, monkeypatch):
     original = safetensors.safe_open
 
     def replace_first(*arguments):
-        os.replace(other, path)
+        if other.exists():
+            os.replace(other, path)
         return original(*arguments)
 
     monkeypatch.setattr(safetensors, "safe_open", replace_first)
-    with pytest.raises(CheckpointFormatError, match="changed while it was opened"):
-        SafetensorsFile(path)
+    opened = SafetensorsFile(path)  # once more
+    assert opened.info("a").shape == (4,) and opened.array("a").tobytes() == DATA * 2
 
 
 def test_torch_is_not_imported(tmp_path):

@@ -71,7 +71,7 @@ def test_truncation_keeps_the_end_and_reports_the_rest_in_the_users_words(clip, 
     "arguments, words",
     [
         ({"text": None}, "str"),
-        ({"text": ["a", 3]}, r"text\[1\]"),
+        ({"text": ["a", 3]}, r"`text\[1\]` is 3"),
         ({"text": "a", "padding": "left"}, "'max_length', 'longest' or False"),
         ({"text": "a", "max_length": 2}, "no room"),
         ({"text": "word " * 99, "truncation": False}, "truncation=True"),

@@ -6,6 +6,7 @@ import signal
 import stat
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -44,6 +45,12 @@ def fail_after(write, directory):
 
     with pytest.raises(ZeroDivisionError):
         failing()
+
+
+def at_the_same_time(function, arguments):
+    """Calls ``function`` with each of ``arguments`` in a thread of its own."""
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        assert len(list(pool.map(function, arguments))) == len(arguments)
 
 
 def tree(directory):
@@ -248,6 +255,36 @@ def test_a_strangers_directory_reaches_nothing_outside(tmp_path):
     assert tree(tmp_path / "outside") == {"keep": "mine"} and not committed.exists()
 
 
+@pytest.mark.parametrize("link", [COMMITTED, os.path.join(COMMITTED, files._GONE)])
+def test_a_strangers_links_in_place_of_a_save(tmp_path, link):
+    (tmp_path / "outside" / files._GONE).mkdir(parents=True)
+    (tmp_path / "outside" / files._GONE / "a.txt").write_text("mine")
+    save(tmp_path / "downloaded", a_txt="1")
+    place = tmp_path / "downloaded" / link
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "outside" / (files._GONE if link != COMMITTED else ""))
+    settled(str(tmp_path / "downloaded"))
+    assert tree(tmp_path / "outside") == {os.path.join(files._GONE, "a.txt"): "mine"}
+    assert (tmp_path / "downloaded" / "a.txt").read_text() == "1"
+
+
+@pytest.mark.parametrize("at_once", [2, 4])
+def test_without_locks_saves_in_place_are_not_mixed(tmp_path, monkeypatch, at_once):
+    """As on disks that have none, or when readers hold one for long."""
+    monkeypatch.setattr(files, "_can_be_exchanged", lambda target: False)
+    monkeypatch.setattr(temporary, "LONGEST_WAIT", 0)
+    save(tmp_path / "saved", a_txt="0", README="0")
+
+    def write(number):
+        for _ in range(10):
+            save(tmp_path / "saved", **{f"{letter}_json": str(number) for letter in "abcde"})
+
+    at_the_same_time(write, range(at_once))
+    settled(str(tmp_path / "saved"))
+    found = tree(tmp_path / "saved")
+    assert found["README"] == "0" and not [*(tmp_path / "saved").glob(".*")]
+
+
 @not_root
 def test_others_cannot_commit_in_a_shared_directory(tmp_path, monkeypatch):
     """In one such as /tmp, a save that waits to be completed has to be its owner's or one's own."""
@@ -309,11 +346,7 @@ def test_two_writers_at_once(target):
         for _ in range(5):
             save(target, **content)
 
-    threads = [threading.Thread(target=write, args=[content]) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_the_same_time(write, contents)
     found = tree(target)
     assert len({found[f"{letter}.json"] for letter in "abcde"}) == 1 and found["README"] == "the user's"
     assert os.listdir(target.parent) == ["saved"] and not [*target.glob(".*")]

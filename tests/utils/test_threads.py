@@ -97,7 +97,7 @@ class TestTurns:
     def test_a_thread_does_not_wait_for_its_own_call(self):
         part, other = Part(), Part()
         with working_with(part):
-            with pytest.raises(InputError, match=r"change\(\) changes what a call of this very thread works with"):
+            with pytest.raises(InputError, match=r"change\(\) changes what this very thread works with"):
                 part.change()
             assert other.change() == "changed"  # nobody works with it
         assert part.change() == "changed"

@@ -127,13 +127,8 @@ class StableDiffusion3Base(
             return guidance
         if not isinstance(arguments, SkipLayers):
             return make_guidance(scale)
-        return make_guidance(
-            scale,
-            arguments.skip_guidance_layers,
-            arguments.skip_layer_guidance_scale,
-            arguments.skip_layer_guidance_start,
-            arguments.skip_layer_guidance_stop,
-        )
+        start, stop = arguments.skip_layer_guidance_start, arguments.skip_layer_guidance_stop
+        return make_guidance(scale, arguments.skip_guidance_layers, arguments.skip_layer_guidance_scale, start, stop)
 
     @works_with_networks
     @no_grad

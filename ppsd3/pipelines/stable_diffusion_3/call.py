@@ -156,8 +156,7 @@ class Call:
                 control = start.control.begin(controlnet, transformer, start.timesteps)
             progress_bar = stack.enter_context(pipe.progress_bar(total=len(start.timesteps)))
             velocity = VelocityModel(transformer, start.timesteps, kwargs, start.extra_channels, control)
-            if (cache := pipe._cache) is not None:
-                velocity = cache.start(velocity)
+            velocity = velocity if (cache := pipe._cache) is None else cache.start(velocity)
             for step, timestep, _ in denoise(
                 velocity, self.scheduler, start.timesteps, state, start.after_step, arguments.generator
             ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from ...utils.checking import checks_arguments, fit, shown
 from ...utils.errors import CheckpointFormatError
 from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
-from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, library_errors
+from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, checked_token, content_of, library_errors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -53,9 +54,9 @@ class CLIPTokenizer(PretrainedTokenizer):
         added_tokens: Sequence[Mapping[str, Any]] = (),
         model_max_length: int | None = None,
     ) -> None:
-        tokens = fit("tokens", tokens, Optional[Mapping[str, Any]], CheckpointFormatError)
         self._vocab, self._merges = _checked_vocabulary(vocab), _checked_merges(merges)
-        backend = _build(self._vocab, self._merges, (tokens or {}).get("unk_token", self.default_tokens["unk_token"]))
+        named = {**self.default_tokens, **(fit("tokens", tokens, Optional[Mapping]) or {})}
+        backend = _build(self._vocab, self._merges, content_of(checked_token("unk_token", named["unk_token"])))
         super().__init__(backend, tokens, added_tokens, model_max_length)
 
     @classmethod
@@ -108,9 +109,8 @@ def _build(vocab, merges, unk_token):
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    unk = unk_token["content"] if isinstance(unk_token, dict) else unk_token
     with library_errors("CLIP's vocabulary and merges do not fit together"):
-        model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk)
+        model = BPE(vocab, merges, continuing_subword_prefix="", end_of_word_suffix=_END_OF_WORD, unk_token=unk_token)
     backend = Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -127,10 +127,10 @@ def _build(vocab, merges, unk_token):
 
 def _checked_vocabulary(vocab):
     """``vocab``, if it is token -> id, with each id from 0 on once: an added token's id is the number of them."""
-    if not isinstance(vocab, dict) or not vocab or not all(type(token) is str for token in vocab):
+    if not isinstance(vocab, dict) or set(map(type, vocab)) != {str}:
         raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a dict of tokens and their ids.")
-    wrong = next((token for token, id in vocab.items() if type(id) is not int), None)
-    if wrong is not None:
+    if set(map(type, vocab.values())) != {int}:
+        wrong = next(token for token, id in vocab.items() if type(id) is not int)
         raise CheckpointFormatError(
             f"The vocabulary gives {shown(wrong)} the id {shown(vocab[wrong])}, no whole number."
         )
@@ -146,10 +146,20 @@ def _checked_merges(merges):
     """``merges`` as pairs of str."""
     if not isinstance(merges, (list, tuple)):
         raise CheckpointFormatError(f"The merges are {shown(merges)}; they have to be a list.")
-    for merge in merges:
-        if type(merge) not in (list, tuple) or len(merge) != 2 or not all(type(part) is str for part in merge):
-            raise CheckpointFormatError(f"The merges have {shown(merge)}; each should be two tokens.")
+    if not set(map(type, merges)) <= {list, tuple} or set(map(len, merges)) - {2} or _kinds(merges) - {str}:
+        wrong = next((merge for merge in merges if not _is_pair(merge)), None)
+        if wrong is not None:
+            raise CheckpointFormatError(f"The merges have {shown(wrong)}; each should be two tokens.")
     return [tuple(merge) for merge in merges]
+
+
+def _is_pair(merge):
+    return isinstance(merge, (list, tuple)) and len(merge) == 2 and all(isinstance(part, str) for part in merge)
+
+
+def _kinds(merges):
+    """The types of all parts; there are a hundred thousand of them."""
+    return set(map(type, itertools.chain.from_iterable(merges)))
 
 
 def _vocabulary_of(merges):

@@ -48,8 +48,8 @@ class T5Tokenizer(PretrainedTokenizer):
         added_tokens: Sequence[Mapping[str, Any]] = (),
         model_max_length: int | None = None,
     ) -> None:
-        self.extra_ids, self._spiece = fit("extra_ids", extra_ids, _Count, CheckpointFormatError), spiece
-        charsmap = fit("charsmap", charsmap, Optional[bytes], CheckpointFormatError)
+        self.extra_ids = fit("extra_ids", extra_ids, _Count, CheckpointFormatError)
+        self._spiece, charsmap = fit("spiece", spiece, Optional[bytes]), fit("charsmap", charsmap, Optional[bytes])
         backend = _build(_checked_pieces(vocab), charsmap, fit("unk_id", unk_id, _Id, CheckpointFormatError))
         super().__init__(backend, tokens, added_tokens, model_max_length)
         self._add_tokens(sentinels(extra_ids))
@@ -146,12 +146,19 @@ def _charsmap(content):
     return None
 
 
+def _is_piece(pair):
+    is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
+    return is_pair and isinstance(pair[0], str) and isinstance(pair[1], (float, int)) and pair[1] == pair[1]
+
+
 def _checked_pieces(vocab):
     """``vocab`` as pairs of str and float."""
     if not isinstance(vocab, (list, tuple)) or not 0 < len(vocab) <= MOST_TOKENS:
         raise CheckpointFormatError(f"The vocabulary is {shown(vocab)}; it has to be a list of 1 to {MOST_TOKENS:,}.")
-    for pair in vocab:
-        is_pair = isinstance(pair, (list, tuple)) and len(pair) == 2
-        if not is_pair or not isinstance(pair[0], str) or not isinstance(pair[1], (float, int)) or pair[1] != pair[1]:
-            raise CheckpointFormatError(f"The vocabulary has {shown(pair)}; it has to have pairs of text and a number.")
+    are_pairs = set(map(type, vocab)) <= {list, tuple} and set(map(len, vocab)) == {2}
+    pieces, scores = zip(*vocab) if are_pairs else ((), ())
+    if set(map(type, pieces)) != {str} or not set(map(type, scores)) <= {float, int} or any(s != s for s in scores):
+        wrong = next((pair for pair in vocab if not _is_piece(pair)), None)
+        if wrong is not None:
+            raise CheckpointFormatError(f"The vocabulary has {shown(wrong)}; it has pairs of text and a number.")
     return [(piece, float(score)) for piece, score in vocab]
