@@ -416,7 +416,7 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
         Raises:
             InputError: another ``compute_dtype``; see :func:`ppsd3.layerwise_casting.cast_layers_`.
         """
-        if compute_dtype is not None and floating_dtype(compute_dtype) != self.dtype:
+        if compute_dtype is not None and floating_dtype(compute_dtype, "compute_dtype") != self.dtype:
             raise InputError(
                 f"compute_dtype is {compute_dtype}, and the model {self.dtype}. Call to(dtype=...) before."
             )
@@ -578,7 +578,7 @@ def read_destination(given: Iterable[Any]) -> tuple[str | None, paddle.dtype | N
         if device_name(value) is not None:
             device, twice = usable_device(value), device
         elif dtype_name(value) in NUMPY_DTYPES:
-            dtype, twice = floating_dtype(value), dtype
+            dtype, twice = floating_dtype(value, "dtype"), dtype
         else:
             raise InputError(f"to() is given {value!r}; it takes a device ('cpu', 'gpu:0') and a dtype ('float16').")
         if twice is not None:

@@ -83,8 +83,8 @@ def cast_training_params(model: nn.Layer | Sequence[nn.Layer], dtype: Dtype = "f
     """Casts the trainable parameters of one or several networks in place, e.g. a LoRA's beside frozen float16."""
     for network in [model] if isinstance(model, nn.Layer) else model:
         for parameter in network.parameters():
-            if not parameter.stop_gradient and parameter.dtype != floating_dtype(dtype):
-                put(parameter, cast(parameter, floating_dtype(dtype)))
+            if not parameter.stop_gradient and parameter.dtype != floating_dtype(dtype, "dtype"):
+                put(parameter, cast(parameter, floating_dtype(dtype, "dtype")))
 
 
 @checks_arguments

@@ -15,7 +15,7 @@ from ..ops import AdaptedLinear, AdaptedWeights, CastingLinear, Linear, Quantize
 from ..ops.adapted import Adapter, adapted_layers, base_of, dense_weight, own_sublayers
 from ..quantization import replace_layer
 from ..utils import elsewhere
-from ..utils.checking import Range, declared_types, fit
+from ..utils.checking import Range, checks_arguments, declared_types, fit
 from ..utils.elsewhere import check_argument_names
 from ..utils.errors import InputError, UnknownArgumentError
 from ..utils.foreign import require_own
@@ -189,6 +189,7 @@ def _has_weights(layer: nn.Layer) -> bool:
     return isinstance(layer, nn.Conv2D) or bool(weight and weight[0].ndim == 1 and not layer.sublayers())
 
 
+@checks_arguments
 @changes_networks
 def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
     """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.

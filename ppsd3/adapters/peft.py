@@ -236,7 +236,7 @@ def set_peft_model_state_dict(
     differing = sorted(set(own) ^ set(peft_model_state_dict))
     if differing:
         raise WeightMismatchError(
-            f"The adapter {adapter_name!r} and the tensors for it differ in {len(differing)} names, e.g. "
+            f"The adapter {adapter_name!r} and peft_model_state_dict differ in {len(differing)} names, e.g. "
             f"{differing[0]}. Add the adapter with the LoraConfig that the tensors were trained with."
         )
     for name, parameter in own.items():

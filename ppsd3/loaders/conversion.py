@@ -98,7 +98,7 @@ def convert(
         return target
     layout = layout or ("original" if is_file else "diffusers")
     _check_arguments(target, layout, is_file, variant)
-    dtype = None if dtype is None else dtype_name(floating_dtype(dtype))
+    dtype = None if dtype is None else dtype_name(floating_dtype(dtype, "dtype"))
     parts = _open(source, source_variant, config, components, whole=not is_file)
     if is_file:
         _write_file(target, parts, dtype)
@@ -326,7 +326,7 @@ def _write_pdparams(source, target, dtype, others):
             + " To convert a network, pass its directory, where its configuration is too."
         )
     file = PdparamsFile(source)
-    dtype = None if dtype is None else dtype_name(floating_dtype(dtype))
+    dtype = None if dtype is None else dtype_name(floating_dtype(dtype, "dtype"))
     tensors = {name: StoredTensor(file, name, dtype) for name in file.keys()}
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with atomic_write(target, sum(byte_size(tensor) for tensor in tensors.values())) as opened:

@@ -259,6 +259,8 @@ class VaeImageProcessor(ConfigMixin):
     @checks_arguments
     def denormalize(pixels: paddle.Tensor) -> paddle.Tensor:
         """[-1, 1] -> [0, 1], with what lies outside cut off."""
+        if pixels.place.is_cpu_place() and pixels.dtype == paddle.float16:  # Paddle has no such kernel
+            pixels = pixels.astype("float32")
         return (pixels * 0.5 + 0.5).clip(0, 1)
 
     @staticmethod

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 
 from ..ops.sixteen_bit import float16_to_float32
+from ..utils.checking import shown
 from ..utils.errors import InputError
 from ..utils.paddle_internals import copy_to, current_place, share_memory, tensor_over
 from ..utils.types import Dtype
@@ -38,23 +39,30 @@ def dtype_name(dtype: Any) -> str:
     return _TORCH_NAMES.get(name, name)
 
 
-def paddle_dtype(dtype: Dtype) -> paddle.dtype:
+def paddle_dtype(dtype: Dtype, argument: str = "paddle_dtype") -> paddle.dtype:
     """The Paddle dtype for a Paddle dtype or its name; the inverse of :func:`dtype_name`.
+
+    Args:
+        argument: what messages call it.
 
     Raises:
         InputError: no such dtype, or one that a model cannot have.
     """
     name = dtype_name(dtype)
     if name not in NUMPY_DTYPES:
-        raise InputError(f"{dtype!r} is no dtype that a model can be held in; use one of {', '.join(FLOATING)}.")
+        raise InputError(
+            f"{argument} is {shown(dtype)}, no dtype that a model can be held in; use one of {', '.join(FLOATING)}."
+        )
     return getattr(paddle, name)
 
 
-def floating_dtype(dtype: Dtype | None) -> paddle.dtype:
+def floating_dtype(dtype: Dtype | None, argument: str = "paddle_dtype") -> paddle.dtype:
     """Like :func:`paddle_dtype`, for a model: floating-point dtypes only, None is Paddle's default dtype."""
-    dtype = paddle_dtype(paddle.get_default_dtype() if dtype is None else dtype)
+    dtype = paddle_dtype(paddle.get_default_dtype() if dtype is None else dtype, argument)
     if dtype_name(dtype) not in FLOATING:
-        raise InputError(f"A model cannot be held in {dtype_name(dtype)}; use one of {', '.join(FLOATING)}.")
+        raise InputError(
+            f"{argument}: a model cannot be held in {dtype_name(dtype)}; use one of {', '.join(FLOATING)}."
+        )
     return dtype
 
 

@@ -76,7 +76,7 @@ def to_paddle(name: str, value: Any) -> paddle.Tensor:
         value = value.detach().cpu()
         value = value.numpy() if value.is_complex() or not value.is_floating_point() else value.float().numpy()
     if not isinstance(value, (int, float, np.ndarray, np.generic)):
-        raise InputError(f"{name} is a {type(value).__name__}; it has to be a tensor or an array.")
+        raise InputError(f"{name!r} is a {type(value).__name__}; it has to be a tensor or an array.")
     array = np.array(value)
     if array.dtype not in NUMPY_DTYPES.values():
         raise InputError(f"{name} is an array of {array.dtype}; it has to be one of real numbers.")

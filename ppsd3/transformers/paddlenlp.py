@@ -8,6 +8,7 @@ from typing import Any
 from ..modeling_utils import ModelMixin
 from ..serialization.tensor_dict import TensorDict
 from ..serialization.tensors import is_floating
+from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
 from ..utils.foreign import CONVERTIBLE, convertible_name, described
 from .clip import CLIPTextModelWithProjection, CLIPTokenizer
@@ -16,6 +17,7 @@ from .t5 import T5EncoderModel, T5Tokenizer
 _CLASSES = {kind.__name__: kind for kind in (CLIPTextModelWithProjection, T5EncoderModel, CLIPTokenizer, T5Tokenizer)}
 
 
+@checks_arguments
 def from_paddlenlp(part: Any) -> Any:
     """Makes ppsd3's own text encoder or tokenizer of one of PaddleNLP or ppdiffusers.
 

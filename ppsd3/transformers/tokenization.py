@@ -121,7 +121,7 @@ class PretrainedTokenizer:
 
         seen, added = set(), []
         for index, token in enumerate(candidates):
-            fields = checked_token(f"added token {index}", token)
+            fields = checked_token(f"added_tokens[{index}]", token)
             if fields is None or content_of(fields) in seen:
                 continue
             seen.add(content_of(fields))

@@ -411,7 +411,7 @@ def _kind(head):
 
 @checks_arguments
 def make_image_grid(
-    images: Sequence[Image.Image], rows: Count, cols: Count, resize: Count | None = None
+    images: Sequence[Image.Image], rows: Count, cols: Count, resize: Annotated[int, Range(1, 1 << 16)] | None = None
 ) -> Image.Image:
     """One picture of ``rows`` times ``cols`` of the same size, row by row.
 

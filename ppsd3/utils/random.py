@@ -115,6 +115,7 @@ class TorchGenerator:
         self._engine.state = {"bit_generator": "MT19937", "state": engine}
         self._next_normal = float(fields["normal"]) if fields["has_normal"] else None
 
+    @checks_arguments
     def randn(self, shape: Sequence[int], dtype: Dtype = "float32") -> np.ndarray:
         """Standard normals, equal to ``torch.randn(shape, generator=g, dtype=dtype)``.
 

@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from .errors import InputError
+
 # ppdiffusers and PaddleNLP write the last two, in Paddle layout.
 STEMS = ("diffusion_pytorch_model", "model", "diffusion_paddle_model", "model_state")
 PADDLE_STEMS = STEMS[2:]
@@ -111,4 +113,6 @@ def describe_variants(variants: Iterable[str | None]) -> str:
 
 
 def _dotted(variant):
+    if variant and not re.fullmatch(r"[\w.-]+", str(variant)):
+        raise InputError(f"variant is {variant!r}; it is a part of files' names, of letters, digits, '.', '-' and '_'.")
     return f".{variant}" if variant else ""

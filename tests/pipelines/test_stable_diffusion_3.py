@@ -396,7 +396,7 @@ BAD = {
     "no steps": ({"num_inference_steps": 0}, "`num_inference_steps` is 0"),
     "fractional steps": ({"num_inference_steps": 2.5}, "`num_inference_steps` is 2.5"),
     "no pictures": ({"num_images_per_prompt": 0}, "`num_images_per_prompt` is 0"),
-    "too many tokens": ({"max_sequence_length": 513}, "from 1 to 512"),
+    "too many tokens": ({"max_sequence_length": 513}, "from 2 to 512"),
     "no tokens": ({"max_sequence_length": 0}, "`max_sequence_length` is 0"),
     "clip_skip": ({"clip_skip": 3}, "`clip_skip` is 3.*from 0 to 2"),
     "callback tensor": ({"callback_on_step_end_tensor_inputs": ["noise"]}, "noise.*can have"),

@@ -24,7 +24,7 @@ Part = Range(0, 1)
 Pixels = Annotated[Optional[int], Range(1)]
 Copies = Annotated[int, Range(1, 1000)]
 ClipSkip = Annotated[Optional[int], Range(0)]
-SequenceLength = Annotated[int, Range(1, 512)]  # T5 was trained on no longer ones
+SequenceLength = Annotated[int, Range(2, 512)]  # a token and the end; T5 was trained on no longer ones
 Generator = Any  # a TorchGenerator, a Paddle generator, a list of them, or None
 StepCallback = Optional[
     Callable[[Any, int, paddle.Tensor, dict[str, paddle.Tensor]], Optional[dict[str, paddle.Tensor]]]

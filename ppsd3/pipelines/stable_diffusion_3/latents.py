@@ -52,6 +52,9 @@ def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:
     """
     pipe = call.pipe
     if pixels.shape[1] == pipe.latent_channels:
+        wanted = call.latents_shape(pipe.latent_channels)[2:]
+        if pixels.shape[2:] != wanted:
+            raise InputError(f"`image` is latents of the size {pixels.shape[2:]}, and the picture's are {wanted}.")
         return match_batch(pixels, call, "image")
     generator = _generators_of_rows(call, pixels.shape[0])
     with pipe.using("vae") as vae:

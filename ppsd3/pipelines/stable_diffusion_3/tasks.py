@@ -231,7 +231,7 @@ def check_strength(strength: float, call: Call) -> None:
     Raises:
         InputError
     """
-    if _skipped(call, strength) >= call.steps:
+    if 0 < call.steps <= _skipped(call, strength):  # an empty list of steps is refused as such
         raise InputError(
             f"`strength` {strength} of {call.steps} steps leaves none to do. Raise strength or num_inference_steps."
         )

@@ -87,7 +87,7 @@ class TowerEncoding:
         """
         texts, encoders = self._texts_for_tower(prompt, device)
         rows = encode_t5(encoders, [texts], max_sequence_length).astype(
-            encoders.dtype if dtype is None else floating_dtype(dtype)
+            encoders.dtype if dtype is None else floating_dtype(dtype, "dtype")
         )
         return rows.repeat_interleave(num_images_per_prompt, axis=0)
 

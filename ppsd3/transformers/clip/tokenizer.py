@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Optional
 
-from ...utils.checking import fit, shown
+from ...utils.checking import checks_arguments, fit, shown
 from ...utils.errors import CheckpointFormatError
 from ...utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json, read_small_text
 from ..tokenization import MOST_TOKENS, PretrainedTokenizer, check_model_type, checked_token, content_of, library_errors
@@ -79,6 +79,7 @@ class CLIPTokenizer(PretrainedTokenizer):
             return None
         return cls(*vocabulary, settings["tokens"], settings["added_tokens"], settings["model_max_length"])
 
+    @checks_arguments
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return super().decode(ids, skip_special_tokens).replace(_END_OF_WORD, " ").strip()
 

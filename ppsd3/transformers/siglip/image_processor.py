@@ -12,7 +12,7 @@ import paddle
 
 from ...configuration_utils import ConfigMixin, naming, register_to_config
 from ...outputs import BaseOutput
-from ...utils.checking import Range
+from ...utils.checking import Range, checks_arguments
 from ...utils.config_types import Pixels, Positive
 from ...utils.errors import ConfigError, InputError
 from ...utils.hub import resolve_checkpoint
@@ -118,6 +118,7 @@ class SiglipImageProcessor(ConfigMixin):
         """The configuration as it is saved."""
         return {**super().to_json_dict(), "image_processor_type": type(self).__name__}
 
+    @checks_arguments
     def __call__(self, images: Any, return_tensors: str = "pd") -> SiglipImageProcessorOutput:
         """Prepares pictures.
 

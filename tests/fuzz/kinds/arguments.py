@@ -36,7 +36,9 @@ class Kind:
         # A path may be named itself.
         paths = {str(value) for value in changed.values() if isinstance(value, (str, pathlib.Path))} - {""}
         paths |= {" ".join(path.split()) for path in paths if path.strip()}
-        return Case(lambda: function(**arguments), (*changed, *paths), f"{label}({shown})")
+        paths |= {key for value in changed.values() if isinstance(value, dict) for key in value if isinstance(key, str)}
+        names = (*changed, *paths - {""}, "The dict", "The tensor", f"{label} takes")
+        return Case(lambda: function(**arguments), names, f"{label}({shown})")
 
 
 def _show(value):
@@ -138,8 +140,8 @@ def _calls(directory):
         ("CLIPTokenizer.__call__", pipe.tokenizer.__call__, {"text": "a"}),
         ("T5Tokenizer.__call__", pipe.tokenizer_3.__call__, {"text": "a"}),
         ("decode", pipe.tokenizer.decode, {"ids": [1, 2]}),
-        ("vae.decode", networks["vae"].decode, lambda: {"z": _tensor([1, 4, 4, 4])}),
-        ("vae.encode", networks["vae"].encode, lambda: {"x": _tensor([1, 3, 8, 8])}),
+        ("AutoencoderKL.decode", networks["vae"].decode, lambda: {"z": _tensor([1, 4, 4, 4])}),
+        ("AutoencoderKL.encode", networks["vae"].encode, lambda: {"x": _tensor([1, 3, 8, 8])}),
         ("TorchGenerator", ppsd3.TorchGenerator, {"seed": 1}),
         ("TorchGenerator.randn", ppsd3.TorchGenerator(0).randn, {"shape": [2]}),
         ("convert", ppsd3.convert, {"source": model / "vae", "target": PLACE}),

@@ -56,7 +56,7 @@ class Kind:
         names = {option.option_strings[0][2:].replace("-", "_") for option in self.options[name]} | _METAVARS
         for part in line[1:]:  # a refusal may name what stands on the line in place of the option
             forms = {part, os.path.expanduser(part), part.rpartition(":")[0], " ".join(part.split())}
-            names |= forms if len(part) > 1 else {f" {part} "}
+            names |= forms if len(part.strip()) > 1 else {f" {part} ", f" {part}/", "(looked for "}
         names.discard("")
         return Case(lambda: corpus.command(*line), tuple(names), repr([str(part)[:60] for part in line]))
 

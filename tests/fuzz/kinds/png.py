@@ -42,7 +42,7 @@ class Kind:
             "image": ("img2img", "a", "--image", file, *loaded),
         }
         run = (lambda: _load(file)) if use == "load_image" else (lambda: corpus.command(*commands[use]))
-        return Case(run, (file.name, *keys), f"{use}: {changed}")
+        return Case(run, (file.name, "PROMPT", *keys), f"{use}: {changed}")
 
 
 def _load(file):
