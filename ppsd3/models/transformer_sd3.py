@@ -230,7 +230,7 @@ class SD3Transformer2DModel(Compilable, ConditionedBlocks):
         caption_projection_dim: Width = 1152,
         pooled_projection_dim: Width = 2048,
         out_channels: Width | None = 16,
-        pos_embed_max_size: PositionTable = 96,
+        pos_embed_max_size: PositionTable | None = 96,
         dual_attention_layers: Sequence[Index] = (),
         qk_norm: str | None = None,
     ) -> None:
