@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import paddle
@@ -66,6 +67,18 @@ def not_for_these(
             f"{path} has {len(lost)} keys for which there is no layer here. {told} Pass strict=False to leave them out."
         )
     return CheckpointFormatError(f"{path} changes nothing in {', '.join(networks)}. {told}")
+
+
+@contextlib.contextmanager
+def naming_the_model(path: str, tensors: Mapping[str, Any]) -> Iterator[None]:
+    """Where a tensor does not fit its layer, says of which model the adapter is, if it is another."""
+    try:
+        yield
+    except WeightMismatchError as error:
+        model = _other_model(path, {key: list(tensor.shape) for key, tensor in tensors.items()})
+        if model is None:
+            raise
+        raise WeightMismatchError(f"{model} {error}") from error
 
 
 def _other_model(path: str, shapes: Mapping[str, Sequence[int]]) -> str | None:

@@ -22,7 +22,7 @@ from ..utils.errors import CheckpointFormatError, InputError
 from ..utils.files import atomic_write
 from ..utils.json_files import parse_json_object
 from ..utils.types import PathLike, Tensors
-from .causes import not_for_these
+from .causes import naming_the_model, not_for_these
 from .keys import ModuleNames, Place, split_key
 from .layers import Dense, Kronecker, LowRank, Orthogonal, Sum, WeightChange
 from .parts import LayerParts, Scalings
@@ -139,7 +139,8 @@ def read_adapters(
                 raise CheckpointFormatError(
                     f"{path}: {other} and {parts.name} are both for {place.module} of the {component}. Remove one."
                 )
-            made = parts.make(place, layers[component][place.module], scalings[component])
+            with naming_the_model(path, tensors):
+                made = parts.make(place, layers[component][place.module], scalings[component])
             adapters[component][place.module] = made
     return {component: some for component, some in adapters.items() if some}, lost
 

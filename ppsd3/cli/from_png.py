@@ -150,7 +150,7 @@ def _checked(path, action, value):
         InputError: the option does not take it.
     """
     kind = action.type if action.type in (int, float) else str
-    is_list = action.nargs == "+" or isinstance(action, argparse._AppendAction)
+    is_list = action.nargs == "+" or type(action).__name__ == "_AppendAction"
     values = value if isinstance(value, list) else [value]
     least, most = SAFE.get(action.dest) or (-math.inf, math.inf)
     wanted = "True" if action.nargs == 0 else {str: "text", int: "whole numbers", float: "numbers"}[kind]

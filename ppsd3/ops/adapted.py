@@ -186,8 +186,9 @@ class AdaptedWeights(AdaptedLayer):
     """``layer(x)`` plus what the layer makes of ``x`` with the changes in the place of its weight and bias, for a
     convolution or a norm: their outputs are linear in both, and these are small."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.through(lambda layer: layer(x))
+    def forward(self, x: Tensor, upsample: bool = False, added: Tensor | None = None) -> Tensor:
+        y = self.through(lambda layer: layer(x, upsample) if upsample else layer(x))
+        return y if added is None else y + added
 
     def through(self, compute: Callable[[Any], Tensor]) -> Tensor:
         """``compute(layer)``, which is linear in the layer's weight and bias, with what the adapters add."""

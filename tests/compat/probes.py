@@ -116,13 +116,17 @@ class Names:
         return found
 
     def fresh_path(self):
+        """Alone in a directory, so that no other path is like it."""
         self._count += 1
-        return str(self.directory / f"new{self._count}")
+        parent = self.directory / f"new{self._count}"
+        parent.mkdir()
+        return str(parent / "W")
 
     def shown(self, message):
         """``message`` without what differs from run to run."""
         message = message.replace(os.getcwd() + os.sep, "")
-        message = re.sub(re.escape(str(self.directory)) + r"/new\d+", "W", message)
+        message = re.sub(re.escape(str(self.directory)) + r"/new\d+/W", "W", message)
+        message = re.sub(re.escape(str(self.directory)) + r"/new\d+", "the directory", message)
         for name in ("CHECKPOINT", "SINGLE", "LORA", "EMBEDDING", "CONTROLNET"):
             message = message.replace(getattr(self, name), name)
         return re.sub(r"\s+", " ", re.sub(r" at 0x[0-9a-f]+", "", message)).strip()

@@ -145,7 +145,10 @@ _UNET = "down_blocks.1.attentions.0.transformer_blocks.0"
 _LORA = {
     "FLUX.1, by kohya": {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": (4, 3072)},
     "FLUX.1, by PEFT": {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight": (4, 3072)},
-    "FLUX.1, of attentions": {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (4, 3072)},
+    "FLUX.1, of attentions": {
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": (4, 3072),
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": (3072, 4),
+    },
     "FLUX.1, original": {"double_blocks.0.img_attn.proj.lora_A.weight": (4, 3072)},
     "Stable Diffusion XL, by kohya": {
         "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k.lora_down.weight": (4, 2048),

@@ -126,7 +126,7 @@ WRONG = {
     "another width": (ip_adapters.tensors(ATTENTIONS, width=40), WeightMismatchError, "width 40.*of width 32"),
     "incomplete": (without(ip_adapters.tensors(ATTENTIONS), "norm_ip_k.weight"), WeightMismatchError, "3 missing"),
     "more": ({**ip_adapters.tensors(ATTENTIONS), "image_proj.x": np.zeros(2)}, WeightMismatchError, "image_proj.x"),
-    "no tensors": ({"image_proj.latents": "x"}, InputError, "image_proj.latents is a str"),
+    "no tensors": ({"image_proj.latents": "x"}, InputError, "image_proj.latents. is a str"),
 }
 
 

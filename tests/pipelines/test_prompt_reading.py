@@ -139,7 +139,7 @@ def test_the_mean_is_kept():
         np.testing.assert_allclose(after.mean(), before.mean(), rtol=1e-3)
         assert np.abs(after - before).max() > 0.01
     assert not weighted[0, :77, clip.stop :].any()
-    with pytest.raises(InputError, match="method is 'x'; it is one of empty, mean"):
+    with pytest.raises(InputError, match="`method` is 'x'; it has to be 'empty' or 'mean'"):
         WeightedPrompts("x")
 
 

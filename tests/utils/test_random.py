@@ -78,10 +78,10 @@ def test_normals_are_normal():
 def test_bad_arguments():
     generator = TorchGenerator(0)
     for shape in ([-1, 2], [2.5], 4):
-        with pytest.raises(InputError, match="no shape"):
+        with pytest.raises(InputError, match="shape"):
             generator.randn(shape)
     for dtype in ("int32", "complex64", None):
-        with pytest.raises(InputError, match="dtype="):
+        with pytest.raises(InputError, match="dtype"):
             generator.randn([4], dtype)
     for state in (np.zeros(10, np.uint8), np.zeros(5056)):
         with pytest.raises(InputError, match="5056"):
