@@ -62,7 +62,9 @@ def public_objects():
         names = getattr(module, "__all__", None) or [
             name
             for name, value in vars(module).items()
-            if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+            if not name.startswith("_")
+            and getattr(value, "__module__", None) == module.__name__
+            and (inspect.isclass(value) or inspect.isroutine(value))
         ]
         yield from (getattr(module, name) for name in names)
 

@@ -16,7 +16,7 @@ from ..utils.types import PathLike
 from .option_names import settings_of
 from .trainer import TrainingOptions
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Count = Annotated[int, Range(1)]
 Share = Annotated[float, Range(0, 1)]
 
@@ -215,7 +215,7 @@ def assign(values: dict[str, Any], name: str, value: Any) -> None:
     values[last] = value
 
 
-def build(kind: type[T], values: Mapping[str, Any], source: str, section: str = "") -> T:
+def build(kind: type[_T], values: Mapping[str, Any], source: str, section: str = "") -> _T:
     """A dataclass of options from nested dictionaries.
 
     Raises:
