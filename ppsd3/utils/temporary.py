@@ -45,9 +45,13 @@ def make_directory(directory: str) -> tuple[str, int | None]:
         path = _new_path(directory)
         os.mkdir(path)
         descriptor = _open_directory(path)
-        if descriptor is None or _is_taken(path, descriptor):
+        if descriptor is None:
+            if os.path.isdir(path):  # Windows
+                return path, None
+        elif _is_taken(path, descriptor):
             return path, descriptor
-        os.close(descriptor)
+        else:
+            os.close(descriptor)  # another process saw it unlocked
 
 
 def find_leftovers(directory: str) -> list[str]:
