@@ -245,8 +245,8 @@ class PromptCache(Arrays):
         self.pipe = tiny.make_pipeline()
 
     def save(self, target):
-        self.pipe.prompt_cache = ppsd3.PromptCache(target)
-        self.pipe.encode_prompt("a red circle", None, None)
+        self.pipe.enable_prompt_cache(ppsd3.PromptCache(target))
+        self.pipe.encode_prompt("a red circle", None, None, do_classifier_free_guidance=False)  # one entry
 
     def contents(self, target):
         return super().contents(target) or None
