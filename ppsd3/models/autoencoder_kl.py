@@ -107,7 +107,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         Raises:
             InputError: wrong rank or channel count, or a side that is no multiple of ``spatial_factor``.
         """
-        self._check_input(x, "encode", self.config.in_channels, multiple_of=self.spatial_factor)
+        self._check_input(x, "encode", self.config.in_channels, return_dict, multiple_of=self.spatial_factor)
         posterior = DiagonalGaussianDistribution(self._by_slices(self._encode, x))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
@@ -121,7 +121,7 @@ class AutoencoderKL(Compilable, Tileable, ModelMixin):
         Raises:
             InputError: wrong rank or channel count.
         """
-        self._check_input(z, "decode", self.config.latent_channels)
+        self._check_input(z, "decode", self.config.latent_channels, return_dict)
         sample = self._by_slices(self._decode, z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 

@@ -108,7 +108,7 @@ class AutoencoderTiny(Tileable, ModelMixin):
         Raises:
             InputError: wrong rank or channel count, or a side that is no multiple of ``spatial_factor``.
         """
-        self._check_input(x, "encode", self.config.in_channels, multiple_of=self.spatial_factor)
+        self._check_input(x, "encode", self.config.in_channels, return_dict, multiple_of=self.spatial_factor)
         latents = self._by_slices(self._encode, x)
         return AutoencoderTinyOutput(latents=latents) if return_dict else (latents,)
 
@@ -122,7 +122,7 @@ class AutoencoderTiny(Tileable, ModelMixin):
         Raises:
             InputError: wrong rank or channel count.
         """
-        self._check_input(x, "decode", self.config.latent_channels)
+        self._check_input(x, "decode", self.config.latent_channels, return_dict)
         sample = self._by_slices(self._decode, x)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 

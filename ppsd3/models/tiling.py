@@ -139,7 +139,9 @@ class Tileable:
             above = tiles
         return paddle.concat(rows, axis=2)
 
-    def _check_input(self, x, method, channels, multiple_of=1):
+    def _check_input(self, x, method, channels, return_dict, multiple_of=1):
+        if not isinstance(return_dict, bool):
+            raise InputError(f"`return_dict` is {shown(return_dict)}; it has to be True or False.")
         shape = list(x.shape) if hasattr(x, "stop_gradient") else []  # which tensors have, in a graph too
         open_or_fitting = all(side == -1 or side % multiple_of == 0 for side in shape[2:])  # -1: in a static graph
         if len(shape) != 4 or shape[1] != channels or 0 in shape or not open_or_fitting:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..utils.errors import InputError
-from ..utils.files import atomic_write
+from ..utils.files import append_text, atomic_write
 from ..utils.json_files import parse_json_object
 
 T_BINS = 10  # of "loss_t": equal parts of (0, 1)
@@ -81,8 +81,7 @@ class TrainingLog:
     def _append(self, entry):
         if self.silent:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(_rounded(entry)) + "\n")
+        append_text(self.path, json.dumps(_rounded(entry)) + "\n")
         if self._board is not None:
             for key, value in entry.items():
                 if isinstance(value, float):

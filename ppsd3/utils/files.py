@@ -159,6 +159,20 @@ def replacing(directory: PathLike, stale: Stale = lambda path, new: False, neede
         raise
 
 
+def append_text(path: PathLike, text: str) -> None:
+    """Adds ``text`` to the end of a file, which is made if missing: a log, of which a killed process may lose the end.
+
+    Raises:
+        DiskError: the disk is full or broken.
+    """
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        _explain(error, os.fspath(path), len(text))
+        raise
+
+
 def require_space(directory: str, needed: int, name: PathLike | None = None) -> None:
     """Raises DiskError unless the disk of ``directory`` has ``needed`` bytes free for what is called ``name``."""
     free = shutil.disk_usage(directory).free
