@@ -238,7 +238,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         Raises:
             InputError: there is no such GPU, both are given, or networks are offloaded or loaded on demand already.
         """
-        self._offload(ModelOffload, gpu_id, device)
+        self._offload(ModelOffload, gpu_id, None if device is None else str(device))
 
     @checks_arguments
     @changes_networks
@@ -248,7 +248,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
         Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
         :meth:`enable_model_cpu_offload`.
         """
-        self._offload(SequentialOffload, gpu_id, device)
+        self._offload(SequentialOffload, gpu_id, None if device is None else str(device))
 
     def _offload(self, kind, gpu_id, device):
         self._refuse_moving("offloading")

@@ -102,7 +102,10 @@ class TorchGenerator:
         Raises:
             InputError: ``state`` has another dtype or length.
         """
-        array = np.ascontiguousarray(state)
+        try:
+            array = np.ascontiguousarray(state)
+        except ValueError as error:
+            raise InputError(f"`state` is no generator's state ({error}). Pass what get_state() returned.") from error
         if array.dtype != np.uint8 or array.shape != (_TORCH_STATE.itemsize,):
             raise InputError(
                 f"A generator state is uint8 [{_TORCH_STATE.itemsize}], this one is {array.dtype} {list(array.shape)}; "
