@@ -144,13 +144,16 @@ class Tileable:
             raise InputError(f"`return_dict` is {shown(return_dict)}; it has to be True or False.")
         shape = list(x.shape) if hasattr(x, "stop_gradient") else []  # which tensors have, in a graph too
         open_or_fitting = all(side == -1 or side % multiple_of == 0 for side in shape[2:])  # -1: in a static graph
-        if len(shape) != 4 or shape[1] != channels or 0 in shape or not open_or_fitting:
+        whole = any(kind in str(getattr(x, "dtype", "")).lower() for kind in ("int", "bool", "complex"))
+        if len(shape) != 4 or shape[1] != channels or 0 in shape or not open_or_fitting or whole:
             raise self._wrong_input(x, shape, method, channels, multiple_of)
 
     def _wrong_input(self, x, shape, method, channels, multiple_of):
         method = f"{type(self).__name__}.{method}"
         if not hasattr(x, "stop_gradient"):
             return InputError(f"{method} takes a paddle.Tensor; got {shown(x)}.")
+        if any(kind in str(x.dtype).lower() for kind in ("int", "bool", "complex")):
+            return InputError(f"{method} takes floating-point numbers; got {shown(x)}. Call .astype('float32') on it.")
         if len(shape) != 4 or shape[1] != channels:
             return InputError(
                 f"{method} takes [B, {channels}, height, width] ({channels} channels by its configuration); got "

@@ -228,7 +228,10 @@ def settled(directory: str) -> str:
 
     Where that may not be written, the path of a directory of links to the files as they would be.
     """
-    real = os.path.realpath(directory)
+    try:
+        real = os.path.realpath(directory)
+    except ValueError:  # no system has such a name, and whoever opens it says so
+        return directory
     for root, rest in ((real, ""), os.path.split(real)):
         if is_interrupted(root):
             try:

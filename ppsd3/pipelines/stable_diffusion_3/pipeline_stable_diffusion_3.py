@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 import paddle
 
-from ...utils.checking import checks_arguments
+from ...utils.checking import Range, checks_arguments
 from ..call_signature import takes
 from . import checks
 from .arguments import Generator, TextToImageArguments
@@ -39,8 +40,8 @@ class StableDiffusion3Pipeline(ImageEncoderComponents, StableDiffusion3Base):
         self,
         batch_size: int,
         num_channels_latents: int,
-        height: int,
-        width: int,
+        height: Annotated[int, Range(1, 1 << 16)],
+        width: Annotated[int, Range(1, 1 << 16)],
         dtype: str | paddle.dtype,
         device: str | None = None,
         generator: Generator = None,
