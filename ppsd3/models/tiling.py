@@ -152,13 +152,13 @@ class Tileable:
         method = f"{type(self).__name__}.{method}"
         if not hasattr(x, "stop_gradient"):
             return InputError(f"{method} takes a paddle.Tensor; got {shown(x)}.")
-        if any(kind in str(x.dtype).lower() for kind in ("int", "bool", "complex")):
-            return InputError(f"{method} takes floating-point numbers; got {shown(x)}. Call .astype('float32') on it.")
         if len(shape) != 4 or shape[1] != channels:
             return InputError(
                 f"{method} takes [B, {channels}, height, width] ({channels} channels by its configuration); got "
                 f"{shape}."
             )
+        if 0 not in shape and all(side == -1 or side % multiple_of == 0 for side in shape[2:]):
+            return InputError(f"{method} takes floating-point numbers; got {shown(x)}. Call .astype('float32') on it.")
         fitting = [max(side // multiple_of, 1) * multiple_of for side in shape[2:]]
         return InputError(
             f"{method} takes a non-empty batch whose height and width are positive multiples of {multiple_of}; got "

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import paddle
-from paddle import nn
 
 from ..models import AutoencoderKL
+from ..pipelines.stable_diffusion_3.prompt_cache import fingerprint
 from ..serialization.readers import SafetensorsFile
 from ..serialization.writers import write_tensors
 from ..utils.errors import CheckpointFormatError
@@ -75,15 +75,6 @@ class TensorCache:
                 write_tensors(file, tensors)
 
 
-def fingerprint(network: nn.Layer) -> str:
-    """A short string that changes with the weights, their dtypes and the layers of ``network``."""
-    digest = hashlib.sha256(repr(network).encode())
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode())
-        digest.update(tensor.astype("float32").numpy().tobytes())
-    return digest.hexdigest()[:40]
-
-
 class LatentCache:
     """Posteriors of pictures under a frozen VAE, from which latents are sampled anew each time, as diffusers does.
 
@@ -94,7 +85,7 @@ class LatentCache:
 
     def __init__(self, vae: AutoencoderKL, directory: str | None = None) -> None:
         self.vae: AutoencoderKL = vae
-        self._cache = TensorCache(directory, fingerprint(vae))
+        self._cache = TensorCache(directory, fingerprint(vae).hex())
 
     @no_grad
     def posterior(self, key: str, pixels: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ from .configuration import TrainConfiguration
 from .controlnet import ControlNetTask
 from .data.batches import Augmentation, SampleBatches
 from .data.buckets import Buckets
-from .data.samples import Columns, Sample, open_samples, usable
+from .data.samples import PICTURE_SUFFIXES, Columns, Sample, open_samples, usable
 from .text_to_image import TextToImageTask
 from .texts import TOWERS, CachedTexts, TextDropout
 from .timestep_sampling import Density, Indexed, timestep_density
@@ -188,7 +188,7 @@ class TrainingRun:
             return []
         folder = options.class_path or os.path.join(self.configuration.output, "class_images")
         os.makedirs(folder, exist_ok=True)
-        there = sum(name.lower().endswith((".png", ".jpg", ".jpeg", ".webp")) for name in os.listdir(folder))
+        there = sum(name.lower().endswith(PICTURE_SUFFIXES) for name in os.listdir(folder))
         for index in range(there, options.class_images):
             with paddle.no_grad(), self._without_adapters():
                 picture = self.pipe(
@@ -264,6 +264,6 @@ def _check(configuration):
 
 
 def _load(model):
-    load = StableDiffusion3Pipeline
-    single = os.path.isfile(model)
-    return load.from_single_file(model) if single else load.from_pretrained(model)
+    if os.path.isfile(model):
+        return StableDiffusion3Pipeline.from_single_file(model)
+    return StableDiffusion3Pipeline.from_pretrained(model)

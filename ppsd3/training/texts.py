@@ -9,10 +9,11 @@ from typing import Annotated, Any, Protocol
 import numpy as np
 import paddle
 
+from ..pipelines.stable_diffusion_3.prompt_cache import reading_of
 from ..pipelines.stable_diffusion_3.prompt_encoding import Request, TextCondition, TextEncoders, encode_prompts
 from ..utils.checking import Range, checks_arguments
 from ..utils.paddle_internals import no_grad
-from .caches import TensorCache, fingerprint
+from .caches import TensorCache
 
 TOWERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -103,10 +104,10 @@ class CachedTexts(EncodedTexts):
         trained = set(trained)
         live, frozen = ({name: None for name in TOWERS if (name in trained) is drop} for drop in (False, True))
         super().__init__(dataclasses.replace(encoders, **live), dropout)
-        self._frozen: TextEncoders | None = dataclasses.replace(encoders, **frozen)
+        asked = dataclasses.replace(encoders, **frozen)
+        self._frozen: TextEncoders | None = asked
         self._any_live = bool(trained)
-        towers = (getattr(self._frozen, name) for name in TOWERS)
-        self._cache = TensorCache(directory, " ".join("none" if t is None else fingerprint(t) for t in towers))
+        self._cache = TensorCache(directory, reading_of(asked))
         self._widths = _widths(encoders)
 
     def prepare(self, captions: Iterable[str], clip_length: int, t5_length: int) -> None:

@@ -68,7 +68,7 @@ class PromptCache:
         """
         if type(encoders.reader) is not PromptReader:  # prompts of any length take as much room as the longest beside
             return encode(encoders, requests, max_sequence_length)
-        reading = f"{_reading(encoders)} {max_sequence_length}"
+        reading = f"{reading_of(encoders)} {max_sequence_length}"
         rows, known, missing, hits = [], {}, {}, 0
         for request in requests:
             texts = zip(request.prompt, request.prompt_2, request.prompt_3)
@@ -171,12 +171,12 @@ def _key(reading, texts, clip_skip):
     return hashlib.sha256(repr((reading, texts, clip_skip or 0)).encode()).hexdigest()[:40]
 
 
-def _reading(encoders):
+def reading_of(encoders: TextEncoders) -> str:
     """All that a condition depends on but its text, as a short string."""
     digest = hashlib.sha256()
     for suffix in ("", "_2", "_3"):
         tower, tokenizer = (getattr(encoders, name + suffix) for name in ("text_encoder", "tokenizer"))
-        digest.update(_fingerprint(tower))
+        digest.update(fingerprint(tower))
         digest.update(repr(None if tokenizer is None else tokenizer(["a b", "<s> ü"]).input_ids).encode())
         digest.update(_added(tower, tokenizer))
     digest.update(repr((encoders.joint_attention_dim, encoders.pooled_projection_dim)).encode())
@@ -195,7 +195,7 @@ def _added(tower, tokenizer):
     return repr(sorted(added.items())).encode() + rows
 
 
-def _fingerprint(network):
+def fingerprint(network: Any) -> bytes:
     """Bytes that change with the weights of ``network``, its layers and their settings."""
     if network is None:
         return b"absent"

@@ -111,7 +111,7 @@ class SampleBatches:
         self.augmentation: Augmentation = augmentation
         self.clip_length: int = clip_length
         self.t5_length: int = t5_length
-        self._sizes = [buckets.nearest(sample.open().size) for sample in samples]
+        self._sizes = [buckets.nearest(sample.size or sample.open().size) for sample in samples]
         self.plan: BatchPlan = BatchPlan(self._sizes, batch_size, seed)
         self._prior_plan = BatchPlan([(0, 0)] * len(priors), batch_size, seed) if priors else None
 

@@ -42,6 +42,7 @@ class Sample:
         open: () -> the picture, upright in RGB.
         open_control: () -> the control picture, for a ControlNet; None without one.
         is_prior: whether it stands for the class, in prior preservation, not for what is learnt.
+        size: width and height of the picture, where :func:`usable` has opened it.
     """
 
     key: str
@@ -50,6 +51,7 @@ class Sample:
     open: Callable[[], Image.Image]
     open_control: Callable[[], Image.Image] | None = None
     is_prior: bool = False
+    size: tuple[int, int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +121,7 @@ def usable(samples: Sequence[Sample], least_side: int, skip_broken: bool) -> lis
                     f"{sample.key} has {size[0]}x{size[1]} pixels; training at this resolution wants {least_side} at "
                     "least. Enlarge it, leave it out, or train at a lower resolution."
                 )
-            good.append(sample)
+            good.append(dataclasses.replace(sample, size=size))
         except PPSD3Error as error:
             if not skip_broken:
                 raise
