@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -227,6 +228,14 @@ def _is_data_set(folder):
     return "state.json" in names or "dataset_dict.json" in names or any(name.endswith(".parquet") for name in names)
 
 
+def _version(folder):
+    """Changes when a file in the folder does."""
+    files = sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True))
+    stats = [(os.path.relpath(file, folder), os.stat(file)) for file in files if os.path.isfile(file)]
+    told = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:40]
+
+
 def _from_data_set(folder, columns, instance_prompt) -> Iterator[Sample]:
     datasets = _library("datasets", folder)
     if any(name.endswith(".parquet") for name in os.listdir(folder)):
@@ -242,7 +251,7 @@ def _from_data_set(folder, columns, instance_prompt) -> Iterator[Sample]:
     if columns.control:
         table = table.cast_column(columns.control, datasets.Image(decode=False))
     texts = table.remove_columns(wanted)
-    version = str(table._fingerprint)
+    version = _version(folder)
     for index in range(len(table)):
         where = f"{folder}, row {index}"
 
