@@ -13,6 +13,7 @@ from ..utils.checking import Range, declared_types, fit
 from ..utils.elsewhere import nearest
 from ..utils.errors import ConfigError
 from ..utils.types import PathLike
+from .methods import METHODS
 from .option_names import settings_of
 from .trainer import TrainingOptions
 
@@ -70,7 +71,8 @@ class LoraOptions:
         targets: ends of the names of the transformer's layers; default the projections of its joint attention, as in
             diffusers.
         dropout: part of a layer's input that its LoRA does not see.
-        use_dora: magnitudes and directions apart (Liu et al. 2024).
+        kind: "lora"; "dora", which trains lengths and directions of the weights' rows apart (Liu et al. 2024); or
+            "lokr", Kronecker products (LyCORIS), a fraction of a LoRA's numbers at the same rank.
         train_text_encoders: a LoRA on both CLIP encoders too. T5 stays as it is.
     """
 
@@ -78,7 +80,7 @@ class LoraOptions:
     alpha: Annotated[float, Range(above=0)] | None = None
     targets: list[str] | None = None
     dropout: Annotated[float, Range(0, below=1)] = 0.0
-    use_dora: bool = False
+    kind: Literal["lora", "dora", "lokr"] = "lora"
     train_text_encoders: bool = False
 
 
@@ -158,15 +160,17 @@ class TrainConfiguration:
     Args:
         model: "shapes", a directory, a hub id or a single file.
         output: directory of the run and its result.
-        method: "lora", "full" (the transformer) or "controlnet".
+        method: what is trained: "lora", "full" (the transformer) or "controlnet".
         data, lora, controlnet, flow, text, validation, training: see the classes.
+        weights: how the frozen transformer's linear layers are held under a LoRA, a ControlNet or a word: "float32",
+            "bfloat16" or "float16" (half the memory), or "int8" (a quarter). What is trained stays float32.
         gradient_checkpointing: computes activations again in the backward pass, in a third of the memory.
     """
 
     model: str
     output: str
     data: DataOptions
-    method: Literal["lora", "full", "controlnet"] = "lora"
+    method: str = "lora"
     lora: LoraOptions = LoraOptions()
     controlnet: ControlNetOptions = ControlNetOptions()
     flow: FlowOptions = FlowOptions()
@@ -175,7 +179,12 @@ class TrainConfiguration:
     training: TrainingOptions = TrainingOptions(
         max_steps=500, lr_schedule="constant", warmup_steps=0, ema_decay=None, betas=(0.9, 0.999), log_every=10
     )
+    weights: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"`method` is {self.method!r}; it can be {', '.join(map(repr, METHODS))}.")
 
 
 def read_configuration(
