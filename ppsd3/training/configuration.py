@@ -154,14 +154,31 @@ class ControlNetOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextualInversionOptions:
+    """The word of method "textual_inversion".
+
+    Args:
+        token: the new word, which the captions contain. T5 reads it as ordinary text.
+        vectors: tokens that it stands for; more hold more of what is learnt, and take more of a prompt's 77.
+        initial_word: a word whose embeddings are the first values; default random ones.
+        text_encoders: encoders that learn it; default both CLIP encoders.
+    """
+
+    token: str = "<concept>"
+    vectors: Annotated[int, Range(1, 75)] = 1
+    initial_word: str | None = None
+    text_encoders: list[Literal["text_encoder", "text_encoder_2"]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfiguration:
     """A training run.
 
     Args:
         model: "shapes", a directory, a hub id or a single file.
         output: directory of the run and its result.
-        method: what is trained: "lora", "full" (the transformer) or "controlnet".
-        data, lora, controlnet, flow, text, validation, training: see the classes.
+        method: what is trained: "lora", "full" (the transformer), "controlnet" or "textual_inversion".
+        data, lora, controlnet, textual_inversion, flow, text, validation, training: see the classes.
         weights: how the frozen transformer's linear layers are held under a LoRA, a ControlNet or a word: "float32",
             "bfloat16" or "float16" (half the memory), or "int8" (a quarter). What is trained stays float32.
         gradient_checkpointing: computes activations again in the backward pass, in a third of the memory.
@@ -173,6 +190,7 @@ class TrainConfiguration:
     method: str = "lora"
     lora: LoraOptions = LoraOptions()
     controlnet: ControlNetOptions = ControlNetOptions()
+    textual_inversion: TextualInversionOptions = TextualInversionOptions()
     flow: FlowOptions = FlowOptions()
     text: TextOptions = TextOptions()
     validation: ValidationOptions = ValidationOptions()

@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
 from ..adapters import LoraConfig
@@ -23,6 +22,7 @@ from ..utils.random import TorchGenerator
 from .controlnet import ControlNetTask
 from .text_to_image import TextToImageTask
 from .texts import TOWERS
+from .textual_inversion import train_word
 from .timestep_sampling import Density, Indexed, timestep_density
 from .trainer import Task
 
@@ -82,7 +82,8 @@ class Method:
     def make_task(self, run: TrainingRun) -> Task:
         """What the trainer trains; made of ``run.texts`` and ``run.batches``, or of ``run.samples``."""
         task = self.text_to_image(run, **flow_options(self.configuration.flow, self.pipe))
-        task.layers.update({name: getattr(self.pipe, name) for name in self.towers})
+        # One that is frozen too: in training mode it can compute activations again.
+        task.layers.update({name: getattr(self.pipe, name) for name in ("transformer", *self.towers)})
         task.settings.update(run.batches.configuration, **run.settings)
         return task
 
@@ -208,6 +209,10 @@ class ControlNet(Method):
     def text_to_image(self, run: TrainingRun, **options: Any) -> TextToImageTask:
         return ControlNetTask(self.controlnet, self.pipe.transformer, run.texts, run.batches, **options)
 
+    def checkpoint_gradients(self) -> None:
+        super().checkpoint_gradients()
+        self.controlnet.enable_gradient_checkpointing()
+
     def drawing(self, run: TrainingRun) -> tuple[Any, dict[str, Any]]:
         side, opened = self.configuration.data.resolution, run.batches.samples[0].open_control
         picture = None if opened is None else opened().resize((side, side))
@@ -218,7 +223,41 @@ class ControlNet(Method):
         self.controlnet.save_pretrained(os.path.join(output, self.result))
 
 
-METHODS: dict[str, type[Method]] = {"lora": Lora, "full": Full, "controlnet": ControlNet}
+class TextualInversion(Method):
+    """A new word: rows of the CLIP encoders' embedding tables."""
+
+    result = TEXT_INVERSION_NAME_SAFE
+
+    def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
+        super().__init__(configuration, pipe)
+        options = configuration.textual_inversion
+        self.towers = [name for name in TOWERS[:2] if name in (options.text_encoders or TOWERS)]
+        hold_frozen(pipe.transformer, configuration.weights)
+        train_word(pipe, options.token, options.vectors, options.initial_word, self.towers)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"textual_inversion": repr(self.configuration.textual_inversion)}
+
+    def make_task(self, run: TrainingRun) -> Task:
+        token = self.configuration.textual_inversion.token
+        if not any(token.lower() in sample.caption.lower() for sample in run.batches.samples):
+            raise ConfigError(
+                f"No caption has the word {token!r} (textual_inversion.token), so it would learn nothing. Write it "
+                f"into the captions, or give all pictures one: data.instance_prompt='a photo of {token}'."
+            )
+        return super().make_task(run)
+
+    def save(self, output: str) -> None:
+        self.pipe.save_textual_inversion(output, self.configuration.textual_inversion.token)
+
+
+METHODS: dict[str, type[Method]] = {
+    "lora": Lora,
+    "full": Full,
+    "controlnet": ControlNet,
+    "textual_inversion": TextualInversion,
+}
 
 
 def hold_frozen(network: Any, weights: str) -> None:
