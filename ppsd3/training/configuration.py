@@ -73,6 +73,7 @@ class LoraOptions:
         dropout: part of a layer's input that its LoRA does not see.
         kind: "lora"; "dora", which trains lengths and directions of the weights' rows apart (Liu et al. 2024); or
             "lokr", Kronecker products (LyCORIS), a fraction of a LoRA's numbers at the same rank.
+        factor: of "lokr": largest side of the first matrix. Default: sides near the square roots of the weight's.
         train_text_encoders: a LoRA on both CLIP encoders too. T5 stays as it is.
     """
 
@@ -81,6 +82,7 @@ class LoraOptions:
     targets: list[str] | None = None
     dropout: Annotated[float, Range(0, below=1)] = 0.0
     kind: Literal["lora", "dora", "lokr"] = "lora"
+    factor: Count | None = None
     train_text_encoders: bool = False
 
 

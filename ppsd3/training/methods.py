@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from ..adapters import LoraConfig
+from ..adapters import LoKrConfig, LoraConfig
 from ..loaders.textual_inversion import TEXT_INVERSION_NAME_SAFE
 from ..models import SD3ControlNetModel
 from ..pipelines import StableDiffusion3ControlNetPipeline
@@ -152,6 +152,17 @@ class Lora(Method):
         for name in self.towers:
             getattr(pipe, name).add_adapter(_adapter(options, _CLIP_TARGETS), _LORA)
 
+    @classmethod
+    def check(cls, configuration: TrainConfiguration) -> None:
+        super().check(configuration)
+        options = configuration.lora
+        if options.dropout and options.kind != "lora":
+            raise ConfigError(
+                f"lora.dropout is {options.dropout}, and lora.kind {options.kind!r} has none. Set it to 0."
+            )
+        if options.factor is not None and options.kind != "lokr":
+            raise ConfigError(f"lora.factor is {options.factor}; only lora.kind=lokr has one. Leave it out.")
+
     @property
     def settings(self) -> Mapping[str, Any]:
         return {"lora": repr(self.configuration.lora)}
@@ -280,6 +291,8 @@ def flow_options(flow: FlowOptions, pipe: Any) -> dict[str, Any]:
 
 def _adapter(options, targets):
     alpha = options.rank if options.alpha is None else options.alpha
+    if options.kind == "lokr":
+        return LoKrConfig(options.rank, alpha, targets, decompose_factor=options.factor or -1)
     return LoraConfig(
         r=options.rank,
         lora_alpha=alpha,

@@ -3,13 +3,19 @@
 import pathlib
 
 import numpy as np
+import paddle
 import pytest
+from helpers import tiny
 from helpers.training_runs import configuration, draw, write_data, write_model
 
-from ppsd3 import StableDiffusion3Pipeline
+import ppsd3
+from ppsd3 import LoKrConfig, StableDiffusion3Pipeline
+from ppsd3.ops.quantized import QuantizedLinear, WeightOnlyLinear
 from ppsd3.serialization.readers import SafetensorsFile
 from ppsd3.training.runs import TrainingRun
-from ppsd3.utils.errors import ConfigError, InputError
+from ppsd3.training.texts import TOWERS
+from ppsd3.training.trainer import training_mode
+from ppsd3.utils.errors import ConfigError, InputError, PPSD3Error
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +102,118 @@ def test_textual_inversion_of_one_encoder(model, data, tmp_path):
 def test_words_that_cannot_be_learnt(model, data, tmp_path, setting, named):
     with pytest.raises((ConfigError, InputError), match=named):
         TrainingRun(configuration(model, data, tmp_path, *WORD, setting))
+
+
+@pytest.mark.parametrize("rank", [1, 100])  # the second matrix of low rank, or whole
+def test_a_lokr(model, data, tmp_path, rank):
+    run, path = run_twice(model, data, tmp_path, "lora.kind=lokr", f"lora.rank={rank}", "lora.alpha=3")
+    names = {key.rpartition(".")[2] for key in SafetensorsFile(path).keys()}  # LyCORIS'
+    assert names == ({"lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"} if rank == 1 else {"lokr_w1", "lokr_w2"})
+    pipe = StableDiffusion3Pipeline.from_pretrained(model)
+    plain = draw(pipe)
+    pipe.load_lora_weights(path)
+    found, wanted = draw(pipe), draw(with_encoders(run.pipe, model))
+    assert np.abs(found - plain).max() > 1e-3
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert run.trainer.parameters.keys() and not any(p.stop_gradient for p in run.trainer.parameters.values())
+
+
+def test_a_lokr_has_fewer_numbers_and_changes_nothing_at_first():
+    layer = ppsd3.ops.Linear(96, 192)
+    made = LoKrConfig(r=2, alpha=1, target_modules=["x"]).make("x", layer)
+    assert [made.lokr_w1.shape, *(f.shape for f in made.factors.values())] == [[12, 8], [16, 2], [2, 12]]
+    assert made.scaling == 0.5 and not made.matrix().any()
+    limited = LoKrConfig(decompose_factor=4, target_modules=["x"]).make("x", layer)
+    assert limited.lokr_w1.shape == [4, 4]
+    made.lokr_w2_b.set_value(paddle.randn([2, 12]))
+    x = paddle.randn([3, 5, 96])
+    np.testing.assert_allclose(made.product(x, x), paddle.matmul(x, made.matrix(), transpose_y=True), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config, named",
+    [
+        (dict(r=0), "r` is 0"),
+        (dict(decompose_factor=0), "decompose_factor"),
+        (dict(lora_alpha=3), "lora_alpha"),
+        (dict(target_modules=["proj_out", "pos_embed.proj"]), "pos_embed.proj, and a LoKr is trained for linear"),
+    ],
+)
+def test_impossible_lokr(config, named):
+    with pytest.raises(PPSD3Error, match=named):
+        tiny.make_pipeline().transformer.add_adapter(LoKrConfig(**config))
+
+
+def with_encoders(pipe, model):
+    """``pipe`` with the text encoders that it let go."""
+    for name in TOWERS:
+        if getattr(pipe, name) is None:
+            setattr(pipe, name, getattr(StableDiffusion3Pipeline.from_pretrained(model), name))
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "setting, named", [("lora.dropout=0.1", "lora.kind 'lokr' has none"), ("weights=int4", "int8")]
+)
+def test_a_lora_that_is_not_possible(model, data, tmp_path, setting, named):
+    with pytest.raises(ConfigError, match=named):
+        TrainingRun(configuration(model, data, tmp_path, "lora.kind=lokr", setting))
+
+
+# ----------------------------------------------------------------------------------------- frozen weights in few bits
+
+
+def test_gradients_through_int8_weights_are_those_of_the_rounded_matrix():
+    paddle.seed(0)
+    plain = ppsd3.ops.Linear(96, 64)
+    for rounded in (QuantizedLinear.from_linear(plain), WeightOnlyLinear.from_linear(plain)):
+        x, y = (paddle.randn([2, 5, 96]) for _ in range(2))
+        x.stop_gradient = y.stop_gradient = False
+        y.set_value(x)
+        paddle.tanh(rounded(x)).sum().backward()
+        dense = rounded.weight.astype("float32") * rounded.weight_scale.unsqueeze(1)
+        paddle.tanh(paddle.matmul(y, dense, transpose_y=True) + rounded.bias).sum().backward()
+        np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("weights, close", [("int8", 0.05), ("bfloat16", 0.02), ("float16", 2e-3)])
+def test_a_lora_on_frozen_weights_in_few_bits(model, data, tmp_path, weights, close):
+    """The first loss and gradient are those of float32 weights up to the rounding of the weights."""
+    settings = ("training.optimizer=sgd", "training.max_grad_norm=1e9", "lora.rank=2", "gradient_checkpointing=true")
+    runs = [
+        TrainingRun(configuration(model, data, tmp_path / held, *settings, f"weights={held}"))
+        for held in ("float32", weights)
+    ]
+    assert runs[1].pipe.transformer.is_quantized == (weights == "int8")
+    assert {str(p.dtype) for p in runs[1].trainer.parameters.values()} == {"paddle.float32"}
+    losses, gradients = zip(*(loss_and_gradient(run) for run in runs))
+    assert losses[1] == pytest.approx(losses[0], rel=close)
+    assert 0 < np.linalg.norm(gradients[1] - gradients[0]) < close * np.linalg.norm(gradients[0])
+    path = runs[1].run()
+    pipe = StableDiffusion3Pipeline.from_pretrained(model)
+    plain = draw(pipe)
+    pipe.load_lora_weights(path)  # an ordinary file, for the model in any dtype
+    assert np.abs(draw(pipe) - plain).max() > 1e-5
+    with pytest.raises(ConfigError, match=f"task.weights is 'float32' and was '{weights}'"):
+        TrainingRun(configuration(model, data, tmp_path / weights, *settings)).run()
+
+
+def loss_and_gradient(run):
+    """Of one batch, with B of the LoRA at numbers that are not zero."""
+    rng = np.random.default_rng(0)
+    for parameter in run.trainer.parameters.values():
+        parameter.set_value(rng.standard_normal(parameter.shape).astype("float32") * 0.1)
+    with training_mode(run.task.layers):
+        loss, _ = run.task.loss(np.random.default_rng(1), 0)
+        loss.backward()
+    gradients = [p.grad.numpy().ravel() for p in run.trainer.parameters.values() if p.grad is not None]
+    run.trainer.optimizer.optimizer.clear_grad()
+    return float(loss), np.concatenate(gradients)
+
+
+def test_an_int8_model_is_not_trained_whole(model, data, tmp_path):
+    with pytest.raises(ConfigError, match="'full' has no frozen transformer"):
+        TrainingRun(configuration(model, data, tmp_path, "method=full", "weights=int8"))
+    transformer = tiny.make_pipeline().transformer.quantize("int8")
+    with pytest.raises(InputError, match="add_adapter"):
+        transformer.train()
