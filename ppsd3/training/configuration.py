@@ -173,14 +173,31 @@ class TextualInversionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class VaeOptions:
+    """The autoencoder of method "vae": it learns to reconstruct the pictures, whose captions are not read.
+
+    Args:
+        part: "decoder", after which latents are what they were and the transformer still fits; or "all".
+        kl_weight: of the KL divergence per pixel value, for part "all".
+        edge_weight: extra weight of a pixel at an edge of full contrast.
+        latent_noise: standard deviation of noise on latents, so that the decoder tolerates those that are generated.
+    """
+
+    part: Literal["decoder", "all"] = "decoder"
+    kl_weight: Annotated[float, Range(0)] = 1e-4
+    edge_weight: Annotated[float, Range(0)] = 0.0
+    latent_noise: Annotated[float, Range(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfiguration:
     """A training run.
 
     Args:
         model: "shapes", a directory, a hub id or a single file.
         output: directory of the run and its result.
-        method: what is trained: "lora", "full" (the transformer), "controlnet" or "textual_inversion".
-        data, lora, controlnet, textual_inversion, flow, text, validation, training: see the classes.
+        method: what is trained: "lora", "full" (the transformer), "controlnet", "textual_inversion" or "vae".
+        data, lora, controlnet, textual_inversion, vae, flow, text, validation, training: see the classes.
         weights: how the frozen transformer's linear layers are held under a LoRA, a ControlNet or a word: "float32",
             "bfloat16" or "float16" (half the memory), or "int8" (a quarter). What is trained stays float32.
         gradient_checkpointing: computes activations again in the backward pass, in a third of the memory.
@@ -193,6 +210,7 @@ class TrainConfiguration:
     lora: LoraOptions = LoraOptions()
     controlnet: ControlNetOptions = ControlNetOptions()
     textual_inversion: TextualInversionOptions = TextualInversionOptions()
+    vae: VaeOptions = VaeOptions()
     flow: FlowOptions = FlowOptions()
     text: TextOptions = TextOptions()
     validation: ValidationOptions = ValidationOptions()

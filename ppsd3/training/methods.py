@@ -7,10 +7,12 @@ its own are a section of :class:`~ppsd3.training.configuration.TrainConfiguratio
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from ..adapters import LoKrConfig, LoraConfig
@@ -19,7 +21,9 @@ from ..models import SD3ControlNetModel
 from ..pipelines import StableDiffusion3ControlNetPipeline
 from ..utils.errors import ConfigError
 from ..utils.random import TorchGenerator
+from .autoencoder import AutoencoderTask, to_model_range
 from .controlnet import ControlNetTask
+from .data.batches import Pictures
 from .text_to_image import TextToImageTask
 from .texts import TOWERS
 from .textual_inversion import train_word
@@ -44,6 +48,7 @@ class Method:
 
     Attributes:
         result: name of what is saved, in the output directory.
+        sections: those of the configuration that it reads, beside data, validation and training.
         freezes_transformer: whether its weights can be held in few bits.
         towers: names of the text encoders whose output changes in training.
 
@@ -52,6 +57,7 @@ class Method:
     """
 
     result: str = ""
+    sections: tuple[str, ...] = ("flow", "text")
     freezes_transformer: bool = True
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
@@ -63,11 +69,15 @@ class Method:
     def check(cls, configuration: TrainConfiguration) -> None:
         """Raises ConfigError where settings do not go together, before anything is loaded."""
         method, column = configuration.method, configuration.data.control_column
-        if column is not None:
+        if column is not None and cls is not ControlNet:
             raise ConfigError(
                 f"method is {method!r} and data.control_column is {column!r}: a ControlNet alone reads control "
                 "pictures. Leave the column out, or set method=controlnet."
             )
+        for field in dataclasses.fields(configuration):
+            given = dataclasses.is_dataclass(field.default) and getattr(configuration, field.name) != field.default
+            if given and field.name not in (*cls.sections, "validation", "training"):
+                raise ConfigError(f"method is {method!r}, which does not read {field.name}.*: leave that section out.")
         if configuration.weights != "float32" and not cls.freezes_transformer:
             raise ConfigError(
                 f"weights is {configuration.weights!r}, in which frozen weights are held, and method {method!r} has no "
@@ -141,6 +151,7 @@ class Method:
 class Lora(Method):
     """A LoRA, DoRA or LoKr on the transformer, and on both CLIP encoders if asked."""
 
+    sections = (*Method.sections, "lora")
     result = "pytorch_lora_weights.safetensors"
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
@@ -197,6 +208,7 @@ class Full(Method):
 class ControlNet(Method):
     """A ControlNet beside the frozen transformer."""
 
+    sections = (*Method.sections, "controlnet")
     result = "controlnet"
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
@@ -211,6 +223,7 @@ class ControlNet(Method):
 
     @classmethod
     def check(cls, configuration: TrainConfiguration) -> None:
+        super().check(configuration)
         if configuration.data.control_column is None:
             raise ConfigError(
                 "method is 'controlnet' and data.control_column is not given: a ControlNet learns from control "
@@ -237,6 +250,7 @@ class ControlNet(Method):
 class TextualInversion(Method):
     """A new word: rows of the CLIP encoders' embedding tables."""
 
+    sections = (*Method.sections, "textual_inversion")
     result = TEXT_INVERSION_NAME_SAFE
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
@@ -263,11 +277,74 @@ class TextualInversion(Method):
         self.pipe.save_textual_inversion(output, self.configuration.textual_inversion.token)
 
 
+class Vae(Method):
+    """The autoencoder, or its decoder alone, on pictures without captions; shown by reconstructions."""
+
+    result = "vae"
+    sections = ("vae",)
+    freezes_transformer = False
+    _SHOWN = 4  # pictures
+
+    def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
+        super().__init__(configuration, pipe)
+        decoder_only = configuration.vae.part == "decoder"
+        for name, parameter in pipe.vae.named_parameters():
+            parameter.stop_gradient = decoder_only and not name.startswith(("decoder.", "post_quant_conv."))
+
+    @classmethod
+    def check(cls, configuration: TrainConfiguration) -> None:
+        super().check(configuration)
+        data = configuration.data
+        given = {
+            "data.caption_column": data.caption_column,
+            "data.instance_prompt": data.instance_prompt,
+            "data.class_prompt": data.class_prompt,
+            "validation.prompts": configuration.validation.prompts,
+        }
+        for name, value in given.items():
+            if value:
+                raise ConfigError(
+                    f"{name} is {value!r}, and method 'vae' reads pictures alone, which it shows reconstructed every "
+                    "training.validate_every steps. Leave it out."
+                )
+        options = configuration.vae
+        if options.part == "decoder" and options.kl_weight != type(options).kl_weight:
+            raise ConfigError("vae.kl_weight is of the encoder, which vae.part=decoder does not train. Leave it out.")
+
+    def make_task(self, run: TrainingRun) -> Task:
+        options, batch = self.configuration.vae, self.configuration.data.batch_size
+        self.pictures: Pictures = Pictures(run.open_samples(""), run.buckets, run.augmentation)
+        for name in ("transformer", *TOWERS):  # not needed any more
+            setattr(self.pipe, name, None)
+        weights = options.kl_weight, options.edge_weight, options.latent_noise
+        return AutoencoderTask(self.pipe.vae, self.pictures, batch, *weights, {**run.settings, "part": options.part})
+
+    def checkpoint_gradients(self) -> None:
+        self.pipe.vae.enable_gradient_checkpointing()
+
+    @property
+    def validates(self) -> bool:
+        return self.configuration.training.validate_every is not None
+
+    def validation(self, run: TrainingRun) -> tuple[Sequence[Image.Image], Mapping[str, float]]:
+        shown = self.pictures.first(self._SHOWN)
+        vae = self.pipe.vae
+        again = [vae.decode(vae.encode(to_model_range(x[None])).latent_dist.mode()).sample for x in shown]
+        again = [np.asarray(((x + 1) * 127.5).round().clip(0, 255)[0].transpose([1, 2, 0])) for x in again]
+        errors = np.mean([np.square(x.astype(np.float64) - y).mean() for x, y in zip(shown, again)])
+        pairs = [Image.fromarray(np.concatenate([x, y.astype(np.uint8)])) for x, y in zip(shown, again)]
+        return pairs, {"psnr": float(10 * np.log10(255**2 / max(errors, 1e-12)))}
+
+    def save(self, output: str) -> None:
+        self.pipe.vae.save_pretrained(os.path.join(output, self.result))
+
+
 METHODS: dict[str, type[Method]] = {
     "lora": Lora,
     "full": Full,
     "controlnet": ControlNet,
     "textual_inversion": TextualInversion,
+    "vae": Vae,
 }
 
 

@@ -1,5 +1,6 @@
 """The methods of `ppsd3 train` beside plain LoRA: what is trained, what is saved, and that it resumes."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -7,11 +8,15 @@ import paddle
 import pytest
 from helpers import tiny
 from helpers.training_runs import configuration, draw, write_data, write_model
+from PIL import Image
 
 import ppsd3
-from ppsd3 import LoKrConfig, StableDiffusion3Pipeline
+from ppsd3 import AutoencoderKL, LoKrConfig, StableDiffusion3Pipeline
 from ppsd3.ops.quantized import QuantizedLinear, WeightOnlyLinear
 from ppsd3.serialization.readers import SafetensorsFile
+from ppsd3.training.configuration import TrainConfiguration, meanings
+from ppsd3.training.log import read_log
+from ppsd3.training.methods import METHODS, Method
 from ppsd3.training.runs import TrainingRun
 from ppsd3.training.texts import TOWERS
 from ppsd3.training.trainer import training_mode
@@ -194,7 +199,7 @@ def test_a_lora_on_frozen_weights_in_few_bits(model, data, tmp_path, weights, cl
     plain = draw(pipe)
     pipe.load_lora_weights(path)  # an ordinary file, for the model in any dtype
     assert np.abs(draw(pipe) - plain).max() > 1e-5
-    with pytest.raises(ConfigError, match=f"task.weights is 'float32' and was '{weights}'"):
+    with pytest.raises(ConfigError, match=rf"task\.weights is 'float32' and was '{weights}'"):
         TrainingRun(configuration(model, data, tmp_path / weights, *settings)).run()
 
 
@@ -217,3 +222,58 @@ def test_an_int8_model_is_not_trained_whole(model, data, tmp_path):
     transformer = tiny.make_pipeline().transformer.quantize("int8")
     with pytest.raises(InputError, match="add_adapter"):
         transformer.train()
+
+
+# ---------------------------------------------------------------------------------------------------------- autoencoder
+
+
+VAE = ("method=vae", "text={}")
+
+
+def test_the_decoder_of_an_autoencoder(model, data, tmp_path):
+    settings = (*VAE, "data.batch_size=3", "data.random_crop=true", "training.validate_every=4")
+    _, path = run_twice(model, data, tmp_path, *settings, "gradient_checkpointing=true")
+    trained, before = (AutoencoderKL.from_pretrained(p) for p in (path, f"{model}/vae"))
+    old = before.state_dict()
+    moved = {key for key, value in trained.state_dict().items() if not np.array_equal(value, old[key])}
+    assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
+    (entry,) = [entry for entry in read_log(f"{tmp_path}/whole/log.jsonl") if "psnr" in entry]
+    assert np.isfinite(entry["psnr"]) and entry["step"] == 4
+    assert Image.open(tmp_path / "whole" / "validation" / "step-00000004.png").size == (4 * 64, 2 * 64)
+    pipe = StableDiffusion3Pipeline.from_pretrained(model, vae=trained)
+    pictures = [np.asarray(draw(p, output_type="np")) for p in (pipe, StableDiffusion3Pipeline.from_pretrained(model))]
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-3
+    with pytest.raises(ConfigError, match=r"task\.part is 'all' and was 'decoder'"):
+        TrainingRun(configuration(model, data, tmp_path / "whole", *settings, "vae.part=all")).trainer.resume()
+
+
+def test_a_whole_autoencoder_learns_its_pictures(model, data, tmp_path):
+    run = TrainingRun(configuration(model, data, tmp_path, *VAE, "vae.part=all", "data.batch_size=4",
+                                    "training.max_steps=12", "training.learning_rate=3e-3"))  # fmt: skip
+    before = run.method.validation(run)[1]["psnr"]
+    run.run()
+    assert run.method.validation(run)[1]["psnr"] > before + 0.3
+    assert any(".encoder." in name or "vae.encoder" in name for name in run.trainer.parameters)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (("data.instance_prompt=x",), "data.instance_prompt is 'x'"),
+        (("validation.prompts=[x]",), r"validation.prompts is \['x'\]"),
+        (("vae.kl_weight=0",), "vae.part=decoder does not train"),
+        (("lora.rank=3",), r"does not read lora\.\*"),
+        (("flow.shift=2",), r"does not read flow\.\*"),
+        (("weights=int8",), "no frozen transformer"),
+    ],
+)
+def test_settings_that_an_autoencoder_does_not_read(model, data, tmp_path, settings, named):
+    with pytest.raises(ConfigError, match=named):
+        TrainingRun(configuration(model, data, tmp_path, *VAE, *settings))
+
+
+def test_every_method_has_its_section_and_result():
+    sections = {field.name for field in dataclasses.fields(TrainConfiguration)}
+    for name, method in METHODS.items():
+        assert issubclass(method, Method) and method.result and set(method.sections) <= sections
+        assert f'"{name}"' in meanings(TrainConfiguration)["method"]

@@ -174,5 +174,34 @@ class SampleBatches:
         return weights.astype(np.float32)
 
 
+class Pictures:
+    """Pictures without captions for :class:`~ppsd3.training.autoencoder.AutoencoderTask`, drawn anew for each batch.
+
+    Args:
+        samples: that can be opened.
+        buckets: the sizes; a batch has one.
+        augmentation: of pictures.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], buckets: Buckets, augmentation: Augmentation = Augmentation()
+    ) -> None:
+        self.samples: Sequence[Sample] = samples
+        self.augmentation: Augmentation = augmentation
+        self._sizes = [buckets.nearest(sample.size or sample.open().size) for sample in samples]
+
+    def __call__(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """uint8 [count, H, W, 3]; those of one size, each once if there are so many."""
+        size = self._sizes[rng.integers(len(self.samples))]
+        members = [sample for sample, other in zip(self.samples, self._sizes) if other == size]
+        chosen = rng.choice(len(members), count, replace=count > len(members))
+        return np.stack([self.augmentation.crop(size, rng).apply(members[i].open()) for i in chosen])
+
+    def first(self, count: int) -> list[np.ndarray]:
+        """The centres of the first pictures of one size, at most ``count``, each uint8 [H, W, 3]."""
+        same = [sample for sample, size in zip(self.samples, self._sizes) if size == self._sizes[0]]
+        return [Crop(self._sizes[0]).apply(sample.open()) for sample in same[:count]]
+
+
 def _key(sample, role, crop):
     return f"{sample.key} {sample.version} {role} {sample.is_prior} {crop}"
