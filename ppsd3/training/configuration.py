@@ -190,15 +190,35 @@ class VaeOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class IPAdapterOptions:
+    """The IP-adapter of method "ip_adapter": each picture is its own picture prompt, beside its caption.
+
+    Args:
+        image_encoder: SigLIP with its image processor, a directory or hub id; it stays frozen.
+        from_pretrained: an IP-adapter to go on with; a new one has the sizes below, and adds nothing at first.
+        hidden_dim, heads, num_queries: of a new one's projection: its width, its heads of 64, its picture tokens.
+        picture_dropout: probability that the picture is replaced by zeros, so that guidance can leave it out.
+    """
+
+    image_encoder: str = "google/siglip-so400m-patch14-384"
+    from_pretrained: str | None = None
+    hidden_dim: Count = 1280
+    heads: Count = 20
+    num_queries: Count = 64
+    picture_dropout: Share = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfiguration:
     """A training run.
 
     Args:
         model: "shapes", a directory, a hub id or a single file.
         output: directory of the run and its result.
-        method: what is trained: "lora", "full" (the transformer), "controlnet", "textual_inversion" or "vae".
-        data, lora, controlnet, textual_inversion, vae, flow, text, validation, training: see the classes.
-        weights: how the frozen transformer's linear layers are held under a LoRA, a ControlNet or a word: "float32",
+        method: what is trained: "lora", "full" (the transformer), "controlnet", "ip_adapter", "textual_inversion" or
+            "vae".
+        data, lora, controlnet, ip_adapter, textual_inversion, vae, flow, text, validation, training: see the classes.
+        weights: how the frozen transformer's linear layers are held under what is trained beside it: "float32",
             "bfloat16" or "float16" (half the memory), or "int8" (a quarter). What is trained stays float32.
         gradient_checkpointing: computes activations again in the backward pass, in a third of the memory.
     """
@@ -209,6 +229,7 @@ class TrainConfiguration:
     method: str = "lora"
     lora: LoraOptions = LoraOptions()
     controlnet: ControlNetOptions = ControlNetOptions()
+    ip_adapter: IPAdapterOptions = IPAdapterOptions()
     textual_inversion: TextualInversionOptions = TextualInversionOptions()
     vae: VaeOptions = VaeOptions()
     flow: FlowOptions = FlowOptions()

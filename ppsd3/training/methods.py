@@ -13,17 +13,23 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import paddle
 from PIL import Image
 
 from ..adapters import LoKrConfig, LoraConfig
+from ..loaders.ip_adapter import IP_ADAPTER_WEIGHT_NAME
 from ..loaders.textual_inversion import TEXT_INVERSION_NAME_SAFE
 from ..models import SD3ControlNetModel
 from ..pipelines import StableDiffusion3ControlNetPipeline
+from ..serialization.writers import write_tensors
 from ..utils.errors import ConfigError
+from ..utils.files import atomic_write
 from ..utils.random import TorchGenerator
 from .autoencoder import AutoencoderTask, to_model_range
 from .controlnet import ControlNetTask
 from .data.batches import Pictures
+from .data.samples import Sample
+from .ip_adapter import IPAdapterTask, PictureFeatures, new_adapter
 from .text_to_image import TextToImageTask
 from .texts import TOWERS
 from .textual_inversion import train_word
@@ -100,6 +106,10 @@ class Method:
     def text_to_image(self, run: TrainingRun, **options: Any) -> TextToImageTask:
         """The task; ``options`` are of times and weights."""
         return TextToImageTask(self.pipe.transformer, run.texts, run.batches, **options)
+
+    def image_features(self, run: TrainingRun, samples: Sequence[Sample]) -> PictureFeatures | None:
+        """What batches have of pictures beside latents; None for nothing."""
+        return None
 
     def checkpoint_gradients(self) -> None:
         """Lets networks that gradients pass through compute their activations again in the backward pass."""
@@ -247,6 +257,52 @@ class ControlNet(Method):
         self.controlnet.save_pretrained(os.path.join(output, self.result))
 
 
+class IPAdapter(Method):
+    """An IP-adapter on the frozen transformer."""
+
+    sections = (*Method.sections, "ip_adapter")
+    result = IP_ADAPTER_WEIGHT_NAME
+
+    def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
+        super().__init__(configuration, pipe)
+        options = configuration.ip_adapter
+        hold_frozen(pipe.transformer, configuration.weights)
+        pipe.load_image_encoder(options.image_encoder)
+        if options.from_pretrained is not None:
+            pipe.load_ip_adapter(options.from_pretrained, image_encoder_folder=None)
+        else:
+            sizes = {"hidden_dim": options.hidden_dim, "heads": options.heads, "num_queries": options.num_queries}
+            new_adapter(pipe.transformer, pipe.image_encoder.config.hidden_size, **sizes)
+        for parameter in pipe.transformer.ip_adapter.parameters():
+            parameter.stop_gradient = False
+        pipe.set_ip_adapter_scale(1.0)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"ip_adapter": repr(self.configuration.ip_adapter)}
+
+    def image_features(self, run: TrainingRun, samples: Sequence[Sample]) -> PictureFeatures | None:
+        self.features: PictureFeatures = PictureFeatures(
+            self.pipe, run.cache("pictures"), self.configuration.ip_adapter.picture_dropout
+        )
+        self.features.prepare(samples)
+        return self.features
+
+    def text_to_image(self, run: TrainingRun, **options: Any) -> TextToImageTask:
+        return IPAdapterTask(self.pipe.transformer, run.texts, run.batches, **options)
+
+    def drawing(self, run: TrainingRun) -> tuple[Any, dict[str, Any]]:
+        features = paddle.to_tensor(self.features.of(run.batches.samples[0])[None])
+        if self.configuration.validation.guidance_scale > 1:
+            features = paddle.concat([paddle.zeros_like(features), features])
+        return self.pipe, {"ip_adapter_image_embeds": features}
+
+    def save(self, output: str) -> None:
+        tensors = self.pipe.transformer.ip_adapter.state_dict()
+        with atomic_write(os.path.join(output, self.result)) as file:
+            write_tensors(file, tensors, {"format": "pt"})
+
+
 class TextualInversion(Method):
     """A new word: rows of the CLIP encoders' embedding tables."""
 
@@ -343,6 +399,7 @@ METHODS: dict[str, type[Method]] = {
     "lora": Lora,
     "full": Full,
     "controlnet": ControlNet,
+    "ip_adapter": IPAdapter,
     "textual_inversion": TextualInversion,
     "vae": Vae,
 }

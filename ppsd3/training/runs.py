@@ -120,20 +120,23 @@ class TrainingRun:
     def batches(self) -> SampleBatches:
         """Latents with captions."""
         options, pipe = self.configuration.data, self.pipe
+        samples, priors = self.open_samples(options.instance_prompt), self._priors(options)
         return SampleBatches(
-            self.open_samples(options.instance_prompt),
-            LatentCache(pipe.vae, self._cache("latents")),
+            samples,
+            LatentCache(pipe.vae, self.cache("latents")),
             self.buckets,
             options.batch_size,
-            self._priors(options),
+            priors,
             options.prior_weight,
             self.augmentation,
             pipe._text_encoders().clip_max_length,
             self.configuration.text.max_sequence_length,
             self.configuration.training.seed,
+            self.method.image_features(self, [*samples, *priors]),
         )
 
-    def _cache(self, name):
+    def cache(self, name: str) -> str:
+        """The directory of a cache."""
         directory = self.configuration.data.cache_dir or os.path.join(self.configuration.output, "cache")
         return os.path.join(directory, name)
 
@@ -164,7 +167,7 @@ class TrainingRun:
         texts = CachedTexts(
             pipe._text_encoders(),
             TextDropout(options.encoder_dropout, options.caption_dropout),
-            self._cache("texts"),
+            self.cache("texts"),
             self.method.towers,
         )
         captions = [*batches.captions, *self.configuration.validation.prompts]

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import paddle
 import pytest
-from helpers import tiny
+from helpers import ip_adapters, tiny
 from helpers.training_runs import configuration, draw, write_data, write_model
 from PIL import Image
 
@@ -15,6 +15,7 @@ from ppsd3 import AutoencoderKL, LoKrConfig, StableDiffusion3Pipeline
 from ppsd3.ops.quantized import QuantizedLinear, WeightOnlyLinear
 from ppsd3.serialization.readers import SafetensorsFile
 from ppsd3.training.configuration import TrainConfiguration, meanings
+from ppsd3.training.ip_adapter import new_adapter
 from ppsd3.training.log import read_log
 from ppsd3.training.methods import METHODS, Method
 from ppsd3.training.runs import TrainingRun
@@ -222,6 +223,68 @@ def test_an_int8_model_is_not_trained_whole(model, data, tmp_path):
     transformer = tiny.make_pipeline().transformer.quantize("int8")
     with pytest.raises(InputError, match="add_adapter"):
         transformer.train()
+
+
+# ---------------------------------------------------------------------------------------------------------- IP-adapter
+
+
+@pytest.fixture(scope="module")
+def image_encoder(tmp_path_factory):
+    return str(ip_adapters.write(tmp_path_factory.mktemp("ip") / "adapter", 3) / "image_encoder")
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_an_ip_adapter(model, data, image_encoder, tmp_path, weights):
+    sizes = ("ip_adapter.hidden_dim=16", "ip_adapter.heads=2", "ip_adapter.num_queries=5", f"weights={weights}")
+    shown = ("validation.prompts=[a circle]", "validation.num_inference_steps=1", "training.validate_every=4")
+    settings = ("method=ip_adapter", f"ip_adapter.image_encoder={image_encoder}", *sizes, *shown)
+    run, path = run_twice(model, data, tmp_path, *settings)
+    assert run.pipe.image_encoder is None  # once it has seen the pictures
+    assert all(name.startswith("transformer.ip_adapter.") for name in run.trainer.parameters)
+    frozen = StableDiffusion3Pipeline.from_pretrained(model)
+    for name, value in frozen.transformer.named_parameters() if weights == "float32" else ():
+        np.testing.assert_array_equal(dict(run.pipe.transformer.named_parameters())[name], value)
+    frozen.load_ip_adapter(path, image_encoder_folder=None)
+    frozen.set_ip_adapter_scale(1.0)
+    features = paddle.to_tensor(run.method.features.of(run.batches.samples[0])[None])
+    features = paddle.concat([paddle.zeros_like(features), features])
+    pictures = [draw(frozen, ip_adapter_image_embeds=features), draw(frozen)]
+    assert np.abs(pictures[0] - pictures[1]).max() > 1e-4
+    again = (*settings[:2], f"ip_adapter.from_pretrained={path}", f"weights={weights}")
+    adapter = TrainingRun(configuration(model, data, tmp_path / "on", *again)).pipe.transformer.ip_adapter
+    stored = SafetensorsFile(path)
+    for name, value in adapter.state_dict().items():
+        np.testing.assert_array_equal(value, stored.read(name))
+
+
+def test_gradients_of_an_ip_adapter_with_checkpointing():
+    """The same as without: also where all blocks read one tensor, the picture's tokens."""
+    gradients = []
+    for again in (False, True):
+        paddle.seed(0)
+        transformer = tiny.make_pipeline().transformer
+        for parameter in transformer.parameters():
+            parameter.stop_gradient = True
+        adapter = tiny.randomize(new_adapter(transformer, 24, hidden_dim=16, heads=2, num_queries=5), 3)
+        for parameter in adapter.parameters():
+            parameter.stop_gradient = False
+        transformer.train()
+        if again:
+            transformer.enable_gradient_checkpointing()
+        rng, config = np.random.default_rng(0), transformer.config
+        normal = lambda *shape, rng=rng: paddle.to_tensor(rng.standard_normal(shape).astype("float32"))  # noqa: E731
+        velocity = transformer(
+            normal(2, config.in_channels, 8, 8),
+            normal(2, 9, config.joint_attention_dim),
+            normal(2, config.pooled_projection_dim),
+            paddle.to_tensor([300.0, 700.0]),
+            joint_attention_kwargs={"ip_adapter_image_embeds": normal(2, 7, 24)},
+        ).sample
+        velocity.square().mean().backward()
+        gradients.append({name: parameter.grad.numpy() for name, parameter in adapter.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert np.abs(gradient).max() > 0
+        np.testing.assert_allclose(gradients[1][name], gradient, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------- autoencoder
