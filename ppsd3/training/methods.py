@@ -167,7 +167,7 @@ class Lora(Method):
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
         super().__init__(configuration, pipe)
         options = configuration.lora
-        hold_frozen(pipe.transformer, configuration.weights)
+        quantize_frozen(pipe.transformer, configuration.weights)
         pipe.transformer.add_adapter(_adapter(options, options.targets or _JOINT_ATTENTION), _LORA)
         self.towers = list(TOWERS[:2]) if options.train_text_encoders else []
         for name in self.towers:
@@ -229,7 +229,7 @@ class ControlNet(Method):
         else:
             layers = chosen.num_layers or max(1, transformer.config.num_layers // 2)
             self.controlnet = SD3ControlNetModel.from_transformer(transformer, num_layers=layers)
-        hold_frozen(transformer, configuration.weights)  # after the copies, which are trained
+        quantize_frozen(transformer, configuration.weights)  # after the copies, which are trained
 
     @classmethod
     def check(cls, configuration: TrainConfiguration) -> None:
@@ -266,7 +266,7 @@ class IPAdapter(Method):
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
         super().__init__(configuration, pipe)
         options = configuration.ip_adapter
-        hold_frozen(pipe.transformer, configuration.weights)
+        quantize_frozen(pipe.transformer, configuration.weights)
         pipe.load_image_encoder(options.image_encoder)
         if options.from_pretrained is not None:
             pipe.load_ip_adapter(options.from_pretrained, image_encoder_folder=None)
@@ -313,7 +313,7 @@ class TextualInversion(Method):
         super().__init__(configuration, pipe)
         options = configuration.textual_inversion
         self.towers = [name for name in TOWERS[:2] if name in (options.text_encoders or TOWERS)]
-        hold_frozen(pipe.transformer, configuration.weights)
+        quantize_frozen(pipe.transformer, configuration.weights)
         train_word(pipe, options.token, options.vectors, options.initial_word, self.towers)
 
     @property
@@ -405,12 +405,10 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def hold_frozen(network: Any, weights: str) -> None:
-    """Holds the linear layers' weights of a frozen network in ``weights``; gradients still pass through them."""
-    if weights == "int8":
-        network.quantize("int8")
-    elif weights != "float32":
-        network.enable_layerwise_casting(weights)
+def quantize_frozen(transformer: Any, weights: str) -> None:
+    """Makes the weights int8 if ``weights`` says so and they are not; 16-bit ones are loaded as such."""
+    if weights == "int8" and not transformer.is_quantized:
+        transformer.quantize("int8")
 
 
 def flow_options(flow: FlowOptions, pipe: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from ..layerwise_casting import STORAGE_DTYPES
 from ..pipelines import StableDiffusion3Pipeline
 from ..training_utils import set_seed
 from ..utils.errors import ConfigError
@@ -45,7 +46,7 @@ class TrainingRun:
     def __init__(self, configuration: TrainConfiguration, resume_from: str = "latest", override: bool = False) -> None:
         self.configuration: TrainConfiguration = configuration
         _check(configuration)
-        self.pipe: Any = _load(configuration.model)
+        self.pipe: Any = _load(configuration)
         set_seed(configuration.training.seed)  # of the first numbers of a LoRA
         for network in (self.pipe.transformer, self.pipe.vae, *(getattr(self.pipe, name) for name in TOWERS)):
             for parameter in [] if network is None else network.parameters():
@@ -187,7 +188,10 @@ def _check(configuration):
         raise ConfigError("validation.prompts are given, but training.validate_every is not: say how often.")
 
 
-def _load(model):
+def _load(configuration):
+    """The pipeline; 16-bit weights that a file has stay mapped."""
+    model, weights = configuration.model, configuration.weights
+    held: dict[str, Any] = {"storage_dtype": {"transformer": weights}} if weights in STORAGE_DTYPES else {}
     if os.path.isfile(model):
-        return StableDiffusion3Pipeline.from_single_file(model)
-    return StableDiffusion3Pipeline.from_pretrained(model)
+        return StableDiffusion3Pipeline.from_single_file(model, **held)
+    return StableDiffusion3Pipeline.from_pretrained(model, **held)

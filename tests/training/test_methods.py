@@ -2,11 +2,12 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 import paddle
 import pytest
-from helpers import ip_adapters, tiny
+from helpers import ip_adapters, process, tiny
 from helpers.training_runs import configuration, draw, write_data, write_model
 from PIL import Image
 
@@ -215,6 +216,65 @@ def loss_and_gradient(run):
     gradients = [p.grad.numpy().ravel() for p in run.trainer.parameters.values() if p.grad is not None]
     run.trainer.optimizer.optimizer.clear_grad()
     return float(loss), np.concatenate(gradients)
+
+
+def test_a_model_that_is_int8_already(model, data, tmp_path):
+    """It is trained as it is, so that nothing larger is ever in memory; copies of it are refused."""
+    shutil.copytree(model, tmp_path / "model")
+    tiny.make_pipeline().transformer.quantize("int8").save_pretrained(tmp_path / "model" / "transformer")
+    chosen = [configuration(m, data, tmp_path / str(i), "weights=int8", "lora.rank=2", "training.max_steps=1")
+              for i, m in enumerate((model, tmp_path / "model"))]  # fmt: skip
+    one, other = (weights_of(TrainingRun(some).run()) for some in chosen)
+    assert one == other
+    settings = ("weights=int8", "method=controlnet", "data.control_column=edges")
+    with pytest.raises(InputError, match="in int8, and its copies"):
+        TrainingRun(configuration(tmp_path / "model", data, tmp_path / "net", *settings))
+
+
+MEMORY = (
+    process.PEAK
+    + """
+import sys
+import numpy as np
+import paddle
+from ppsd3 import LoraConfig, SD3Transformer2DModel
+
+held = {"storage_dtype": "bfloat16"} if "bfloat16" in sys.argv[1] else {}
+
+def train():
+    transformer = SD3Transformer2DModel.from_pretrained(sys.argv[1], **held)
+    transformer.add_adapter(LoraConfig(r=4))
+    transformer.train()
+    transformer.enable_gradient_checkpointing()
+    shapes = [1, 16, 16, 16], [1, 20, 256], [1, 64]
+    inputs = [paddle.to_tensor(np.ones(shape, "float32")) for shape in shapes]
+    for _ in range(2):
+        transformer(*inputs, paddle.to_tensor([500.0])).sample.square().mean().backward()
+    return transformer
+
+print(peak(train))
+"""
+)
+
+
+@pytest.mark.machine
+@pytest.mark.skipif(not process.HAS_PEAK, reason="the peak cannot be reset")
+def test_memory_of_a_lora_on_weights_in_few_bits(tmp_path):
+    """From files of that dtype; a weight that is multiplied out is there for one product alone."""
+    sizes = dict(num_layers=6, num_attention_heads=12, attention_head_dim=64, caption_projection_dim=768)
+    rest = dict(in_channels=16, out_channels=16, joint_attention_dim=256, pooled_projection_dim=64, sample_size=32)
+    model = ppsd3.SD3Transformer2DModel(**sizes, **rest, pos_embed_max_size=32)
+    total = 4 * model.num_parameters()
+    model.save_pretrained(tmp_path / "float32")
+    ppsd3.SD3Transformer2DModel.from_pretrained(tmp_path / "float32").to(dtype="bfloat16").save_pretrained(
+        tmp_path / "bfloat16"
+    )
+    model.quantize("int8").save_pretrained(tmp_path / "int8")
+    peaks = {name: int(process.run(MEMORY, tmp_path / name)) for name in ("float32", "bfloat16", "int8")}
+    spare = peaks["float32"] - total  # activations and the LoRA
+    assert 0 < spare < 0.3 * total, peaks
+    assert peaks["bfloat16"] < 0.65 * peaks["float32"], peaks
+    assert peaks["int8"] < 0.55 * peaks["float32"], peaks  # embedders and norms stay float32
 
 
 def test_an_int8_model_is_not_trained_whole(model, data, tmp_path):
