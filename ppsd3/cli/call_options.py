@@ -27,10 +27,11 @@ def add_call_options(parser, *pipeline_classes, only=None):
         only: names of arguments; None for all.
     """
     for argument in _arguments(pipeline_classes, only):
-        shown = "" if argument.default is None else f" (default: {argument.default})"
+        default, own = argument.default, argument.of_checkpoint
+        shown = "" if default is None else f" (default: {default}{', or what the checkpoint says' if own else ''})"
         text = (argument.text.rstrip(".") + shown).replace("%", "%%")
         parser.add_argument(
-            argument.option, dest=argument.name, default=argument.default, help=text, **_READERS[argument.kind]
+            argument.option, dest=argument.name, default=None if own else default, help=text, **_READERS[argument.kind]
         )
 
 
@@ -40,7 +41,8 @@ def given_values(arguments, *pipeline_classes, only=None):
 
 
 def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: Any = None) -> dict[str, Any]:
-    """Keyword arguments of the call of ``pipeline_class``; pictures are opened.
+    """Keyword arguments of the call of ``pipeline_class``, without those that the checkpoint may say and the command
+    line does not; pictures are opened.
 
     Args:
         others: pipelines whose options the command has too.
@@ -50,9 +52,16 @@ def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: 
     """
     taken = {argument.name: argument for argument in _arguments([pipeline_class], only)}
     for argument in _arguments(others, only):
-        if argument.name not in taken and getattr(arguments, argument.name) != argument.default:
+        if argument.name not in taken and getattr(arguments, argument.name) not in (None, argument.default):
             raise InputError(f"{argument.option} has no effect with the other options that are given. Leave it out.")
-    return {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
+    values = {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
+    return {name: value for name, value in values.items() if value is not None or not taken[name].of_checkpoint}
+
+
+def left_to_checkpoint(call: dict[str, Any], pipe: Any) -> dict[str, Any]:
+    """What :func:`call_arguments` left out: argument -> the default of the pipeline's checkpoint, or of the call."""
+    left = [argument for argument in pipe.call_arguments() if argument.of_checkpoint and argument.name not in call]
+    return {argument.name: pipe.call_defaults.get(argument.name, argument.default) for argument in left}
 
 
 def _opened(argument, path):

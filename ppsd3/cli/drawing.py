@@ -10,7 +10,7 @@ from .. import __version__
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
 from . import from_png
-from .call_options import add_call_options, call_arguments, given_values
+from .call_options import add_call_options, call_arguments, given_values, left_to_checkpoint
 from .options import add_model_options, load_ip_adapter, load_pipeline
 from .png import names_directory, output_files, save_png
 from .prompt_files import read_prompts
@@ -79,8 +79,9 @@ def draw(
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
     size = {name: call[name] for name in ("height", "width")}
-    given = {**given_values(arguments, pipeline_class), **size, **(more or {}), "command": command}
     pipe = load(arguments, arguments.quiet, pipeline_class)
+    call.update(left := left_to_checkpoint(call, pipe))
+    given = {**given_values(arguments, pipeline_class), **left, **size, **(more or {}), "command": command}
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")

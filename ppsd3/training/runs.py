@@ -99,10 +99,11 @@ class TrainingRun:
     def _draw(self, prompt, options, side):
         lengths = self.batches.clip_length, self.batches.t5_length
         positive, negative = (self.texts.plain([text], *lengths) for text in (prompt, ""))
-        control: dict[str, Any] = {}
+        settings = {"num_inference_steps": options.num_inference_steps, "guidance_scale": options.guidance_scale}
+        more: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
         if self.configuration.method == "controlnet":
             opened = self.batches.samples[0].open_control
-            control["control_image"] = None if opened is None else opened().resize((side, side))
+            more["control_image"] = None if opened is None else opened().resize((side, side))
         return self._drawing_pipe()(
             prompt_embeds=positive.embeds,
             pooled_prompt_embeds=positive.pooled,
@@ -110,10 +111,8 @@ class TrainingRun:
             negative_pooled_prompt_embeds=negative.pooled,
             height=side,
             width=side,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
             generator=TorchGenerator(options.seed),
-            **control,
+            **more,
         ).images[0]
 
     def _drawing_pipe(self) -> Any:
