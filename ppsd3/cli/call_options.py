@@ -41,8 +41,8 @@ def given_values(arguments, *pipeline_classes, only=None):
 
 
 def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: Any = None) -> dict[str, Any]:
-    """Keyword arguments of the call of ``pipeline_class``, without those that the checkpoint may say and the command
-    line does not; pictures are opened.
+    """Keyword arguments of the call of ``pipeline_class``; pictures are opened. What the checkpoint may say, and the
+    command line does not, is None: see :meth:`ppsd3.pipelines.call_defaults.CallDefaults.with_call_defaults`.
 
     Args:
         others: pipelines whose options the command has too.
@@ -54,14 +54,7 @@ def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: 
     for argument in _arguments(others, only):
         if argument.name not in taken and getattr(arguments, argument.name) not in (None, argument.default):
             raise InputError(f"{argument.option} has no effect with the other options that are given. Leave it out.")
-    values = {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
-    return {name: value for name, value in values.items() if value is not None or not taken[name].of_checkpoint}
-
-
-def left_to_checkpoint(call: dict[str, Any], pipe: Any) -> dict[str, Any]:
-    """What :func:`call_arguments` left out: argument -> the default of the pipeline's checkpoint, or of the call."""
-    left = [argument for argument in pipe.call_arguments() if argument.of_checkpoint and argument.name not in call]
-    return {argument.name: pipe.call_defaults.get(argument.name, argument.default) for argument in left}
+    return {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
 
 
 def _opened(argument, path):

@@ -10,7 +10,7 @@ from .. import __version__
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
 from . import from_png
-from .call_options import add_call_options, call_arguments, given_values, left_to_checkpoint
+from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
 from .png import names_directory, output_files, save_png
 from .prompt_files import read_prompts
@@ -78,10 +78,11 @@ def draw(
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    size = {name: call[name] for name in ("height", "width")}
     pipe = load(arguments, arguments.quiet, pipeline_class)
-    call.update(left := left_to_checkpoint(call, pipe))
-    given = {**given_values(arguments, pipeline_class), **left, **size, **(more or {}), "command": command}
+    call = pipe.with_call_defaults(call)
+    named = given_values(arguments, pipeline_class)
+    given = {name: call.get(name) if value is None else value for name, value in named.items()}
+    given = {**given, **(more or {}), "command": command}
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for number, prompt in enumerate(prompts, 1):
         watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")

@@ -28,7 +28,7 @@ def add_arguments(parser):
 def run(arguments):
     _check(arguments)
     pipe = load_pipeline(arguments, quiet=True)
-    settings = call_arguments(arguments, _pipeline_class(), only=CALL_ARGUMENTS)
+    settings = pipe.with_call_defaults(call_arguments(arguments, _pipeline_class(), only=CALL_ARGUMENTS))
     if arguments.what == "samplers":
         _compare_samplers(pipe, arguments, settings)
     else:
@@ -44,7 +44,7 @@ def _pipeline_class():
 def _compare_samplers(pipe, arguments, settings):
     from ..shapes.samplers import REFERENCE_STEPS, compare_samplers
 
-    settings.pop("num_inference_steps", None)  # each sampler has its own
+    del settings["num_inference_steps"]  # each sampler has its own
     found = compare_samplers(pipe, arguments.count, arguments.seed, arguments.batch, **settings)
     print(f"{'sampler':<8} {'steps':>5} {'calls':>5}  RMSE to {REFERENCE_STEPS} Euler steps")
     for one in found:

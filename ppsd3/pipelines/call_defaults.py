@@ -43,3 +43,8 @@ class CallDefaults:
     @call_defaults.setter
     def call_defaults(self, values: Mapping[str, float]) -> None:
         self._call_defaults = checked_defaults(type(self), values)
+
+    def with_call_defaults(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """``call`` with the steps and the guidance that it leaves out, or has as None."""
+        left = [each for each in self.call_arguments() if each.of_checkpoint and call.get(each.name) is None]
+        return {**call, **{each.name: self._call_defaults.get(each.name, each.default) for each in left}}
