@@ -21,9 +21,9 @@ from ..training_utils import cast_training_params
 from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError, NotFiniteError
 from ..utils.logging import get_logger
+from ..utils.ranks import Ranks, current_ranks
 from ..utils.types import Tensors
 from .checkpoints import Checkpoints, load_into, read_group, read_state
-from .distributed import Ranks, current_ranks
 from .ema import EMA
 from .log import TrainingLog
 from .optimizers import clip_gradients, make_optimizer
@@ -257,6 +257,7 @@ class Trainer:
             if self.ema is not None:
                 stack.enter_context(self.ema.applied())
             numbers = validate(self.step)
+        self.ranks.wait()  # for the first, which may have drawn alone
         if numbers:
             self.log.note(self.step, **{name: float(value) for name, value in numbers.items()})
 
