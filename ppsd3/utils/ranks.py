@@ -41,6 +41,14 @@ class Ranks:
         """Which of ``count`` pieces of work are this process's."""
         return range(self.rank, count, self.world)
 
+    def deal(self, count: int) -> Iterable[int]:
+        """Like :meth:`share`; ends when all ranks are done with theirs."""
+        return range(count)
+
+    def agree(self, number: int) -> int:
+        """The first rank's number, less than 2**53."""
+        return number
+
     def sum_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
         """Replaces each gradient by its sum over all ranks; which ones exist must be the same everywhere."""
 
@@ -94,6 +102,13 @@ class LaunchedRanks(Ranks):
             raise self._rendezvous.error(error) from error
         self._is_long[kind] = max(float(one.numpy()[0]) for one in seconds) > _LONG_WORK
         self._since = time.monotonic()
+
+    def deal(self, count: int) -> Iterable[int]:
+        yield from self.share(count)
+        self.wait()
+
+    def agree(self, number: int) -> int:
+        return int(self.sum([number if self.is_first else 0])[0])
 
     @no_grad
     def sum_gradients(self, parameters: Iterable[paddle.Tensor]) -> None:
