@@ -24,7 +24,8 @@ def draw_in_halves(arguments: Any, call: dict[str, Any], pipeline_class: Any) ->
     """
     if arguments.guidance_scale <= 1:
         raise InputError(
-            f"--use-cfg-parallel divides guidance, and --guidance-scale {arguments.guidance_scale} is none. Leave one out."
+            f"--use-cfg-parallel divides guidance, and with --guidance-scale {arguments.guidance_scale} there is none. "
+            "Leave one of the two out."
         )
     if arguments.cache == "first-block":
         raise InputError(

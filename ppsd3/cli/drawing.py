@@ -80,7 +80,8 @@ def draw(
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    given = {**given_values(arguments, pipeline_class), **(more or {}), "command": command}
+    size = {name: call[name] for name in ("height", "width")}
+    given = {**given_values(arguments, pipeline_class), **size, **(more or {}), "command": command}
     pipe = load(arguments, arguments.quiet, pipeline_class)
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for index in (deal or current_ranks().deal)(len(prompts)):
@@ -169,8 +170,8 @@ def _settings(arguments, given, seed, image):
         **given,
         "num_images_per_prompt": None,  # this file holds one, and its seed draws it alone
         "seed": seed,
-        "width": image.width,
-        "height": image.height,
+        "width": given["width"] or image.width,
+        "height": given["height"] or image.height,
         **{name: getattr(arguments, name) or None for name in _RECORDED},
         "ppsd3_version": __version__,
     }
