@@ -8,6 +8,7 @@ on a GPU nothing is measured.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -25,6 +26,7 @@ from ..adapters.network import LoraConfig, linear_layers
 from ..modeling_utils import ModelMixin, to_be_filled
 from ..models import AutoencoderKL, SD3ControlNetModel, SD3Transformer2DModel
 from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
+from ..utils import errors
 from ..utils.device import available_memory, peak_resident_set, tune_process
 from ..utils.errors import ConfigError, InputError, PPSD3Error
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
@@ -63,7 +65,7 @@ class Memory:
         gradients, optimizer, ema: of what is trained.
         activations: what a step keeps for its backward pass.
         caches: latents and texts that are kept in memory.
-        text_encoders: only while captions are encoded.
+        before_training: what goes before that: text encoders, and what ``weights`` saves of those that were loaded.
         pictures: the VAE's working memory, while it encodes a picture or draws a validation picture.
         process: libraries' buffers and freed memory that the C library keeps; measured only.
     """
@@ -75,14 +77,14 @@ class Memory:
     ema: int
     activations: int
     caches: int = 0
-    text_encoders: int = 0
+    before_training: int = 0
     pictures: int = 0
     process: int = 0
 
     @property
     def while_encoding(self) -> int:
         """Bytes while captions are encoded, before training."""
-        return self.weights + self.masters + self.text_encoders + self.process
+        return self.weights + self.masters + self.before_training + self.process
 
     @property
     def while_training(self) -> int:
@@ -191,12 +193,13 @@ def expected_memory(
     method, options = configuration.method, configuration.training
     if method not in ("lora", "full", "controlnet") or (method == "lora" and configuration.lora.kind != "lora"):
         return None
-    built = {name: _built(name, networks[name]) for name in _CLASSES if name in networks}
+    built = {name: _built(name, json.dumps(networks[name])) for name in _CLASSES if name in networks}
     transformer = built["transformer"]
     towers = [name for name in TOWERS if name in built]
     live = list(TOWERS[:2]) if method == "lora" and configuration.lora.train_text_encoders else []
     trained, passed = _trained(configuration, transformer, [built[name] for name in live])
     frozen = _held(transformer, configuration.weights) - (4 * sum(trained) if method == "full" else 0)
+    saved = _held(transformer, "float32") - _held(transformer, configuration.weights)
     text_tokens = _CLIP_TOKENS + configuration.text.max_sequence_length
     rows = configuration.data.batch_size * (1 if configuration.data.class_prompt is None else 2)
     side, vae = configuration.data.resolution, networks["vae"]
@@ -217,14 +220,16 @@ def expected_memory(
         ema=0 if options.ema_decay is None else bytes_trained,
         activations=int(rows * activations * (_MIXED if mixed else 1.0)),
         caches=min(samples, _KEPT_IN_MEMORY) * (row + latents),
-        text_encoders=4 * sum(_numbers(built[name]) for name in towers if name not in live),
+        before_training=saved + 4 * sum(_numbers(built[name]) for name in towers if name not in live),
         pictures=4 * work * vae["block_out_channels"][0] * side * side,
     )
 
 
+@functools.lru_cache(maxsize=16)
 def _built(component, config):
+    """The network, without memory for its weights; ``config`` is JSON."""
     with to_be_filled():
-        return _CLASSES[component].from_config(config)
+        return _CLASSES[component].from_config(json.loads(config))
 
 
 def _numbers(network):
@@ -311,6 +316,38 @@ def _configurations(model) -> Configurations | None:
     return found
 
 
+_COMMON: dict[str, Any] = {"model": "", "output": "", "gradient_checkpointing": True}
+# Recipe -> its settings, in the words of a run's file.
+RECIPES: dict[str, dict[str, Any]] = {
+    "LoRA: `lora: {rank: 16}`": {"lora": {"rank": 16}},
+    "the same, `weights: bfloat16`": {"lora": {"rank": 16}, "weights": "bfloat16"},
+    "DreamBooth LoRA: `class_prompt`": {"lora": {"rank": 16}, "data": {"class_prompt": "a dog"}},
+    "`method: controlnet`, 12 layers": {
+        "method": "controlnet",
+        "controlnet": {"num_layers": 12},
+        "data": {"control_column": "edges"},
+    },
+    "`method: full`, `optimizer: adamw`": {"method": "full"},
+    "`method: full`, `optimizer: adafactor`": {"method": "full", "training": {"optimizer": "adafactor"}},
+    "`method: full`, with `ema_decay`": {"method": "full", "training": {"ema_decay": 0.999}},
+}
+
+
+def memory_table() -> list[str]:
+    """Lines of a Markdown table: GB that each recipe takes for the published models, while training and at the peak.
+
+    For 1024x1024 pixels, a batch of 1, 256 tokens of T5, with gradient checkpointing, in float32; counted.
+    """
+    lines = ["| | " + " | ".join(PUBLISHED) + " |", "|---" * (len(PUBLISHED) + 1) + "|"]
+    for name, settings in RECIPES.items():
+        data = {"path": "", **settings.get("data", {})}
+        configuration = build(TrainConfiguration, {**_COMMON, **settings, "data": data}, name)
+        found = [expected_memory(configuration, networks) for networks in PUBLISHED.values()]
+        cells = [f"{one.while_training / 1e9:.0f} ({one.while_encoding / 1e9:.0f})" for one in found if one is not None]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
 # ------------------------------------------------------------------------------------------------------------ measured
 
 
@@ -340,8 +377,7 @@ def _measured_elsewhere(configuration: TrainConfiguration) -> dict[str, Any]:
         with open(result, encoding="utf-8") as file:
             answer = json.load(file)
     if "error" in answer:
-        kinds: dict[str, type[PPSD3Error]] = {"ConfigError": ConfigError, "InputError": InputError}
-        raise kinds.get(answer["kind"], InputError)(answer["error"])
+        raise getattr(errors, answer["kind"], InputError)(answer["error"])
     return answer
 
 
@@ -422,7 +458,7 @@ def _memory(run, activations, peak):
         optimizer=bytes_of(trainer.optimizer.state()),
         ema=0 if trainer.ema is None else bytes_of(trainer.ema.shadow),
         activations=activations,
-        text_encoders=run.bytes_of_texts,
+        before_training=run.bytes_of_texts,
     )
     return dataclasses.replace(memory, process=max(0, peak - memory.peak))
 

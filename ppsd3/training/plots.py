@@ -51,7 +51,7 @@ def plot_run(directory: PathLike, path: PathLike | None = None) -> str:
     noted = [entry for entry in entries if "lr" not in entry]
     panels = [_plot_loss, _plot_norm, _plot_times, *([_plot_noted] if noted else [])]
     figure = Figure(figsize=(9, 3 * len(panels)), layout="constrained")
-    for panel, axis in zip(panels, figure.subplots(len(panels), squeeze=False)[:, 0]):
+    for panel, axis in zip(panels, figure.subplots(len(panels), squeeze=False, sharex=True)[:, 0]):
         panel(axis, noted if panel is _plot_noted else steps)
     with atomic_write(target) as file:
         figure.savefig(file, format=suffix, dpi=120)
@@ -91,7 +91,7 @@ def _plot_norm(axis, entries):
     rate.plot(*_columns(entries, "lr"), color="C2", label="learning rate")
     rate.set(ylabel="learning rate", ylim=(0, None))
     lines = [*axis.get_lines(), *rate.get_lines()]
-    axis.legend(lines, [line.get_label() for line in lines])
+    axis.legend(lines, [line.get_label() for line in lines], loc="lower left")
 
 
 def _plot_times(axis, entries):
