@@ -58,7 +58,7 @@ setup(
             MODELSCOPE,
         ],
         # `ppsd3 train`: its configuration, data sets of Hugging Face and WebDataset, VisualDL's logs.
-        "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5"],
+        "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5", "matplotlib>=3.6"],
         # Models by "modelscope:org/name".
         "modelscope": [MODELSCOPE],
         # What the parity tests compare with.

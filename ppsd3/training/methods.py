@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from .configuration import FlowOptions, TrainConfiguration
     from .runs import TrainingRun
 
-_CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-_JOINT_ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]  # diffusers' default
+CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+JOINT_ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]  # diffusers' default
 _LORA = "default"
 
 
@@ -168,10 +168,10 @@ class Lora(Method):
         super().__init__(configuration, pipe)
         options = configuration.lora
         quantize_frozen(pipe.transformer, configuration.weights)
-        pipe.transformer.add_adapter(_adapter(options, options.targets or _JOINT_ATTENTION), _LORA)
+        pipe.transformer.add_adapter(_adapter(options, options.targets or JOINT_ATTENTION), _LORA)
         self.towers = list(TOWERS[:2]) if options.train_text_encoders else []
         for name in self.towers:
-            getattr(pipe, name).add_adapter(_adapter(options, _CLIP_TARGETS), _LORA)
+            getattr(pipe, name).add_adapter(_adapter(options, CLIP_TARGETS), _LORA)
 
     @classmethod
     def check(cls, configuration: TrainConfiguration) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,6 +50,8 @@ class TrainingRun:
         _check(configuration)
         current_ranks()  # from here on, one that ends is noticed
         self.pipe: Any = _load(configuration)
+        if not sys.stderr.isatty():
+            self.pipe.set_progress_bar_config(disable=True)  # of pictures that are drawn meanwhile
         set_seed(configuration.training.seed)  # of the first numbers of a LoRA
         for network in (self.pipe.transformer, self.pipe.vae, *(getattr(self.pipe, name) for name in TOWERS)):
             for parameter in [] if network is None else network.parameters():
