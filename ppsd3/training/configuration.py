@@ -132,13 +132,13 @@ class ValidationOptions:
 
     Args:
         prompts: of the pictures.
-        num_inference_steps, guidance_scale: of drawing; the schedule has the shift of the model.
+        num_inference_steps, guidance_scale: of drawing, by default the model's; the schedule has its shift.
         seed: of the noise.
     """
 
     prompts: list[str] = dataclasses.field(default_factory=list)
-    num_inference_steps: Count = 28
-    guidance_scale: float = 7.0
+    num_inference_steps: Count | None = None
+    guidance_scale: float | None = None
     seed: int = 0
 
 

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from .configuration import FlowOptions, TrainConfiguration
     from .runs import TrainingRun
 
-_CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-_JOINT_ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]  # diffusers' default
+CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
+JOINT_ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]  # diffusers' default
 _LORA = "default"
 
 
@@ -144,6 +144,7 @@ class Method:
         lengths = run.batches.clip_length, run.batches.t5_length
         positive, negative = (run.texts.plain([text], *lengths) for text in (prompt, ""))
         pipe, arguments = self.drawing(run)
+        steps = {"num_inference_steps": options.num_inference_steps, "guidance_scale": options.guidance_scale}
         return pipe(
             prompt_embeds=positive.embeds,
             pooled_prompt_embeds=positive.pooled,
@@ -151,9 +152,8 @@ class Method:
             negative_pooled_prompt_embeds=negative.pooled,
             height=side,
             width=side,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
             generator=TorchGenerator(options.seed),
+            **pipe.with_call_defaults(steps),
             **arguments,
         ).images[0]
 
@@ -168,10 +168,10 @@ class Lora(Method):
         super().__init__(configuration, pipe)
         options = configuration.lora
         quantize_frozen(pipe.transformer, configuration.weights)
-        pipe.transformer.add_adapter(_adapter(options, options.targets or _JOINT_ATTENTION), _LORA)
+        pipe.transformer.add_adapter(_adapter(options, options.targets or JOINT_ATTENTION), _LORA)
         self.towers = list(TOWERS[:2]) if options.train_text_encoders else []
         for name in self.towers:
-            getattr(pipe, name).add_adapter(_adapter(options, _CLIP_TARGETS), _LORA)
+            getattr(pipe, name).add_adapter(_adapter(options, CLIP_TARGETS), _LORA)
 
     @classmethod
     def check(cls, configuration: TrainConfiguration) -> None:
@@ -293,7 +293,8 @@ class IPAdapter(Method):
 
     def drawing(self, run: TrainingRun) -> tuple[Any, dict[str, Any]]:
         features = paddle.to_tensor(self.features.of(run.batches.samples[0])[None])
-        if self.configuration.validation.guidance_scale > 1:
+        scale = {"guidance_scale": self.configuration.validation.guidance_scale}
+        if self.pipe.with_call_defaults(scale)["guidance_scale"] > 1:
             features = paddle.concat([paddle.zeros_like(features), features])
         return self.pipe, {"ip_adapter_image_embeds": features}
 

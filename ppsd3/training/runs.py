@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..training_utils import set_seed
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
 from ..utils.random import TorchGenerator
+from ..utils.ranks import current_ranks
 from .caches import LatentCache
 from .configuration import TrainConfiguration
 from .data.batches import Augmentation, SampleBatches
@@ -46,7 +48,10 @@ class TrainingRun:
     def __init__(self, configuration: TrainConfiguration, resume_from: str = "latest", override: bool = False) -> None:
         self.configuration: TrainConfiguration = configuration
         _check(configuration)
+        current_ranks()  # from here on, one that ends is noticed
         self.pipe: Any = _load(configuration)
+        if not sys.stderr.isatty():
+            self.pipe.set_progress_bar_config(disable=True)  # of pictures that are drawn meanwhile
         set_seed(configuration.training.seed)  # of the first numbers of a LoRA
         for network in (self.pipe.transformer, self.pipe.vae, *(getattr(self.pipe, name) for name in TOWERS)):
             for parameter in [] if network is None else network.parameters():
