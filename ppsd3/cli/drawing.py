@@ -80,9 +80,11 @@ def draw(
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    size = {name: call[name] for name in ("height", "width")}
-    given = {**given_values(arguments, pipeline_class), **size, **(more or {}), "command": command}
     pipe = load(arguments, arguments.quiet, pipeline_class)
+    call = pipe.with_call_defaults(call)
+    named = given_values(arguments, pipeline_class)
+    given = {name: call.get(name) if value is None else value for name, value in named.items()}
+    given = {**given, **(more or {}), "command": command}
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
     for index in (deal or current_ranks().deal)(len(prompts)):
         watching = _previews(pipe, arguments.preview, f"{index + 1}-" if len(prompts) > 1 else "")

@@ -204,13 +204,9 @@ class Trainer:
             self.ranks.broadcast(self.parameters.values())
             self.log.begin(0)
             self.save()
-        with training_mode(self.task.layers):
+        with training_mode(self.task.layers), self.log:
             while self.step < (until or self.options.max_steps):
-                metrics = self._train_step()
-                self.step += 1
-                if self.ema is not None:
-                    self.ema.update(self.step)
-                self.log.add(self.step, self.options.learning_rate_at(self.step - 1), metrics)
+                self.advance()
                 if self.validate is not None and self._due(self.options.validate_every):
                     self._validate(self.validate)
                 if self._due(self.options.save_every) and not self._skipped_in_a_row:
@@ -218,6 +214,14 @@ class Trainer:
         if self._saved_step != self.step and not self._skipped_in_a_row:
             self.save()
         return self
+
+    def advance(self) -> None:
+        """Takes one step, with the networks in the mode that they are in, and notes it in the log."""
+        metrics = self._train_step()
+        self.step += 1
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self.log.add(self.step, self.options.learning_rate_at(self.step - 1), metrics)
 
     def _due(self, every):
         return every is not None and self.step % every == 0

@@ -216,6 +216,18 @@ def _read(path, size=-1):
         return ""
 
 
+def peak_resident_set() -> int:
+    """Peak resident memory of this process in bytes; on Linux since its program started, else since it was forked."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        scale = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+
+
 def available_memory() -> int:
     """Bytes of memory that are free for programs; elsewhere than on Linux, all that the machine has."""
     try:

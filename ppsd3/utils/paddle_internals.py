@@ -62,6 +62,20 @@ def set_num_threads(threads: int) -> None:
     core.set_num_threads(threads)
 
 
+def allocated_memory() -> int:
+    """Bytes that Paddle's tensors have on the device that is in use; of a CPU there is no public count."""
+    if paddle.get_device().split(":")[0] == "gpu":
+        return int(paddle.device.cuda.memory_allocated())
+    return int(core.host_memory_stat_current_value("Allocated", 0))
+
+
+def peak_allocated_memory() -> int:
+    """The most that :func:`allocated_memory` has been in this process."""
+    if paddle.get_device().split(":")[0] == "gpu":
+        return int(paddle.device.cuda.max_memory_allocated())
+    return int(core.host_memory_stat_peak_value("Allocated", 0))
+
+
 def current_place() -> core.Place:
     """Where Paddle computes at present, of the type of ``Tensor.place``; ``paddle.get_device()`` is a string."""
     place = core.Place()

@@ -248,8 +248,18 @@ def test_defaults_are_the_pipelines():
     add_call_options(parser, ppsd3.StableDiffusion3Pipeline)
     parameters = inspect.signature(ppsd3.StableDiffusion3Pipeline.__call__).parameters
     given = call_arguments(parser.parse_args([]), ppsd3.StableDiffusion3Pipeline)
-    assert given == {name: parameters[name].default for name in given}
-    assert given["num_inference_steps"] == 28
+    left_to_checkpoints = {"num_inference_steps": None, "guidance_scale": None}
+    assert given == {**{name: parameters[name].default for name in given}, **left_to_checkpoints}
+    assert given["max_sequence_length"] == 256
+
+
+def test_what_a_checkpoint_may_say_is_left_to_it(tmp_path):
+    """`shapes` draws at guidance 3; the file says what it was drawn with."""
+    for more, scale in ((), 3.0), (("--guidance-scale", "7"), 7.0):
+        assert (
+            main(["generate", "a red circle", "--steps", "1", "--quiet", "--output", f"{tmp_path}/x.png", *more]) == 0
+        )
+        assert read_settings(tmp_path / "x.png")["guidance_scale"] == scale
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input
