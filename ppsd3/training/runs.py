@@ -24,6 +24,7 @@ from .controlnet import ControlNetTask
 from .data.batches import Augmentation, SampleBatches
 from .data.buckets import Buckets
 from .data.samples import PICTURE_SUFFIXES, Columns, Sample, open_samples, usable
+from .shifts import SizeShift, SquareRootShift, dynamic_shift, static_shift, with_shift
 from .text_to_image import TextToImageTask
 from .texts import TOWERS, CachedTexts, TextDropout
 from .timestep_sampling import Density, Indexed, timestep_density
@@ -50,6 +51,8 @@ class TrainingRun:
         _check(configuration)
         self.pipe: Any = _load(configuration.model)
         set_seed(configuration.training.seed)  # of the first numbers of a LoRA
+        self.size_shift: SizeShift | None = self._set_shift()
+        self.controlnet: SD3ControlNetModel | None = None
         self.trained_towers: list[str] = self._add_what_is_trained()
         self.batches: SampleBatches = self._open_data()
         self.texts: CachedTexts = self._read_texts()
@@ -74,7 +77,7 @@ class TrainingRun:
         if self.trainer.ranks.is_first:
             with contextlib.nullcontext() if averages is None else averages.applied():
                 if self.configuration.method == "lora":
-                    self.pipe.save_lora_weights(output)
+                    self._save_lora(output)
                 elif self.configuration.method == "controlnet":
                     self.controlnet.save_pretrained(os.path.join(output, "controlnet"))
                 else:
@@ -82,6 +85,15 @@ class TrainingRun:
         self.trainer.ranks.wait()
         names = {"lora": "pytorch_lora_weights.safetensors", "controlnet": "controlnet", "full": "transformer"}
         return os.path.join(output, names[self.configuration.method])
+
+    def _save_lora(self, output):
+        """With ``alpha / rank`` multiplied in: most readers know nothing of an alpha, and take the rank for it."""
+        layers: dict[str, Any] = {}
+        for name, (tensors, config) in self.pipe._layers_to_save(_LORA).items():
+            scale = config["lora_alpha"] / config["r"]
+            layers[f"{name}_lora_layers"] = {k: t * scale if "lora_B" in k else t for k, t in tensors.items()}
+            layers[f"{name}_lora_adapter_metadata"] = {**config, "lora_alpha": config["r"]}
+        self.pipe.save_lora_weights(output, **layers)
 
     def validate(self, step: int) -> Mapping[str, float]:
         """Draws the validation prompts into ``output/validation/step-....png``, one row."""
@@ -145,7 +157,7 @@ class TrainingRun:
                 parameter.stop_gradient = False
         else:
             chosen = self.configuration.controlnet
-            self.controlnet: SD3ControlNetModel = (
+            self.controlnet = (
                 SD3ControlNetModel.from_pretrained(chosen.from_pretrained)
                 if chosen.from_pretrained is not None
                 else SD3ControlNetModel.from_transformer(
@@ -176,6 +188,7 @@ class TrainingRun:
             pipe._text_encoders().clip_max_length,
             self.configuration.text.max_sequence_length,
             self.configuration.training.seed,
+            self.controlnet is None or not self.controlnet.config.force_zeros_for_pooled_projection,
         )
 
     def _cache(self, name):
@@ -229,14 +242,28 @@ class TrainingRun:
                 setattr(pipe, name, None)
         return texts
 
+    def _set_shift(self) -> SizeShift | None:
+        """Lets the scheduler draw at the shift that is trained at; returns what shifts by size in training."""
+        flow, pipe, side = self.configuration.flow, self.pipe, self.configuration.data.resolution
+        if flow.shift is not None or flow.shift_by_size:
+            pipe.scheduler = with_shift(pipe.scheduler, flow.shift or static_shift(pipe.scheduler))
+        if not flow.shift_by_size:
+            return dynamic_shift(pipe.scheduler)
+        patch, own = pipe.transformer.config.patch_size, pipe.transformer.config.sample_size
+        by_size = SquareRootShift(static_shift(pipe.scheduler), (own // patch) ** 2)
+        pipe.scheduler = with_shift(pipe.scheduler, by_size((side // pipe.vae_scale_factor // patch) ** 2))
+        return by_size
+
     def _make_task(self) -> TextToImageTask:
         flow, pipe = self.configuration.flow, self.pipe
-        shift = float(pipe.scheduler.config.shift) if flow.shift is None else flow.shift
+        shift = static_shift(pipe.scheduler) if self.size_shift is None else 1.0
         law: Density | Indexed = timestep_density(
             flow.density, flow.logit_mean, flow.logit_std, flow.mode_scale, 1.0 if flow.indexed else shift
         )
         density = Indexed(law, shift) if isinstance(law, Density) and flow.indexed else law
-        options: dict[str, Any] = dict(density=density, weight=flow.weight, stratified=flow.stratified)
+        options: dict[str, Any] = dict(
+            density=density, weight=flow.weight, stratified=flow.stratified, size_shift=self.size_shift
+        )
         if self.configuration.method == "controlnet":
             task: TextToImageTask = ControlNetTask(
                 self.controlnet, pipe.transformer, self.texts, self.batches, **options
