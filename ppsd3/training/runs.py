@@ -22,7 +22,7 @@ from .caches import LatentCache
 from .configuration import TrainConfiguration
 from .controlnet import ControlNetTask
 from .data.batches import Augmentation, SampleBatches
-from .data.buckets import Buckets
+from .data.buckets import Buckets, Crop
 from .data.samples import PICTURE_SUFFIXES, Columns, Sample, open_samples, usable
 from .shifts import SizeShift, SquareRootShift, dynamic_shift, static_shift, with_shift
 from .text_to_image import TextToImageTask
@@ -114,7 +114,8 @@ class TrainingRun:
         control: dict[str, Any] = {}
         if self.configuration.method == "controlnet":
             opened = self.batches.samples[0].open_control
-            control["control_image"] = None if opened is None else opened().resize((side, side))
+            assert opened is not None  # a controlnet's samples have control pictures
+            control["control_image"] = Image.fromarray(Crop((side, side)).apply(opened()))
         return self._drawing_pipe()(
             prompt_embeds=positive.embeds,
             pooled_prompt_embeds=positive.pooled,

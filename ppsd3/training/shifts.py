@@ -1,4 +1,4 @@
-"""How far times are shifted towards noise for a picture's size: as its pipeline shifts the sigmas that it samples at."""
+"""How far times are shifted towards noise for a picture's size: as pipelines shift the sigmas that they sample at."""
 
 from __future__ import annotations
 

@@ -1,67 +1,18 @@
 """`ppsd3 train`: configurations, and whole runs of each method on a tiny model."""
 
-import json
 import os
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers.training_runs import configuration, draw
 from PIL import Image
 
 from ppsd3 import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3Pipeline, TorchGenerator
 from ppsd3.cli.main import main
 from ppsd3.training.configuration import TrainConfiguration, list_settings, read_configuration
-from ppsd3.training.log import read_log
 from ppsd3.training.option_names import CONVERTED, SETTINGS, settings_of
 from ppsd3.training.runs import TrainingRun
 from ppsd3.utils.errors import ConfigError, InputError
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.make_pipeline().save_pretrained(directory)
-    return str(directory)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for i in range(4):
-        Image.new("RGB", (72, 64), (60 * i, 10, 200)).save(folder / f"{i}.png")
-        Image.new("L", (72, 64), 60 * i).save(folder / f"edge{i}.png")
-        rows.append({"file_name": f"{i}.png", "text": f"a circle number {i}", "edges": f"edge{i}.png"})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder)
-
-
-def configuration(model, data, output, *settings):
-    common = [
-        f"model={model}",
-        f"output={output}",
-        f"data.path={data}",
-        "data.resolution=64",
-        "text.max_sequence_length=5",
-        "training.max_steps=4",
-        "training.log_every=1",
-        "training.save_every=2",
-        "training.learning_rate=1e-3",
-    ]
-    return read_configuration(None, [*common, *settings])
-
-
-def draw(pipe, **options):
-    return pipe(
-        "a circle",
-        height=64,
-        width=64,
-        num_inference_steps=2,
-        generator=TorchGenerator(0),
-        output_type="latent",
-        max_sequence_length=5,
-        **options,
-    ).images.numpy()
 
 
 @pytest.mark.parametrize("settings", [(), ("lora.train_text_encoders=true",), ("lora.use_dora=true", "lora.rank=2")])
@@ -77,19 +28,6 @@ def test_lora(model, data, tmp_path, settings):
     towers = [name for name in run.task.layers if name.startswith("text")]
     assert towers == (["text_encoder", "text_encoder_2"] if "lora.train_text_encoders=true" in settings else [])
     assert bool(pipe.text_encoder.active_adapters()) == bool(towers)
-
-
-def test_an_interrupted_run_goes_on_exactly(model, data, tmp_path):
-    settings = ("data.batch_size=2", "data.random_crop=true", "text.caption_dropout=0.3", "lora.dropout=0.2")
-    TrainingRun(configuration(model, data, tmp_path / "whole", *settings)).run()
-    TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run(until=3)
-    TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run()
-    whole, parts = ((tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("whole", "parts"))
-    assert whole == parts
-    logs = [read_log(str(tmp_path / name / "log.jsonl")) for name in ("whole", "parts")]
-    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
-    with pytest.raises(ConfigError, match=r"task.lora is .*alpha=9.*--override"):
-        TrainingRun(configuration(model, data, tmp_path / "parts", *settings, "lora.alpha=9")).run()
 
 
 def test_full(model, data, tmp_path):
@@ -143,15 +81,6 @@ def test_validation_draws_the_pipelines_picture(model, data, tmp_path):
     ).images[0]
     assert row.shape == (64, 128, 3)
     assert np.abs(row[:, :64] - np.asarray(picture).astype(int)).max() <= 1
-
-
-def test_the_shift_is_the_models(model, data, tmp_path):
-    task = TrainingRun(configuration(model, data, tmp_path)).task
-    assert task.density.mean == pytest.approx(np.log(3.0))  # tiny's scheduler shifts by 3
-    task = TrainingRun(configuration(model, data, tmp_path / "b", "flow.shift=1", "flow.logit_mean=0.5")).task
-    assert (task.density.mean, task.density.std) == (0.5, 1.0)
-    task = TrainingRun(configuration(model, data, tmp_path / "c", "flow.indexed=true")).task
-    assert (task.density.shift, task.density.base.mean) == (3.0, 0.0)
 
 
 FILE = """
