@@ -69,3 +69,23 @@ def with_shift(scheduler: Any, shift: float) -> Any:
     """A scheduler like ``scheduler`` that has this shift at all sizes."""
     config = {name: value for name, value in scheduler.config.items() if name not in ("shift", "flow_shift")}
     return type(scheduler).from_config({**config, "use_dynamic_shifting": False, "shift": shift})
+
+
+def set_shift(pipe: Any, shift: float | None, by_size: bool, side: int) -> SizeShift | None:
+    """Lets ``pipe`` draw pictures of ``side`` pixels at the shift that is trained at.
+
+    Args:
+        shift: None for the scheduler's own.
+        by_size: it is the shift of a picture of the model's own size.
+
+    Returns:
+        what shifts by size in training; None if pictures of all sizes are shifted as the scheduler says.
+    """
+    if shift is not None or by_size:
+        pipe.scheduler = with_shift(pipe.scheduler, shift or static_shift(pipe.scheduler))
+    if not by_size:
+        return dynamic_shift(pipe.scheduler)
+    patch, own = pipe.transformer.config.patch_size, pipe.transformer.config.sample_size
+    of_size = SquareRootShift(static_shift(pipe.scheduler), (own // patch) ** 2)
+    pipe.scheduler = with_shift(pipe.scheduler, of_size((side // pipe.vae_scale_factor // patch) ** 2))
+    return of_size

@@ -1,9 +1,7 @@
 """A model and data for whole runs of training."""
 
-import json
-
 import pytest
-from PIL import Image
+from helpers.training_runs import write_data
 
 
 @pytest.fixture(scope="session")
@@ -13,11 +11,4 @@ def model(tiny_checkpoint):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("training-data")
-    rows = []
-    for i in range(4):
-        Image.new("RGB", (72, 64), (60 * i, 10, 200)).save(folder / f"{i}.png")
-        Image.new("L", (72, 64), 60 * i).save(folder / f"edge{i}.png")
-        rows.append({"file_name": f"{i}.png", "text": f"a circle number {i}", "edges": f"edge{i}.png"})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder)
+    return write_data(tmp_path_factory.mktemp("training-data"))

@@ -15,7 +15,7 @@ from ppsd3.training.runs import TrainingRun
 from ppsd3.utils.errors import ConfigError, InputError
 
 
-@pytest.mark.parametrize("settings", [(), ("lora.train_text_encoders=true",), ("lora.use_dora=true", "lora.rank=2")])
+@pytest.mark.parametrize("settings", [(), ("lora.train_text_encoders=true",), ("lora.kind=dora", "lora.rank=2")])
 def test_lora(model, data, tmp_path, settings):
     run = TrainingRun(configuration(model, data, tmp_path, *settings))
     assert run.pipe.text_encoder_3 is None  # T5 is not kept in memory while training
@@ -50,7 +50,7 @@ def test_controlnet(model, data, tmp_path):
     assert max(np.abs(layer.weight.numpy()).max() for layer in net.controlnet_blocks) > 0
     again = TrainingRun(configuration(model, data, tmp_path / "two", *settings, f"controlnet.from_pretrained={path}"))
     np.testing.assert_array_equal(
-        again.controlnet.controlnet_blocks[0].weight.numpy(), net.controlnet_blocks[0].weight.numpy()
+        again.method.controlnet.controlnet_blocks[0].weight.numpy(), net.controlnet_blocks[0].weight.numpy()
     )
 
 

@@ -61,11 +61,11 @@ def test_the_vaes_shift_is_not_forgotten_for_the_controlnets_picture(
     a run may go on with, read latents without the shift, and zeros."""
     run = TrainingRun(configuration(model, data, tmp_path / "run", *CONTROLNET))
     if trained_elsewhere:
-        run.controlnet.register_to_config(force_zeros_for_pooled_projection=True)
-        run.controlnet.save_pretrained(tmp_path / "net")
+        run.method.controlnet.register_to_config(force_zeros_for_pooled_projection=True)
+        run.method.controlnet.save_pretrained(tmp_path / "net")
         settings = (*CONTROLNET, f"controlnet.from_pretrained={tmp_path / 'net'}")
         run = TrainingRun(configuration(model, data, tmp_path / "run", *settings))
-    net, read = run.controlnet, []
+    net, read = run.method.controlnet, []
     net.pos_embed_input.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[0].numpy()))
     net.time_text_embed.register_forward_pre_hook(lambda layer, inputs: read.append(inputs[1].numpy()))
     run.task.loss(np.random.default_rng(0), 0)
@@ -114,19 +114,20 @@ def test_a_density_decides_which_times_are_trained_and_not_how_much_they_weigh(m
     "settings, config, shifts",
     [
         ((), {}, (3.0, 3.0)),  # as SD3's pipelines sample at all sizes
+        (("flow.indexed=true",), {}, (3.0, 3.0)),
         (("flow.shift=2",), {}, (2.0, 2.0)),
         (("flow.shift_by_size=true",), {}, (3.0, 1.5)),
         (("flow.shift_by_size=true", "flow.indexed=true"), {}, (3.0, 1.5)),
         ((), {"use_dynamic_shifting": True, "base_image_seq_len": 16, "max_image_seq_len": 64, "base_shift": 0.4,
               "max_shift": 1.0}, (np.exp(1.0), np.exp(0.4))),
     ],
-    ids=["models", "given", "by-size", "by-size-indexed", "dynamic"],
+    ids=["models", "models-indexed", "given", "by-size", "by-size-indexed", "dynamic"],
 )  # fmt: skip
 def test_times_are_shifted_as_each_resolution_is_sampled_in_training_and_in_validation(
     model, data, tmp_path, monkeypatch, settings, config, shifts
 ):
-    def load(name):
-        pipe = StableDiffusion3Pipeline.from_pretrained(name)
+    def load(configuration):
+        pipe = StableDiffusion3Pipeline.from_pretrained(configuration.model)
         pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config({**pipe.scheduler.config, **config})
         return pipe
 
@@ -269,8 +270,8 @@ def test_an_interrupted_lora_goes_on_exactly(model, data, tmp_path):
 def test_t5_is_not_in_memory_while_training_and_validating(model, data, tmp_path, monkeypatch, trained):
     networks, kept = {}, {"training": [], "validation": []}
 
-    def load(name):
-        pipe = StableDiffusion3Pipeline.from_pretrained(name)
+    def load(configuration):
+        pipe = StableDiffusion3Pipeline.from_pretrained(configuration.model)
         networks.update({tower: weakref.ref(getattr(pipe, tower)) for tower in runs.TOWERS})
         return pipe
 
@@ -332,7 +333,7 @@ def test_diffusers_reads_what_is_trained(model, data, tmp_path, method):
     )
     path = run.run()
     kind = diffusers.SD3ControlNetModel if method == "controlnet" else diffusers.SD3Transformer2DModel
-    ours, theirs = run.controlnet or run.pipe.transformer, kind.from_pretrained(path)
+    ours, theirs = run.method.controlnet if method == "controlnet" else run.pipe.transformer, kind.from_pretrained(path)
     rng = np.random.default_rng(0)
     arrays = {
         "hidden_states": rng.standard_normal([1, 4, 16, 16]),
