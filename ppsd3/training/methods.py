@@ -31,6 +31,7 @@ from .data.batches import Pictures
 from .data.buckets import Crop
 from .data.samples import Sample
 from .ip_adapter import IPAdapterTask, PictureFeatures, new_adapter
+from .option_names import JOINT_ATTENTION
 from .shifts import SizeShift, static_shift
 from .text_to_image import TextToImageTask
 from .texts import TOWERS
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from .runs import TrainingRun
 
 CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-JOINT_ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]  # diffusers' default
 _LORA = "default"
 
 

@@ -195,6 +195,8 @@ def test_flow_options_of_diffusers(options, density, weight):
 @pytest.mark.parametrize(
     "options, named",
     [
+        ({"network_module": "lycoris.kohya"}, r"--network_module lycoris.kohya: .*lora\.kind=lokr"),
+        ({"full_bf16": True}, r"--full_bf16: updates vanish.*mixed_precision"),
         ({"use_8bit_adam": True}, r"--use_8bit_adam: .*adafactor"),
         ({"weighting_scheme": "sigma"}, r"--weighting_scheme sigma: use 'sigma_sqrt'"),
         ({"apply_t5_attn_mask": True}, "trained without masks"),
@@ -205,9 +207,19 @@ def test_options_that_are_refused(options, named):
         settings_of(options)
 
 
+def test_options_of_layers_and_blocks_go_together():
+    found = settings_of({"lora_layers": "attn.to_k,attn.to_q", "lora_blocks": "1, 12"})["lora.targets"]
+    assert found == [f"transformer_blocks.{block}.attn.{layer}" for block in (1, 12) for layer in ("to_k", "to_q")]
+    assert len(settings_of({"lora_blocks": 3})["lora.targets"]) == 4
+    assert settings_of({"flow_schedule_shift": 2, "network_module": "networks.lora_sd3", "repeats": "4"}) == {
+        "flow.shift": 2,
+        "method": "lora",
+    }
+
+
 def test_options_of_other_trainers_are_settings():
     known = {line.partition(" (")[0] for line in list_settings(TrainConfiguration)}
-    converted = [convert("x") for convert in CONVERTED.values()]
+    converted = [convert("networks.lora") for convert in CONVERTED.values()]
     assert {*SETTINGS.values(), *(name for values in converted for name in values)} <= known
 
 
