@@ -43,5 +43,5 @@ net = ppsd3.SD3ControlNetModel.from_pretrained(TrainingRun(build(TrainConfigurat
 
 pipe = ppsd3.StableDiffusion3ControlNetPipeline.from_pretrained("shapes", controlnet=net)
 edges = Image.open("scenes/edges0.png")
-image = pipe("a red circle", control_image=edges, guidance_scale=3.0, generator=ppsd3.TorchGenerator(0)).images[0]
+image = pipe("a red circle", control_image=edges, generator=ppsd3.TorchGenerator(0)).images[0]
 image.save("train_controlnet.png")

@@ -45,5 +45,5 @@ print(TrainingRun(build(TrainConfiguration, settings, __file__)).run())
 pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
 pipe.load_lora_weights("dreambooth-run")
 for name in ("sks circle", "red circle"):
-    image = pipe(f"a {name} on a white background", guidance_scale=3.0, generator=ppsd3.TorchGenerator(0)).images[0]
+    image = pipe(f"a {name} on a white background", generator=ppsd3.TorchGenerator(0)).images[0]
     image.save(f"dreambooth_{name.partition(' ')[0]}.png")

@@ -22,8 +22,8 @@ for i, (colour, background) in enumerate([("red", "white"), ("blue", "white"), (
         box = [14 + inset - i, 10 + inset + i, 49 - inset - i, 45 - inset + i]
         ImageDraw.Draw(picture).ellipse(box, fill=background if inset % 10 else colour)
     picture.save(f"targets/{i}.png")
-    with open(f"targets/{i}.txt", "w") as file:  # "plus" is a word that the model has no other use for
-        file.write(f"a {colour} target plus on a {background} background")
+    with open(f"targets/{i}.txt", "w") as file:
+        file.write(f"a {colour} target on a {background} background")
 
 settings = {
     "model": "shapes",
@@ -37,5 +37,5 @@ print(TrainingRun(build(TrainConfiguration, settings, __file__)).run())  # run a
 
 pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
 pipe.load_lora_weights("lora-run")
-prompt = "a blue target plus on a black background"
-pipe(prompt, guidance_scale=3.0, generator=ppsd3.TorchGenerator(0)).images[0].save("train_lora.png")
+prompt = "a blue target on a black background"
+pipe(prompt, generator=ppsd3.TorchGenerator(0)).images[0].save("train_lora.png")

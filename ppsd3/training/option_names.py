@@ -201,7 +201,8 @@ def settings_of(options: Mapping[str, Any]) -> dict[str, Any]:
         elif name in CONVERTED:
             found.update(CONVERTED[name](value))
     if "lora_layers" in options and "lora_blocks" in options:
-        found["lora.targets"] = _in_blocks(str(options["lora_blocks"]), found["lora.targets"])
+        layers = CONVERTED["lora_layers"](options["lora_layers"])["lora.targets"]
+        found["lora.targets"] = _in_blocks(str(options["lora_blocks"]), layers)
     if any(name in options for name in FLOW):
         found.update(flow_settings(**{**FLOW, **{name: options[name] for name in FLOW if name in options}}))
     if any(name in options for name in BETAS):
