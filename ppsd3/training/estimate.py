@@ -31,7 +31,8 @@ from ..utils.device import available_memory, peak_resident_set, tune_process
 from ..utils.errors import ConfigError, InputError, PPSD3Error
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
 from .configuration import TrainConfiguration, build
-from .methods import CLIP_TARGETS, JOINT_ATTENTION
+from .methods import CLIP_TARGETS
+from .option_names import JOINT_ATTENTION
 from .published import PUBLISHED, Configurations
 from .rehearsal import Rehearsal, bytes_of, refuse_ranks
 from .texts import TOWERS
