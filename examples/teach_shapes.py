@@ -6,10 +6,12 @@
     python examples/teach_shapes.py edges --output runs/edges      # a ControlNet that reads edges; the longest
 
 Minutes on two CPU cores; run it again to resume. OUTPUT has the pictures, run.yaml (`ppsd3 train OUTPUT/run.yaml` does
-the same training), the result, and sheet_after.png, the pictures of the examination. `--steps` trains less, for a trial.
+the same training), the result, marks.json, and sheet_after.png, the pictures of the examination. `--steps` trains less,
+for a trial.
 """
 
 import argparse
+import json
 import os
 
 import yaml
@@ -34,7 +36,11 @@ def main():
     arguments = parser.parse_args()
     os.makedirs(arguments.output, exist_ok=True)
     result = train(arguments.lesson, arguments.output, arguments.steps)
-    (examine_edges if arguments.lesson == "edges" else examine)(arguments, result)
+    marks = (examine_edges if arguments.lesson == "edges" else examine)(arguments, result)
+    text = json.dumps(marks, indent=1)
+    print(text)
+    with open(os.path.join(arguments.output, "marks.json"), "w", encoding="utf-8") as file:
+        file.write(text)
 
 
 def load(kind=ppsd3.StableDiffusion3Pipeline, **components):
@@ -59,32 +65,34 @@ def train(lesson, output, steps):
 
 
 def examine(arguments, result):
-    """Prints how many pictures show what was learnt, with and without it, and how other prompts fare."""
+    """Shares of pictures that show what was learnt, without it and with it, and how other prompts fare."""
+    marks = {}
+    prompts = lessons.prompts_of(arguments.lesson)[: arguments.count]
     for name in ("before", "after"):
         pipe = load()
         if name == "after":
             pipe.load_lora_weights(result)
-        prompts = lessons.prompts_of(arguments.lesson)[: arguments.count]
         pictures = lessons.draw_all(pipe, prompts, **DRAWING)
         right = lessons.examine(arguments.lesson, pictures)
-        print(f"{name}: {sum(right)} of {len(right)} pictures are as asked")
+        marks[name] = {"learnt": sum(right) / len(right)}
         if arguments.lesson == "subject":
             of_class = lessons.draw_all(pipe, [lessons.CLASS_PROMPT] * arguments.count, **DRAWING)
-            print(f"{name}: {lessons.CLASS_PROMPT}: {lessons.variety(of_class)}")
+            marks[name]["variety"] = lessons.variety(of_class)
         if arguments.per_task:
-            print(f"{name}: other prompts\n{evaluate(pipe, arguments.per_task, **DRAWING).table()}")
+            marks[name]["others"] = evaluate(pipe, arguments.per_task, **DRAWING).overall
         texts = [("" if yes else "WRONG: ") + text for text, yes in zip(prompts, right)]
         contact_sheet(pictures, texts, columns=10).save(os.path.join(arguments.output, f"sheet_{name}.png"))
+    return marks
 
 
 def examine_edges(arguments, result):
-    """Prints how much of the asked shapes and of the drawn ones is the same."""
+    """Intersection over union of the asked shapes and the drawn ones."""
     net = ppsd3.SD3ControlNetModel.from_pretrained(result)
     pipe = load(ppsd3.StableDiffusion3ControlNetPipeline, controlnet=net)
     overlaps, pictures = lessons.edge_overlaps(pipe, arguments.count, **DRAWING)
-    print(f"intersection over union: mean {sum(overlaps) / len(overlaps):.3f}, least {min(overlaps):.3f}")
     texts = [f"{overlap:.2f}" for overlap in overlaps]
     contact_sheet(pictures, texts, columns=10).save(os.path.join(arguments.output, "sheet_after.png"))
+    return {"overlap": sum(overlaps) / len(overlaps), "least": min(overlaps)}
 
 
 if __name__ == "__main__":

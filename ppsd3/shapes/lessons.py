@@ -51,7 +51,8 @@ def heart_lesson() -> Lesson:
     texts = [_named(scene, "left" if len(scene.objects) > 1 else None) for scene in scenes]
     statements = [_statement("heart", *look) for look in _new_looks()]
     for i in range(EXAMINED - len(statements)):
-        other = Group(*reversed(_other(rng)))
+        other_color, other_shape = _other(rng)
+        other = Group(other_shape, other_color)
         color = _pick(rng, [c for c in COLORS if c != other.color])
         statements.append(Statement((Group("heart", color), other), ("right", "above", "below")[i % 3]))
     return list(zip(texts, scenes)), _exam(statements)
