@@ -50,6 +50,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
         "test": [
             "pytest>=7",
+            "pytest-xdist>=3.5",
             "scipy>=1.9",
             "sentencepiece>=0.1.99",
             "matplotlib>=3.6",
@@ -57,7 +58,7 @@ setup(
             MODELSCOPE,
         ],
         # `ppsd3 train`: its configuration, data sets of Hugging Face and WebDataset, VisualDL's logs.
-        "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5"],
+        "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5", "matplotlib>=3.6"],
         # Models by "modelscope:org/name".
         "modelscope": [MODELSCOPE],
         # What the parity tests compare with.

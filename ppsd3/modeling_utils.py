@@ -16,7 +16,7 @@ from .compilation import ForwardReplaceable
 from .configuration_utils import ConfigMixin, naming
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
-from .ops.adapted import checkpoint_tensors
+from .ops.adapted import checkpoint_tensors, is_attached
 from .quantization import (
     CONFIG_KEY,
     QuantizableModel,
@@ -384,7 +384,8 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
 
     @changes_networks
     def quantize(self, kind: str, skip: Names = ()) -> Self:
-        """Quantizes the weights of the slowest layers to int8, in place, and returns the model. For inference only.
+        """Quantizes the weights of the slowest layers to int8, in place, and returns the model. For inference, or to
+        train an adapter on them.
 
         These layers take a quarter of float32's memory. On a CPU with VNNI their products are in int8 too, with
         activations quantized per token (:mod:`ppsd3.ops.quantized`); elsewhere weights are dequantized when used.
@@ -433,15 +434,16 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
         """Training mode; evaluation mode with ``mode=False``.
 
         Raises:
-            InputError: the model is quantized.
+            InputError: the model is quantized, and something else of it than adapters is to be trained.
         """
         if not mode:
             self.eval()
             return
-        if self.is_quantized:
+        trained = (name for name, p in self.named_parameters() if not p.stop_gradient)
+        if self.is_quantized and any(".adapters." not in name and not is_attached(self, name) for name in trained):
             raise InputError(
                 f"This {type(self).__name__} is in int8, and rounded weights cannot be trained. Train the model that "
-                "it was made from, and quantize the result."
+                "it was made from and quantize the result, or add_adapter() and train that."
             )
         super().train()
 

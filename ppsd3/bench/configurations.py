@@ -5,62 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Configurations = dict[str, dict[str, Any]]  # component -> constructor arguments
+from ..training.published import PUBLISHED, Configurations
 
-_BLOCKS = 4
-_VAE = {
-    "down_block_types": ("DownEncoderBlock2D",) * _BLOCKS,
-    "up_block_types": ("UpDecoderBlock2D",) * _BLOCKS,
-    "latent_channels": 16,
-    "scaling_factor": 1.5305,
-    "shift_factor": 0.0609,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-
-# SD3-medium and its text encoders as published, but for the number of layers of the transformer and T5, which a bench
-# chooses.
-MEDIUM: Configurations = {
-    "transformer": {
-        "sample_size": 128,
-        "patch_size": 2,
-        "in_channels": 16,
-        "out_channels": 16,
-        "attention_head_dim": 64,
-        "num_attention_heads": 24,
-        "joint_attention_dim": 4096,
-        "caption_projection_dim": 1536,
-        "pooled_projection_dim": 2048,
-        "pos_embed_max_size": 192,
-    },
-    "vae": {**_VAE, "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 1024},
-    "text_encoder": {
-        "vocab_size": 49408,
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "projection_dim": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-    },
-    "text_encoder_2": {
-        "vocab_size": 49408,
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "projection_dim": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "hidden_act": "gelu",
-    },
-    "text_encoder_3": {
-        "vocab_size": 32128,
-        "d_model": 4096,
-        "d_kv": 64,
-        "d_ff": 10240,
-        "num_heads": 64,
-        "feed_forward_proj": "gated-gelu",
-    },
-}
+# SD3-medium and its text encoders as published; a bench chooses the number of layers of the transformer and of T5.
+MEDIUM = PUBLISHED["SD3-medium"]
 
 TINY: Configurations = {
     "transformer": {
@@ -74,7 +22,7 @@ TINY: Configurations = {
         "pos_embed_max_size": 24,
     },
     "vae": {
-        **_VAE,
+        **MEDIUM["vae"],
         "block_out_channels": (8, 16, 16, 16),
         "layers_per_block": 1,
         "norm_num_groups": 4,

@@ -17,11 +17,13 @@ from functools import partial
 
 import paddle
 from paddle import Tensor, nn
+from paddle.autograd import PyLayer
 
 from ..utils.paddle_internals import has_hooks, no_grad
 from .dispatch import choose, native, operation
 from .native import quantized as kernels
 from .native.quantized import GROUP, QuantizedActivation
+from .shapes import tracked
 
 LEVELS = 127  # of a weight, on either side of zero
 
@@ -162,6 +164,30 @@ def _rounds(x, layer):
 
 def weight_only_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None) -> Tensor:
     """The layer with its weights multiplied out: differentiable by ``x``, in ``x``'s dtype, on any device."""
-    weight = weight.astype(x.dtype) * weight_scale.astype(x.dtype).unsqueeze(1)
-    y = paddle.matmul(x, weight, transpose_y=True)
+    product = _DenseProduct.apply if tracked(x) else _dense_product
+    y = product(x, weight, weight_scale)
     return y if bias is None else y + bias
+
+
+def _dense_product(x, weight, weight_scale):
+    return paddle.matmul(x, _dense(weight, weight_scale, x.dtype), transpose_y=True)
+
+
+def _dense(weight, weight_scale, dtype):
+    if paddle.in_dynamic_mode():
+        return weight.astype(dtype).multiply_(weight_scale.astype(dtype).unsqueeze(1))  # one large matrix, not two
+    return weight.astype(dtype) * weight_scale.astype(dtype).unsqueeze(1)
+
+
+class _DenseProduct(PyLayer):
+    """Keeps the int8 weight for the backward pass, not the one that is multiplied out, which is made twice."""
+
+    @staticmethod
+    def forward(ctx, x, weight, weight_scale):
+        ctx.save_for_backward(weight, weight_scale)
+        return _dense_product(x, weight, weight_scale)
+
+    @staticmethod
+    def backward(ctx, dy):
+        weight, weight_scale = ctx.saved_tensor()
+        return paddle.matmul(dy, _dense(weight, weight_scale, dy.dtype)), None, None

@@ -13,6 +13,7 @@ from ..utils.checking import Range, declared_types, fit
 from ..utils.elsewhere import nearest
 from ..utils.errors import ConfigError
 from ..utils.types import PathLike
+from .methods import METHODS
 from .option_names import settings_of
 from .trainer import TrainingOptions
 
@@ -71,7 +72,9 @@ class LoraOptions:
         targets: ends of the names of the transformer's layers; default the projections of its joint attention, as in
             diffusers.
         dropout: part of a layer's input that its LoRA does not see.
-        use_dora: magnitudes and directions apart (Liu et al. 2024).
+        kind: "lora"; "dora", which trains lengths and directions of the weights' rows apart (Liu et al. 2024); or
+            "lokr", Kronecker products (LyCORIS), a fraction of a LoRA's numbers at the same rank.
+        factor: of "lokr": largest side of the first matrix. Default: sides near the square roots of the weight's.
         train_text_encoders: a LoRA on both CLIP encoders too. T5 stays as it is.
     """
 
@@ -79,7 +82,8 @@ class LoraOptions:
     alpha: Annotated[float, Range(above=0)] | None = None
     targets: list[str] | None = None
     dropout: Annotated[float, Range(0, below=1)] = 0.0
-    use_dora: bool = False
+    kind: Literal["lora", "dora", "lokr"] = "lora"
+    factor: Count | None = None
     train_text_encoders: bool = False
 
 
@@ -129,13 +133,13 @@ class ValidationOptions:
 
     Args:
         prompts: of the pictures.
-        num_inference_steps, guidance_scale: of drawing; the schedule has the shift of the model.
+        num_inference_steps, guidance_scale: of drawing, by default the model's; the schedule has its shift.
         seed: of the noise.
     """
 
     prompts: list[str] = dataclasses.field(default_factory=list)
-    num_inference_steps: Count = 28
-    guidance_scale: float = 7.0
+    num_inference_steps: Count | None = None
+    guidance_scale: float | None = None
     seed: int = 0
 
 
@@ -153,30 +157,94 @@ class ControlNetOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextualInversionOptions:
+    """The word of method "textual_inversion".
+
+    Args:
+        token: the new word, which the captions contain. T5 reads it as ordinary text.
+        vectors: tokens that it stands for; more hold more of what is learnt, and take more of a prompt's 77.
+        initial_word: a word whose embeddings are the first values; default random ones.
+        text_encoders: encoders that learn it; default both CLIP encoders.
+    """
+
+    token: str = "<concept>"
+    vectors: Annotated[int, Range(1, 75)] = 1
+    initial_word: str | None = None
+    text_encoders: list[Literal["text_encoder", "text_encoder_2"]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class VaeOptions:
+    """The autoencoder of method "vae": it learns to reconstruct the pictures, whose captions are not read.
+
+    Args:
+        part: "decoder", after which latents are what they were and the transformer still fits; or "all".
+        kl_weight: of the KL divergence per pixel value, for part "all".
+        edge_weight: extra weight of a pixel at an edge of full contrast.
+        latent_noise: standard deviation of noise on latents, so that the decoder tolerates those that are generated.
+    """
+
+    part: Literal["decoder", "all"] = "decoder"
+    kl_weight: Annotated[float, Range(0)] = 1e-4
+    edge_weight: Annotated[float, Range(0)] = 0.0
+    latent_noise: Annotated[float, Range(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class IPAdapterOptions:
+    """The IP-adapter of method "ip_adapter": each picture is its own picture prompt, beside its caption.
+
+    Args:
+        image_encoder: SigLIP with its image processor, a directory or hub id; it stays frozen.
+        from_pretrained: an IP-adapter to go on with; a new one has the sizes below, and adds nothing at first.
+        hidden_dim, heads, num_queries: of a new one's projection: its width, its heads of 64, its picture tokens.
+        picture_dropout: probability that the picture is replaced by zeros, so that guidance can leave it out.
+    """
+
+    image_encoder: str = "google/siglip-so400m-patch14-384"
+    from_pretrained: str | None = None
+    hidden_dim: Count = 1280
+    heads: Count = 20
+    num_queries: Count = 64
+    picture_dropout: Share = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfiguration:
     """A training run.
 
     Args:
         model: "shapes", a directory, a hub id or a single file.
         output: directory of the run and its result.
-        method: "lora", "full" (the transformer) or "controlnet".
-        data, lora, controlnet, flow, text, validation, training: see the classes.
+        method: what is trained: "lora", "full" (the transformer), "controlnet", "ip_adapter", "textual_inversion" or
+            "vae".
+        data, lora, controlnet, ip_adapter, textual_inversion, vae, flow, text, validation, training: see the classes.
+        weights: how the frozen transformer's linear layers are held under what is trained beside it: "float32",
+            "bfloat16" or "float16" (half the memory), or "int8" (a quarter). What is trained stays float32.
         gradient_checkpointing: computes activations again in the backward pass, in a third of the memory.
     """
 
     model: str
     output: str
     data: DataOptions
-    method: Literal["lora", "full", "controlnet"] = "lora"
+    method: str = "lora"
     lora: LoraOptions = LoraOptions()
     controlnet: ControlNetOptions = ControlNetOptions()
+    ip_adapter: IPAdapterOptions = IPAdapterOptions()
+    textual_inversion: TextualInversionOptions = TextualInversionOptions()
+    vae: VaeOptions = VaeOptions()
     flow: FlowOptions = FlowOptions()
     text: TextOptions = TextOptions()
     validation: ValidationOptions = ValidationOptions()
     training: TrainingOptions = TrainingOptions(
         max_steps=500, lr_schedule="constant", warmup_steps=0, ema_decay=None, betas=(0.9, 0.999), log_every=10
     )
+    weights: Literal["float32", "bfloat16", "float16", "int8"] = "float32"
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(f"`method` is {self.method!r}; it can be {', '.join(map(repr, METHODS))}.")
 
 
 def read_configuration(

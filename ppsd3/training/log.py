@@ -7,19 +7,25 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..utils import logging
 from ..utils.errors import InputError
 from ..utils.files import append_text, atomic_write
 from ..utils.json_files import parse_json_object
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T_BINS = 10  # of "loss_t": equal parts of (0, 1)
 
 
 class TrainingLog:
-    """Averages over intervals, written to ``log.jsonl`` in ``directory``.
+    """Averages over intervals, written to ``log.jsonl`` in ``directory``; a context, within which a terminal has a bar.
+
+    The bar has loss, rate and time left. Elsewhere than on a terminal there is a line of text per interval instead.
 
     Args:
         directory: of the run.
@@ -42,6 +48,20 @@ class TrainingLog:
         self.history: list[dict[str, Any]] = []  # of the steps since the last line
         self._clock: tuple[int, float] | None = None
         self._board = None if silent else _visualdl(report_to, directory)
+        self._bar: tqdm[Any] | None = None
+
+    def __enter__(self) -> TrainingLog:
+        if not self.silent and logging.progress_bars and sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            done = 0 if self._clock is None else self._clock[0]
+            self._bar = tqdm(total=self.max_steps, initial=done, unit="step", dynamic_ncols=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
     def begin(self, step: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
         """Starts at ``step``, in an interval of which ``history`` is known.
@@ -59,6 +79,10 @@ class TrainingLog:
     def add(self, step: int, learning_rate: float, metrics: Mapping[str, Any]) -> None:
         """Notes one step: numbers, and "t" and "errors" [B] of the samples; writes when an interval is full."""
         self.history.append(dict(metrics))
+        if self._bar is not None:
+            shown = {key: float(metrics[key]) for key in ("loss", "skipped") if key in metrics}
+            self._bar.set_postfix({**shown, "lr": learning_rate}, refresh=False)
+            self._bar.update()
         if step % self.every == 0 or step == self.max_steps:
             self._write(step, learning_rate)
 
@@ -73,7 +97,7 @@ class TrainingLog:
         entry = {"step": step, "lr": learning_rate, "steps_per_second": rate, **_means(self.history)}
         self.history, self._clock = [], (step, now)
         self._append(entry)
-        if not self.silent:
+        if not self.silent and self._bar is None:
             shown = "  ".join(f"{key} {value:.4g}" for key, value in entry.items() if isinstance(value, float))
             left = (self.max_steps - step) / max(rate, 1e-9)
             print(f"step {step}/{self.max_steps}  {shown}  left {_duration(left)}", file=sys.stderr, flush=True)

@@ -62,6 +62,20 @@ def set_num_threads(threads: int) -> None:
     core.set_num_threads(threads)
 
 
+def allocated_memory() -> int:
+    """Bytes that Paddle's tensors have on the device that is in use; of a CPU there is no public count."""
+    if paddle.get_device().split(":")[0] == "gpu":
+        return int(paddle.device.cuda.memory_allocated())
+    return int(core.host_memory_stat_current_value("Allocated", 0))
+
+
+def peak_allocated_memory() -> int:
+    """The most that :func:`allocated_memory` has been in this process."""
+    if paddle.get_device().split(":")[0] == "gpu":
+        return int(paddle.device.cuda.max_memory_allocated())
+    return int(core.host_memory_stat_peak_value("Allocated", 0))
+
+
 def current_place() -> core.Place:
     """Where Paddle computes at present, of the type of ``Tensor.place``; ``paddle.get_device()`` is a string."""
     place = core.Place()
@@ -77,6 +91,23 @@ def copy_to(tensor: paddle.Tensor, place: core.Place) -> paddle.Tensor:
 def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
     """Makes ``slot``, which stays the same object, hold the memory and dtype of ``tensor``; its shape stays."""
     tensor._share_buffer_to(slot)
+
+
+def connect_store() -> Any:
+    """A new connection to the store that ``paddle.distributed.init_parallel_env`` has opened; of one thread at a time.
+
+    ``add(key, number)`` is the new value of a counter, ValueError or RuntimeError where the first process has ended.
+    """
+    host, _, port = _store_address().partition(":")
+    return core.TCPStore(host, int(port), False, 0, 60)
+
+
+def _store_address():
+    """Where ``init_parallel_env`` finds it."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address and port:
+        return f"{address}:{port}"
+    return os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
 
 
 def without_memory(shape: Sequence[int]) -> paddle.Tensor:

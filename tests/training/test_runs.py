@@ -1,11 +1,10 @@
 """`ppsd3 train`: configurations, and whole runs of each method on a tiny model."""
 
-import json
 import os
 
 import numpy as np
 import pytest
-from helpers import tiny
+from helpers.training_runs import configuration, draw, write_data, write_model
 from PIL import Image
 
 from ppsd3 import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3Pipeline, TorchGenerator
@@ -19,52 +18,15 @@ from ppsd3.utils.errors import ConfigError, InputError
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("model")
-    tiny.make_pipeline().save_pretrained(directory)
-    return str(directory)
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    rows = []
-    for i in range(4):
-        Image.new("RGB", (72, 64), (60 * i, 10, 200)).save(folder / f"{i}.png")
-        Image.new("L", (72, 64), 60 * i).save(folder / f"edge{i}.png")
-        rows.append({"file_name": f"{i}.png", "text": f"a circle number {i}", "edges": f"edge{i}.png"})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return str(folder)
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
-def configuration(model, data, output, *settings):
-    common = [
-        f"model={model}",
-        f"output={output}",
-        f"data.path={data}",
-        "data.resolution=64",
-        "text.max_sequence_length=5",
-        "training.max_steps=4",
-        "training.log_every=1",
-        "training.save_every=2",
-        "training.learning_rate=1e-3",
-    ]
-    return read_configuration(None, [*common, *settings])
-
-
-def draw(pipe, **options):
-    return pipe(
-        "a circle",
-        height=64,
-        width=64,
-        num_inference_steps=2,
-        generator=TorchGenerator(0),
-        output_type="latent",
-        max_sequence_length=5,
-        **options,
-    ).images.numpy()
-
-
-@pytest.mark.parametrize("settings", [(), ("lora.train_text_encoders=true",), ("lora.use_dora=true", "lora.rank=2")])
+@pytest.mark.parametrize("settings", [(), ("lora.train_text_encoders=true",), ("lora.kind=dora", "lora.rank=2")])
 def test_lora(model, data, tmp_path, settings):
     run = TrainingRun(configuration(model, data, tmp_path, *settings))
     assert run.pipe.text_encoder_3 is None  # T5 is not kept in memory while training
@@ -112,7 +74,7 @@ def test_controlnet(model, data, tmp_path):
     assert max(np.abs(layer.weight.numpy()).max() for layer in net.controlnet_blocks) > 0
     again = TrainingRun(configuration(model, data, tmp_path / "two", *settings, f"controlnet.from_pretrained={path}"))
     np.testing.assert_array_equal(
-        again.controlnet.controlnet_blocks[0].weight.numpy(), net.controlnet_blocks[0].weight.numpy()
+        again.method.controlnet.controlnet_blocks[0].weight.numpy(), net.controlnet_blocks[0].weight.numpy()
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Callable
 
 import numpy as np
 
+from ...utils.device import peak_resident_set
+
 
 class Side:
     """One way to run a bench.
@@ -72,15 +74,3 @@ class Side:
     def peak(self) -> int:
         """Peak resident memory of this process in bytes."""
         return peak_resident_set()
-
-
-def peak_resident_set() -> int:
-    """Peak resident memory of this process in bytes; on Linux since its program started, else since it was forked."""
-    try:
-        with open("/proc/self/status", encoding="ascii") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        scale = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
