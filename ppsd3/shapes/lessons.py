@@ -99,10 +99,11 @@ _LESSONS = {"heart": heart_lesson, "striped": striped_lesson, "subject": subject
 _SCHEDULE = {"learning_rate": 1.5e-3, "lr_schedule": "cosine", "warmup_steps": 20, "save_every": 50}
 _LORA: dict[str, Any] = dict(
     method="lora",
-    data={"resolution": 64, "batch_size": 8},
-    # The shape is learnt in the feed-forward layers, and the word by the text's projections.
+    data={"resolution": 64, "batch_size": 12},
+    # What a shape looks like is learnt in the feed-forward layers, and the word in the text encoders.
     lora={
         "rank": 16,
+        "train_text_encoders": True,
         "targets": [
             f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
         ]
@@ -110,7 +111,7 @@ _LORA: dict[str, Any] = dict(
     },
     flow={"logit_mean": 0.3},
     text={"max_sequence_length": 32},
-    training={**_SCHEDULE, "max_steps": 350},
+    training={**_SCHEDULE, "max_steps": 1000},
 )
 
 # What `ppsd3 train` gets beside the model, the data's path and the output.

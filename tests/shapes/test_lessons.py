@@ -116,3 +116,50 @@ def test_concept_is_learnt(lesson, tmp_path):
 @pytest.mark.slow
 def test_edges_are_learnt(tmp_path):
     assert teach("edges", tmp_path)["overlap"] >= 0.7
+
+
+@pytest.mark.parity
+def test_learnt_lora_draws_the_same_in_diffusers(tmp_path):
+    """Merged by hand into diffusers' networks, as diffusers' own loader needs PEFT."""
+    import diffusers
+    import paddle
+    import torch
+    from safetensors.torch import load_file
+
+    import ppsd3
+    from ppsd3.training.configuration import TrainConfiguration, build
+    from ppsd3.training.runs import TrainingRun
+    from ppsd3.utils.hub import BUNDLED
+
+    lessons.write_lesson(lessons.scenes_of("heart"), str(tmp_path / "data"))
+    settings = lessons.SETTINGS["heart"]
+    chosen = {
+        **settings,
+        "model": "shapes",
+        "output": str(tmp_path),
+        "data": {**settings["data"], "path": str(tmp_path / "data")},
+        "training": {"max_steps": 4, "learning_rate": 1e-2},
+    }
+    path = TrainingRun(build(TrainConfiguration, chosen, "the test")).run()
+
+    noise = np.random.default_rng(0).standard_normal((2, 16, 8, 8)).astype("float32")
+    prompts = ["a green heart on a navy background", "a red heart above a blue square"]
+    options = dict(
+        num_inference_steps=8, guidance_scale=3.0, max_sequence_length=32, output_type="latent", height=64, width=64
+    )
+    pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
+    before = pipe(prompts, latents=paddle.to_tensor(noise), **options).images.numpy()
+    pipe.load_lora_weights(path)
+    ours = pipe(prompts, latents=paddle.to_tensor(noise), **options).images.numpy()
+    assert np.abs(ours - before).max() > 0.5
+
+    theirs = diffusers.StableDiffusion3Pipeline.from_pretrained(BUNDLED["shapes"], torch_dtype=torch.float32)
+    tensors = load_file(path)
+    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+        part, name = key[: -len(".lora_A.weight")].split(".", 1)
+        modules = dict(getattr(theirs, part).named_modules())
+        module = modules.get(name) or modules[name.replace("text_model.", "", 1)]  # transformers 5 has no such level
+        with torch.no_grad():
+            module.weight += tensors[key.replace("lora_A", "lora_B")] @ tensors[key]
+    drawn = theirs(prompts, latents=torch.from_numpy(noise), **options).images.numpy()
+    np.testing.assert_allclose(ours, drawn, atol=1e-4)
