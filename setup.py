@@ -50,6 +50,7 @@ setup(
         "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
         "test": [
             "pytest>=7",
+            "pytest-xdist>=3.5",
             "scipy>=1.9",
             "sentencepiece>=0.1.99",
             "matplotlib>=3.6",

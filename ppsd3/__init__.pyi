@@ -1,6 +1,7 @@
 """The public names and the modules that define them: for type checkers, and for ``__init__.py``, which reads them."""
 
 from .adapters import (
+    LoKrConfig as LoKrConfig,
     LoraConfig as LoraConfig,
     add_adapter as add_adapter,
     get_peft_model_state_dict as get_peft_model_state_dict,

@@ -16,7 +16,7 @@ from .compilation import ForwardReplaceable
 from .configuration_utils import ConfigMixin, naming
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
-from .ops.adapted import checkpoint_tensors
+from .ops.adapted import checkpoint_tensors, is_attached
 from .quantization import (
     CONFIG_KEY,
     QuantizableModel,
@@ -440,7 +440,7 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
             self.eval()
             return
         trained = (name for name, p in self.named_parameters() if not p.stop_gradient)
-        if self.is_quantized and any(".adapters." not in name for name in trained):
+        if self.is_quantized and any(".adapters." not in name and not is_attached(self, name) for name in trained):
             raise InputError(
                 f"This {type(self).__name__} is in int8, and rounded weights cannot be trained. Train the model that "
                 "it was made from and quantize the result, or add_adapter() and train that."

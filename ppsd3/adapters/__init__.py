@@ -2,12 +2,13 @@
 
 from .files import read_adapters, write_adapters
 from .layers import Dense, Kronecker, LowRank, Orthogonal, Sum
-from .network import LoraConfig, add_adapter, train_adapter
+from .network import LoKrConfig, LoraConfig, add_adapter, train_adapter
 from .peft import PeftAdapterMixin, get_peft_model_state_dict, set_peft_model_state_dict
 
 __all__ = [
     "Dense",
     "Kronecker",
+    "LoKrConfig",
     "LoraConfig",
     "LowRank",
     "Orthogonal",

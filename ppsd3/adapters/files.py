@@ -220,8 +220,14 @@ def write_adapters(adapters: Mapping[str, WeightChange]) -> tuple[Tensors, dict[
                 if change.lora_bias is not None:
                     tensors[f"{module}.lora_B.bias"] = change.lora_bias
             elif isinstance(change, Kronecker):
-                tensors[f"{module}.lokr_w1"] = change.lokr_w1 * change.scaling
-                tensors[f"{module}.lokr_w2"] = change.lokr_w2
+                factors = change.factors
+                tensors.update({f"{module}.{name}": factor for name, factor in factors.items()})
+                tensors[f"{module}.lokr_w1"] = change.lokr_w1
+                if len(factors) == 1:  # alpha has no effect then
+                    tensors[f"{module}.lokr_w1"] = change.lokr_w1 * change.scaling
+                else:
+                    rank = factors["lokr_w2_b"].shape[0]
+                    tensors[f"{module}.alpha"] = paddle.to_tensor(change.scaling * rank, dtype="float32")
             elif isinstance(change, Orthogonal):
                 tensors[f"{module}.oft_blocks"] = change.oft_blocks
                 if change.rescale is not None:

@@ -138,24 +138,40 @@ class Kronecker(WeightChange):
     """``M = kron(first, second)``, applied without computing M: ``first X second^T``.
 
     Args:
-        first [a, b], second [c, d]: a * c is ``out``, b * d is ``in``; ``lokr_w1`` and ``lokr_w2``.
+        first [a, b], second [c, d]: a * c is ``out``, b * d is ``in``; ``lokr_w1`` and ``lokr_w2``. Or ``second`` is
+            two matrices [c, r] and [r, d], ``lokr_w2_a`` and ``lokr_w2_b``, whose product it is.
         **options: of :class:`WeightChange`.
     """
 
     lokr_w1: paddle.Tensor
-    lokr_w2: paddle.Tensor
 
-    def __init__(self, first: paddle.Tensor, second: paddle.Tensor, **options: Any) -> None:
+    def __init__(
+        self, first: paddle.Tensor, second: paddle.Tensor | tuple[paddle.Tensor, paddle.Tensor], **options: Any
+    ) -> None:
         super().__init__(**options)
-        self.lokr_w1, self.lokr_w2 = _parameter(first), _parameter(second)
+        self.lokr_w1 = _parameter(first)
+        factors = second if isinstance(second, tuple) else (second,)
+        names = ("lokr_w2_a", "lokr_w2_b") if len(factors) == 2 else ("lokr_w2",)
+        for name, factor in zip(names, factors):
+            setattr(self, name, _parameter(factor))
+        self._names = names
+
+    @property
+    def factors(self) -> dict[str, paddle.Tensor]:
+        """What ``second`` is a product of, by LyCORIS' names."""
+        return {name: getattr(self, name) for name in self._names}
 
     def product(self, x: paddle.Tensor, plain: paddle.Tensor) -> paddle.Tensor:
-        (a, b), (c, d) = self.lokr_w1.shape, self.lokr_w2.shape
-        inner = linear(x.reshape([*x.shape[:-1], b, d]), self.lokr_w2)  # [..., b, c]
+        (a, b), factors = self.lokr_w1.shape, list(self.factors.values())
+        c, d = factors[0].shape[0], factors[-1].shape[1]
+        inner = x.reshape([*x.shape[:-1], b, d])
+        for factor in reversed(factors):
+            inner = linear(inner, factor)  # [..., b, c] at last
         return paddle.matmul(self.lokr_w1, inner).reshape([*x.shape[:-1], a * c])
 
     def matrix(self, weight: paddle.Tensor | None = None) -> paddle.Tensor:
-        return paddle.kron(self.lokr_w1.astype("float32"), self.lokr_w2.astype("float32"))
+        second = reduce(paddle.matmul, (factor.astype("float32") for factor in self.factors.values()))
+        return paddle.kron(self.lokr_w1.astype("float32"), second)
 
 
 class Orthogonal(WeightChange):

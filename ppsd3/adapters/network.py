@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import paddle
 from paddle import nn
@@ -22,8 +22,11 @@ from ..utils.foreign import require_own
 from ..utils.paddle_internals import no_grad
 from ..utils.threads import changes_networks
 from ..utils.types import Names
-from .layers import LowRank
+from .layers import Kronecker, LowRank
 from .patterns import NamePattern, PatternTable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 
@@ -31,8 +34,49 @@ _LINEARS = (Linear, QuantizedLinear, CastingLinear, AdaptedLinear)
 ATTENTION_MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
+class AdapterConfig:
+    """What configurations of adapters to train have in common; subclasses are dataclasses with PEFT's names.
+
+    Attributes:
+        target_modules: ends of the names of linear layers and convolutions, a regular expression of whole names, or
+            "all-linear". Default: the projections of the transformer's attention.
+        exclude_modules: layers that stay as they are, written as ``target_modules``.
+    """
+
+    target_modules: Names | None
+    exclude_modules: Names | None
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        if len(args) > len(known):
+            raise UnknownArgumentError(f"{cls.__name__} takes {len(known)} arguments, and {len(args)} are given.")
+        check_argument_names(cls.__name__, settings, known, elsewhere.LORA_SETTINGS)
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, kind in declared_types(type(self)).items():
+            value = getattr(self, name)
+            value = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value  # as PEFT keeps names
+            setattr(self, name, fit(name, value, kind))
+        if self.target_modules is None:
+            self.target_modules = ATTENTION_MODULES
+
+    def matches(self, name: str, layer: Any) -> bool:
+        """Whether ``layer``, called ``name``, gets an adapter."""
+        if self.target_modules == "all-linear":
+            wanted = isinstance(layer, _LINEARS)
+        else:  # an expression chooses among layers with a matrix, a list may name a norm, which is then refused
+            wanted = _names_module(self.target_modules, name)
+            wanted = wanted and not (isinstance(self.target_modules, str) and len(shape_and_dtype(layer)[0]) == 1)
+        return wanted and not _names_module(self.exclude_modules, name)
+
+    def make(self, name: str, layer: Any) -> Adapter:
+        """A new adapter for ``layer``, which changes nothing before it is trained."""
+        raise NotImplementedError
+
+
 @dataclass
-class LoraConfig:
+class LoraConfig(AdapterConfig):
     """Configuration of a LoRA to train, with PEFT's names.
 
     Attributes:
@@ -76,35 +120,14 @@ class LoraConfig:
     base_model_name_or_path: str | None = None
     revision: str | None = None
 
-    def __new__(cls, *args: Any, **settings: Any) -> LoraConfig:
-        known = [field.name for field in fields(cls)]
-        if len(args) > len(known):
-            raise UnknownArgumentError(f"LoraConfig takes {len(known)} arguments, and {len(args)} are given.")
-        check_argument_names("LoraConfig", settings, known, elsewhere.LORA_SETTINGS)
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
-        for name, kind in declared_types(LoraConfig).items():
-            value = getattr(self, name)
-            value = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value  # as PEFT keeps names
-            setattr(self, name, fit(name, value, kind))
+        super().__post_init__()
         for name in ("bias", "modules_to_save", "layers_to_transform", "layers_pattern", "fan_in_fan_out"):
             value = getattr(self, name)
             if value and value != "none":
                 raise InputError(f"{name} is {value!r}. {elsewhere.LORA_SETTINGS[name]}")
         if self.lora_dropout and self.use_dora:
             raise InputError("use_dora=True takes the length of whole rows, so it has no lora_dropout. Leave one out.")
-        if self.target_modules is None:
-            self.target_modules = ATTENTION_MODULES
-
-    def matches(self, name: str, layer: Any) -> bool:
-        """Whether ``layer``, called ``name``, gets an adapter."""
-        if self.target_modules == "all-linear":
-            wanted = isinstance(layer, _LINEARS)
-        else:  # an expression chooses among layers with a matrix, a list may name a norm, which is then refused
-            wanted = _names_module(self.target_modules, name)
-            wanted = wanted and not (isinstance(self.target_modules, str) and len(shape_and_dtype(layer)[0]) == 1)
-        return wanted and not _names_module(self.exclude_modules, name)
 
     def make(self, name: str, layer: Any) -> LowRank:
         """A new :class:`LowRank` for ``layer``, which changes nothing before it is trained."""
@@ -135,6 +158,56 @@ class LoraConfig:
         made = LowRank(down.astype(dtype), up, scaling=scaling, magnitude=magnitude, bias=bias)
         made.dropout = self.lora_dropout
         return made
+
+
+@dataclass
+class LoKrConfig(AdapterConfig):
+    """Configuration of a LoKr to train (LyCORIS, Yeh et al. 2023), with PEFT's names.
+
+    The weight changes by the Kronecker product of a small matrix and a larger one, which is of low rank where that has
+    fewer numbers: a fraction of a LoRA's numbers, and a change that can have full rank.
+
+    Attributes:
+        r: rank of the second matrix.
+        alpha: the change is scaled by ``alpha / r``; without effect where the second matrix is not of low rank.
+        target_modules, exclude_modules: as in :class:`LoraConfig`; linear layers only.
+        decompose_factor: largest side of the first matrix; -1 for sides near the square roots of the weight's.
+
+    Raises:
+        InputError: a value that cannot be used.
+        UnknownArgumentError: another name.
+    """
+
+    r: Annotated[int, Range(1)] = 8
+    alpha: Annotated[float, Range()] = 8
+    target_modules: Names | None = ATTENTION_MODULES
+    exclude_modules: Names | None = None
+    decompose_factor: Annotated[int, Range(-1)] = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decompose_factor == 0 or self.alpha == 0:
+            raise InputError("decompose_factor is a number of rows or -1, and alpha is not 0.")
+
+    def make(self, name: str, layer: Any) -> Kronecker:
+        """A new :class:`~ppsd3.adapters.layers.Kronecker` for ``layer``, which changes nothing before it is trained."""
+        shape, dtype = shape_and_dtype(layer)
+        if len(shape) != 2:
+            raise InputError(f"target_modules chooses {name}, and a LoKr is trained for linear layers. Exclude it.")
+        a, b = (_divisor(size, self.decompose_factor) for size in shape)
+        c, d = shape[0] // a, shape[1] // b
+        uniform = lambda *sizes: paddle.uniform(sizes, min=-1, max=1) * sizes[1] ** -0.5  # noqa: E731
+        first = uniform(a, b).astype(dtype)
+        if self.r * (c + d) >= c * d:
+            return Kronecker(first, paddle.zeros([c, d], dtype))
+        second = uniform(c, self.r).astype(dtype), paddle.zeros([self.r, d], dtype)
+        return Kronecker(first, second, scaling=self.alpha / self.r)
+
+
+def _divisor(size: int, limit: int) -> int:
+    """The largest divisor of ``size`` up to its square root and, unless that is -1, ``limit``."""
+    most = math.isqrt(size) if limit == -1 else min(limit, math.isqrt(size))
+    return next(divisor for divisor in range(most, 0, -1) if size % divisor == 0)
 
 
 def _names_module(targets: Names | None, name: str) -> bool:
@@ -191,11 +264,12 @@ def _has_weights(layer: nn.Layer) -> bool:
 
 @checks_arguments
 @changes_networks
-def add_adapter(network: nn.Layer, config: LoraConfig, adapter_name: str = "default") -> None:
-    """Adds a new LoRA to layers of ``network``, and makes its weights the only trainable ones.
+def add_adapter(network: nn.Layer, config: AdapterConfig, adapter_name: str = "default") -> None:
+    """Adds a new LoRA or LoKr to layers of ``network``, and makes its weights the only trainable ones.
 
     Args:
         network: of any dtype, quantized or with layerwise casting.
+        config: a :class:`LoraConfig` or :class:`LoKrConfig`.
 
     Raises:
         InputError: the name is taken or impossible, no layer matches, or one that can have no LoRA.

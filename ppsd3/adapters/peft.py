@@ -17,7 +17,7 @@ from ..utils.threads import Changing, changes_networks
 from ..utils.types import Names, PathLike, Tensors
 from . import network as adapted
 from .files import LORA_WEIGHT_NAMES, read_adapters, read_lora_file, save_lora_file, write_adapters
-from .network import LoraConfig
+from .network import AdapterConfig
 
 
 class PeftAdapterMixin(nn.Layer):
@@ -29,14 +29,17 @@ class PeftAdapterMixin(nn.Layer):
     _components: tuple[str, ...] = ()
 
     @changes_networks
-    def add_adapter(self, adapter_config: LoraConfig, adapter_name: str = "default") -> None:
-        """Adds a new LoRA to train; its weights become the only trainable ones.
+    def add_adapter(self, adapter_config: AdapterConfig, adapter_name: str = "default") -> None:
+        """Adds a new LoRA (``ppsd3.LoraConfig``) or LoKr (``ppsd3.LoKrConfig``) to train; its weights become the only
+        trainable ones.
 
         Raises:
-            InputError: the name is taken or impossible, no layer matches, or it is no configuration of a LoRA.
+            InputError: the name is taken or impossible, no layer matches, or it is no configuration of either.
         """
-        if not isinstance(adapter_config, LoraConfig):
-            raise InputError(f"adapter_config is a {type(adapter_config).__name__}; pass a ppsd3.LoraConfig.")
+        if not isinstance(adapter_config, AdapterConfig):
+            raise InputError(
+                f"adapter_config is a {type(adapter_config).__name__}; pass a ppsd3.LoraConfig or ppsd3.LoKrConfig."
+            )
         adapted.add_adapter(self, adapter_config, adapter_name)
 
     @checks_arguments

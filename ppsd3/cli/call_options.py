@@ -27,10 +27,11 @@ def add_call_options(parser, *pipeline_classes, only=None):
         only: names of arguments; None for all.
     """
     for argument in _arguments(pipeline_classes, only):
-        shown = "" if argument.default is None else f" (default: {argument.default})"
+        default, own = argument.default, argument.of_checkpoint
+        shown = "" if default is None else f" (default: {default}{', or what the checkpoint says' if own else ''})"
         text = (argument.text.rstrip(".") + shown).replace("%", "%%")
         parser.add_argument(
-            argument.option, dest=argument.name, default=argument.default, help=text, **_READERS[argument.kind]
+            argument.option, dest=argument.name, default=None if own else default, help=text, **_READERS[argument.kind]
         )
 
 
@@ -40,7 +41,8 @@ def given_values(arguments, *pipeline_classes, only=None):
 
 
 def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: Any = None) -> dict[str, Any]:
-    """Keyword arguments of the call of ``pipeline_class``; pictures are opened.
+    """Keyword arguments of the call of ``pipeline_class``; pictures are opened. What the checkpoint may say, and the
+    command line does not, is None: see :meth:`ppsd3.pipelines.call_defaults.CallDefaults.with_call_defaults`.
 
     Args:
         others: pipelines whose options the command has too.
@@ -50,7 +52,7 @@ def call_arguments(arguments: Any, pipeline_class: Any, others: Any = (), only: 
     """
     taken = {argument.name: argument for argument in _arguments([pipeline_class], only)}
     for argument in _arguments(others, only):
-        if argument.name not in taken and getattr(arguments, argument.name) != argument.default:
+        if argument.name not in taken and getattr(arguments, argument.name) not in (None, argument.default):
             raise InputError(f"{argument.option} has no effect with the other options that are given. Leave it out.")
     return {name: _value(argument, getattr(arguments, name)) for name, argument in taken.items()}
 

@@ -9,6 +9,8 @@ from typing import Any
 from .. import __version__
 from ..utils.errors import InputError
 from ..utils.files import atomic_write
+from ..utils.random import TorchGenerator
+from ..utils.ranks import current_ranks
 from . import from_png
 from .call_options import add_call_options, call_arguments, given_values
 from .options import add_model_options, load_ip_adapter, load_pipeline
@@ -64,6 +66,7 @@ def draw(
     command: str = "generate",
     more: dict[str, Any] | None = None,
     load: Any = load_pipeline,
+    deal: Any = None,
 ) -> None:
     """Draws what ``arguments`` ask for and saves it.
 
@@ -72,22 +75,23 @@ def draw(
         command: that can draw it again.
         more: further settings for the PNG file, of the command's own options.
         load: (arguments, quiet, pipeline_class) -> pipeline.
+        deal: (number of prompts) -> indices of those to draw. Default: each process that was launched has its share.
     """
-    from ..utils.random import TorchGenerator
-
     prompts = _prompts(arguments)
     seeds = _seeds(arguments.seed, arguments.num_images_per_prompt)
     targets = output_files(arguments.output, prompts, seeds)
-    size = {name: call[name] for name in ("height", "width")}
-    given = {**given_values(arguments, pipeline_class), **size, **(more or {}), "command": command}
     pipe = load(arguments, arguments.quiet, pipeline_class)
+    call = pipe.with_call_defaults(call)
+    named = given_values(arguments, pipeline_class)
+    given = {name: call.get(name) if value is None else value for name, value in named.items()}
+    given = {**given, **(more or {}), "command": command}
     load_ip_adapter(pipe, arguments.ip_adapter, arguments.image_encoder)
-    for number, prompt in enumerate(prompts, 1):
-        watching = _previews(pipe, arguments.preview, f"{number}-" if len(prompts) > 1 else "")
-        images = pipe(prompt=prompt, generator=list(map(TorchGenerator, seeds)), **call, **watching).images
-        for image, seed in zip(images, seeds):
-            settings = {"prompt": prompt, **_settings(arguments, given, seed, image)}
-            file = save_png(image, targets.pop(0), settings, replace=not names_directory(arguments.output))
+    for index in (deal or current_ranks().deal)(len(prompts)):
+        watching = _previews(pipe, arguments.preview, f"{index + 1}-" if len(prompts) > 1 else "")
+        images = pipe(prompt=prompts[index], generator=list(map(TorchGenerator, seeds)), **call, **watching).images
+        for image, seed, target in zip(images, seeds, targets[index * len(seeds) :]):
+            settings = {"prompt": prompts[index], **_settings(arguments, given, seed, image)}
+            file = save_png(image, target, settings, replace=not names_directory(arguments.output))
             if not arguments.quiet:
                 print(file)
 
@@ -158,7 +162,7 @@ def _previews(pipe: Any, directory: Any, prefix: str) -> dict[str, Any]:
 def _seeds(seed, count):
     if not 1 <= count <= _MOST_PICTURES:
         raise InputError(f"--num-images is {count}; it has to be 1 or more, up to {_MOST_PICTURES} at once.")
-    first = random.randrange(2**32) if seed is None else seed
+    first = current_ranks().agree(random.randrange(2**32)) if seed is None else seed
     return [first + i for i in range(count)]
 
 

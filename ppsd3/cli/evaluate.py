@@ -28,7 +28,7 @@ def add_arguments(parser):
 def run(arguments):
     _check(arguments)
     pipe = load_pipeline(arguments, quiet=True)
-    settings = call_arguments(arguments, _pipeline_class(), only=CALL_ARGUMENTS)
+    settings = pipe.with_call_defaults(call_arguments(arguments, _pipeline_class(), only=CALL_ARGUMENTS))
     if arguments.what == "samplers":
         _compare_samplers(pipe, arguments, settings)
     else:

@@ -76,9 +76,7 @@ _RENAMED = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`take_settings` reads."""
     parser.add_argument(
-        "--from-png",
-        metavar="FILE",
-        help="take prompts and numbers from a picture that ppsd3 drew; options given win",
+        "--from-png", metavar="FILE", help="take prompts and numbers from a picture that ppsd3 drew; options given win"
     )
     parser.add_argument(
         "--trust-png", action="store_true", help="with --from-png: use the model and the files that it names, too"

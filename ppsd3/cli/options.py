@@ -9,6 +9,7 @@ from ..utils.errors import InputError
 from ..utils.samplers import explain_option
 
 DEFAULT_MODEL = "shapes"
+DTYPES = ("float32", "bfloat16", "float16")
 
 # Name -> class of ppsd3, and what its configuration says beside the model's own.
 SCHEDULERS = {
@@ -42,9 +43,7 @@ def add_model_options(parser):
         help="read each network when it is used, with weights in 16 bits, and forget it afterwards: least memory",
     )
     parser.add_argument(
-        "--prompt-weighting",
-        action="store_true",
-        help="read (word:1.3), [word] and BREAK in prompts, and more than 77 tokens of them",
+        "--prompt-weighting", action="store_true", help="read (word:1.3), [word] and BREAK, and prompts of any length"
     )
 
 
@@ -52,8 +51,7 @@ def add_loading_options(parser):
     """What is loaded of the model that another option names, and on top of it."""
     parser.add_argument("--config", help="for a .safetensors file: directory or hub id with tokenizers and scheduler")
     parser.add_argument("--variant", help="which weight files, e.g. fp16")
-    dtypes = ("float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", default="float32", choices=dtypes, help="of the networks (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES, help="of the networks (default: %(default)s)")
     parser.add_argument(
         "--lora",
         metavar="FILE[:SCALE]",

@@ -158,8 +158,10 @@ class SD3ControlNetModel(ConditionedBlocks):
             load_weights_from_transformer: False begins with fresh weights.
 
         Raises:
-            InputError: more layers than the transformer has.
+            InputError: more layers than the transformer has, or its weights are int8.
         """
+        if load_weights_from_transformer and transformer.is_quantized:
+            raise InputError("The transformer is in int8, and its copies are to be trained. Load the original.")
         depth = len(transformer.transformer_blocks)
         if not 0 < num_layers <= depth:
             raise InputError(f"num_layers is {num_layers}; the transformer has {depth} blocks. Use 1 to {depth}.")

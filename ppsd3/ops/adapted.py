@@ -258,10 +258,11 @@ def _scaled(networks, scale, argument):
 
 def own_sublayers(network: nn.Layer) -> list[tuple[str, nn.Layer]]:
     """[(name, layer)] of ``network`` without what an adapter has attached to the whole of it (``_attachments``)."""
-    return [(name, layer) for name, layer in network.named_sublayers() if not _is_attached(network, name)]
+    return [(name, layer) for name, layer in network.named_sublayers() if not is_attached(network, name)]
 
 
-def _is_attached(network, name):
+def is_attached(network: nn.Layer, name: str) -> bool:
+    """Whether what is called ``name`` belongs to something attached to the whole of ``network``, e.g. an IP-adapter."""
     return name.split(".")[0] in getattr(network, "_attachments", ())
 
 
@@ -279,7 +280,7 @@ def checkpoint_tensors(network: nn.Layer) -> dict[str, Tensor]:
             "save_lora_weights(), and before saving the network call fuse_lora() to put them into the weights, or "
             "disable_lora() or unload_lora_weights() to save it without."
         )
-    tensors = {name: tensor for name, tensor in network.state_dict().items() if not _is_attached(network, name)}
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if not is_attached(network, name)}
     for name in layers:
         tensors = {
             key.replace(name + ".base_layer.", name + ".", 1) if key.startswith(name + ".") else key: tensor

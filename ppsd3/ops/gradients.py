@@ -54,11 +54,22 @@ def recomputed(block: Callable[..., Any], *inputs: Any) -> Any:
     """``block(*inputs)``, a tensor or several, with activations that are computed again in the backward pass.
 
     Args:
-        inputs: the first is a tensor.
+        inputs: the first is a tensor; gradients reach tensors among them and in dicts among them.
     """
-    if not tracked(*(x for x in inputs if isinstance(x, Tensor))):  # as where adapters alone train
+    # recompute() gives a gradient to tensors among its own arguments alone
+    places = [(i, name) for i, x in enumerate(inputs) if isinstance(x, dict) for name in x]
+    places = [(i, name) for i, name in places if isinstance(inputs[i][name], Tensor)]
+    inside = [inputs[i][name] for i, name in places]
+    if not tracked(*inside, *(x for x in inputs if isinstance(x, Tensor))):  # as where adapters alone train
         detached = inputs[0].detach()  # recompute() gives parameters no gradient if none of its inputs needs one
         detached.stop_gradient = False
         inputs = detached, *inputs[1:]
     context = copy_context()  # on the way back the block runs as it does now, with the call's scale of LoRA layers
-    return recompute(lambda *inputs: context.run(block, *inputs), *inputs)
+
+    def run(*given):
+        outer = list(given[: len(inputs)])
+        for (i, name), tensor in zip(places, given[len(inputs) :]):
+            outer[i] = {**outer[i], name: tensor}
+        return context.run(block, *outer)
+
+    return recompute(run, *inputs, *inside)

@@ -174,6 +174,8 @@ def _dense_product(x, weight, weight_scale):
 
 
 def _dense(weight, weight_scale, dtype):
+    if paddle.in_dynamic_mode():
+        return weight.astype(dtype).multiply_(weight_scale.astype(dtype).unsqueeze(1))  # one large matrix, not two
     return weight.astype(dtype) * weight_scale.astype(dtype).unsqueeze(1)
 
 

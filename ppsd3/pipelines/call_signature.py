@@ -44,11 +44,13 @@ class Doc:
         text: one sentence or two; shapes and units are said here, the type and the default are not.
         option: its name on the command line; "" for the argument's own name, None for no option.
         forms: which Python objects a picture may be, where there are several.
+        of_checkpoint: whether a checkpoint may have its own default, see :mod:`ppsd3.pipelines.call_defaults`.
     """
 
     text: str
     option: Optional[str] = ""
     forms: str = ""
+    of_checkpoint: bool = False
 
 
 # Kind of value by type, for options, forms and schemas; what is in no line is for Python alone.
@@ -81,6 +83,7 @@ class Argument:
         option: its name on the command line, e.g. ``"--steps"``; None where it has none.
         kind: one of the values of ``KINDS``; "python" for what no form can ask for.
         limits: of its numbers; None where any are.
+        of_checkpoint: whether a checkpoint may have its own default.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Argument:
     option: Optional[str]
     kind: str
     limits: Optional[Range] = None
+    of_checkpoint: bool = False
 
     def fit(self, value: Any) -> Any:
         """``value`` as the argument's type. Raises an InputError that says what it should be, and what it means."""
@@ -120,7 +124,8 @@ def _argument(arguments: type, field: "dataclasses.Field[Any]") -> Argument:
     kind = KINDS.get(plain, "python")
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     option = doc.option if doc.option != "" else "--" + field.name.replace("_", "-")
-    return Argument(field.name, plain, default, doc.text, doc.forms, None if kind == "python" else option, kind, limits)
+    option = None if kind == "python" else option
+    return Argument(field.name, plain, default, doc.text, doc.forms, option, kind, limits, doc.of_checkpoint)
 
 
 def takes(
@@ -131,7 +136,8 @@ def takes(
     Args:
         arguments: a dataclass of annotated fields.
 
-    The method's signature is theirs, its docstring goes on with a list of them, and ``method.arguments`` is the class.
+    Where ``self.call_defaults`` has an argument that is left out, its value is the default. The method's signature is
+    theirs, its docstring goes on with a list of them, and ``method.arguments`` is the class.
     An argument that is not among them raises an :class:`UnknownArgumentError`.
     """
     kind: Any = arguments
@@ -139,7 +145,7 @@ def takes(
     def decorate(method: Any) -> Any:
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return method(self, _bind(kind, args, kwargs))
+            return method(self, _bind(kind, args, kwargs, self.call_defaults))
 
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
         described = describe(kind)
@@ -160,12 +166,12 @@ def _with_arguments(doc: str, arguments: list[Argument]) -> str:
     return "\n\n".join([first, "Args:\n" + textwrap.indent("\n".join(rows), " " * 4), body]).rstrip() + "\n"
 
 
-def _bind(kind: type[A], args: Any, kwargs: dict[str, Any]) -> A:
+def _bind(kind: type[A], args: Any, kwargs: dict[str, Any], own: dict[str, Any]) -> A:
     names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
     check_argument_names("The call", kwargs, names, CALL_ARGUMENTS)
     if len(args) > len(names) or not kwargs.keys().isdisjoint(names[: len(args)]):
         raise _misplaced(names, args, kwargs)
-    arguments = kind(*args, **kwargs)
+    arguments = kind(*args, **{**{name: own[name] for name in names[len(args) :] if name in own}, **kwargs})
     for argument in _described(kind):
         value = getattr(arguments, argument.name)
         if value is not argument.default:

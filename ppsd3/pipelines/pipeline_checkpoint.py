@@ -31,6 +31,7 @@ from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, not_a
 from ..utils.recognition import explain_class
 from ..utils.threads import works_with_networks
 from ..utils.weight_names import choose_variants, is_former_component_file
+from .call_defaults import INDEX_ENTRY, checked_defaults
 from .component_classes import PIPELINE_CLASSES, component_class, pipeline_class, require_savable
 from .residency import OnDemandNetwork, is_network
 
@@ -49,6 +50,7 @@ class PipelineCheckpointMixin:
     arguments of its ``__init__`` are its components, but for its ``_settings``.
     """
 
+    call_defaults: Any
     components: Any
     config: Any
     dtype: Any
@@ -110,14 +112,16 @@ class PipelineCheckpointMixin:
             skip_components=tuple(components),
         )
         options = (paddle_dtype, storage_dtype, variant, load_components)
-        chosen, arguments = read_whole(directory, lambda folder: cls._read(folder, components, *options))
+        chosen, arguments, defaults = read_whole(directory, lambda folder: cls._read(folder, components, *options))
         made: Any = chosen(**{**arguments, **components})
         made.name_or_path = os.fspath(pretrained_model_name_or_path)
+        made.call_defaults = defaults
         return made
 
     @classmethod
     def _read(cls, directory, components, paddle_dtype, storage_dtype, variant, load_components):
-        """The class to make and its arguments, but for the ``components`` that are given; see from_pretrained."""
+        """The class to make, its arguments but for the ``components`` that are given, and its calls' defaults; see
+        from_pretrained."""
         index = read_pipeline_index(directory)
         chosen = cls._resolve_class(index, directory)
         if not cls._component_signature():  # any pipeline, whose components are known by now
@@ -125,6 +129,10 @@ class PipelineCheckpointMixin:
             check_argument_names(
                 f"{chosen.__name__}.from_pretrained", components, [*own, *(components_taken(chosen) or ())]
             )
+        try:
+            defaults = checked_defaults(chosen, index.get(INDEX_ENTRY, {}))
+        except InputError as error:
+            raise ConfigError(f"{os.path.join(directory, INDEX_NAME)}: {error}") from error
         classes = chosen._saved_classes(index, directory, given=components)
         networks = [name for name, class_ in classes.items() if issubclass(class_, nn.Layer)]
         variants = choose_variants({name: os.listdir(os.path.join(directory, name)) for name in networks}, variant)
@@ -143,7 +151,7 @@ class PipelineCheckpointMixin:
             loaded[name] = _read_network(class_, directory, name, options, load_components == "on_demand")
         absent = dict.fromkeys(chosen._component_signature())
         settings = {name: index[name] for name in chosen._settings if name in index}
-        return chosen, {**absent, **settings, **loaded}
+        return chosen, {**absent, **settings, **loaded}, defaults
 
     def _read_more(self, class_, directory, subfolder):
         """A network that joins the others: of their dtypes, and on demand where some of them are."""
@@ -275,6 +283,8 @@ class PipelineCheckpointMixin:
                 name, version = LAYOUTS[layout].version
                 header = {"_class_name": type(self).__name__, name: version, "_ppsd3_version": __version__}
                 settings = {name: getattr(self, name) for name in self._settings}
+                if self.call_defaults:
+                    header[INDEX_ENTRY] = self.call_defaults
                 file.write((json.dumps({**header, **index, **settings}, indent=2) + "\n").encode())
 
     def _is_listed(self, name):

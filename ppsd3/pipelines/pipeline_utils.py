@@ -23,6 +23,7 @@ from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
 from ..utils.paddle_internals import current_place
 from ..utils.threads import Shared, changes_networks, working_with
+from .call_defaults import CallDefaults
 from .call_signature import Argument, describe
 from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
+class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpointMixin, FromSingleFileMixin):
     """Base of the pipelines. A subclass's ``__init__`` arguments are its components, but for its ``_settings``.
 
     ``DiffusionPipeline.from_pretrained(path)`` makes the pipeline that the checkpoint names;
@@ -109,7 +110,7 @@ class DiffusionPipeline(Shared, FamiliarMethods, PipelineCheckpointMixin, FromSi
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
         made = cls(**parts)
         made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
-        for name in cls._carried:
+        for name in ("_call_defaults", *cls._carried):
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
         return made if paddle_dtype is None else made.to(dtype=floating_dtype(paddle_dtype))
 

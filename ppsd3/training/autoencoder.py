@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Annotated, Any, Callable
 
 import numpy as np
@@ -32,6 +33,7 @@ class AutoencoderTask:
         edge_weight: extra weight of a pixel at an edge of full contrast. Small shapes are mostly edges.
         latent_noise: standard deviation of noise added to latents beside the posterior's own, so that the decoder
             tolerates the errors of generated latents.
+        settings: what else a resumed run must share, as JSON values.
     """
 
     vae: AutoencoderKL
@@ -40,6 +42,7 @@ class AutoencoderTask:
     kl_weight: Annotated[float, Range(0)] = 1e-4
     edge_weight: Annotated[float, Range(0)] = 0.0
     latent_noise: Annotated[float, Range(0)] = 0.0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, nn.Layer]:
@@ -50,7 +53,7 @@ class AutoencoderTask:
     def configuration(self) -> dict[str, Any]:
         """What a resumed run must share."""
         names = ("batch", "kl_weight", "edge_weight", "latent_noise")
-        return {name: getattr(self, name) for name in names}
+        return {**self.settings, **{name: getattr(self, name) for name in names}}
 
     def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
         """L1 + L2 + KL of one batch."""

@@ -73,6 +73,7 @@ class LoraOptions:
         dropout: part of a layer's input that its LoRA does not see.
         kind: "lora"; "dora", which trains lengths and directions of the weights' rows apart (Liu et al. 2024); or
             "lokr", Kronecker products (LyCORIS), a fraction of a LoRA's numbers at the same rank.
+        factor: of "lokr": largest side of the first matrix. Default: sides near the square roots of the weight's.
         train_text_encoders: a LoRA on both CLIP encoders too. T5 stays as it is.
     """
 
@@ -81,6 +82,7 @@ class LoraOptions:
     targets: list[str] | None = None
     dropout: Annotated[float, Range(0, below=1)] = 0.0
     kind: Literal["lora", "dora", "lokr"] = "lora"
+    factor: Count | None = None
     train_text_encoders: bool = False
 
 
@@ -130,13 +132,13 @@ class ValidationOptions:
 
     Args:
         prompts: of the pictures.
-        num_inference_steps, guidance_scale: of drawing; the schedule has the shift of the model.
+        num_inference_steps, guidance_scale: of drawing, by default the model's; the schedule has its shift.
         seed: of the noise.
     """
 
     prompts: list[str] = dataclasses.field(default_factory=list)
-    num_inference_steps: Count = 28
-    guidance_scale: float = 7.0
+    num_inference_steps: Count | None = None
+    guidance_scale: float | None = None
     seed: int = 0
 
 
@@ -171,15 +173,52 @@ class TextualInversionOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class VaeOptions:
+    """The autoencoder of method "vae": it learns to reconstruct the pictures, whose captions are not read.
+
+    Args:
+        part: "decoder", after which latents are what they were and the transformer still fits; or "all".
+        kl_weight: of the KL divergence per pixel value, for part "all".
+        edge_weight: extra weight of a pixel at an edge of full contrast.
+        latent_noise: standard deviation of noise on latents, so that the decoder tolerates those that are generated.
+    """
+
+    part: Literal["decoder", "all"] = "decoder"
+    kl_weight: Annotated[float, Range(0)] = 1e-4
+    edge_weight: Annotated[float, Range(0)] = 0.0
+    latent_noise: Annotated[float, Range(0)] = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class IPAdapterOptions:
+    """The IP-adapter of method "ip_adapter": each picture is its own picture prompt, beside its caption.
+
+    Args:
+        image_encoder: SigLIP with its image processor, a directory or hub id; it stays frozen.
+        from_pretrained: an IP-adapter to go on with; a new one has the sizes below, and adds nothing at first.
+        hidden_dim, heads, num_queries: of a new one's projection: its width, its heads of 64, its picture tokens.
+        picture_dropout: probability that the picture is replaced by zeros, so that guidance can leave it out.
+    """
+
+    image_encoder: str = "google/siglip-so400m-patch14-384"
+    from_pretrained: str | None = None
+    hidden_dim: Count = 1280
+    heads: Count = 20
+    num_queries: Count = 64
+    picture_dropout: Share = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfiguration:
     """A training run.
 
     Args:
         model: "shapes", a directory, a hub id or a single file.
         output: directory of the run and its result.
-        method: what is trained: "lora", "full" (the transformer), "controlnet" or "textual_inversion".
-        data, lora, controlnet, textual_inversion, flow, text, validation, training: see the classes.
-        weights: how the frozen transformer's linear layers are held under a LoRA, a ControlNet or a word: "float32",
+        method: what is trained: "lora", "full" (the transformer), "controlnet", "ip_adapter", "textual_inversion" or
+            "vae".
+        data, lora, controlnet, ip_adapter, textual_inversion, vae, flow, text, validation, training: see the classes.
+        weights: how the frozen transformer's linear layers are held under what is trained beside it: "float32",
             "bfloat16" or "float16" (half the memory), or "int8" (a quarter). What is trained stays float32.
         gradient_checkpointing: computes activations again in the backward pass, in a third of the memory.
     """
@@ -190,7 +229,9 @@ class TrainConfiguration:
     method: str = "lora"
     lora: LoraOptions = LoraOptions()
     controlnet: ControlNetOptions = ControlNetOptions()
+    ip_adapter: IPAdapterOptions = IPAdapterOptions()
     textual_inversion: TextualInversionOptions = TextualInversionOptions()
+    vae: VaeOptions = VaeOptions()
     flow: FlowOptions = FlowOptions()
     text: TextOptions = TextOptions()
     validation: ValidationOptions = ValidationOptions()

@@ -7,19 +7,29 @@ its own are a section of :class:`~ppsd3.training.configuration.TrainConfiguratio
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import paddle
 from PIL import Image
 
-from ..adapters import LoraConfig
+from ..adapters import LoKrConfig, LoraConfig
+from ..loaders.ip_adapter import IP_ADAPTER_WEIGHT_NAME
 from ..loaders.textual_inversion import TEXT_INVERSION_NAME_SAFE
 from ..models import SD3ControlNetModel
 from ..pipelines import StableDiffusion3ControlNetPipeline
+from ..serialization.writers import write_tensors
 from ..utils.errors import ConfigError
+from ..utils.files import atomic_write
 from ..utils.random import TorchGenerator
+from .autoencoder import AutoencoderTask, to_model_range
 from .controlnet import ControlNetTask
+from .data.batches import Pictures
+from .data.samples import Sample
+from .ip_adapter import IPAdapterTask, PictureFeatures, new_adapter
 from .text_to_image import TextToImageTask
 from .texts import TOWERS
 from .textual_inversion import train_word
@@ -44,6 +54,7 @@ class Method:
 
     Attributes:
         result: name of what is saved, in the output directory.
+        sections: those of the configuration that it reads, beside data, validation and training.
         freezes_transformer: whether its weights can be held in few bits.
         towers: names of the text encoders whose output changes in training.
 
@@ -52,6 +63,7 @@ class Method:
     """
 
     result: str = ""
+    sections: tuple[str, ...] = ("flow", "text")
     freezes_transformer: bool = True
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
@@ -63,11 +75,15 @@ class Method:
     def check(cls, configuration: TrainConfiguration) -> None:
         """Raises ConfigError where settings do not go together, before anything is loaded."""
         method, column = configuration.method, configuration.data.control_column
-        if column is not None:
+        if column is not None and cls is not ControlNet:
             raise ConfigError(
                 f"method is {method!r} and data.control_column is {column!r}: a ControlNet alone reads control "
                 "pictures. Leave the column out, or set method=controlnet."
             )
+        for field in dataclasses.fields(configuration):
+            given = dataclasses.is_dataclass(field.default) and getattr(configuration, field.name) != field.default
+            if given and field.name not in (*cls.sections, "validation", "training"):
+                raise ConfigError(f"method is {method!r}, which does not read {field.name}.*: leave that section out.")
         if configuration.weights != "float32" and not cls.freezes_transformer:
             raise ConfigError(
                 f"weights is {configuration.weights!r}, in which frozen weights are held, and method {method!r} has no "
@@ -90,6 +106,10 @@ class Method:
     def text_to_image(self, run: TrainingRun, **options: Any) -> TextToImageTask:
         """The task; ``options`` are of times and weights."""
         return TextToImageTask(self.pipe.transformer, run.texts, run.batches, **options)
+
+    def image_features(self, run: TrainingRun, samples: Sequence[Sample]) -> PictureFeatures | None:
+        """What batches have of pictures beside latents; None for nothing."""
+        return None
 
     def checkpoint_gradients(self) -> None:
         """Lets networks that gradients pass through compute their activations again in the backward pass."""
@@ -124,6 +144,7 @@ class Method:
         lengths = run.batches.clip_length, run.batches.t5_length
         positive, negative = (run.texts.plain([text], *lengths) for text in (prompt, ""))
         pipe, arguments = self.drawing(run)
+        steps = {"num_inference_steps": options.num_inference_steps, "guidance_scale": options.guidance_scale}
         return pipe(
             prompt_embeds=positive.embeds,
             pooled_prompt_embeds=positive.pooled,
@@ -131,9 +152,8 @@ class Method:
             negative_pooled_prompt_embeds=negative.pooled,
             height=side,
             width=side,
-            num_inference_steps=options.num_inference_steps,
-            guidance_scale=options.guidance_scale,
             generator=TorchGenerator(options.seed),
+            **pipe.with_call_defaults(steps),
             **arguments,
         ).images[0]
 
@@ -141,16 +161,28 @@ class Method:
 class Lora(Method):
     """A LoRA, DoRA or LoKr on the transformer, and on both CLIP encoders if asked."""
 
+    sections = (*Method.sections, "lora")
     result = "pytorch_lora_weights.safetensors"
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
         super().__init__(configuration, pipe)
         options = configuration.lora
-        hold_frozen(pipe.transformer, configuration.weights)
+        quantize_frozen(pipe.transformer, configuration.weights)
         pipe.transformer.add_adapter(_adapter(options, options.targets or JOINT_ATTENTION), _LORA)
         self.towers = list(TOWERS[:2]) if options.train_text_encoders else []
         for name in self.towers:
             getattr(pipe, name).add_adapter(_adapter(options, CLIP_TARGETS), _LORA)
+
+    @classmethod
+    def check(cls, configuration: TrainConfiguration) -> None:
+        super().check(configuration)
+        options = configuration.lora
+        if options.dropout and options.kind != "lora":
+            raise ConfigError(
+                f"lora.dropout is {options.dropout}, and lora.kind {options.kind!r} has none. Set it to 0."
+            )
+        if options.factor is not None and options.kind != "lokr":
+            raise ConfigError(f"lora.factor is {options.factor}; only lora.kind=lokr has one. Leave it out.")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -186,6 +218,7 @@ class Full(Method):
 class ControlNet(Method):
     """A ControlNet beside the frozen transformer."""
 
+    sections = (*Method.sections, "controlnet")
     result = "controlnet"
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
@@ -196,10 +229,11 @@ class ControlNet(Method):
         else:
             layers = chosen.num_layers or max(1, transformer.config.num_layers // 2)
             self.controlnet = SD3ControlNetModel.from_transformer(transformer, num_layers=layers)
-        hold_frozen(transformer, configuration.weights)  # after the copies, which are trained
+        quantize_frozen(transformer, configuration.weights)  # after the copies, which are trained
 
     @classmethod
     def check(cls, configuration: TrainConfiguration) -> None:
+        super().check(configuration)
         if configuration.data.control_column is None:
             raise ConfigError(
                 "method is 'controlnet' and data.control_column is not given: a ControlNet learns from control "
@@ -223,16 +257,64 @@ class ControlNet(Method):
         self.controlnet.save_pretrained(os.path.join(output, self.result))
 
 
+class IPAdapter(Method):
+    """An IP-adapter on the frozen transformer."""
+
+    sections = (*Method.sections, "ip_adapter")
+    result = IP_ADAPTER_WEIGHT_NAME
+
+    def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
+        super().__init__(configuration, pipe)
+        options = configuration.ip_adapter
+        quantize_frozen(pipe.transformer, configuration.weights)
+        pipe.load_image_encoder(options.image_encoder)
+        if options.from_pretrained is not None:
+            pipe.load_ip_adapter(options.from_pretrained, image_encoder_folder=None)
+        else:
+            sizes = {"hidden_dim": options.hidden_dim, "heads": options.heads, "num_queries": options.num_queries}
+            new_adapter(pipe.transformer, pipe.image_encoder.config.hidden_size, **sizes)
+        for parameter in pipe.transformer.ip_adapter.parameters():
+            parameter.stop_gradient = False
+        pipe.set_ip_adapter_scale(1.0)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"ip_adapter": repr(self.configuration.ip_adapter)}
+
+    def image_features(self, run: TrainingRun, samples: Sequence[Sample]) -> PictureFeatures | None:
+        self.features: PictureFeatures = PictureFeatures(
+            self.pipe, run.cache("pictures"), self.configuration.ip_adapter.picture_dropout
+        )
+        self.features.prepare(samples)
+        return self.features
+
+    def text_to_image(self, run: TrainingRun, **options: Any) -> TextToImageTask:
+        return IPAdapterTask(self.pipe.transformer, run.texts, run.batches, **options)
+
+    def drawing(self, run: TrainingRun) -> tuple[Any, dict[str, Any]]:
+        features = paddle.to_tensor(self.features.of(run.batches.samples[0])[None])
+        scale = {"guidance_scale": self.configuration.validation.guidance_scale}
+        if self.pipe.with_call_defaults(scale)["guidance_scale"] > 1:
+            features = paddle.concat([paddle.zeros_like(features), features])
+        return self.pipe, {"ip_adapter_image_embeds": features}
+
+    def save(self, output: str) -> None:
+        tensors = self.pipe.transformer.ip_adapter.state_dict()
+        with atomic_write(os.path.join(output, self.result)) as file:
+            write_tensors(file, tensors, {"format": "pt"})
+
+
 class TextualInversion(Method):
     """A new word: rows of the CLIP encoders' embedding tables."""
 
+    sections = (*Method.sections, "textual_inversion")
     result = TEXT_INVERSION_NAME_SAFE
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
         super().__init__(configuration, pipe)
         options = configuration.textual_inversion
         self.towers = [name for name in TOWERS[:2] if name in (options.text_encoders or TOWERS)]
-        hold_frozen(pipe.transformer, configuration.weights)
+        quantize_frozen(pipe.transformer, configuration.weights)
         train_word(pipe, options.token, options.vectors, options.initial_word, self.towers)
 
     @property
@@ -252,20 +334,82 @@ class TextualInversion(Method):
         self.pipe.save_textual_inversion(output, self.configuration.textual_inversion.token)
 
 
+class Vae(Method):
+    """The autoencoder, or its decoder alone, on pictures without captions; shown by reconstructions."""
+
+    result = "vae"
+    sections = ("vae",)
+    freezes_transformer = False
+    _SHOWN = 4  # pictures
+
+    def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
+        super().__init__(configuration, pipe)
+        decoder_only = configuration.vae.part == "decoder"
+        for name, parameter in pipe.vae.named_parameters():
+            parameter.stop_gradient = decoder_only and not name.startswith(("decoder.", "post_quant_conv."))
+
+    @classmethod
+    def check(cls, configuration: TrainConfiguration) -> None:
+        super().check(configuration)
+        data = configuration.data
+        given = {
+            "data.caption_column": data.caption_column,
+            "data.instance_prompt": data.instance_prompt,
+            "data.class_prompt": data.class_prompt,
+            "validation.prompts": configuration.validation.prompts,
+        }
+        for name, value in given.items():
+            if value:
+                raise ConfigError(
+                    f"{name} is {value!r}, and method 'vae' reads pictures alone, which it shows reconstructed every "
+                    "training.validate_every steps. Leave it out."
+                )
+        options = configuration.vae
+        if options.part == "decoder" and options.kl_weight != type(options).kl_weight:
+            raise ConfigError("vae.kl_weight is of the encoder, which vae.part=decoder does not train. Leave it out.")
+
+    def make_task(self, run: TrainingRun) -> Task:
+        options, batch = self.configuration.vae, self.configuration.data.batch_size
+        self.pictures: Pictures = Pictures(run.open_samples(""), run.buckets, run.augmentation)
+        for name in ("transformer", *TOWERS):  # not needed any more
+            setattr(self.pipe, name, None)
+        weights = options.kl_weight, options.edge_weight, options.latent_noise
+        return AutoencoderTask(self.pipe.vae, self.pictures, batch, *weights, {**run.settings, "part": options.part})
+
+    def checkpoint_gradients(self) -> None:
+        self.pipe.vae.enable_gradient_checkpointing()
+
+    @property
+    def validates(self) -> bool:
+        return self.configuration.training.validate_every is not None
+
+    def validation(self, run: TrainingRun) -> tuple[Sequence[Image.Image], Mapping[str, float]]:
+        shown = self.pictures.first(self._SHOWN)
+        vae = self.pipe.vae
+        again = [vae.decode(vae.encode(to_model_range(x[None])).latent_dist.mode()).sample for x in shown]
+        again = [np.asarray(((x + 1) * 127.5).round().clip(0, 255)[0].transpose([1, 2, 0])) for x in again]
+        errors = np.mean([np.square(x.astype(np.float64) - y).mean() for x, y in zip(shown, again)])
+        pairs = [Image.fromarray(np.concatenate([x, y.astype(np.uint8)])) for x, y in zip(shown, again)]
+        return pairs, {"psnr": float(10 * np.log10(255**2 / max(errors, 1e-12)))}
+
+    def save(self, output: str) -> None:
+        self.pipe.vae.save_pretrained(os.path.join(output, self.result))
+
+
 METHODS: dict[str, type[Method]] = {
     "lora": Lora,
     "full": Full,
     "controlnet": ControlNet,
+    "ip_adapter": IPAdapter,
     "textual_inversion": TextualInversion,
+    "vae": Vae,
 }
 
 
-def hold_frozen(network: Any, weights: str) -> None:
-    """Holds the linear layers' weights of a frozen network in ``weights``; gradients still pass through them."""
-    if weights == "int8":
-        network.quantize("int8")
-    elif weights != "float32":
-        network.enable_layerwise_casting(weights)
+def quantize_frozen(transformer: Any, weights: str) -> None:
+    """Makes the weights int8 if ``weights`` says so and they are not; 16-bit ones are loaded as such."""
+    if weights == "int8" and not transformer.is_quantized:
+        transformer.quantize("int8")
 
 
 def flow_options(flow: FlowOptions, pipe: Any) -> dict[str, Any]:
@@ -280,6 +424,8 @@ def flow_options(flow: FlowOptions, pipe: Any) -> dict[str, Any]:
 
 def _adapter(options, targets):
     alpha = options.rank if options.alpha is None else options.alpha
+    if options.kind == "lokr":
+        return LoKrConfig(options.rank, alpha, targets, decompose_factor=options.factor or -1)
     return LoraConfig(
         r=options.rank,
         lora_alpha=alpha,

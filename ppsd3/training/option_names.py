@@ -47,7 +47,11 @@ SETTINGS = {
     "report_to": "training.report_to",
     "max_sequence_length": "text.max_sequence_length",
     "seed": "training.seed",
+    "initializer_token": "textual_inversion.initial_word",
+    "num_vectors": "textual_inversion.vectors",
     # kohya's sd-scripts
+    "init_word": "textual_inversion.initial_word",
+    "num_vectors_per_token": "textual_inversion.vectors",
     "network_dim": "lora.rank",
     "network_alpha": "lora.alpha",
     "unet_lr": "training.learning_rate",
@@ -57,6 +61,8 @@ SETTINGS = {
 }
 # Options that are several settings, or whose values are others here.
 CONVERTED: dict[str, Callable[[Any], Mapping[str, Any]]] = {
+    "placeholder_token": lambda value: {"method": "textual_inversion", "textual_inversion.token": value},
+    "token_string": lambda value: {"method": "textual_inversion", "textual_inversion.token": value},
     "lora_layers": lambda value: {"lora.targets": [part.strip() for part in value.split(",")]},
     "lr_scheduler": lambda value: {
         "training.lr_schedule": "constant" if value == "constant_with_warmup" else value,

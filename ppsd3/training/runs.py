@@ -13,11 +13,13 @@ import numpy as np
 import paddle
 from PIL import Image
 
+from ..layerwise_casting import STORAGE_DTYPES
 from ..pipelines import StableDiffusion3Pipeline
 from ..training_utils import set_seed
 from ..utils.errors import ConfigError
 from ..utils.files import atomic_write
 from ..utils.random import TorchGenerator
+from ..utils.ranks import current_ranks
 from .caches import LatentCache
 from .configuration import TrainConfiguration
 from .data.batches import Augmentation, SampleBatches
@@ -46,7 +48,8 @@ class TrainingRun:
     def __init__(self, configuration: TrainConfiguration, resume_from: str = "latest", override: bool = False) -> None:
         self.configuration: TrainConfiguration = configuration
         _check(configuration)
-        self.pipe: Any = _load(configuration.model)
+        current_ranks()  # from here on, one that ends is noticed
+        self.pipe: Any = _load(configuration)
         if not sys.stderr.isatty():
             self.pipe.set_progress_bar_config(disable=True)  # of pictures that are drawn meanwhile
         set_seed(configuration.training.seed)  # of the first numbers of a LoRA
@@ -123,20 +126,23 @@ class TrainingRun:
     def batches(self) -> SampleBatches:
         """Latents with captions."""
         options, pipe = self.configuration.data, self.pipe
+        samples, priors = self.open_samples(options.instance_prompt), self._priors(options)
         return SampleBatches(
-            self.open_samples(options.instance_prompt),
-            LatentCache(pipe.vae, self._cache("latents")),
+            samples,
+            LatentCache(pipe.vae, self.cache("latents")),
             self.buckets,
             options.batch_size,
-            self._priors(options),
+            priors,
             options.prior_weight,
             self.augmentation,
             pipe._text_encoders().clip_max_length,
             self.configuration.text.max_sequence_length,
             self.configuration.training.seed,
+            self.method.image_features(self, [*samples, *priors]),
         )
 
-    def _cache(self, name):
+    def cache(self, name: str) -> str:
+        """The directory of a cache."""
         directory = self.configuration.data.cache_dir or os.path.join(self.configuration.output, "cache")
         return os.path.join(directory, name)
 
@@ -167,7 +173,7 @@ class TrainingRun:
         texts = CachedTexts(
             pipe._text_encoders(),
             TextDropout(options.encoder_dropout, options.caption_dropout),
-            self._cache("texts"),
+            self.cache("texts"),
             self.method.towers,
         )
         captions = [*batches.captions, *self.configuration.validation.prompts]
@@ -187,7 +193,10 @@ def _check(configuration):
         raise ConfigError("validation.prompts are given, but training.validate_every is not: say how often.")
 
 
-def _load(model):
+def _load(configuration):
+    """The pipeline; 16-bit weights that a file has stay mapped."""
+    model, weights = configuration.model, configuration.weights
+    held: dict[str, Any] = {"storage_dtype": {"transformer": weights}} if weights in STORAGE_DTYPES else {}
     if os.path.isfile(model):
-        return StableDiffusion3Pipeline.from_single_file(model)
-    return StableDiffusion3Pipeline.from_pretrained(model)
+        return StableDiffusion3Pipeline.from_single_file(model, **held)
+    return StableDiffusion3Pipeline.from_pretrained(model, **held)

@@ -26,6 +26,7 @@ class Batch:
         clip_length, t5_length: token lengths to pad to; pipelines pad to 77 and 256.
         controls: for a ControlNet, latents [B, C', H, W] of the control images.
         weights: [B] of the rows' losses; None for 1.
+        image_embeds: for an IP-adapter, features [B, T, E] of pictures.
     """
 
     latents: np.ndarray
@@ -34,6 +35,7 @@ class Batch:
     t5_length: int = 256
     controls: np.ndarray | None = None
     weights: np.ndarray | None = None
+    image_embeds: np.ndarray | None = None
 
 
 Batches = Callable[[np.random.Generator, int], Batch]

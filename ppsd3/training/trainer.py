@@ -21,13 +21,14 @@ from ..training_utils import cast_training_params
 from ..utils.checking import Range, checks_arguments
 from ..utils.errors import ConfigError, InputError, NotFiniteError
 from ..utils.logging import get_logger
+from ..utils.ranks import Ranks, current_ranks
 from ..utils.types import Tensors
 from .checkpoints import Checkpoints, load_into, read_group, read_state
-from .distributed import Ranks, current_ranks
 from .ema import EMA
 from .log import TrainingLog
-from .optimizers import clip_gradients, make_optimizer
+from .optimizers import Optimizer, clip_gradients, make_optimizer
 from .precision import Precision
+from .sharding import ShardedOptimizer, check_sharding
 
 _logger = get_logger(__name__)
 
@@ -79,6 +80,7 @@ class TrainingOptions:
         checkpoints_total_limit: states to keep; None for all.
         report_to: "visualdl", or None for ``log.jsonl`` alone.
         seed: of batches and noise.
+        sharding: "stage1" divides the optimizer's state among the ranks: less memory for each, the same result.
 
     Raises:
         InputError: a number outside its range.
@@ -104,12 +106,14 @@ class TrainingOptions:
     checkpoints_total_limit: Annotated[int, Range(1)] | None = 2
     report_to: str | None = None
     seed: Annotated[int, Range(0)] = 0
+    sharding: str | None = None
 
     # A resumed run may change these: they leave the numbers as they are.
-    FREE = frozenset({"save_every", "log_every", "validate_every", "checkpoints_total_limit", "report_to"})
+    FREE = frozenset({"save_every", "log_every", "validate_every", "checkpoints_total_limit", "report_to", "sharding"})
 
     def __post_init__(self) -> None:
         after_warmup(self.lr_schedule)
+        check_sharding(self.sharding)
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of step ``step`` (from 0)."""
@@ -172,8 +176,14 @@ class Trainer:
             )
         self.precision: Precision = Precision(options.mixed_precision)
         self.parameters: Tensors = trained_parameters(task)
-        self.optimizer = make_optimizer(
-            options.optimizer, self.parameters, options.betas, options.weight_decay, options.epsilon
+
+        def make(parameters: Tensors) -> Optimizer:
+            given = options.betas, options.weight_decay, options.epsilon
+            return make_optimizer(options.optimizer, parameters, *given)
+
+        sharded = options.sharding is not None
+        self.optimizer: Optimizer = (
+            ShardedOptimizer(self.parameters, self.ranks, make) if sharded else make(self.parameters)
         )
         self.ema: EMA | None = None if options.ema_decay is None else EMA(self.parameters, options.ema_decay)
         self.checkpoints: Checkpoints = Checkpoints(
@@ -261,13 +271,15 @@ class Trainer:
             if self.ema is not None:
                 stack.enter_context(self.ema.applied())
             numbers = validate(self.step)
+        self.ranks.wait()  # for the first, which may have drawn alone
         if numbers:
             self.log.note(self.step, **{name: float(value) for name, value in numbers.items()})
 
     def save(self) -> None:
         """Writes the state of this step: parameters, averages, moments, and where the run stands."""
+        moments = self.optimizer.state()  # each rank may have a part
         if self.ranks.is_first:
-            groups = {"parameters": self.parameters, "optimizer": self.optimizer.state()}
+            groups = {"parameters": self.parameters, "optimizer": moments}
             if self.ema is not None:
                 groups["ema"] = self.ema.shadow
             state = {

@@ -21,6 +21,7 @@ _AMD = "AuthenticAMD"
 _AVX512_FLAGS = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512cd"}
 _KEPT = 1 << 30  # bytes
 
+_RANKS_HERE = "PADDLE_LOCAL_SIZE"  # processes that paddle.distributed.launch started on this machine
 TUNE_VARIABLE = "PPSD3_TUNE_PROCESS"
 _tuned = None  # what tune_process has done
 _threads = None  # how many compute on the CPU, once tune_process has chosen
@@ -84,7 +85,7 @@ def _use_all_cores():
     from .paddle_internals import set_num_threads
 
     chosen = _threads_chosen_by_user()
-    _threads = chosen or usable_cores()
+    _threads = chosen or max(1, usable_cores() // int(os.environ.get(_RANKS_HERE) or 1))
     set_num_threads(_threads)
     return f"{_threads} CPU threads" + (" (OMP_NUM_THREADS)" if chosen else "")
 
@@ -137,10 +138,12 @@ def _threads_chosen_by_user():
     """The user's ``OMP_NUM_THREADS`` as an int, or None if there is none.
 
     Once Paddle is imported the variable is always set, mostly by Paddle to 1. Then a 1 is the user's only if the
-    process was started with it; any other number cannot be Paddle's.
+    process was started with it; any other number cannot be Paddle's. Its launcher hands the 1 on.
     """
     value = os.environ.get("OMP_NUM_THREADS", "")
     if not value.isdigit() or int(value) < 1:
+        return None
+    if value == "1" and _RANKS_HERE in os.environ:
         return None
     if "paddle" in sys.modules and value == "1" and "\0OMP_NUM_THREADS=" not in "\0" + _read("/proc/self/environ"):
         return None

@@ -35,6 +35,10 @@ class NotFiniteError(PPSD3Error, FloatingPointError):
     """A network produced NaN or infinity."""
 
 
+class RankLostError(PPSD3Error, ConnectionError):
+    """Another one of several processes that work together has ended or does not answer."""
+
+
 class CheckpointError(PPSD3Error):
     """Base of the errors about checkpoints."""
 

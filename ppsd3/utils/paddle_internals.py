@@ -93,6 +93,23 @@ def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
     tensor._share_buffer_to(slot)
 
 
+def connect_store() -> Any:
+    """A new connection to the store that ``paddle.distributed.init_parallel_env`` has opened; of one thread at a time.
+
+    ``add(key, number)`` is the new value of a counter, ValueError or RuntimeError where the first process has ended.
+    """
+    host, _, port = _store_address().partition(":")
+    return core.TCPStore(host, int(port), False, 0, 60)
+
+
+def _store_address():
+    """Where ``init_parallel_env`` finds it."""
+    address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if address and port:
+        return f"{address}:{port}"
+    return os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
+
+
 def without_memory(shape: Sequence[int]) -> paddle.Tensor:
     """A float32 tensor that has no memory until :func:`share_memory` gives it some."""
     kinds = core.VarDesc.VarType

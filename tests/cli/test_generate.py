@@ -249,7 +249,16 @@ def test_defaults_are_the_pipelines():
     parameters = inspect.signature(ppsd3.StableDiffusion3Pipeline.__call__).parameters
     given = call_arguments(parser.parse_args([]), ppsd3.StableDiffusion3Pipeline)
     assert given == {name: parameters[name].default for name in given}
-    assert given["num_inference_steps"] == 28
+    assert given["max_sequence_length"] == 256
+
+
+def test_what_a_checkpoint_may_say_is_left_to_it(tmp_path):
+    """`shapes` draws at guidance 3; the file says what it was drawn with."""
+    for more, scale in ((), 3.0), (("--guidance-scale", "7"), 7.0):
+        assert (
+            main(["generate", "a red circle", "--steps", "1", "--quiet", "--output", f"{tmp_path}/x.png", *more]) == 0
+        )
+        assert read_settings(tmp_path / "x.png")["guidance_scale"] == scale
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

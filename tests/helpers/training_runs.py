@@ -53,8 +53,7 @@ def draw(pipe, prompt="a circle", **options):
             width=64,
             num_inference_steps=2,
             generator=TorchGenerator(0),
-            output_type="latent",
             max_sequence_length=5,
-            **options,
+            **{"output_type": "latent", **options},
         ).images
     )

@@ -2,16 +2,18 @@
 
 ``python scenarios.py DIRECTORY NAME:STEP:ERROR...`` with ``faults.c`` loaded: saves in a forked process for each
 STEP-th event, which is killed at it (ERROR 0), or in which that write fails with the error number ERROR. Prints the
-numbers of events, or fails.
+numbers of events, or fails. ``NAME:random:TIMES`` kills at random moments.
 """
 
 import ctypes
 import hashlib
 import os
 import pathlib
+import random
 import shutil
 import signal
 import sys
+import time
 import traceback
 
 import numpy as np
@@ -397,10 +399,35 @@ class Run:
         assert error or sorted(seen) == seen, "the new was there, and then the old again"
         return count
 
+    def some(self, times, rng):
+        """Kills the saving process from outside, each time at a random moment, until ``times`` of them have died."""
+        begin = time.perf_counter()
+        assert self.saved() == 0
+        longest, after, died = 1.2 * (time.perf_counter() - begin), self.after_restart(), 0
+        while died < times:
+            self.restore()
+            child = os.fork()
+            if not child:
+                try:
+                    self.scenario.save(self.target)
+                finally:
+                    os._exit(0)
+            time.sleep(rng.uniform(0, longest))
+            os.kill(child, signal.SIGKILL)
+            died += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            found = self.after_restart()
+            assert found in (self.before, after), f"kill {died}: a mixture"
+            self.scenario.load(self.target) if found is not None else None
+        assert self.saved() == 0 and self.after_restart() == after and not self.leftovers(), self.leftovers()
+        return died
+
 
 if __name__ == "__main__":
     for number, argument in enumerate(sys.argv[2:]):
         paddle.seed(0)
         name, step, error = argument.split(":")
-        count = Run(SCENARIOS[name](), os.path.join(sys.argv[1], str(number))).all(int(step), int(error))
-        print(f"{name}: {count} events")
+        run = Run(SCENARIOS[name](), os.path.join(sys.argv[1], str(number)))
+        if step == "random":
+            print(f"{name}: {run.some(int(error), random.Random(0))} killed")
+        else:
+            print(f"{name}: {run.all(int(step), int(error))} events")

@@ -80,6 +80,14 @@ def test_killed_at_every_event(faults, place, name):
 
 
 @pytest.mark.machine
+@pytest.mark.parametrize("times", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_random_kills(faults, place, times):
+    names = ("one file", "shards over one file", "pipeline", "convert", "LoRA", "prompt cache", "PNG")
+    said = run("scenarios.py", place, *(f"{name}:random:{times}" for name in names), preload=faults)
+    assert said.count(f" {times} killed") == len(names)
+
+
+@pytest.mark.machine
 def test_export_is_killed_at_some_events(faults, place):
     """What Paddle's own code writes; each time takes a second."""
     run("scenarios.py", place, "export:7:0", f"export:31:{errno.ENOSPC}", preload=faults)

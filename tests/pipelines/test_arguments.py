@@ -7,6 +7,7 @@ import numpy as np
 import paddle
 import pytest
 from helpers import tiny
+from helpers.naming import steady
 from PIL import Image
 
 import ppsd3
@@ -233,7 +234,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("name, settings, message", WRONG, ids=str)
+@pytest.mark.parametrize("name, settings, message", WRONG, ids=steady)
 def test_a_wrong_value_is_named_with_its_remedy(pipes, name, settings, message):
     with pytest.raises(InputError, match=message):
         result(pipes[name], settings)

@@ -3,6 +3,7 @@
 import numpy as np
 import paddle
 import pytest
+from helpers.naming import steady
 from PIL import Image
 
 from ppsd3 import VaeImageProcessor
@@ -67,7 +68,7 @@ def test_some_pictures_stay_as_they_are():
     assert array[0, 0, 0, 0] == 0.75 and array[1, 0, 0, 0] == 0.5
 
 
-@pytest.mark.parametrize("image", [[], "file.png", [picture(), np.zeros((8, 8, 3))], [1]], ids=str)
+@pytest.mark.parametrize("image", [[], "file.png", [picture(), np.zeros((8, 8, 3))], [1]], ids=steady)
 def test_refuses(image):
     with pytest.raises(InputError, match="`image"):
         VaeImageProcessor().preprocess(image)
@@ -95,7 +96,7 @@ def test_refuses_output():
 @pytest.mark.parity
 @pytest.mark.parametrize("size", [(16, 16), (24, 40), (64, 8)])
 @pytest.mark.parametrize(
-    "options", [{}, {"resample": "bicubic"}, {"do_normalize": False, "do_binarize": True}], ids=str
+    "options", [{}, {"resample": "bicubic"}, {"do_normalize": False, "do_binarize": True}], ids=steady
 )
 def test_as_diffusers(size, options):
     image_processor = pytest.importorskip("diffusers.image_processor")

@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 import pytest
 from helpers import tiny
+from helpers.naming import steady
 
 import ppsd3
 from ppsd3.utils.errors import InputError
@@ -132,7 +133,7 @@ def draw_raw(pipe, **arguments):
         {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.9, "skip_layer_guidance_scale": 1.0},
         {"skip_guidance_layers": [1], "skip_layer_guidance_start": -1.0},
     ],
-    ids=str,
+    ids=steady,
 )
 def test_argument_changes_the_picture(pipe, arguments):
     assert differ(draw(pipe), draw(pipe, **arguments))

@@ -4,6 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from helpers import tiny
+from helpers.naming import steady
 from PIL import Image
 
 import ppsd3
@@ -277,7 +278,7 @@ def test_cut_out_and_put_back(pipes):
         (StableDiffusion3Pipeline, {"guidance": 7.0}, "`guidance` is 7.0"),
         (StableDiffusion3Pipeline, {"guidance": NoGuidance(), "skip_guidance_layers": [1]}, "Both `guidance`"),
     ],
-    ids=str,
+    ids=steady,
 )
 def test_refusals(pipes, task, wrong, message):
     with pytest.raises(InputError, match=message):

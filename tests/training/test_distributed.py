@@ -1,9 +1,12 @@
 """Several processes on one machine's gloo train what one process trains."""
 
 import os
+import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +15,12 @@ from ppsd3.training.checkpoints import Checkpoints, read_group
 from ppsd3.training.log import read_log
 
 PROGRAM = """
-import sys
+import os, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
 import numpy as np
 import paddle
+rank = os.environ.get("PADDLE_TRAINER_ID", "0")
+open({output!r} + ".pid" + rank, "w").write(str(os.getpid()))
 paddle.set_device("cpu")
 from helpers import tiny
 from ppsd3.models import SD3Transformer2DModel
@@ -33,14 +38,16 @@ class Text:
 
 
 def batches(rng, number):
+    time.sleep({pause} * (number >= 8))  # from the third step on
     return Batch(rng.standard_normal([2, 4, 16, 16]).astype("float32"), ["x", "y"])
 
 
-paddle.seed(3 + 100 * int(__import__("os").environ.get("PADDLE_TRAINER_ID", 0)))  # the first rank's count
+paddle.seed(3 + 100 * int(rank))  # the first rank's count
 model = SD3Transformer2DModel(**tiny.TRANSFORMER)
 model.enable_gradient_checkpointing()
 options = TrainingOptions(
-    max_steps={steps}, learning_rate=1e-3, warmup_steps=2, batches_per_step=4, log_every=1, save_every=2
+    max_steps={steps}, learning_rate=1e-3, warmup_steps=2, batches_per_step=4, log_every=1, save_every=2,
+    optimizer={optimizer!r}, sharding={sharding!r},
 )
 Trainer(TextToImageTask(model, Text(), batches), {output!r}, options).run({until})
 """
@@ -56,11 +63,14 @@ def free_ports(count):
     return ports
 
 
-def train(directory, ranks, steps=4, until=None):
+def program(directory, **given):
+    given = {"steps": 4, "until": None, "pause": 0, "optimizer": "adamw", "sharding": None, **given}
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = PROGRAM.format(
-        root=root, tests=os.path.join(root, "tests"), output=str(directory), steps=steps, until=until
-    )
+    return PROGRAM.format(root=root, tests=os.path.join(root, "tests"), output=str(directory), **given)
+
+
+def start(command, ranks):
+    """The processes of ``ranks`` ranks, without a launcher."""
     endpoints = [f"127.0.0.1:{port}" for port in free_ports(ranks)]
     processes = []
     for rank in range(ranks):
@@ -74,14 +84,42 @@ def train(directory, ranks, steps=4, until=None):
                 "PADDLE_CURRENT_ENDPOINT": endpoints[rank],
                 "PADDLE_MASTER": endpoints[0],
             }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-            )
-        )
-    for process in processes:
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    return processes
+
+
+def train(directory, ranks, **given):
+    for process in start([sys.executable, "-c", program(directory, **given)], ranks):
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output.decode()[-3000:]
+
+
+def launch(directory, script, **given):
+    """The launcher of two ranks."""
+    script.write_text(program(directory, **given))
+    command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*command, "--log_dir", str(directory) + "-log", str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def wait_for_second_step(directory):
+    """Returns the ids of the two processes once they work on the third step."""
+    end = time.monotonic() + 60
+    while not (directory / "checkpoints" / "step-00000002").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    time.sleep(0.5)
+    return [int(pathlib.Path(f"{directory}.pid{rank}").read_text()) for rank in range(2)]
+
+
+def assert_gone(pids, seconds=60):
+    end = time.monotonic() + seconds
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        assert time.monotonic() < end, pids
+        time.sleep(0.1)
 
 
 def result(directory):
@@ -126,3 +164,50 @@ def test_a_run_of_two_ranks_goes_on_with_another_number(tmp_path, alone, ranks):
 def test_a_number_of_ranks_that_does_not_divide_the_batches_is_refused(tmp_path):
     with pytest.raises(AssertionError, match=r"batches_per_step is 4, which 3 ranks cannot share"):
         train(tmp_path, ranks=3)
+
+
+@pytest.mark.machine
+def test_a_killed_rank_ends_the_others_and_leaves_a_good_state(tmp_path, alone):
+    directory = tmp_path / "run"
+    command = [sys.executable, "-c", program(directory, pause=1)]
+    survivor, doomed = start(command, ranks=2)
+    _, pid = wait_for_second_step(directory)
+    os.kill(pid, signal.SIGKILL)
+    output, _ = survivor.communicate(timeout=60)
+    doomed.communicate()
+    assert survivor.returncode > 0
+    assert "RankLostError: Another process has ended" in output.decode() and "start again" in output.decode()
+    train(directory, ranks=4)
+    assert_same(alone, result(directory))
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_under_the_launcher(tmp_path, alone, how):
+    """The first rank is killed, or the launcher is told to end."""
+    directory = tmp_path / "run"
+    launcher = launch(directory, tmp_path / "script.py", pause=1)
+    pids = wait_for_second_step(directory)
+    os.kill(pids[0] if how == signal.SIGKILL else launcher.pid, how)
+    launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert_gone(pids)
+    train(directory, ranks=1)
+    assert_same(alone, result(directory))
+
+
+@pytest.mark.machine
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_sharded_optimizer_trains_what_a_whole_one_trains(tmp_path, optimizer):
+    """Its states are whole: two ranks go on as one, and one as three."""
+    whole, sharded = tmp_path / "whole", tmp_path / "sharded"
+    train(whole, ranks=1, optimizer=optimizer)
+    train(sharded, ranks=2, until=2, optimizer=optimizer, sharding="stage1")
+    train(sharded, ranks=1, until=3, optimizer=optimizer)
+    train(sharded, ranks=4, optimizer=optimizer, sharding="stage1")
+    losses, parameters = result(sharded)
+    np.testing.assert_allclose(result(whole)[0], losses, rtol=1e-6)
+    for name, value in result(whole)[1].items():
+        np.testing.assert_allclose(parameters[name], value, atol=1e-6, rtol=0, err_msg=name)
+    states = [read_group(Checkpoints(str(d / "checkpoints")).find("latest"), "optimizer") for d in (whole, sharded)]
+    assert states[0].keys() == states[1].keys()

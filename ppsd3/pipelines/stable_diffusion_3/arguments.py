@@ -130,7 +130,11 @@ class Steps:
     num_inference_steps: Annotated[
         int,
         Range(1, MOST_STEPS),
-        Doc("denoising steps; more of them follow the flow more exactly and take longer.", "--steps"),
+        Doc(
+            "denoising steps; more of them follow the flow more exactly and take longer.",
+            "--steps",
+            of_checkpoint=True,
+        ),
     ] = 28
     sigmas: Annotated[
         Optional[list[float]],
@@ -138,7 +142,11 @@ class Steps:
         Doc("noise levels of the steps before the scheduler's shift; their number replaces `num_inference_steps`."),
     ] = None
     guidance_scale: Annotated[
-        Scale, Doc("how far to move from the negative prompt's picture; 1 or less is no guidance, in half the time.")
+        Scale,
+        Doc(
+            "how far to move from the negative prompt's picture; 1 or less is no guidance, in half the time.",
+            of_checkpoint=True,
+        ),
     ] = 7.0
 
 

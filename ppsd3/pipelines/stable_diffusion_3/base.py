@@ -27,6 +27,7 @@ from ..image_processor import VaeImageProcessor
 from ..pipeline_utils import DiffusionPipeline
 from . import checks, image_prompting
 from .arguments import CallArguments, ClipSkip, Copies, Pixels, SequenceLength, SkipLayers, Tensor
+from .cfg_parallel import CFGParallel
 from .guidance import Guidance, make_guidance
 from .present_call import PresentCall
 from .prompt_cache import PromptCache
@@ -110,7 +111,7 @@ class StableDiffusion3Base(
         self.default_sample_size: int = 128 if transformer is None else transformer.config.sample_size
         self.patch_size: int = 2 if transformer is None else transformer.config.patch_size
         self.prompt_reader = PromptReader()
-        self._cache: StepCache | None = None
+        self._cache: StepCache | CFGParallel | None = None
         self._prompt_cache: PromptCache | None = None
 
     @property
@@ -250,11 +251,31 @@ class StableDiffusion3Base(
         Raises:
             InputError: something else.
         """
-        self._cache = cache
+        self._cache = CFGParallel(cache) if isinstance(self._cache, CFGParallel) else cache
 
     def disable_cache(self) -> None:
         """Evaluates the transformer at every step again."""
-        self._cache = None
+        self._cache = CFGParallel() if isinstance(self._cache, CFGParallel) else None
+
+    def enable_cfg_parallel(self) -> None:
+        """Divides guidance between two processes, from the next call on: one asks the transformer about the negative
+        prompt, the other about the positive one ("CFG parallel" in xDiT, "batch parallel" in PaddleMIX).
+
+        Both, started by ``python -m paddle.distributed.launch --nproc_per_node 2``, make the same calls with the same
+        seeds, and get the picture that one process draws, with as many CPU threads to the bit. What is asked about one
+        prompt alone (no guidance, skip-layer or perturbed-attention guidance) both work out.
+
+        Raises:
+            InputError: there are not two processes; while drawing, there is a ``FirstBlockCache``.
+            RankLostError: the other process has ended.
+        """
+        if not isinstance(self._cache, CFGParallel):
+            self._cache = CFGParallel(self._cache)
+
+    def disable_cfg_parallel(self) -> None:
+        """Lets this process draw alone again."""
+        if isinstance(self._cache, CFGParallel):
+            self._cache = self._cache.cache
 
     def enable_vae_tiling(self, **options: Any) -> None:
         """Encodes and decodes pictures in tiles, so that memory does not grow with their size: 1024x1024 pixels take

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class SampleBatches:
         augmentation: of pictures and their control pictures alike.
         clip_length, t5_length: tokens to pad to.
         seed: of the order.
+        image_features: ``image_features(sample, rng)`` -> [T, E], for an IP-adapter.
 
     Raises:
         InputError: there is no sample.
@@ -101,6 +102,7 @@ class SampleBatches:
         clip_length: int = 77,
         t5_length: int = 256,
         seed: int = 0,
+        image_features: Callable[[Sample, np.random.Generator], np.ndarray] | None = None,
     ) -> None:
         if not samples:
             raise InputError("There are no samples to train on.")
@@ -111,6 +113,7 @@ class SampleBatches:
         self.augmentation: Augmentation = augmentation
         self.clip_length: int = clip_length
         self.t5_length: int = t5_length
+        self.image_features: Callable[[Sample, np.random.Generator], np.ndarray] | None = image_features
         self._sizes = [buckets.nearest(sample.size or sample.open().size) for sample in samples]
         self.plan: BatchPlan = BatchPlan(self._sizes, batch_size, seed)
         self._prior_plan = BatchPlan([(0, 0)] * len(priors), batch_size, seed) if priors else None
@@ -145,6 +148,7 @@ class SampleBatches:
         if chosen[0].open_control is not None:
             pairs = zip(chosen, crops)
             controls = np.stack([self._sampled(s, s.open_control, "control", crop, rng) for s, crop in pairs])
+        features = self.image_features
         return Batch(
             latents,
             [sample.caption for sample in chosen],
@@ -152,6 +156,7 @@ class SampleBatches:
             self.t5_length,
             controls,
             self._weights(len(indices), len(chosen)),
+            None if features is None else np.stack([features(sample, rng) for sample in chosen]),
         )
 
     def prepare(self) -> None:
@@ -172,6 +177,35 @@ class SampleBatches:
         priors = rows - instances
         weights = np.array([rows / instances] * instances + [self.prior_weight * rows / priors] * priors)
         return weights.astype(np.float32)
+
+
+class Pictures:
+    """Pictures without captions for :class:`~ppsd3.training.autoencoder.AutoencoderTask`, drawn anew for each batch.
+
+    Args:
+        samples: that can be opened.
+        buckets: the sizes; a batch has one.
+        augmentation: of pictures.
+    """
+
+    def __init__(
+        self, samples: Sequence[Sample], buckets: Buckets, augmentation: Augmentation = Augmentation()
+    ) -> None:
+        self.samples: Sequence[Sample] = samples
+        self.augmentation: Augmentation = augmentation
+        self._sizes = [buckets.nearest(sample.size or sample.open().size) for sample in samples]
+
+    def __call__(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """uint8 [count, H, W, 3]; those of one size, each once if there are so many."""
+        size = self._sizes[rng.integers(len(self.samples))]
+        members = [sample for sample, other in zip(self.samples, self._sizes) if other == size]
+        chosen = rng.choice(len(members), count, replace=count > len(members))
+        return np.stack([self.augmentation.crop(size, rng).apply(members[i].open()) for i in chosen])
+
+    def first(self, count: int) -> list[np.ndarray]:
+        """The centres of the first pictures of one size, at most ``count``, each uint8 [H, W, 3]."""
+        same = [sample for sample, size in zip(self.samples, self._sizes) if size == self._sizes[0]]
+        return [Crop(self._sizes[0]).apply(sample.open()) for sample in same[:count]]
 
 
 def _key(sample, role, crop):
