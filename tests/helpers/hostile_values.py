@@ -325,6 +325,7 @@ def constructors():
         ("LatentPreview", {}),
         ("TorchGenerator", {}),
         ("LoraConfig", {}),
+        ("LoKrConfig", {}),
         ("VaeImageProcessor", {}),
         ("FlowMatchEulerDiscreteScheduler", {}),
         ("FlowMatchHeunDiscreteScheduler", {}),

@@ -131,6 +131,7 @@ def _calls(directory):
         ("VaeImageProcessor", ppsd3.VaeImageProcessor, {}),
         ("SD3CannyImageProcessor", ppsd3.SD3CannyImageProcessor, {"vae_scale_factor": 8, "do_resize": True}),
         ("LoraConfig", ppsd3.LoraConfig, {"r": 4, "lora_alpha": 8, "target_modules": ["to_q"], "use_dora": False}),
+        ("LoKrConfig", ppsd3.LoKrConfig, {"r": 4, "alpha": 8, "target_modules": ["to_q"], "decompose_factor": 4}),
         ("preprocess", ppsd3.VaeImageProcessor().preprocess, lambda: {"image": _picture(), "height": 16, "width": 16}),
         ("preprocess", ppsd3.SD3CannyImageProcessor().preprocess, lambda: {"image": _picture()}),
         ("postprocess", ppsd3.VaeImageProcessor().postprocess, lambda: {"image": _tensor([1, 3, 8, 8])}),
