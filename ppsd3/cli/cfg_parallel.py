@@ -22,7 +22,7 @@ def draw_in_halves(arguments: Any, call: dict[str, Any], pipeline_class: Any) ->
     Raises:
         InputError: there are not two processes, or options leave nothing to divide.
     """
-    if arguments.guidance_scale <= 1:
+    if arguments.guidance_scale is not None and arguments.guidance_scale <= 1:
         raise InputError(
             f"--use-cfg-parallel divides guidance, and with --guidance-scale {arguments.guidance_scale} there is none. "
             "Leave one of the two out."

@@ -151,6 +151,7 @@ UNSAFE = {
     *("model", "config", "variant", "lora", "textual_inversion", "ip_adapter", "image_encoder", "controlnet", "device"),
     *("image", "mask_image", "control_image", "control_mask", "ip_adapter_image"),
     *("output", "preview", "prompt_file", "from_png", "trust_png", "quiet", "help", "num_images_per_prompt"),
+    "use_cfg_parallel",
 }
 
 
@@ -204,7 +205,7 @@ def test_what_names_files_is_shown_and_not_used(command, tmp_path, capsys, monke
     parser = dict(drawing_parsers())[command]
     known = {action.dest for action in parser._actions}
     for name in sorted((UNSAFE & known) - {"from_png"}):
-        value = VALUES.get(name, True if name in ("quiet", "help", "trust_png") else "/tmp/evil")
+        value = VALUES.get(name, True if name in ("quiet", "help", "trust_png", "use_cfg_parallel") else "/tmp/evil")
         file = hostile(tmp_path / "x.png", command=command, **{name: value})
         assert main([command, "--from-png", file]) == 2
         error = capsys.readouterr().err

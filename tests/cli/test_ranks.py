@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = "a red circle\na blue square\na red circle\n"
 
 
-def generate(tmp_path, name, *more, prompts=PROMPTS, ranks=2, seed="5"):
+def generate(tmp_path, name, *more, prompts=PROMPTS, ranks=2, seed: "str | None" = "5"):
     """(files by name, exit code, output) of two launched processes, or of one."""
     (tmp_path / "prompts.txt").write_text(prompts, encoding="utf-8")
     command = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", str(ranks)]

@@ -77,7 +77,7 @@ class _DividedTransformer:
         return (paddle.concat(self._ranks.gather(answer)),)
 
 
-def _half(value, index):
+def _half(value: Any, index: int) -> Any:
     """``value`` with the first (0) or second (1) half of the rows of each tensor in it."""
     if isinstance(value, paddle.Tensor):
         return value.chunk(2)[index]
