@@ -1,4 +1,5 @@
-"""Train: fine-tune a model by a LoRA or whole, or train a ControlNet, as a YAML file and options say.
+"""Train: fine-tune a model by a LoRA or whole, teach it a word, or train a ControlNet, an IP-adapter or the VAE, as a
+YAML file and options say.
 
 The main options of diffusers', ppdiffusers' and kohya's scripts are taken too, with the meaning that they have there;
 docs/training-options.md lists them.

@@ -38,8 +38,9 @@ class DataOptions:
         skip_broken: leaves out pictures that cannot be opened or are too small, and says how many.
         batch_size: pictures in a batch.
         cache_dir: of latents and text; default "cache" in the output directory.
-        class_path: pictures of the class, for prior preservation.
-        class_prompt: their caption; if there are fewer than ``class_images``, the others are drawn from it.
+        class_path: pictures that are to stay as they are, for prior preservation: of the class, or with captions.
+        class_prompt: their caption; if there are fewer than ``class_images``, the others are drawn from it. Without it
+            each picture of ``class_path`` has its own caption.
         class_images: how many there should be.
         prior_weight: of their loss.
     """

@@ -370,6 +370,7 @@ class Vae(Method):
             "data.caption_column": data.caption_column,
             "data.instance_prompt": data.instance_prompt,
             "data.class_prompt": data.class_prompt,
+            "data.class_path": data.class_path,
             "validation.prompts": configuration.validation.prompts,
         }
         for name, value in given.items():

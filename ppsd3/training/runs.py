@@ -155,7 +155,8 @@ class TrainingRun:
     def _priors(self, options) -> list[Sample]:
         """Pictures of the class; those that are missing are drawn first, with what is trained switched off."""
         if options.class_prompt is None:
-            return []
+            columns = Columns(options.caption_column, options.image_column)
+            return [] if options.class_path is None else open_samples(options.class_path, columns, is_prior=True)
         folder = options.class_path or os.path.join(self.configuration.output, "class_images")
         os.makedirs(folder, exist_ok=True)
         there = sum(name.lower().endswith(PICTURE_SUFFIXES) for name in os.listdir(folder))
@@ -192,9 +193,6 @@ class TrainingRun:
 
 def _check(configuration):
     METHODS[configuration.method].check(configuration)
-    data = configuration.data
-    if data.class_path is not None and data.class_prompt is None:
-        raise ConfigError("data.class_path is given without data.class_prompt, the caption of its pictures.")
     if configuration.validation.prompts and configuration.training.validate_every is None:
         raise ConfigError("validation.prompts are given, but training.validate_every is not: say how often.")
 

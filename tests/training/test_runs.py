@@ -54,6 +54,15 @@ def test_controlnet(model, data, tmp_path):
     )
 
 
+def test_priors_may_have_captions_of_their_own(model, data, tmp_path):
+    run = TrainingRun(
+        configuration(model, data, tmp_path, "data.instance_prompt=a sks circle", f"data.class_path={data}")
+    )
+    batch = run.task.batches(np.random.default_rng(0), 0)
+    assert batch.prompts[0] == "a sks circle"
+    assert batch.prompts[1] in {f"a circle number {i}" for i in range(4)}
+
+
 def test_dreambooth_with_prior_preservation(model, data, tmp_path):
     settings = ("data.instance_prompt=a sks circle", "data.class_prompt=a circle", "data.class_images=3")
     chosen = configuration(model, data, tmp_path, *settings, "data.prior_weight=0.5")
@@ -142,7 +151,6 @@ def test_wrong_files(tmp_path, text, named):
     [
         ("method=controlnet", "control_column"),
         ("data.control_column=edges", "control_column"),
-        ("data.class_path=there", "class_prompt"),
         ("validation.prompts=[x]", "validate_every"),
     ],
 )
