@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -54,7 +56,8 @@ class AffineLayerNorm(nn.LayerNorm):
         return self._by_parts(input) if is_left_out else super().forward(input)
 
     def _by_parts(self, x):
-        scaled = layer_norm(x, self.epsilon) * self.weight
+        weight: Any = self.weight
+        scaled = layer_norm(x, self.epsilon) * weight
         return scaled if self.bias is None else scaled + self.bias
 
 
