@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -20,8 +21,16 @@ import numpy as np
 
 from ..utils.errors import InputError
 from .prompts import Requirement
-from .rendering import CROSS_HALF_ARM, RESOLUTION, RING_HOLE, SQUARE_HALF_SIDE, TRIANGLE_HALF_HEIGHT, coverage
-from .scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Group
+from .rendering import (
+    CROSS_HALF_ARM,
+    RESOLUTION,
+    RING_HOLE,
+    SQUARE_HALF_SIDE,
+    TRIANGLE_HALF_HEIGHT,
+    coverage,
+    silhouettes,
+)
+from .scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Group, Scene
 
 STANDS_OUT = 45.0  # RGB distance from the background above which a pixel belongs to an object
 COLOR_TOLERANCE = 60.0  # RGB distance of a piece's colour to the palette's
@@ -33,6 +42,7 @@ EDGE_CONTRAST = 2.5  # steepens soft edges before masks are compared, so that bl
 MIN_LEAD = 0.05  # of the best shape's overlap over the next
 # Least soft intersection over union of a piece with the shape; holes and points blur first.
 MIN_OVERLAP = {"circle": 0.92, "square": 0.87, "triangle": 0.84, "cross": 0.82, "ring": 0.76}
+MIN_OVERLAP.update({"heart": 0.86, "striped circle": 0.70, "striped square": 0.68})
 RADIUS_RANGE = (4.5 / 64, 14 / 64)
 SIZE_BORDER = sum(SIZES.values()) / 2
 
@@ -47,6 +57,20 @@ _AREAS = {
     "ring": np.pi * (1 - RING_HOLE**2),
 }
 _CENTROIDS = {"triangle": TRIANGLE_HALF_HEIGHT / 3}
+
+
+def _measure(shape, radius=200):
+    """The same two numbers of a new shape, from a large picture of it."""
+    middle = np.arange(-1.5 * radius, 1.5 * radius) + 0.5
+    mask = coverage(shape, middle[None, :], middle[:, None], radius)
+    return float(mask.sum() / radius**2), float(mask.sum(1) @ middle / mask.sum() / radius)
+
+
+@cache
+def _proportions(shape: str) -> tuple[float, float]:
+    """Area / radius^2, and how far the centroid lies below the bounding box's middle / radius."""
+    return (_AREAS[shape], _CENTROIDS.get(shape, 0)) if shape in SHAPES else _measure(shape)
+
 
 _COLOR_NAMES, _COLOR_VALUES = tuple(COLORS), np.array(list(COLORS.values()), np.float32)
 _BACKGROUND_NAMES, _BACKGROUND_VALUES = tuple(BACKGROUNDS), np.array(list(BACKGROUNDS.values()), np.float32)
@@ -72,31 +96,32 @@ class Reading:
     background: str | None
 
 
-def read_picture(image: Any) -> Reading:
+def read_picture(image: Any, new_shapes: Sequence[str] = ()) -> Reading:
     """Finds the objects and the background of a picture.
 
     Args:
         image: uint8 array [H, W, 3] in RGB with H = W, or a PIL image of such size.
+        new_shapes: names in :data:`.rendering.NEW_SHAPES` that objects may have too. Bars are apart: with a striped
+            shape all that stands out is read as one object.
 
     Raises:
         InputError: another shape or dtype.
     """
     pixels = _as_pixels(image)
-    edge = np.concatenate(
-        [
-            pixels[:2].reshape(-1, 3),
-            pixels[-2:].reshape(-1, 3),
-            pixels[:, :2].reshape(-1, 3),
-            pixels[:, -2:].reshape(-1, 3),
-        ]
-    )
-    ground = np.median(edge, axis=0)
+    ground = _ground(pixels)
     distance = np.linalg.norm(pixels - ground, axis=-1)
-    labels = _connected_pieces(distance > STANDS_OUT)
+    mask = distance > STANDS_OUT
+    labels = mask.astype(int) if any("striped" in shape for shape in new_shapes) else _connected_pieces(mask)
     pieces = (labels == label for label in np.unique(labels[labels > 0]))
-    found = (_read_piece(piece, pixels, ground, distance) for piece in pieces)
+    found = (_read_piece(piece, pixels, ground, distance, (*SHAPES, *new_shapes)) for piece in pieces)
     background = _nearest(ground, _BACKGROUND_NAMES, _BACKGROUND_VALUES, BACKGROUND_TOLERANCE)
     return Reading(tuple(o for o in found if o is not None), background)
+
+
+def _ground(pixels):
+    """The background's colour: the median of the frame."""
+    frame = [pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]]
+    return np.median(np.concatenate([part.reshape(-1, 3) for part in frame]), axis=0)
 
 
 def _as_pixels(image) -> np.ndarray:
@@ -139,7 +164,7 @@ def _spread_along_rows(labels, mask):
     return np.where(mask, largest[run], 0)
 
 
-def _read_piece(piece, pixels, ground, distance) -> FoundObject | None:
+def _read_piece(piece, pixels, ground, distance, shapes) -> FoundObject | None:
     """Colour, shape and place of one piece (bool [H, W]); None if it is too small."""
     side = pixels.shape[0]
     solid = piece & (distance >= 0.8 * np.percentile(distance[piece], 80))
@@ -153,10 +178,10 @@ def _read_piece(piece, pixels, ground, distance) -> FoundObject | None:
 
     middle = np.arange(side) + 0.5
     x, y = float(mask.sum(0) @ middle / area), float(mask.sum(1) @ middle / area)
-    shape, radius, overlap = _classify(mask, near, x, y, area)
+    shape, radius, overlap = _classify(mask, near, x, y, area, shapes)
     strayed = np.linalg.norm(pixels - ground - mask[..., None] * towards, axis=-1)[piece] > UNEVEN_TOLERANCE
     name = _nearest(color, _COLOR_NAMES, _COLOR_VALUES, COLOR_TOLERANCE) if strayed.mean() < UNEVEN_SHARE else None
-    y -= _CENTROIDS.get(shape or "", 0) * radius
+    y -= _proportions(shape)[1] * radius if shape else 0
     return FoundObject(shape, name, _size(radius / side), x / side, y / side, overlap)
 
 
@@ -171,7 +196,7 @@ def _grow(mask):
     return grown
 
 
-def _classify(mask, near, x, y, area):
+def _classify(mask, near, x, y, area, shapes):
     """The best shape (None if the fit is poor or undecided), its radius in pixels, and its overlap."""
     rows, columns = np.nonzero(near.any(1))[0], np.nonzero(near.any(0))[0]
     rows, columns = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
@@ -179,9 +204,10 @@ def _classify(mask, near, x, y, area):
     dx = np.arange(columns.start, columns.stop)[None, :] + 0.5 - x
     dy = np.arange(rows.start, rows.stop)[:, None] + 0.5 - y
     fits = []
-    for shape in SHAPES:
-        radius = float(np.sqrt(area / _AREAS[shape]))
-        exact = coverage(shape, dx, dy + _CENTROIDS.get(shape, 0) * radius, radius)
+    for shape in shapes:
+        proportion, centroid = _proportions(shape)
+        radius = float(np.sqrt(area / proportion))
+        exact = coverage(shape, dx, dy + centroid * radius, radius)
         lost = max(0.0, area - exact.sum())  # what the window cuts off an ill-fitting template
         exact = _steepen(exact)
         fits.append((float(np.minimum(cut, exact).sum() / (np.maximum(cut, exact).sum() + lost)), radius, shape))
@@ -250,3 +276,22 @@ def score(requirements: Sequence[Requirement], images: Sequence[Any]) -> dict[st
         results.setdefault(requirement.task, []).append(meets(requirement, reading))
     shares = {task: sum(passed) / len(passed) for task, passed in results.items()}
     return {**shares, "overall": sum(shares.values()) / len(shares)}
+
+
+def silhouette_overlap(scene: Scene, image: Any) -> float:
+    """Intersection over union of where a scene's objects are and where those of a picture are, 0..1.
+
+    Objects are filled: asked are the pixels that an object covers by half (the hole of a ring is no part of it), drawn
+    are the pixels of each piece that are at least half as far from the ground as the piece's own colour.
+
+    Args:
+        image: as `read_picture` takes it.
+    """
+    pixels = _as_pixels(image)
+    asked = silhouettes([scene], len(pixels))[0, :, :, 0] > 127
+    distance = np.linalg.norm(pixels - _ground(pixels), axis=-1)
+    labels, drawn = _connected_pieces(distance > STANDS_OUT), np.zeros_like(asked)
+    for label in np.unique(labels[labels > 0]):
+        piece = labels == label
+        drawn |= piece & (distance >= np.percentile(distance[piece], 80) / 2)
+    return float((asked & drawn).sum() / max(1, (asked | drawn).sum()))

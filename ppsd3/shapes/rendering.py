@@ -15,6 +15,7 @@ SQUARE_HALF_SIDE = 0.88
 TRIANGLE_HALF_HEIGHT = 0.87
 CROSS_HALF_ARM = 0.34
 RING_HOLE = 0.5
+STRIPED_SCALE = 13 / 11
 
 
 def _circle(x, y, r):
@@ -45,9 +46,32 @@ _DISTANCES = {"circle": _circle, "square": _square, "triangle": _triangle, "cros
 assert tuple(_DISTANCES) == SHAPES
 
 
+def _heart(x, y, r):
+    """A square on its corner, with half a circle on each of its upper sides."""
+    half, x = r / (1 + math.sqrt(0.5)), np.abs(x)
+    y = y - half * (1 - math.sqrt(0.5)) / 2  # to the middle of the square
+    circle = np.sqrt((x - half * math.sqrt(0.5)) ** 2 + (y + half * math.sqrt(0.5)) ** 2) - half
+    return np.minimum((x + np.abs(y)) * math.sqrt(0.5) - half, circle)
+
+
+def _striped(distance):
+    """Three bars of the shape; the ground shows between them. Larger, as bars of fewer pixels would blur."""
+
+    def bars(x, y, r):
+        r = STRIPED_SCALE * r
+        return np.maximum(distance(x, y, r), 0.2 * r - np.abs(np.abs(y) - 0.4 * r))
+
+    return bars
+
+
+# What the bundled model never saw, to teach it: a shape, and a texture of two shapes. The world does not sample these.
+NEW_SHAPES = {"heart": _heart, "striped circle": _striped(_circle), "striped square": _striped(_square)}
+
+
 def coverage(shape: str, x: Any, y: Any, radius: Any) -> np.ndarray:
     """Share of each pixel that the shape covers, 0..1; offsets from its middle and radius in pixels, broadcast."""
-    return np.clip(0.5 - _DISTANCES[shape](x, y, radius), 0.0, 1.0)
+    distance = _DISTANCES.get(shape) or NEW_SHAPES[shape]
+    return np.clip(0.5 - distance(x, y, radius), 0.0, 1.0)
 
 
 def render_batch(
@@ -57,14 +81,14 @@ def render_batch(
     backgrounds: Mapping[str, tuple[int, int, int]] = BACKGROUNDS,
 ) -> np.ndarray:
     """Draws scenes as uint8 [B, resolution, resolution, 3], RGB; ``colors`` and ``backgrounds`` say what names mean."""
-    margin = math.ceil(max(SIZES.values()) * resolution) + 1  # so that windows never leave the canvas
+    margin = math.ceil(STRIPED_SCALE * max(SIZES.values()) * resolution) + 1  # so that windows never leave the canvas
     side = resolution + 2 * margin
     canvas = np.empty((len(scenes), side, side, 3), np.float32)
     canvas[:] = np.array([backgrounds[s.background] for s in scenes], np.float32).reshape(-1, 1, 1, 3)
 
     window = np.arange(-margin, margin)
     placed = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
-    for shape in SHAPES:
+    for shape in (*SHAPES, *NEW_SHAPES):
         chosen = [(b, o) for b, o in placed if o.shape == shape]
         if not chosen:
             continue
@@ -93,3 +117,23 @@ def silhouettes(scenes: Sequence[Scene], resolution: int = RESOLUTION) -> np.nda
     """The objects in white on black, uint8 [B, resolution, resolution, 3]: shapes and places without colours."""
     white, black = dict.fromkeys(COLORS, (255, 255, 255)), dict.fromkeys(BACKGROUNDS, (0, 0, 0))
     return render_batch(scenes, resolution, white, black)
+
+
+def edges(pictures: np.ndarray, contrast: float = 45.0) -> np.ndarray:
+    """The edges in white on black: pixels that differ from a neighbour's colour.
+
+    Args:
+        pictures: uint8 [B, H, W, 3], RGB.
+        contrast: least distance of the two colours in RGB.
+    """
+    values, found = pictures.astype(np.float32), np.zeros(pictures.shape[:3], bool)
+    rows = np.linalg.norm(values[:, 1:] - values[:, :-1], axis=-1) > contrast
+    columns = np.linalg.norm(values[:, :, 1:] - values[:, :, :-1], axis=-1) > contrast
+    for part, differs in (
+        (found[:, 1:], rows),
+        (found[:, :-1], rows),
+        (found[:, :, 1:], columns),
+        (found[:, :, :-1], columns),
+    ):
+        part |= differs
+    return np.where(found[..., None], np.uint8(255), np.uint8(0)).repeat(3, axis=-1)

@@ -32,7 +32,8 @@ from ..utils.errors import ConfigError, InputError, PPSD3Error
 from ..utils.files import atomic_write
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
 from .configuration import TrainConfiguration, build
-from .methods import CLIP_TARGETS, JOINT_ATTENTION
+from .methods import CLIP_TARGETS
+from .option_names import JOINT_ATTENTION
 from .published import PUBLISHED, Configurations
 from .rehearsal import Rehearsal, bytes_of, refuse_ranks
 from .texts import TOWERS
@@ -202,7 +203,8 @@ def expected_memory(
     frozen = _held(transformer, configuration.weights) - (4 * sum(trained) if method == "full" else 0)
     saved = _held(transformer, "float32") - _held(transformer, configuration.weights)
     text_tokens = _CLIP_TOKENS + configuration.text.max_sequence_length
-    rows = configuration.data.batch_size * (1 if configuration.data.class_prompt is None else 2)
+    data = configuration.data
+    rows = data.batch_size * (1 if data.class_prompt is None and data.class_path is None else 2)
     side, vae = configuration.data.resolution, networks["vae"]
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     mixed = mixed or options.mixed_precision != "no"

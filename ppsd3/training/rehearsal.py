@@ -86,7 +86,8 @@ class Rehearsal(TrainingRun):
     @property
     def captions(self) -> list[str]:
         """All that the whole run encodes."""
-        prior = [] if self.whole.data.class_prompt is None else [self.whole.data.class_prompt]
+        data = self.whole.data
+        prior = [s.caption for s in self._priors(data)] if data.class_prompt is None else [data.class_prompt]
         return sorted({"", *(s.caption for s in self.samples), *prior, *self.whole.validation.prompts})
 
 
