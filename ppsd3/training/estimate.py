@@ -29,6 +29,7 @@ from ..transformers import CLIPTextModelWithProjection, T5EncoderModel
 from ..utils import errors
 from ..utils.device import available_memory, peak_resident_set, tune_process
 from ..utils.errors import ConfigError, InputError, PPSD3Error
+from ..utils.files import atomic_write
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
 from .configuration import TrainConfiguration, build
 from .methods import CLIP_TARGETS
@@ -390,8 +391,8 @@ def _answer() -> None:
         answer = measure(build(TrainConfiguration, given["configuration"], "the settings"))
     except PPSD3Error as error:
         answer = {"error": str(error), "kind": type(error).__name__}
-    with open(given["result"], "w", encoding="utf-8") as file:
-        json.dump(answer, file)
+    with atomic_write(given["result"]) as file:
+        file.write(json.dumps(answer).encode())
 
 
 def measure(configuration: TrainConfiguration) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 from ..serialization.writers import byte_size
 from ..utils.errors import InputError
 from .checkpoints import Checkpoints
-from .configuration import TrainConfiguration
+from .configuration import DataOptions, TrainConfiguration
 from .data.batches import BatchPlan
 from .data.buckets import Size
 from .data.samples import PICTURE_SUFFIXES, Sample
@@ -34,6 +34,7 @@ class Rehearsal(TrainingRun):
 
     Attributes:
         samples: all of the whole run.
+        priors: all pictures of the class that are there.
         sizes: the bucket of each.
         plan: which samples each batch of the whole run has.
         seconds_of_texts: that its captions took to encode.
@@ -46,6 +47,7 @@ class Rehearsal(TrainingRun):
     def __init__(self, configuration: TrainConfiguration, directory: str) -> None:
         self.whole: TrainConfiguration = configuration
         self.samples: list[Sample] = []
+        self.priors: list[Sample] = []
         self.sizes: list[Size] = []
         self.plan: BatchPlan | None = None
         self.seconds_of_texts: float = 0.0
@@ -62,6 +64,10 @@ class Rehearsal(TrainingRun):
         self.sizes = [self.buckets.nearest(sample.size or sample.open().size) for sample in self.samples]
         self.plan = BatchPlan(self.sizes, self.whole.data.batch_size, self.whole.training.seed)
         return [self.samples[i] for i in dict.fromkeys(self.plan(0))]
+
+    def _priors(self, options: DataOptions) -> list[Sample]:
+        self.priors = super()._priors(options)
+        return self.priors[: options.batch_size]
 
     @functools.cached_property
     def texts(self) -> CachedTexts:
@@ -86,9 +92,8 @@ class Rehearsal(TrainingRun):
     @property
     def captions(self) -> list[str]:
         """All that the whole run encodes."""
-        data = self.whole.data
-        prior = [s.caption for s in self._priors(data)] if data.class_prompt is None else [data.class_prompt]
-        return sorted({"", *(s.caption for s in self.samples), *prior, *self.whole.validation.prompts})
+        samples = (*self.samples, *self.priors)
+        return sorted({"", *(sample.caption for sample in samples), *self.whole.validation.prompts})
 
 
 def dry_run(configuration: TrainConfiguration) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.training_runs import configuration, write_data, write_model
+from helpers.training_runs import configuration
 
 from ppsd3.cli.main import main
 from ppsd3.training import estimate as estimates
@@ -20,16 +20,6 @@ from ppsd3.training.rehearsal import Rehearsal, dry_run
 from ppsd3.utils.errors import CheckpointNotFoundError, ConfigError, InputError, PPSD3Error
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 def published(*settings, model="SD3-medium", **options):
