@@ -81,7 +81,7 @@ setup(
             "pre-commit>=4,<5",
         ],
         # What `ppsd3 bench` measures beside [parity], and what it plots with; each may be missing.
-        "bench": ["openvino>=2025.0", "nncf>=2.15", "matplotlib>=3.6"],
+        "bench": ["openvino>=2025.0", "nncf>=2.15", "peft>=0.13", "matplotlib>=3.6"],
     },
     entry_points={"console_scripts": ["ppsd3=ppsd3.cli.main:main"]},
     classifiers=[

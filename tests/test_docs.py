@@ -166,8 +166,22 @@ def meaning(block):
     return block.commands() if block.language == "bash" else block.language
 
 
-def test_the_page_of_names_is_what_the_code_says():
-    spec = importlib.util.spec_from_file_location("make_api", DOCS / "make_api.py")
+def maker(name):
+    """A module that writes pages."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert text(DOCS / "api.md") == module.page(), "run: python docs/make_api.py"
+    return module
+
+
+def test_the_page_of_names_is_what_the_code_says():
+    assert text(DOCS / "api.md") == maker("make_api").page(), "run: python docs/make_api.py"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_of_other_trainers_options_is_what_the_code_says(language):
+    pages = maker("make_training_options")
+    wanted = pages.page(language)
+    assert text(pages.PAGES[language]) == wanted, "run: python docs/make_training_options.py"
+    missing = [name for name in pages.names.ALL if f"| `--{name}` |" not in wanted]
+    assert not missing

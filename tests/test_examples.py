@@ -26,6 +26,28 @@ PICTURES = {
 }
 
 
+# Those that train, and what makes them short here.
+TRAINING = {
+    "train_lora": (["--steps", "2"], ["train_lora.png"]),
+    "train_dreambooth": (["--steps", "2", "--class-images", "1"], ["dreambooth_sks.png", "dreambooth_red.png"]),
+    "train_full": (["--steps", "2", "--pictures", "8"], ["train_full_before.png", "train_full_after.png"]),
+    "train_controlnet": (["--steps", "2", "--pictures", "8"], ["train_controlnet.png"]),
+}
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_training_example(name, tmp_path, monkeypatch):
+    arguments, pictures = TRAINING[name]
+    monkeypatch.chdir(tmp_path)
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text().splitlines()) <= 50
+    monkeypatch.setattr("sys.argv", [str(path), *arguments])
+    runpy.run_path(str(path), run_name="__main__")
+    for picture in pictures:
+        with Image.open(tmp_path / picture) as image:
+            assert image.size == (64, 64)
+
+
 @pytest.mark.parametrize("name", PICTURES)
 def test_example(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

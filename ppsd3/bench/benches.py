@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,9 +18,9 @@ from . import flops
 from .configurations import MEDIUM, TINY, width
 from .sides.base import Side
 from .sides.openvino_based import OpenVinoSide
-from .sides.ours import PaddleGemm, PaddleSide
+from .sides.ours import PaddleGemm, PaddleLoraSide, PaddleSide
 from .sides.process import GenerateSide
-from .sides.torch_based import TorchGemm, TorchSide
+from .sides.torch_based import TorchGemm, TorchLoraSide, TorchSide
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -400,8 +401,9 @@ class PictureBench(StepBench):
 class TrainBench(StepBench):
     """Forward, backward and an AdamW step of the transformer."""
 
-    name = task = "train"
-    summary = "a training step: forward, backward, AdamW; batch of 4"
+    name: ClassVar[str] = "train"
+    task: ClassVar[str] = "train"
+    summary = "a training step: forward, backward, AdamW; batch of 4; of all weights, and of a LoRA"
     sizes: ClassVar[tuple[int, ...]] = (256,)
     batch = 4
     learning_rate: ClassVar[float] = 1e-5
@@ -410,6 +412,11 @@ class TrainBench(StepBench):
         "transformer_blocks.0.attn.to_q.weight",
         "transformer_blocks.0.ff.net.2.weight",
     )
+
+    @classmethod
+    def make(cls, *arguments: Any, **options: Any) -> list[Any]:
+        """Both at each size."""
+        return [*super().make(*arguments, **options), *LoraTrainBench.make(*arguments, **options)]
 
     def inputs(self) -> dict[str, np.ndarray]:
         found = self.step_inputs(self.batch)
@@ -422,6 +429,38 @@ class TrainBench(StepBench):
 
     def sides(self) -> list[Side]:
         return self._rivals()[:2] + self._ours(compiled=False, int8=False)
+
+
+class LoraTrainBench(TrainBench):
+    """The same with all weights frozen and a LoRA on the joint attention, which diffusers has through PEFT."""
+
+    name: ClassVar[str] = "train-lora"
+    summary = ""
+    rank: ClassVar[int] = 16
+    targets: ClassVar[tuple[str, ...]] = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+    watched: ClassVar[tuple[str, ...]] = (
+        "transformer_blocks.0.attn.to_q.lora_A",
+        "transformer_blocks.0.attn.to_v.lora_B",
+        "transformer_blocks.1.attn.to_out.0.lora_B",
+    )
+
+    @classmethod
+    def make(cls, *arguments: Any, **options: Any) -> list[Any]:
+        """One at each size."""
+        return super(TrainBench, cls).make(*arguments, **options)
+
+    def lora_weight(self, name: str, shape: Sequence[int]) -> np.ndarray:
+        """What a weight of the LoRA begins with: not zero, so that each has a gradient."""
+        return 0.02 * _normal(zlib.crc32(name.encode()), *shape)
+
+    def flops(self) -> float:
+        """Frozen weights need no gradient, which is one of the backward pass's two products; a LoRA's are few."""
+        return super().flops() * 2 / 3
+
+    def sides(self) -> list[Side]:
+        rivals = [TorchLoraSide("diffusers", self), TorchLoraSide("diffusers-compiled", self, compiled=True)]
+        ours = [PaddleLoraSide("ppsd3", self), PaddleLoraSide("ppsd3-no-compiler", self, native=False)]
+        return [*rivals, *ours]
 
 
 class GenerateBench(Bench):
@@ -464,7 +503,18 @@ class GenerateBench(Bench):
         ]
 
 
-_ALL = (StepBench, DecodeBench, EncodeBench, TextBench, LoadBench, PictureBench, TrainBench, ScaleBench, GenerateBench)
+_ALL = (
+    StepBench,
+    DecodeBench,
+    EncodeBench,
+    TextBench,
+    LoadBench,
+    PictureBench,
+    TrainBench,
+    LoraTrainBench,
+    ScaleBench,
+    GenerateBench,
+)
 BY_NAME = {bench.name: bench for bench in _ALL}
 # Names on the command line.
 BENCHES = {name: bench for name, bench in BY_NAME.items() if bench.summary}

@@ -18,7 +18,7 @@ COMMANDS = {
     "img2img": "draw pictures from a prompt and a picture",
     "inpaint": "draw a marked part of a picture anew",
     "control": "draw pictures guided by a picture, through a ControlNet",
-    "train": "fine-tune a model, or train a ControlNet",
+    "train": "fine-tune a model, or train a LoRA, a ControlNet, an IP-adapter or a word",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",

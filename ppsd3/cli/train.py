@@ -1,7 +1,8 @@
-"""Train: fine-tune a model by a LoRA or whole, or train a ControlNet, as a YAML file and options say.
+"""Train: fine-tune a model by a LoRA or whole, teach it a word, or train a ControlNet, an IP-adapter or the VAE, as a
+YAML file and options say.
 
 The main options of diffusers', ppdiffusers' and kohya's scripts are taken too, with the meaning that they have there;
-docs/training.md lists them.
+docs/training-options.md lists them.
 """
 
 import argparse
@@ -26,6 +27,7 @@ def add_arguments(parser):
     parser.add_argument("--output", metavar="DIR", help="of states, log and result")
     parser.add_argument(
         "--resume",
+        "--resume_from_checkpoint",
         default="latest",
         metavar="STATE",
         help="a state of the run, or the path of one (default: the latest)",

@@ -24,7 +24,7 @@ from paddle import nn
 from ..configuration_utils import FrozenConfig
 from ..layerwise_casting import cast_layers_, held_weights
 from ..modeling_utils import to_be_filled
-from ..ops import Linear, attention, joint_attention, modulate
+from ..ops import AffineLayerNorm, Linear, attention, joint_attention, modulate
 from ..serialization import load_weights
 from ..serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
 from ..serialization.source import TensorSource, explain_source
@@ -92,7 +92,7 @@ class IPAdapterTimeImageProjection(nn.Layer):
         self.latents = self.create_parameter([1, num_queries, hidden_dim], default_initializer=normal)
         self.proj_in: Linear = Linear(embed_dim, hidden_dim)
         self.proj_out: Linear = Linear(hidden_dim, output_dim)
-        self.norm_out: nn.LayerNorm = nn.LayerNorm(output_dim)
+        self.norm_out: nn.LayerNorm = AffineLayerNorm(output_dim)
         self.layers: nn.LayerList = nn.LayerList(
             [IPAdapterTimeImageProjectionBlock(hidden_dim, heads, ffn_ratio) for _ in range(depth)]
         )
@@ -116,12 +116,12 @@ class IPAdapterTimeImageProjectionBlock(nn.Layer):
 
     def __init__(self, hidden_dim: int, heads: int, ffn_ratio: int) -> None:
         super().__init__()
-        self.ln0: nn.LayerNorm = nn.LayerNorm(hidden_dim)
-        self.ln1: nn.LayerNorm = nn.LayerNorm(hidden_dim)
+        self.ln0: nn.LayerNorm = AffineLayerNorm(hidden_dim)
+        self.ln1: nn.LayerNorm = AffineLayerNorm(hidden_dim)
         self.attn: nn.Layer = _PackedAttention(hidden_dim, heads)
         self.ff: nn.Layer = _FeedForward(hidden_dim, ffn_ratio * hidden_dim)
         self.adaln_proj: Linear = Linear(hidden_dim, 4 * hidden_dim)
-        self.adaln_norm: nn.LayerNorm = nn.LayerNorm(hidden_dim)
+        self.adaln_norm: nn.LayerNorm = AffineLayerNorm(hidden_dim)
 
     def forward(self, features: paddle.Tensor, tokens: paddle.Tensor, temb: paddle.Tensor) -> paddle.Tensor:
         shift_msa, scale_msa, shift_mlp, scale_mlp = self.adaln_proj(F.silu(temb)).chunk(4, axis=-1)

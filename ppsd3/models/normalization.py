@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Union
 import paddle
 from paddle import nn
 
-from ..ops import LayerNorm, Linear, modulate, norm_modulate, rms_norm
+from ..ops import AffineLayerNorm, LayerNorm, Linear, modulate, norm_modulate, rms_norm
 from ..utils.errors import ConfigError, InputError
 from .embeddings import CombinedTimestepLabelEmbeddings
 
@@ -193,7 +193,7 @@ class AdaLayerNormContinuous(_AdaLayerNorm):
         if norm_type not in ("layer_norm", "rms_norm"):
             raise ConfigError(f"norm_type is {norm_type!r}; it can be 'layer_norm' or 'rms_norm'.")
         if norm_type == "layer_norm":
-            norm = LayerNorm(embedding_dim, eps, weight=elementwise_affine, bias=elementwise_affine and bias)
+            norm = AffineLayerNorm(embedding_dim, eps, bias) if elementwise_affine else LayerNorm(embedding_dim, eps)
         else:
             norm = RMSNorm(embedding_dim, eps, elementwise_affine)
         super().__init__(conditioning_embedding_dim, embedding_dim, 2, norm, bias)

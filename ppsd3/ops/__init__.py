@@ -6,13 +6,23 @@ from .adapted import AdaptedLinear, AdaptedWeights, adapt, adapter_scale, base_o
 from .attention import attention, causal_bias, joint_attention, mask_bias
 from .casting import CastingLinear
 from .linear import Linear, linear, linear_gelu
-from .modulation import LayerNorm, gated_residual, layer_norm, layer_norm_modulate, modulate, norm_modulate, rms_norm
+from .modulation import (
+    AffineLayerNorm,
+    LayerNorm,
+    gated_residual,
+    layer_norm,
+    layer_norm_modulate,
+    modulate,
+    norm_modulate,
+    rms_norm,
+)
 from .quantized import QuantizedLinear, WeightOnlyLinear, shared_input
 from .settings import float32_matmul_precision, use_kernels, use_native
 
 __all__ = [
     "AdaptedLinear",
     "AdaptedWeights",
+    "AffineLayerNorm",
     "CastingLinear",
     "LayerNorm",
     "Linear",

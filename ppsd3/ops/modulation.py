@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -11,6 +9,7 @@ from paddle import Tensor, nn
 from ..utils.paddle_internals import has_hooks
 from .dispatch import Implementation, native, operation
 from .native import norms as kernels
+from .shapes import tracked
 
 
 @operation(native(kernels.layer_norm))
@@ -20,22 +19,43 @@ def layer_norm(x: Tensor, epsilon: float = 1e-6) -> Tensor:
 
 
 class LayerNorm(nn.LayerNorm):
-    """``paddle.nn.LayerNorm`` over the last axis; :func:`layer_norm` computes it where there is no weight and no bias.
+    """:func:`layer_norm` as a layer: over the last axis, without weight or bias.
 
     Args:
         dim: size of the last axis.
         eps: added to the variance.
-        weight, bias: whether there are such parameters.
     """
 
-    def __init__(self, dim: int, eps: float = 1e-6, weight: bool = False, bias: bool = False) -> None:
-        attributes: dict[str, Any] = {"weight_attr": None if weight else False, "bias_attr": None if bias else False}
-        super().__init__(dim, epsilon=eps, **attributes)
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__(dim, epsilon=eps, weight_attr=False, bias_attr=False)
         self.epsilon: float = eps
-        self.is_plain: bool = not weight and not bias
 
     def forward(self, input: Tensor) -> Tensor:
-        return layer_norm(input, self.epsilon) if self.is_plain else super().forward(input)
+        return layer_norm(input, self.epsilon)
+
+
+class AffineLayerNorm(nn.LayerNorm):
+    """``paddle.nn.LayerNorm`` over the last axis, with the right gradient where its weight is frozen.
+
+    Paddle's own gradient on a CPU leaves out a weight that has none itself (2.6.2 to 3.3.1).
+
+    Args:
+        dim: size of the last axis.
+        eps: added to the variance.
+        bias: whether there is one.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__(dim, epsilon=eps, bias_attr=None if bias else False)
+        self.epsilon: float = eps
+
+    def forward(self, input: Tensor) -> Tensor:
+        is_left_out = tracked(input) and not tracked(self.weight)
+        return self._by_parts(input) if is_left_out else super().forward(input)
+
+    def _by_parts(self, x):
+        scaled = layer_norm(x, self.epsilon) * self.weight
+        return scaled if self.bias is None else scaled + self.bias
 
 
 def _modulates(x, *vectors):
@@ -47,6 +67,10 @@ def _norm_modulates(x, shift, scale, epsilon=1e-6):
     return _modulates(x, shift, scale)
 
 
+def _by_items_modulates(x, shift, scale, epsilon=1e-6):
+    return _modulates(x, shift, scale) and (tracked(scale) or not tracked(x))  # see AffineLayerNorm
+
+
 def _by_items(x, shift, scale, epsilon=1e-6):
     """One batch item at a time, by the layer norm's own weight and bias: a tenth of the time on a CPU."""
     items = zip(x.unbind(0), (1 + scale).unbind(0), shift.unbind(0))
@@ -55,7 +79,7 @@ def _by_items(x, shift, scale, epsilon=1e-6):
 
 @operation(
     native(kernels.layer_norm_modulate, accepts=_norm_modulates),
-    Implementation("paddle", "paddle", _by_items, "cpu", ("float32",), accepts=_norm_modulates),
+    Implementation("paddle", "paddle", _by_items, "cpu", ("float32",), accepts=_by_items_modulates),
     deciding=3,
 )
 def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, epsilon: float = 1e-6) -> Tensor:
@@ -69,9 +93,9 @@ def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor, epsilon: float 
 def norm_modulate(x: Tensor, norm: nn.Layer, shift: Tensor, scale: Tensor) -> Tensor:
     """``norm(x) * (1 + scale) + shift``; shapes as in :func:`layer_norm_modulate`.
 
-    In one pass where ``norm`` is a :class:`LayerNorm` without weight, bias and hooks that must see its output.
+    In one pass where ``norm`` is a :class:`LayerNorm` without hooks that must see its output.
     """
-    if type(norm) is LayerNorm and norm.is_plain and not has_hooks(norm):
+    if type(norm) is LayerNorm and not has_hooks(norm):
         return layer_norm_modulate(x, shift, scale, norm.epsilon)
     return modulate(norm(x), shift, scale)
 

@@ -103,7 +103,11 @@ class LatentCache:
         found = self._cache.get(key, encode)
         return found["mean"].numpy(), found["std"].numpy()
 
-    def scale(self, latents: np.ndarray) -> np.ndarray:
-        """As the transformer reads them: ``(z - shift_factor) * scaling_factor``."""
+    def scale(self, latents: np.ndarray, shifted: bool = True) -> np.ndarray:
+        """As the transformer reads them: ``(z - shift_factor) * scaling_factor``.
+
+        Args:
+            shifted: False leaves the shift out, as some ControlNets read their pictures.
+        """
         config = self.vae.config
-        return (latents - (config.shift_factor or 0.0)) * config.scaling_factor
+        return (latents - (config.shift_factor or 0.0 if shifted else 0.0)) * config.scaling_factor

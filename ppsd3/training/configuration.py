@@ -95,7 +95,10 @@ class FlowOptions:
         density: "uniform", "logit_normal", "mode" or "cosmap".
         logit_mean, logit_std: of "logit_normal"; a larger mean is more noise, as in the paper.
         mode_scale: of "mode".
-        shift: of times towards noise; default the one that the model is sampled at.
+        shift: of times towards noise; default the one that the model is sampled at. Validation pictures are drawn at
+            it; sample with it too, by ``pipe.scheduler.set_shift``.
+        shift_by_size: the shift is that of a picture of the model's own size, and grows with the square root of a
+            picture's number of pixels (paper, section 5.3.2).
         indexed: draw as diffusers' scripts do: an index into the scheduler's table, whose beginning is noise, so that a
             larger mean is less noise.
         weight: "none", "sigma_sqrt", "cosmap", "precondition" or "min_snr".
@@ -107,6 +110,7 @@ class FlowOptions:
     logit_std: float = 1.0
     mode_scale: float = 1.29
     shift: Annotated[float, Range(above=0)] | None = None
+    shift_by_size: bool = False
     indexed: bool = False
     weight: str = "none"
     stratified: bool = False

@@ -40,5 +40,8 @@ class ControlNetTask(TextToImageTask):
 
     def predict(self, inputs: dict[str, Any], batch: Batch) -> paddle.Tensor:
         assert batch.controls is not None
-        residuals = self.controlnet(controlnet_cond=paddle.to_tensor(batch.controls), **inputs)[0]
+        asked = dict(inputs, controlnet_cond=paddle.to_tensor(batch.controls))
+        if self.controlnet.config.force_zeros_for_pooled_projection:  # as pipelines ask it
+            asked["pooled_projections"] = paddle.zeros_like(inputs["pooled_projections"])
+        residuals = self.controlnet(**asked)[0]
         return self.transformer(block_controlnet_hidden_states=residuals, **inputs)[0]

@@ -31,7 +31,8 @@ from ..utils.device import available_memory, peak_resident_set, tune_process
 from ..utils.errors import ConfigError, InputError, PPSD3Error
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
 from .configuration import TrainConfiguration, build
-from .methods import CLIP_TARGETS, JOINT_ATTENTION
+from .methods import CLIP_TARGETS
+from .option_names import JOINT_ATTENTION
 from .published import PUBLISHED, Configurations
 from .rehearsal import Rehearsal, bytes_of, refuse_ranks
 from .texts import TOWERS
@@ -404,9 +405,7 @@ def measure(configuration: TrainConfiguration) -> dict[str, Any]:
     once = dataclasses.replace(configuration.validation, num_inference_steps=1)
     with tempfile.TemporaryDirectory(prefix="ppsd3-estimate-") as directory:
         run = Rehearsal(dataclasses.replace(configuration, validation=once), directory)
-        start = time.perf_counter()
-        run.batches.prepare()
-        per_picture = (time.perf_counter() - start) / len(run.batches.samples)
+        seconds_before = _encoding(run)
         if run.method.validates:
             run.validate(0)
         run.trainer.log.begin(0)
@@ -419,14 +418,24 @@ def measure(configuration: TrainConfiguration) -> dict[str, Any]:
         if peak_allocated_memory() > before:  # otherwise something that came before needed more
             activations = max(activations, peak_allocated_memory() - kept.before)
         memory = _memory(run, activations, peak_memory() - base)
-    data, encoded = configuration.data, len(run.batches.captions) + 1
-    variants = (2 if data.random_flip else 1) * (9 if data.random_crop else 1)
     return {
         "memory": dataclasses.asdict(memory),
         "seconds_per_step": statistics.median(seconds[1:]),
-        "seconds_before": run.seconds_of_texts * len(run.captions) / encoded
-        + per_picture * variants * len(run.samples),
+        "seconds_before": seconds_before,
     }
+
+
+def _encoding(run):
+    """Seconds that all captions and all variants of pictures will take, by those of the first batch."""
+    if "batches" not in vars(run):  # a method that reads neither
+        return 0.0
+    data = run.whole.data
+    start = time.perf_counter()
+    run.batches.prepare()
+    per_picture = (time.perf_counter() - start) / len(run.batches.samples)
+    per_caption = run.seconds_of_texts / (len(run.batches.captions) + 1)
+    variants = (2 if data.random_flip else 1) * (9 if data.random_crop else 1)
+    return per_caption * len(run.captions) + per_picture * variants * len(run.samples)
 
 
 class _Kept:

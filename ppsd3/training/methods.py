@@ -28,8 +28,11 @@ from ..utils.random import TorchGenerator
 from .autoencoder import AutoencoderTask, to_model_range
 from .controlnet import ControlNetTask
 from .data.batches import Pictures
+from .data.buckets import Crop
 from .data.samples import Sample
 from .ip_adapter import IPAdapterTask, PictureFeatures, new_adapter
+from .option_names import JOINT_ATTENTION
+from .shifts import SizeShift, static_shift
 from .text_to_image import TextToImageTask
 from .texts import TOWERS
 from .textual_inversion import train_word
@@ -41,7 +44,6 @@ if TYPE_CHECKING:
     from .runs import TrainingRun
 
 CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
-JOINT_ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]  # diffusers' default
 _LORA = "default"
 
 
@@ -57,6 +59,7 @@ class Method:
         sections: those of the configuration that it reads, beside data, validation and training.
         freezes_transformer: whether its weights can be held in few bits.
         towers: names of the text encoders whose output changes in training.
+        shifted_controls: whether control pictures are latents with the VAE's shift, as nearly all are.
 
     Raises:
         ConfigError: settings that do not go with the method or with one another; see :meth:`check`.
@@ -65,6 +68,7 @@ class Method:
     result: str = ""
     sections: tuple[str, ...] = ("flow", "text")
     freezes_transformer: bool = True
+    shifted_controls: bool = True
 
     def __init__(self, configuration: TrainConfiguration, pipe: Any) -> None:
         self.configuration: TrainConfiguration = configuration
@@ -97,7 +101,7 @@ class Method:
 
     def make_task(self, run: TrainingRun) -> Task:
         """What the trainer trains; made of ``run.texts`` and ``run.batches``, or of ``run.samples``."""
-        task = self.text_to_image(run, **flow_options(self.configuration.flow, self.pipe))
+        task = self.text_to_image(run, **flow_options(self.configuration.flow, self.pipe, run.size_shift))
         # One that is frozen too: in training mode it can compute activations again.
         task.layers.update({name: getattr(self.pipe, name) for name in ("transformer", *self.towers)})
         task.settings.update(run.batches.configuration, **run.settings)
@@ -197,7 +201,15 @@ class Lora(Method):
             self.pipe.enable_lora()
 
     def save(self, output: str) -> None:
-        self.pipe.save_lora_weights(output)
+        """With ``alpha / rank`` multiplied in: most readers know nothing of an alpha, and take the rank for it."""
+        layers: dict[str, Any] = {}
+        for name, (tensors, config) in self.pipe._layers_to_save(_LORA).items():
+            if config:  # of products of low rank; LoKr's names have no alpha
+                scale = config["lora_alpha"] / config["r"]
+                tensors = {key: t * scale if "lora_B" in key else t for key, t in tensors.items()}
+                config = {**config, "lora_alpha": config["r"]}
+            layers[f"{name}_lora_layers"], layers[f"{name}_lora_adapter_metadata"] = tensors, config
+        self.pipe.save_lora_weights(output, **layers)
 
 
 class Full(Method):
@@ -229,6 +241,7 @@ class ControlNet(Method):
         else:
             layers = chosen.num_layers or max(1, transformer.config.num_layers // 2)
             self.controlnet = SD3ControlNetModel.from_transformer(transformer, num_layers=layers)
+        self.shifted_controls = not self.controlnet.config.force_zeros_for_pooled_projection
         quantize_frozen(transformer, configuration.weights)  # after the copies, which are trained
 
     @classmethod
@@ -249,7 +262,8 @@ class ControlNet(Method):
 
     def drawing(self, run: TrainingRun) -> tuple[Any, dict[str, Any]]:
         side, opened = self.configuration.data.resolution, run.batches.samples[0].open_control
-        picture = None if opened is None else opened().resize((side, side))
+        assert opened is not None  # a ControlNet's samples have control pictures
+        picture = Image.fromarray(Crop((side, side)).apply(opened()))
         pipe = StableDiffusion3ControlNetPipeline.from_pipe(self.pipe, controlnet=self.controlnet)
         return pipe, {"control_image": picture}
 
@@ -413,14 +427,14 @@ def quantize_frozen(transformer: Any, weights: str) -> None:
         transformer.quantize("int8")
 
 
-def flow_options(flow: FlowOptions, pipe: Any) -> dict[str, Any]:
+def flow_options(flow: FlowOptions, pipe: Any, size_shift: SizeShift | None = None) -> dict[str, Any]:
     """Times and weights as :class:`~ppsd3.training.text_to_image.TextToImageTask` takes them."""
-    shift = float(pipe.scheduler.config.shift) if flow.shift is None else flow.shift
+    shift = static_shift(pipe.scheduler) if size_shift is None else 1.0
     law: Density | Indexed = timestep_density(
         flow.density, flow.logit_mean, flow.logit_std, flow.mode_scale, 1.0 if flow.indexed else shift
     )
     density = Indexed(law, shift) if isinstance(law, Density) and flow.indexed else law
-    return {"density": density, "weight": flow.weight, "stratified": flow.stratified}
+    return {"density": density, "weight": flow.weight, "stratified": flow.stratified, "size_shift": size_shift}
 
 
 def _adapter(options, targets):

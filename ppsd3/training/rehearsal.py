@@ -151,7 +151,8 @@ def _data(run):
     data = run.whole.data
     sizes = collections.Counter(run.sizes)
     buckets = ", ".join(f"{width}x{height} ({count})" for (width, height), count in sorted(sizes.items()))
-    yield f"data: {len(run.samples)} samples, {len(run.captions)} captions to encode; buckets {buckets}"
+    captions = f", {len(run.captions)} captions to encode" if "texts" in vars(run) else ""
+    yield f"data: {len(run.samples)} samples{captions}; buckets {buckets}"
     if data.class_prompt is not None:
         there = pictures_in(_class_folder(run.whole))
         missing = max(0, data.class_images - there)

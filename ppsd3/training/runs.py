@@ -26,6 +26,7 @@ from .data.batches import Augmentation, SampleBatches
 from .data.buckets import Buckets
 from .data.samples import PICTURE_SUFFIXES, Columns, Sample, open_samples, usable
 from .methods import METHODS, Method
+from .shifts import SizeShift, set_shift
 from .texts import TOWERS, CachedTexts, TextDropout
 from .trainer import Task, Trainer, training_mode
 
@@ -52,6 +53,10 @@ class TrainingRun:
         self.pipe: Any = _load(configuration)
         if not sys.stderr.isatty():
             self.pipe.set_progress_bar_config(disable=True)  # of pictures that are drawn meanwhile
+        flow = configuration.flow
+        self.size_shift: SizeShift | None = set_shift(
+            self.pipe, flow.shift, flow.shift_by_size, configuration.data.resolution
+        )
         set_seed(configuration.training.seed)  # of the first numbers of a LoRA
         for network in (self.pipe.transformer, self.pipe.vae, *(getattr(self.pipe, name) for name in TOWERS)):
             for parameter in [] if network is None else network.parameters():
@@ -139,6 +144,7 @@ class TrainingRun:
             self.configuration.text.max_sequence_length,
             self.configuration.training.seed,
             self.method.image_features(self, [*samples, *priors]),
+            self.method.shifted_controls,
         )
 
     def cache(self, name: str) -> str:

@@ -13,6 +13,7 @@ from ..models import SD3Transformer2DModel
 from ..pipelines.stable_diffusion_3.prompt_encoding import TextCondition
 from ..utils.checking import checks_arguments
 from .flow_matching import Objective, loss_weight, scaled
+from .shifts import SizeShift
 from .texts import Texts
 from .timestep_sampling import Density, FloatArray, Indexed, LogitNormal
 
@@ -54,6 +55,7 @@ class TextToImageTask:
             another one see :class:`ppsd3.training.objective_transformer.ObjectiveTransformer2DModel`.
         weight: name of the loss weight, see :func:`ppsd3.training.flow_matching.loss_weight`.
         stratified: spread the times of a batch evenly over their law.
+        size_shift: shifts ``density`` in addition, by the size of a batch's pictures.
 
     Attributes:
         layers: what is trained, by name; more networks may be added, e.g. text encoders.
@@ -73,6 +75,7 @@ class TextToImageTask:
         objective: Objective = Objective(),
         weight: str = "none",
         stratified: bool = False,
+        size_shift: SizeShift | None = None,
     ) -> None:
         self.transformer: SD3Transformer2DModel = transformer
         self.texts: Texts = texts
@@ -81,6 +84,7 @@ class TextToImageTask:
         self.objective: Objective = objective
         self.weight: str = weight
         self.stratified: bool = stratified
+        self.size_shift: SizeShift | None = size_shift
         self.layers: dict[str, nn.Layer] = {"transformer": transformer}
         self.settings: dict[str, Any] = {}
         loss_weight(weight, 0.5)
@@ -88,18 +92,25 @@ class TextToImageTask:
     @property
     def configuration(self) -> dict[str, Any]:
         """What a resumed run must share."""
-        names = ("density", "objective", "weight", "stratified")
+        names = ("density", "objective", "weight", "stratified", "size_shift")
         return {**self.settings, **self.texts.configuration, **{name: repr(getattr(self, name)) for name in names}}
 
     def loss(self, rng: np.random.Generator, batch: int) -> tuple[paddle.Tensor, dict[str, Any]]:
         """Weighted mean squared error of the prediction over one batch, and the errors by their times."""
         read = self.batches(rng, batch)
         noise = paddle.to_tensor(rng.standard_normal(read.latents.shape, dtype=np.float32))
-        t = self.density.sample(rng, len(read.prompts), self.stratified)
+        t = self.density_for(read).sample(rng, len(read.prompts), self.stratified)
         condition = self.texts.condition(read.prompts, rng, read.clip_length, read.t5_length)
         errors = self.errors(read, noise, t, condition)
         weights = loss_weight(self.weight, t) * (1.0 if read.weights is None else read.weights)
         return (errors * paddle.to_tensor(weights.astype(np.float32))).mean(), {"t": t, "errors": errors.numpy()}
+
+    def density_for(self, batch: Batch) -> Density | Indexed:
+        """The law of the times of a batch's pictures."""
+        if self.size_shift is None:
+            return self.density
+        height, width = batch.latents.shape[2:]
+        return self.density.shifted(self.size_shift(height * width // self.transformer.config.patch_size**2))
 
     def errors(self, batch: Batch, noise: paddle.Tensor, t: FloatArray, condition: TextCondition) -> paddle.Tensor:
         """Squared errors [B] of the prediction at ``t [B]``, means over a latent; ``noise [B, C, H, W]``."""

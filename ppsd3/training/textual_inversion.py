@@ -12,6 +12,7 @@ from paddle import nn
 from ..loaders.textual_inversion import KEYS, TOKENIZERS
 from ..utils.checking import checks_arguments
 from ..utils.errors import InputError
+from ..utils.paddle_internals import no_grad
 
 
 class LearntEmbedding(nn.Layer):
@@ -76,7 +77,7 @@ def train_word(
         embeddings.token_embedding = LearntEmbedding(embeddings.token_embedding, vectors)
 
 
-@paddle.no_grad()
+@no_grad
 def _first_rows(encoder, tokenizer, count, word):
     """float32 [count, D]"""
     table = encoder.get_input_embeddings().weight

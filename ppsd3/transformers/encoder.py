@@ -11,7 +11,7 @@ from paddle import nn
 
 from ..configuration_utils import FrozenConfig
 from ..modeling_utils import ModelMixin
-from ..ops import exact_gelu, gelu, quick_gelu
+from ..ops import AffineLayerNorm, exact_gelu, gelu, quick_gelu
 from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..utils.checking import shown
@@ -104,9 +104,9 @@ class PreNormLayer(nn.Layer):
         mlp: Callable[[FrozenConfig], nn.Layer],
     ) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.layer_norm1 = AffineLayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.layer_norm2 = AffineLayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = mlp(config)
 
     def forward(self, hidden: paddle.Tensor, *bias: paddle.Tensor) -> paddle.Tensor:

@@ -151,14 +151,14 @@ class LaunchedRanks(Ranks):
             dist.all_gather_object(listed, [(name, list(t.shape), str(t.dtype)[7:]) for name, t in tensors.items()])
         collected = dict(tensors)
         for source in range(1, self.world):
-            self.wait()  # for its turn, which may take longer than gloo's patience
+            self.wait()  # for all of another rank's, which may take longer than gloo's patience
             with self._exchange("collect"):
                 for name, shape, dtype in listed[source]:
-                    if self.rank == source:
-                        dist.send(tensors[name], dst=0)
-                    elif self.is_first:
-                        collected[name] = paddle.zeros(shape, dtype)
-                        dist.recv(collected[name], src=source)
+                    # not send and recv: gloo counts each rank's operations, and would take others for the next ones
+                    tensor = tensors[name] if self.rank == source else paddle.zeros(shape, dtype)
+                    dist.broadcast(tensor, src=source)
+                    if self.is_first:
+                        collected[name] = tensor
         return collected
 
     def wait(self) -> None:

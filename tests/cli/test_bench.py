@@ -45,7 +45,7 @@ def test_table_and_json(measured, tmp_path, capsys):
 def test_all_benches_with_their_own_sizes(measured, capsys):
     assert main(["bench", "all"]) == 0
     found = [(bench.name, bench.size, bench.layers) for bench, *_ in measured[1:]]
-    assert {"step", "vae", "vae-encode", "text", "load", "picture", "train", "scale", "generate"} == {
+    assert {"step", "vae", "vae-encode", "text", "load", "picture", "train", "train-lora", "scale", "generate"} == {
         f[0] for f in found
     }
     assert {("step", 512, 2), ("step", 1024, 2), ("load", 512, 24), ("picture", 512, 4), ("train", 256, 2)} <= set(

@@ -64,6 +64,11 @@ def _training_data(directory):
     for i in range(2):
         Image.new("RGB", (64, 64), (90 * i, 60, 30)).save(directory / "dogs" / f"{i}.png")
         (directory / "dogs" / f"{i}.txt").write_text(f"dog number {i}")
+    (directory / "scenes").mkdir()
+    Image.new("RGB", (64, 64), "white").save(directory / "scenes" / "1.png")
+    Image.new("RGB", (64, 64)).save(directory / "scenes" / "edges.png")
+    row = '{"file_name": "1.png", "text": "a house", "edges": "edges.png"}'
+    (directory / "scenes" / "metadata.jsonl").write_text(row)
 
 
 def _adapters(directory):

@@ -266,13 +266,13 @@ class Training(Scenario):
         self.train(target, until=12)
 
     def train(self, target, until=16):
-        from training.test_trainer import train
+        from helpers.regression import train
 
         settings = {"max_steps": 16, "save_every": 3, "log_every": 2, "batches_per_step": 2, "validate_every": 5}
         return train(target, until, validate=lambda step: {"validation": float(step)}, **settings)
 
     def contents(self, target):
-        from training.test_trainer import log_of, weights
+        from helpers.regression import log_of, weights
 
         resumed = target + "-resumed"
         shutil.copytree(target, resumed)

@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from ppsd3.ops import (
+    AffineLayerNorm,
     attention,
     exact_gelu,
     features,
@@ -49,6 +50,27 @@ class TestModulation:
 
     def test_gated_residual(self, b, s, d):
         assert_same(gated_residual, reference(gated_residual), (b, s, d), (b, d), (b, s, d))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_pass_through_frozen_norms_whole(native, frozen):
+    """Paddle's own gradient of a layer norm leaves out a frozen weight, as of a text encoder around its LoRA."""
+    weight, bias, projection = (uniform(i, (7,)).detach() for i in (1, 2, 3))
+    norm = AffineLayerNorm(7)
+    norm.weight.set_value(weight)
+    norm.bias.set_value(bias)
+    scale, shift = ((v.unsqueeze(0).expand([3, 7]).clone()) for v in (weight - 1, bias))
+    norm.weight.stop_gradient = norm.bias.stop_gradient = scale.stop_gradient = frozen
+    with use_native(native):
+        for function in (norm, lambda x: layer_norm_modulate(x, shift, scale, 1e-5)):
+            x = uniform(0, (3, 5, 7))
+            (function(x) * projection).sum().backward()
+            wanted = uniform(0, (3, 5, 7))
+            centred = wanted - wanted.mean(axis=-1, keepdim=True)
+            y = centred * (centred.square().mean(axis=-1, keepdim=True) + 1e-5).rsqrt() * weight + bias
+            (y * projection).sum().backward()
+            np.testing.assert_allclose(x.grad.numpy(), wanted.grad.numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -191,21 +191,6 @@ def batches(folder, vae, directory=None, **options):
     return SampleBatches(samples, LatentCache(vae, directory), Buckets(64, 16, 1.5), **options)
 
 
-def test_cached_latents_stay_with_their_captions_under_shuffling(tmp_path, vae):
-    folder = write(tmp_path / "data", count=6)
-    data = batches(folder, vae, str(tmp_path / "cache"), batch_size=2)
-    crop = Crop(Buckets(64, 16, 1.5).nearest((80, 64)))
-    data.prepare()
-    for again in (data, batches(folder, vae, str(tmp_path / "cache"), batch_size=2, seed=9)):
-        for number in range(9):
-            batch = again(np.random.default_rng(number), number)
-            for latents, prompt in zip(batch.latents, batch.prompts):
-                index = int(prompt.split()[-1])
-                mean, std = again.latents.posterior("fresh" + prompt, lambda i=index, c=crop: c.apply(picture(20 * i)))
-                deviation = (latents - again.latents.scale(mean)) / (std * vae.config.scaling_factor)
-                assert np.abs(deviation).max() < 6  # a sample of its own picture's posterior
-
-
 def test_a_changed_picture_is_encoded_anew(tmp_path, vae):
     folder = write(tmp_path / "data", count=1)
     before = batches(folder, vae, str(tmp_path / "cache"))(np.random.default_rng(0), 0).latents

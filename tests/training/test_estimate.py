@@ -11,12 +11,13 @@ from helpers.training_runs import configuration, write_data, write_model
 
 from ppsd3.cli.main import main
 from ppsd3.training import estimate as estimates
+from ppsd3.training.configuration import read_configuration
 from ppsd3.training.estimate import Memory, estimate_training, expected_memory, memory_table
 from ppsd3.training.log import TrainingLog
 from ppsd3.training.plots import plot_run, smoothed
 from ppsd3.training.published import PUBLISHED
 from ppsd3.training.rehearsal import Rehearsal, dry_run
-from ppsd3.utils.errors import CheckpointNotFoundError, InputError, PPSD3Error
+from ppsd3.utils.errors import CheckpointNotFoundError, ConfigError, InputError, PPSD3Error
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -166,6 +167,19 @@ def test_a_rehearsal_has_the_first_batch_of_the_run(model, data, tmp_path):
     assert {sample.key for sample in run.batches.samples} == wanted and len(run.samples) == 4
     run.trainer.log.begin(0)
     assert len(run.train(2)) == 2 and run.trainer.step == 2
+
+
+@pytest.mark.machine
+def test_a_method_without_text(model, data, tmp_path):
+    """Nothing is encoded that it does not read."""
+    settings = [f"model={model}", f"output={tmp_path / 'none'}", f"data.path={data}", "data.resolution=64"]
+    chosen = read_configuration(None, [*settings, "method=vae", "training.validate_every=2"])
+    assert "data: 4 samples; buckets 64x64 (4)" in dry_run(chosen)
+    answer = estimates.measure(chosen)
+    assert answer["seconds_before"] == 0 < answer["memory"]["masters"]
+    with pytest.raises(ConfigError, match="nothing is known"):
+        estimate_training(chosen, measure=False)
+    assert not (tmp_path / "none").exists()
 
 
 def test_ranks_are_refused(model, data, tmp_path, monkeypatch):

@@ -41,14 +41,13 @@ def weights_of(path):
     return (next(path.glob("*.safetensors")) if path.is_dir() else path).read_bytes()
 
 
-def run_twice(model, data, tmp_path, *settings):
-    """(the run, what it saved); interrupted and resumed, another run has saved the same bytes."""
-    whole = TrainingRun(configuration(model, data, tmp_path / "whole", *settings))
-    path = whole.run()
-    TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run(until=3)
-    again = TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run()
-    assert weights_of(path) == weights_of(again)
-    return whole, path
+LONGER = pytest.mark.machine  # another case of what is tried in every run
+
+
+def trained(model, data, output, *settings):
+    """(the run of two steps, what it saved)"""
+    run = TrainingRun(configuration(model, data, output, "training.max_steps=2", *settings))
+    return run, run.run()
 
 
 def numbers(network):
@@ -60,7 +59,7 @@ WORD = ("method=textual_inversion", "textual_inversion.token=<blob>", "textual_i
 
 
 def test_a_word_is_all_that_textual_inversion_trains(model, data, tmp_path):
-    run, path = run_twice(model, data, tmp_path, *WORD, "training.learning_rate=0.1", "training.ema_decay=0.9")
+    run, path = trained(model, data, tmp_path, *WORD, "training.learning_rate=0.1")
     tensors = {key: SafetensorsFile(path).read(key).numpy() for key in ("clip_l", "clip_g")}
     assert {key: tensor.shape for key, tensor in tensors.items()} == {"clip_l": (2, 16), "clip_g": (2, 12)}
     pipe = StableDiffusion3Pipeline.from_pretrained(model)
@@ -85,6 +84,7 @@ def test_a_word_is_all_that_textual_inversion_trains(model, data, tmp_path):
     assert weights_of(tmp_path / "learned_embeds.safetensors") == weights_of(path)
 
 
+@LONGER
 def test_textual_inversion_of_one_encoder(model, data, tmp_path):
     settings = (*WORD, "textual_inversion.text_encoders=[text_encoder_2]", "gradient_checkpointing=true")
     run = TrainingRun(configuration(model, data, tmp_path, *settings))
@@ -111,9 +111,9 @@ def test_words_that_cannot_be_learnt(model, data, tmp_path, setting, named):
         TrainingRun(configuration(model, data, tmp_path, *WORD, setting))
 
 
-@pytest.mark.parametrize("rank", [1, 100])  # the second matrix of low rank, or whole
+@pytest.mark.parametrize("rank", [1, pytest.param(100, marks=LONGER)])  # the second matrix of low rank, or whole
 def test_a_lokr(model, data, tmp_path, rank):
-    run, path = run_twice(model, data, tmp_path, "lora.kind=lokr", f"lora.rank={rank}", "lora.alpha=3")
+    run, path = trained(model, data, tmp_path, "lora.kind=lokr", f"lora.rank={rank}", "lora.alpha=3")
     names = {key.rpartition(".")[2] for key in SafetensorsFile(path).keys()}  # LyCORIS'
     assert names == ({"lokr_w1", "lokr_w2_a", "lokr_w2_b", "alpha"} if rank == 1 else {"lokr_w1", "lokr_w2"})
     pipe = StableDiffusion3Pipeline.from_pretrained(model)
@@ -183,7 +183,10 @@ def test_gradients_through_int8_weights_are_those_of_the_rounded_matrix():
         np.testing.assert_allclose(x.grad.numpy(), y.grad.numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("weights, close", [("int8", 0.05), ("bfloat16", 0.02), ("float16", 2e-3)])
+@pytest.mark.parametrize(
+    "weights, close",
+    [("int8", 0.05), pytest.param("bfloat16", 0.02, marks=LONGER), pytest.param("float16", 2e-3, marks=LONGER)],
+)
 def test_a_lora_on_frozen_weights_in_few_bits(model, data, tmp_path, weights, close):
     """The first loss and gradient are those of float32 weights up to the rounding of the weights."""
     settings = ("training.optimizer=sgd", "training.max_grad_norm=1e9", "lora.rank=2", "gradient_checkpointing=true")
@@ -218,6 +221,7 @@ def loss_and_gradient(run):
     return float(loss), np.concatenate(gradients)
 
 
+@LONGER
 def test_a_model_that_is_int8_already(model, data, tmp_path):
     """It is trained as it is, so that nothing larger is ever in memory; copies of it are refused."""
     shutil.copytree(model, tmp_path / "model")
@@ -261,7 +265,7 @@ print(peak(train))
 @pytest.mark.skipif(not process.HAS_PEAK, reason="the peak cannot be reset")
 def test_memory_of_a_lora_on_weights_in_few_bits(tmp_path):
     """From files of that dtype; a weight that is multiplied out is there for one product alone."""
-    sizes = dict(num_layers=6, num_attention_heads=12, attention_head_dim=64, caption_projection_dim=768)
+    sizes = dict(num_layers=4, num_attention_heads=12, attention_head_dim=64, caption_projection_dim=768)
     rest = dict(in_channels=16, out_channels=16, joint_attention_dim=256, pooled_projection_dim=64, sample_size=32)
     model = ppsd3.SD3Transformer2DModel(**sizes, **rest, pos_embed_max_size=32)
     total = 4 * model.num_parameters()
@@ -293,12 +297,12 @@ def image_encoder(tmp_path_factory):
     return str(ip_adapters.write(tmp_path_factory.mktemp("ip") / "adapter", 3) / "image_encoder")
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", ["float32", pytest.param("int8", marks=LONGER)])
 def test_an_ip_adapter(model, data, image_encoder, tmp_path, weights):
     sizes = ("ip_adapter.hidden_dim=16", "ip_adapter.heads=2", "ip_adapter.num_queries=5", f"weights={weights}")
-    shown = ("validation.prompts=[a circle]", "validation.num_inference_steps=1", "training.validate_every=4")
+    shown = ("validation.prompts=[a circle]", "validation.num_inference_steps=1", "training.validate_every=2")
     settings = ("method=ip_adapter", f"ip_adapter.image_encoder={image_encoder}", *sizes, *shown)
-    run, path = run_twice(model, data, tmp_path, *settings)
+    run, path = trained(model, data, tmp_path, *settings)
     assert run.pipe.image_encoder is None  # once it has seen the pictures
     assert all(name.startswith("transformer.ip_adapter.") for name in run.trainer.parameters)
     frozen = StableDiffusion3Pipeline.from_pretrained(model)
@@ -354,22 +358,23 @@ VAE = ("method=vae", "text={}")
 
 
 def test_the_decoder_of_an_autoencoder(model, data, tmp_path):
-    settings = (*VAE, "data.batch_size=3", "data.random_crop=true", "training.validate_every=4")
-    _, path = run_twice(model, data, tmp_path, *settings, "gradient_checkpointing=true")
-    trained, before = (AutoencoderKL.from_pretrained(p) for p in (path, f"{model}/vae"))
+    settings = (*VAE, "data.batch_size=3", "data.random_crop=true", "training.validate_every=2")
+    _, path = trained(model, data, tmp_path, *settings, "gradient_checkpointing=true")
+    after, before = (AutoencoderKL.from_pretrained(p) for p in (path, f"{model}/vae"))
     old = before.state_dict()
-    moved = {key for key, value in trained.state_dict().items() if not np.array_equal(value, old[key])}
+    moved = {key for key, value in after.state_dict().items() if not np.array_equal(value, old[key])}
     assert moved and all(key.startswith(("decoder.", "post_quant_conv.")) for key in moved)
-    (entry,) = [entry for entry in read_log(f"{tmp_path}/whole/log.jsonl") if "psnr" in entry]
-    assert np.isfinite(entry["psnr"]) and entry["step"] == 4
-    assert Image.open(tmp_path / "whole" / "validation" / "step-00000004.png").size == (4 * 64, 2 * 64)
-    pipe = StableDiffusion3Pipeline.from_pretrained(model, vae=trained)
+    (entry,) = [entry for entry in read_log(f"{tmp_path}/log.jsonl") if "psnr" in entry]
+    assert np.isfinite(entry["psnr"]) and entry["step"] == 2
+    assert Image.open(tmp_path / "validation" / "step-00000002.png").size == (4 * 64, 2 * 64)
+    pipe = StableDiffusion3Pipeline.from_pretrained(model, vae=after)
     pictures = [np.asarray(draw(p, output_type="np")) for p in (pipe, StableDiffusion3Pipeline.from_pretrained(model))]
     assert np.abs(pictures[0] - pictures[1]).max() > 1e-3
     with pytest.raises(ConfigError, match=r"task\.part is 'all' and was 'decoder'"):
-        TrainingRun(configuration(model, data, tmp_path / "whole", *settings, "vae.part=all")).trainer.resume()
+        TrainingRun(configuration(model, data, tmp_path, *settings, "vae.part=all")).trainer.resume()
 
 
+@LONGER
 def test_a_whole_autoencoder_learns_its_pictures(model, data, tmp_path):
     run = TrainingRun(configuration(model, data, tmp_path, *VAE, "vae.part=all", "data.batch_size=4",
                                     "training.max_steps=12", "training.learning_rate=3e-3"))  # fmt: skip
@@ -393,6 +398,25 @@ def test_a_whole_autoencoder_learns_its_pictures(model, data, tmp_path):
 def test_settings_that_an_autoencoder_does_not_read(model, data, tmp_path, settings, named):
     with pytest.raises(ConfigError, match=named):
         TrainingRun(configuration(model, data, tmp_path, *VAE, *settings))
+
+
+RESUMED = {
+    "word": WORD,
+    "lokr": ("lora.kind=lokr",),
+    "int8": ("weights=int8", "lora.train_text_encoders=true", "lora.kind=dora"),
+    "vae": (*VAE, "data.batch_size=3", "data.random_crop=true", "vae.latent_noise=0.1"),
+    "ip_adapter": ("method=ip_adapter", "ip_adapter.hidden_dim=16", "ip_adapter.heads=2", "ip_adapter.num_queries=5",
+                   "ip_adapter.picture_dropout=0.3"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name if name == "word" else pytest.param(name, marks=LONGER) for name in RESUMED])
+def test_it_resumes_bit_for_bit(model, data, image_encoder, tmp_path, name):
+    settings = (*RESUMED[name], "training.max_steps=3")
+    settings += (f"ip_adapter.image_encoder={image_encoder}",) if name == "ip_adapter" else ()
+    whole = TrainingRun(configuration(model, data, tmp_path / "whole", *settings)).run()
+    TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run(until=2)
+    assert weights_of(TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run()) == weights_of(whole)
 
 
 def test_every_method_has_its_section_and_result():

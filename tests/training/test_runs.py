@@ -4,26 +4,15 @@ import os
 
 import numpy as np
 import pytest
-from helpers.training_runs import configuration, draw, write_data, write_model
+from helpers.training_runs import configuration, draw
 from PIL import Image
 
 from ppsd3 import SD3ControlNetModel, SD3Transformer2DModel, StableDiffusion3Pipeline, TorchGenerator
 from ppsd3.cli.main import main
 from ppsd3.training.configuration import TrainConfiguration, list_settings, read_configuration
-from ppsd3.training.log import read_log
 from ppsd3.training.option_names import CONVERTED, SETTINGS, settings_of
 from ppsd3.training.runs import TrainingRun
 from ppsd3.utils.errors import ConfigError, InputError
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("settings", [(), ("lora.train_text_encoders=true",), ("lora.kind=dora", "lora.rank=2")])
@@ -39,19 +28,6 @@ def test_lora(model, data, tmp_path, settings):
     towers = [name for name in run.task.layers if name.startswith("text")]
     assert towers == (["text_encoder", "text_encoder_2"] if "lora.train_text_encoders=true" in settings else [])
     assert bool(pipe.text_encoder.active_adapters()) == bool(towers)
-
-
-def test_an_interrupted_run_goes_on_exactly(model, data, tmp_path):
-    settings = ("data.batch_size=2", "data.random_crop=true", "text.caption_dropout=0.3", "lora.dropout=0.2")
-    TrainingRun(configuration(model, data, tmp_path / "whole", *settings)).run()
-    TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run(until=3)
-    TrainingRun(configuration(model, data, tmp_path / "parts", *settings)).run()
-    whole, parts = ((tmp_path / name / "pytorch_lora_weights.safetensors").read_bytes() for name in ("whole", "parts"))
-    assert whole == parts
-    logs = [read_log(str(tmp_path / name / "log.jsonl")) for name in ("whole", "parts")]
-    assert [entry["loss"] for entry in logs[0]] == [entry["loss"] for entry in logs[1]]
-    with pytest.raises(ConfigError, match=r"task.lora is .*alpha=9.*--override"):
-        TrainingRun(configuration(model, data, tmp_path / "parts", *settings, "lora.alpha=9")).run()
 
 
 def test_full(model, data, tmp_path):
@@ -114,15 +90,6 @@ def test_validation_draws_the_pipelines_picture(model, data, tmp_path):
     ).images[0]
     assert row.shape == (64, 128, 3)
     assert np.abs(row[:, :64] - np.asarray(picture).astype(int)).max() <= 1
-
-
-def test_the_shift_is_the_models(model, data, tmp_path):
-    task = TrainingRun(configuration(model, data, tmp_path)).task
-    assert task.density.mean == pytest.approx(np.log(3.0))  # tiny's scheduler shifts by 3
-    task = TrainingRun(configuration(model, data, tmp_path / "b", "flow.shift=1", "flow.logit_mean=0.5")).task
-    assert (task.density.mean, task.density.std) == (0.5, 1.0)
-    task = TrainingRun(configuration(model, data, tmp_path / "c", "flow.indexed=true")).task
-    assert (task.density.shift, task.density.base.mean) == (3.0, 0.0)
 
 
 FILE = """
@@ -236,6 +203,8 @@ def test_flow_options_of_diffusers(options, density, weight):
 @pytest.mark.parametrize(
     "options, named",
     [
+        ({"network_module": "lycoris.kohya"}, r"--network_module lycoris.kohya: .*lora\.kind=lokr"),
+        ({"full_bf16": True}, r"--full_bf16: updates vanish.*mixed_precision"),
         ({"use_8bit_adam": True}, r"--use_8bit_adam: .*adafactor"),
         ({"weighting_scheme": "sigma"}, r"--weighting_scheme sigma: use 'sigma_sqrt'"),
         ({"apply_t5_attn_mask": True}, "trained without masks"),
@@ -246,9 +215,19 @@ def test_options_that_are_refused(options, named):
         settings_of(options)
 
 
+def test_options_of_layers_and_blocks_go_together():
+    found = settings_of({"lora_layers": "attn.to_k,attn.to_q", "lora_blocks": "1, 12"})["lora.targets"]
+    assert found == [f"transformer_blocks.{block}.attn.{layer}" for block in (1, 12) for layer in ("to_k", "to_q")]
+    assert len(settings_of({"lora_blocks": 3})["lora.targets"]) == 4
+    assert settings_of({"flow_schedule_shift": 2, "network_module": "networks.lora_sd3", "repeats": "4"}) == {
+        "flow.shift": 2,
+        "method": "lora",
+    }
+
+
 def test_options_of_other_trainers_are_settings():
     known = {line.partition(" (")[0] for line in list_settings(TrainConfiguration)}
-    converted = [convert("x") for convert in CONVERTED.values()]
+    converted = [convert("networks.lora") for convert in CONVERTED.values()]
     assert {*SETTINGS.values(), *(name for values in converted for name in values)} <= known
 
 

@@ -21,6 +21,7 @@ from ppsd3.training.controlnet import ControlNetTask
 from ppsd3.training.flow_matching import loss_weight
 from ppsd3.training.optimizers import make_optimizer
 from ppsd3.training.text_to_image import Batch, TextToImageTask
+from ppsd3.training.texts import CachedTexts
 from ppsd3.training.timestep_sampling import Indexed, LogitNormal
 
 ROWS = 4
@@ -72,22 +73,23 @@ class Nothing:
         raise AssertionError("the condition is given")
 
 
-def our_loss(transformer, batch, weight, controlnet=None):
-    """The mean of the weighted errors, with gradients."""
+def our_loss(transformer, batch, weight, controlnet=None, condition=None):
+    """The mean of the weighted errors, with gradients; ``condition``: in the place of the batch's."""
     task = (
         TextToImageTask(transformer, Nothing(), no_batches, weight=weight)
         if controlnet is None
         else ControlNetTask(controlnet, transformer, Nothing(), no_batches, weight=weight)
     )
     read = Batch(batch["latents"], [""] * len(batch["t"]), 0, 0, controls=batch["controls"])
-    condition = TextCondition(paddle.to_tensor(batch["embeds"]), paddle.to_tensor(batch["pooled"]))
+    condition = condition or TextCondition(paddle.to_tensor(batch["embeds"]), paddle.to_tensor(batch["pooled"]))
     errors = task.errors(read, paddle.to_tensor(batch["noise"]), batch["t"], condition)
     return (errors * paddle.to_tensor(loss_weight(weight, batch["t"]).astype("float32"))).mean()
 
 
-def their_loss(transformer, batch, scheme, precondition, controlnet=None):
-    """What train_dreambooth_sd3.py and its relatives compute of a batch."""
+def their_loss(transformer, batch, scheme, precondition, controlnet=None, **condition):
+    """What train_dreambooth_sd3.py and its relatives compute of a batch; ``condition``: its embeds and pooled."""
     tensors = {name: torch.from_numpy(np.asarray(value, np.float32)) for name, value in batch.items()}
+    tensors.update(condition)
     x0, noise = tensors["latents"], tensors["noise"]
     sigmas = tensors["t"][:, None, None, None]
     noisy = (1 - sigmas) * x0 + sigmas * noise
@@ -112,7 +114,8 @@ def compare_gradients(ours, theirs, renamed=lambda name: name):
     """Each gradient to 1e-5 of the largest number of all."""
     found = {name: p.grad.numpy() for name, p in ours.named_parameters() if p.grad is not None}
     wanted = {renamed(name): p.grad.numpy() for name, p in theirs.named_parameters() if p.grad is not None}
-    assert {name for name in wanted if not any(part in name for part in UNUSED)} <= set(found) <= set(wanted)
+    assert {name for name in wanted if not any(part in name for part in UNUSED)} <= set(found)
+    assert not any(value.any() for name, value in found.items() if name not in wanted)  # recomputed, to no effect
     largest = max(np.abs(value).max() for value in wanted.values())
     for name, value in wanted.items():
         np.testing.assert_allclose(found.get(name, 0 * value), value, atol=1e-5 * largest, rtol=0, err_msg=name)
@@ -135,7 +138,11 @@ SCHEMES = [
     ("sigma_sqrt", 0, "sigma_sqrt"),
     ("cosmap", 0, "cosmap"),
     ("logit_normal", 1, "precondition"),
+    ("mode", 1, "precondition"),
+    ("none", 1, "precondition"),
+    ("sigma_sqrt", 1, "sigma_sqrt*precondition"),
     ("sigma_sqrt", 1, "none"),  # sigma^-2 of the data's error is the plain velocity error
+    ("cosmap", 1, "cosmap*precondition"),
 ]
 
 
@@ -150,37 +157,61 @@ def test_full_step(both, batch, scheme, precondition, weight):
     assert compare_gradients(ours, theirs) > 70
 
 
+def accumulated(batch, loss, *checkpointed):
+    """Gradients of the batch's halves, one after the other, with checkpointing: what our trainer adds up."""
+    for network in checkpointed:
+        network.enable_gradient_checkpointing()
+        network.train()
+    for rows in (slice(0, 2), slice(2, 4)):
+        (loss(rows) / 2).backward()
+    for network in checkpointed:
+        network.disable_gradient_checkpointing()
+        network.eval()
+
+
 def test_full_step_with_accumulation_and_checkpointing(both, batch):
     ours, theirs = both
     clear(ours, theirs)
-    ours.enable_gradient_checkpointing()
-    ours.train()
-    for rows in (slice(0, 2), slice(2, 4)):
-        (our_loss(ours, rows_of(batch, rows), "precondition") / 2).backward()
-    ours.disable_gradient_checkpointing()
-    ours.eval()
+    accumulated(batch, lambda rows: our_loss(ours, rows_of(batch, rows), "precondition"), ours)
     their_loss(theirs, batch, "logit_normal", 1).backward()
     compare_gradients(ours, theirs)
 
 
-def test_controlnet_step(both, batch):
+@pytest.fixture(scope="module")
+def controlnets(both):
+    """(ours, diffusers') of the same weights, for frozen transformers."""
     ours, theirs = both
     mine = SD3ControlNetModel.from_transformer(ours, num_layers=2)
     paddle.seed(5)
     for name, parameter in mine.named_parameters():
         if "controlnet_blocks" in name or name.startswith("pos_embed_input"):
-            parameter.set_value(paddle.randn(parameter.shape) * 0.1)
+            parameter.set_value(paddle.randn(parameter.shape) * 0.05)
     other = diffusers.SD3ControlNetModel.from_config(
-        {**theirs.config, "num_layers": 2, "extra_conditioning_channels": 0}
+        {**theirs.config, "num_layers": 2, "extra_conditioning_channels": 0, "force_zeros_for_pooled_projection": False}
     )
     other.load_state_dict({name: torch.from_numpy(p.numpy()) for name, p in mine.state_dict().items()})
-    found, wanted = our_loss(ours, batch, "none", mine), their_loss(theirs, batch, "none", 0, other.train())
+    yield mine, other.train()
+    for parameter in ours.parameters():  # which the task froze
+        parameter.stop_gradient = False
+
+
+@pytest.mark.parametrize("scheme, precondition, weight", SCHEMES)
+def test_controlnet_step(both, controlnets, batch, scheme, precondition, weight):
+    (ours, theirs), (mine, other) = both, controlnets
+    clear(mine, other)
+    found, wanted = our_loss(ours, batch, weight, mine), their_loss(theirs, batch, scheme, precondition, other)
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
     found.backward()
     wanted.backward()
     compare_gradients(mine, other)
-    for parameter in ours.parameters():
-        parameter.stop_gradient = False
+
+
+def test_controlnet_step_with_accumulation_and_checkpointing(both, controlnets, batch):
+    (ours, theirs), (mine, other) = both, controlnets
+    clear(mine, other)
+    accumulated(batch, lambda rows: our_loss(ours, rows_of(batch, rows), "precondition", mine), mine, ours)
+    their_loss(theirs, batch, "logit_normal", 1, other).backward()
+    compare_gradients(mine, other)
 
 
 def test_twenty_steps_of_adamw(tmp_path, batch):
@@ -251,12 +282,87 @@ def compare_lora(mine, theirs):
         np.testing.assert_allclose(parameter.grad.numpy(), wanted.numpy(), atol=1e-5 * largest, rtol=0, err_msg=name)
 
 
-def test_lora_step(both, batch):
+ATTENTION = ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"]
+
+
+@pytest.mark.parametrize("scheme, precondition, weight", SCHEMES)
+def test_lora_step(both, batch, scheme, precondition, weight):
     ours, theirs = both
-    mine, tensors, adapted = adapt(ours, theirs, ["attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"])
-    found, wanted = our_loss(ours, batch, "precondition"), their_loss(adapted, batch, "logit_normal", 1)
+    mine, tensors, adapted = adapt(ours, theirs, ATTENTION)
+    found, wanted = our_loss(ours, batch, weight), their_loss(adapted, batch, scheme, precondition)
     assert float(found) == pytest.approx(float(wanted), rel=1e-6)
     found.backward()
     wanted.backward()
     compare_lora(mine, tensors)
     ours.delete_adapters("parity")
+
+
+def test_lora_step_with_accumulation_and_checkpointing(both, batch):
+    ours, theirs = both
+    mine, tensors, adapted = adapt(ours, theirs, ATTENTION)
+    accumulated(batch, lambda rows: our_loss(ours, rows_of(batch, rows), "precondition"), ours)
+    their_loss(adapted, batch, "logit_normal", 1).backward()
+    compare_lora(mine, tensors)
+    ours.delete_adapters("parity")
+
+
+@pytest.fixture(scope="module")
+def pipes(tmp_path_factory):
+    """(our pipeline, diffusers') of one checkpoint, with text encoders."""
+    return reference.load_both(reference.write_checkpoint(tmp_path_factory.mktemp("towers")), "")
+
+
+PROMPTS = ["a red circle", "two green triangles above a yellow star", "a blue square", ""]
+
+
+def their_condition(pipe, clip_towers, t5_length):
+    """What the scripts' ``encode_prompt`` makes of prompts: both CLIP encoders with gradients, T5 without."""
+    hidden, pooled = [], []
+    for tower, tokenizer in zip(clip_towers, (pipe.tokenizer, pipe.tokenizer_2)):
+        ids = tokenizer(PROMPTS, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+        answer = tower(input_ids=ids, output_hidden_states=True)
+        hidden.append(answer.hidden_states[-2])
+        pooled.append(answer[0])
+    ids = pipe.tokenizer_3(
+        PROMPTS, padding="max_length", max_length=t5_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    with torch.no_grad():
+        t5 = pipe.text_encoder_3(ids)[0]
+    clip = torch.cat(hidden, dim=-1)
+    clip = torch.nn.functional.pad(clip, (0, t5.shape[-1] - clip.shape[-1]))
+    return {"embeds": torch.cat([clip, t5], dim=-2), "pooled": torch.cat(pooled, dim=-1)}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("scheme, precondition, weight", [SCHEMES[0], SCHEMES[5]])
+def test_lora_step_of_the_transformer_and_both_clip_towers(pipes, batch, scheme, precondition, weight, checkpointing):
+    """Gradients reach both CLIP encoders, while T5 is read from the cache."""
+    ours, theirs = pipes
+    towers = ("text_encoder", "text_encoder_2")
+    added = {"transformer": adapt(ours.transformer, theirs.transformer, ATTENTION)}
+    added.update(
+        (name, adapt(getattr(ours, name), getattr(theirs, name), ["q_proj", "k_proj", "v_proj", "out_proj"]))
+        for name in towers
+    )
+    texts = CachedTexts(ours._text_encoders(), trained=towers)
+    texts.prepare(PROMPTS, 77, 16)
+    assert texts.encoders.text_encoder_3 is None
+    adapted = {name: network for name, (_, _, network) in added.items()}
+    wanted = their_loss(
+        adapted["transformer"], batch, scheme, precondition, **their_condition(theirs, [adapted[t] for t in towers], 16)
+    )
+    wanted.backward()
+
+    def loss(rows):
+        condition = texts.plain(PROMPTS[rows], 77, 16)
+        return our_loss(ours.transformer, rows_of(batch, rows), weight, condition=condition)
+
+    if checkpointing:
+        accumulated(batch, loss, *(getattr(ours, name) for name in added))
+    else:
+        found = loss(slice(0, ROWS))
+        assert float(found) == pytest.approx(float(wanted), rel=1e-6)
+        found.backward()
+    for name, (mine, tensors, _) in added.items():
+        compare_lora(mine, tensors)
+        getattr(ours, name).delete_adapters("parity")

@@ -3,64 +3,13 @@
 import os
 
 import numpy as np
-import paddle
 import pytest
+from helpers.regression import Regression, assert_equal, log_of, train, trainer, weights
 
 from ppsd3.ops import Linear
 from ppsd3.training.ema import EMA
-from ppsd3.training.log import read_log
-from ppsd3.training.trainer import Trainer, TrainingOptions
-from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError, NotFiniteError
-
-
-class Regression:
-    """Learns a fixed linear map from noise that depends on the trainer's generator alone."""
-
-    def __init__(self, width=4, bad_batches=()):
-        paddle.seed(1)
-        self.layers = {"net": Linear(width, 2)}
-        self.truth = np.linspace(-1, 1, 2 * width, dtype="float32").reshape(width, 2)
-        self.configuration = {"width": width}
-        self.bad_batches = bad_batches
-
-    def loss(self, rng, batch):
-        x = rng.standard_normal([16, len(self.truth)]).astype("float32")
-        error = self.layers["net"](paddle.to_tensor(x)) - paddle.to_tensor(x @ self.truth)
-        errors = error.square().mean(axis=1)
-        scale = float("nan") if batch in self.bad_batches else 1.0
-        return errors.mean() * scale, {"at": float(batch), "t": rng.random(16), "errors": errors.numpy()}
-
-
-DEFAULTS = {"max_steps": 40, "learning_rate": 0.05, "warmup_steps": 5, "log_every": 10, "save_every": 8}
-
-
-def trainer(directory, task=None, resume_from="latest", override=False, validate=None, **settings):
-    options = TrainingOptions(**{**DEFAULTS, **settings})
-    return Trainer(task or Regression(), str(directory), options, validate, resume_from, override)
-
-
-def train(directory, until=None, **settings):
-    return trainer(directory, **settings).run(until)
-
-
-def weights(trainer):
-    return {name: p.numpy() for name, p in trainer.parameters.items()}
-
-
-def log_of(directory):
-    """The log but for its speeds."""
-    return [{k: v for k, v in e.items() if k != "steps_per_second"} for e in read_log(str(directory / "log.jsonl"))]
-
-
-def assert_equal(one, other):
-    assert one.step == other.step
-    for name, value in weights(one).items():
-        np.testing.assert_array_equal(value, weights(other)[name])
-    for name, value in one.optimizer.state().items():
-        np.testing.assert_array_equal(value.numpy(), other.optimizer.state()[name].numpy())
-    if one.ema is not None:
-        for name, value in one.ema.shadow.items():
-            np.testing.assert_array_equal(value.numpy(), other.ema.shadow[name].numpy())
+from ppsd3.training.trainer import TrainingOptions
+from ppsd3.utils.errors import CheckpointFormatError, CheckpointNotFoundError, ConfigError, InputError
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "lamb", "sgd"])
@@ -122,21 +71,6 @@ def test_several_batches_are_one_step(tmp_path):
         (task.loss(rng, batch)[0] / 4).backward()
     for name, p in one.parameters.items():
         np.testing.assert_allclose(after[name], before[name] - 0.05 * p.grad.numpy(), rtol=1e-5, atol=1e-7)
-
-
-def test_bad_steps_are_skipped_and_counted(tmp_path):
-    done = train(tmp_path, task=Regression(bad_batches=range(10, 14)))
-    assert done.skipped == 4 and all(np.isfinite(value).all() for value in weights(done).values())
-    assert log_of(tmp_path)[1]["skipped"] == 1.0
-    assert train(tmp_path).skipped == 4  # a finished run knows it still
-
-
-def test_a_run_that_diverged_stops_and_keeps_its_last_good_state(tmp_path):
-    with pytest.raises(NotFiniteError, match=r"5 steps in a row, the last at step 16.*step-00000012"):
-        train(tmp_path, task=Regression(bad_batches=range(12, 99)), max_nonfinite_steps=5, save_every=4)
-    assert max(os.listdir(tmp_path / "checkpoints")) == "step-00000012"
-    whole = train(tmp_path / "whole", max_nonfinite_steps=5, save_every=4)
-    assert_equal(train(tmp_path, max_nonfinite_steps=5, save_every=4), whole)
 
 
 def test_another_models_state_is_refused(tmp_path):
@@ -260,20 +194,3 @@ def test_average_is_applied_and_taken_back():
     np.testing.assert_allclose(layer.weight.numpy(), before + 1.0, rtol=1e-6)
     ema.copy_to_parameters()
     np.testing.assert_allclose(layer.weight.numpy(), before + 0.5, rtol=1e-6)
-
-
-def test_bfloat16_weights_move_by_steps_that_bfloat16_cannot_hold(tmp_path):
-    """Trained parameters are float32, whatever they were loaded as, and averages are; so small updates add up."""
-    task = Regression()
-    task.layers["net"].to(dtype="bfloat16")
-    done = trainer(tmp_path, task=task, learning_rate=1e-5, lr_schedule="constant", warmup_steps=0, ema_decay=0.999)
-    start = {name: value.copy() for name, value in weights(done).items()}
-    done.run()
-    for name, value in [("net.weight", weights(done)["net.weight"])]:
-        assert value.dtype == np.float32
-        moved, large = np.abs(value - start[name]), np.abs(start[name]) > 0.1
-        assert 1e-4 < moved[large].max() < 1e-3
-        one_step = paddle.to_tensor(start[name] - np.float32(1e-5)).astype("bfloat16").astype("float32").numpy()
-        np.testing.assert_array_equal(one_step[large], start[name][large])  # what bfloat16 alone would make of it
-        assert done.ema.shadow[name].dtype == paddle.float32
-        assert (done.ema.shadow[name].numpy() != start[name]).any()

@@ -84,6 +84,25 @@ class PaddleSide(Side):
 
         return {name: paddle.to_tensor(array) for name, array in self.bench.inputs().items()}
 
+    def trained(self, model: Any) -> dict[str, Any]:
+        """What of ``model`` is trained, by name: all."""
+        return dict(model.named_parameters())
+
+
+class PaddleLoraSide(PaddleSide):
+    """Trains a LoRA beside frozen weights."""
+
+    def trained(self, model: Any) -> dict[str, Any]:
+        """The LoRA's weights, by names without the adapter's."""
+        from ...adapters import LoraConfig
+
+        rank, targets = self.bench.rank, list(self.bench.targets)
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        found = {n.replace(".adapters.default", ""): p for n, p in model.named_parameters() if not p.stop_gradient}
+        for name, parameter in found.items():
+            parameter.set_value(self.bench.lora_weight(name, parameter.shape))
+        return found
+
 
 def component_class(component: str) -> Any:
     """The class of a component."""
@@ -166,9 +185,10 @@ def _train(side):
 
     model, inputs = side.load("transformer"), side.tensors()
     target = inputs.pop("target")
+    trained = side.trained(model)
     model.train()
     optimizer = paddle.optimizer.AdamW(
-        learning_rate=side.bench.learning_rate, parameters=model.parameters(), weight_decay=0.01
+        learning_rate=side.bench.learning_rate, parameters=list(trained.values()), weight_decay=0.01
     )
 
     def step():
@@ -176,8 +196,7 @@ def _train(side):
         loss = F.mse_loss(model(**inputs, return_dict=False)[0], target)
         loss.backward()
         optimizer.step()
-        weights = dict(model.named_parameters())
-        return {"loss": loss, **{f"gradient of {name}": weights[name].grad for name in side.bench.watched}}
+        return {"loss": loss, **{f"gradient of {name}": trained[name].grad for name in side.bench.watched}}
 
     return step
 

@@ -72,6 +72,30 @@ class TorchSide(Side):
         """The bench's inputs."""
         return torch_inputs(self.bench)
 
+    def trained(self, module: Any) -> dict[str, Any]:
+        """What of ``module`` is trained, by name: all."""
+        return dict(module.named_parameters())
+
+
+class TorchLoraSide(TorchSide):
+    """Trains a LoRA beside frozen weights, by PEFT."""
+
+    packages: dict[str, str] = {**TorchSide.packages, "peft": "peft"}
+
+    def trained(self, module: Any) -> dict[str, Any]:
+        """The LoRA's weights, by names without the adapter's."""
+        import torch
+        from peft import LoraConfig
+
+        rank, targets = self.bench.rank, list(self.bench.targets)
+        module.requires_grad_(False)
+        module.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets))
+        found = {n.replace(".default.weight", ""): p for n, p in module.named_parameters() if p.requires_grad}
+        with torch.no_grad():
+            for name, parameter in found.items():
+                parameter.copy_(torch.from_numpy(self.bench.lora_weight(name, parameter.shape)))
+        return found
+
 
 def load_component(folder: str, component: str) -> Any:
     """A component as diffusers or transformers load it, in float32, in evaluation mode."""
@@ -180,10 +204,11 @@ def _train(side):
     import torch.nn.functional as F
 
     module = load_component(side.bench.folder(side.workspace, "transformer"), "transformer").train()
-    model, inputs, weights = side.finish(module), side.tensors(), dict(module.named_parameters())
+    weights = side.trained(module)
+    model, inputs = side.finish(module), side.tensors()
     target = inputs.pop("target")
     # fused: torch's fastest on the CPU
-    optimizer = torch.optim.AdamW(module.parameters(), lr=side.bench.learning_rate, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(list(weights.values()), lr=side.bench.learning_rate, weight_decay=0.01, fused=True)
 
     def step():
         optimizer.zero_grad()

@@ -158,7 +158,7 @@ def resolution_shift(image_seq_len, base_seq_len=256, max_seq_len=4096, base_shi
 
 
 # Of a scheduler that says nothing of them; in the order of resolution_shift's arguments.
-_SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.16}
+SHIFTS = {"base_image_seq_len": 256, "max_image_seq_len": 4096, "base_shift": 0.5, "max_shift": 1.16}
 
 
 def prepare_timesteps(scheduler: Any, arguments: CallArguments, image_seq_len: int) -> paddle.Tensor:
@@ -177,7 +177,7 @@ def prepare_timesteps(scheduler: Any, arguments: CallArguments, image_seq_len: i
     config = scheduler.config
     given = {name: getattr(arguments, name) for name in ("sigmas", "timesteps", "mu")}
     if given["mu"] is None and config.get("use_dynamic_shifting", False):
-        given["mu"] = resolution_shift(image_seq_len, *(config.get(name, default) for name, default in _SHIFTS.items()))
+        given["mu"] = resolution_shift(image_seq_len, *(config.get(name, default) for name, default in SHIFTS.items()))
     given = {name: value for name, value in given.items() if value is not None}
     if not given.keys() - {"mu"}:
         given["num_inference_steps"] = arguments.num_inference_steps

@@ -85,6 +85,8 @@ class SampleBatches:
         clip_length, t5_length: tokens to pad to.
         seed: of the order.
         image_features: ``image_features(sample, rng)`` -> [T, E], for an IP-adapter.
+        shifted_controls: False leaves the VAE's shift out of control pictures, for a ControlNet with
+            ``force_zeros_for_pooled_projection``.
 
     Raises:
         InputError: there is no sample.
@@ -103,6 +105,7 @@ class SampleBatches:
         t5_length: int = 256,
         seed: int = 0,
         image_features: Callable[[Sample, np.random.Generator], np.ndarray] | None = None,
+        shifted_controls: bool = True,
     ) -> None:
         if not samples:
             raise InputError("There are no samples to train on.")
@@ -114,6 +117,7 @@ class SampleBatches:
         self.clip_length: int = clip_length
         self.t5_length: int = t5_length
         self.image_features: Callable[[Sample, np.random.Generator], np.ndarray] | None = image_features
+        self.shifted_controls: bool = shifted_controls
         self._sizes = [buckets.nearest(sample.size or sample.open().size) for sample in samples]
         self.plan: BatchPlan = BatchPlan(self._sizes, batch_size, seed)
         self._prior_plan = BatchPlan([(0, 0)] * len(priors), batch_size, seed) if priors else None
@@ -168,7 +172,8 @@ class SampleBatches:
     def _sampled(self, sample, open_picture, role, crop, rng):
         mean, std = self.latents.posterior(_key(sample, role, crop), lambda: crop.apply(open_picture()))
         noise = rng.standard_normal(mean.shape, dtype=np.float32)
-        return self.latents.scale(mean + std * noise).astype(np.float32)
+        shifted = self.shifted_controls or role != "control"
+        return self.latents.scale(mean + std * noise, shifted).astype(np.float32)
 
     def _weights(self, instances, rows):
         """Of the rows: the mean over a batch is the instances' mean plus the weighted mean of the priors."""

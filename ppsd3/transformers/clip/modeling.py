@@ -15,7 +15,7 @@ from paddle import nn
 
 from ...configuration_utils import register_to_config
 from ...modeling_utils import to_be_filled
-from ...ops import Linear, attention, causal_bias
+from ...ops import AffineLayerNorm, Linear, attention, causal_bias
 from ...ops.shapes import sizes_of
 from ...outputs import BaseOutput
 from ...serialization.tensors import cast, from_numpy, put
@@ -146,31 +146,25 @@ class CLIPTextModelWithProjection(TextEncoder):
         Raises:
             InputError: a mask that hides something, ids outside the vocabulary, or more of them than positions.
         """
-        config = self.config
         if attention_mask is not None:
             _refuse_hiding(attention_mask)
         ids = self._token_ids(input_ids)
-        if ids.shape[1] > config.max_position_embeddings:
+        if ids.shape[1] > self.config.max_position_embeddings:
             raise InputError(
-                f"input_ids has {ids.shape[1]} tokens, but this text encoder has {config.max_position_embeddings} "
-                f"positions; tokenize with max_length={config.max_position_embeddings}, truncation=True."
+                f"input_ids has {ids.shape[1]} tokens, but this text encoder has {self.config.max_position_embeddings} "
+                f"positions; tokenize with max_length={self.config.max_position_embeddings}, truncation=True."
             )
-        if self.training and config.attention_dropout > 0:
+        if self.training and self.config.attention_dropout > 0:
             raise InputError(
-                f"attention_dropout={config.attention_dropout} is not supported in training; load the tower with "
+                f"attention_dropout={self.config.attention_dropout} is not supported in training; load the tower with "
                 "attention_dropout=0, or call eval()."
             )
         hidden = self.text_model.embeddings(ids)
-        length = ids.shape[1]
-        bias = causal_bias(length, length, hidden.dtype).reshape([1, 1, length, length])
+        bias = causal_bias(ids.shape[1], ids.shape[1], hidden.dtype).unsqueeze([0, 1])  # [1, 1, L, L]
         states = self._run_blocks(self.text_model.encoder.layers, hidden, bias)
         last = self.text_model.final_layer_norm(states[-1])
-        pooled = _rows_at(last, _end_of_text(ids, config.eos_token_id))
-        return CLIPTextModelOutput(
-            text_embeds=self.text_projection(pooled),
-            last_hidden_state=last,
-            hidden_states=tuple(states) if output_hidden_states else None,
-        )
+        pooled = _rows_at(last, _end_of_text(ids, self.config.eos_token_id))
+        return CLIPTextModelOutput(self.text_projection(pooled), last, tuple(states) if output_hidden_states else None)
 
 
 def _end_of_text(ids, eos_token_id):
@@ -196,7 +190,7 @@ class _TextTransformer(nn.Layer):
         self.encoder.layers = nn.LayerList(
             [PreNormLayer(config, _Attention, _MLP) for _ in range(config.num_hidden_layers)]
         )
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.final_layer_norm = AffineLayerNorm(config.hidden_size, config.layer_norm_eps)
 
 
 class _Embeddings(nn.Layer):

@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from ...configuration_utils import register_to_config
-from ...ops import Linear, attention, linear
+from ...ops import AffineLayerNorm, Linear, attention, linear
 from ...ops.vision import patch_tokens
 from ...outputs import BaseOutput
 from ...serialization.rearranged import Piece, RearrangedCheckpoint, Recipe
@@ -99,7 +99,7 @@ class SiglipVisionModel(Encoder):
         self.encoder.layers = nn.LayerList(
             [PreNormLayer(self.config, _Attention, _MLP) for _ in range(num_hidden_layers)]
         )
-        self.post_layernorm = nn.LayerNorm(hidden_size, epsilon=layer_norm_eps)
+        self.post_layernorm = AffineLayerNorm(hidden_size, layer_norm_eps)
         self.head = _PoolingHead(self.config) if vision_use_head else None
 
     @classmethod
@@ -205,7 +205,7 @@ class _PoolingHead(nn.Layer):
         super().__init__()
         self.probe = self.create_parameter([1, 1, config.hidden_size], default_initializer=nn.initializer.Normal())
         self.attention = _PackedAttention(config)
-        self.layernorm = nn.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps)
+        self.layernorm = AffineLayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = _MLP(config)
 
     def forward(self, hidden):
