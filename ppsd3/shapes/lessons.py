@@ -125,7 +125,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         controlnet={"num_layers": 2},
         flow={"logit_mean": 0.6},  # more noise, where places are decided
         text={"max_sequence_length": 32, "caption_dropout": 0.1, "encoder_dropout": 0.12},
-        training={**_SCHEDULE, "max_steps": 2000, "ema_decay": 0.998},
+        training={**_SCHEDULE, "max_steps": 2000, "learning_rate": 1e-3, "warmup_steps": 100, "ema_decay": 0.998},
     ),
 }
 
