@@ -202,7 +202,8 @@ def expected_memory(
     trained, passed = _trained(configuration, transformer, [built[name] for name in live])
     frozen = _held(transformer, configuration.weights) - (4 * sum(trained) if method == "full" else 0)
     saved = _held(transformer, "float32") - _held(transformer, configuration.weights)
-    text_tokens = _CLIP_TOKENS + configuration.text.max_sequence_length
+    clip_tokens = networks.get("text_encoder", {}).get("max_position_embeddings", _CLIP_TOKENS)
+    text_tokens = clip_tokens + configuration.text.max_sequence_length
     data = configuration.data
     rows = data.batch_size * (1 if data.class_prompt is None and data.class_path is None else 2)
     side, vae = configuration.data.resolution, networks["vae"]
@@ -461,7 +462,9 @@ def _memory(run, activations, peak):
     trainer, pipe = run.trainer, run.pipe
     trained = bytes_of(trainer.parameters)
     networks = [pipe.transformer, pipe.vae, *(getattr(pipe, name) for name in TOWERS)]
-    there = {id(t): t for n in [*networks, *run.task.layers.values()] if n is not None for t in n.state_dict().values()}
+    there = {
+        str(id(t)): t for n in [*networks, *run.task.layers.values()] if n is not None for t in n.state_dict().values()
+    }
     memory = Memory(
         weights=bytes_of(there) - trained,
         masters=trained,
