@@ -30,6 +30,7 @@ from ..utils import errors
 from ..utils.device import available_memory, peak_resident_set, tune_process
 from ..utils.errors import ConfigError, InputError, PPSD3Error
 from ..utils.files import atomic_write
+from ..utils.json_files import parse_json_object, read_json
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
 from .configuration import TrainConfiguration, build
 from .methods import CLIP_TARGETS
@@ -233,7 +234,7 @@ def expected_memory(
 def _built(component, config):
     """The network, without memory for its weights; ``config`` is JSON."""
     with to_be_filled():
-        return _CLASSES[component].from_config(json.loads(config))
+        return _CLASSES[component].from_config(parse_json_object(config, component))
 
 
 def _numbers(network):
@@ -378,8 +379,7 @@ def _measured_elsewhere(configuration: TrainConfiguration) -> dict[str, Any]:
                 + (" (killed, as where memory ends)" if child.returncode == -9 else "")
                 + f": {child.stderr.strip()[-2000:]}"
             )
-        with open(result, encoding="utf-8") as file:
-            answer = json.load(file)
+        answer = read_json(result, "what was measured")
     if "error" in answer:
         raise getattr(errors, answer["kind"], InputError)(answer["error"])
     return answer
@@ -387,7 +387,7 @@ def _measured_elsewhere(configuration: TrainConfiguration) -> dict[str, Any]:
 
 def _answer() -> None:
     """The other process: reads a configuration from standard input and writes the result into a file."""
-    given = json.load(sys.stdin)
+    given = parse_json_object(sys.stdin.read(), "standard input")
     try:
         answer = measure(build(TrainConfiguration, given["configuration"], "the settings"))
     except PPSD3Error as error:
