@@ -55,6 +55,7 @@ def decibels(near, exact):
 @pytest.mark.parametrize("name", CACHES)
 def test_saves_evaluations_and_stays_near(trained, name):
     settings = {"prompt": ["a red circle", "a blue square above a green star"], "num_inference_steps": 28}
+    settings["guidance_scale"] = 7.0
     cache = CACHES[name]()
     exact, near = draw(trained, **settings), draw(trained, cache, **settings)
     assert cache.calls == 28 and 28 / cache.evaluations >= 1.6
@@ -65,7 +66,7 @@ def test_saves_evaluations_and_stays_near(trained, name):
 @pytest.mark.parametrize("name", CACHES)
 def test_every_query_of_a_guidance_has_its_own_memory(trained, name):
     settings = {"skip_guidance_layers": [1], "skip_layer_guidance_start": -1.0, "skip_layer_guidance_stop": 2.0}
-    settings.update(num_inference_steps=28, skip_layer_guidance_scale=0.5)
+    settings.update(num_inference_steps=28, skip_layer_guidance_scale=0.5, guidance_scale=7.0)
     cache = CACHES[name]()
     exact, near = draw(trained, **settings), draw(trained, cache, **settings)
     assert cache.calls == 56 and cache.evaluations < 45
