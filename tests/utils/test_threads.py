@@ -216,7 +216,7 @@ PIPELINE_BESIDE = set(
     disable_xformers_memory_efficient_attention enable_xformers_memory_efficient_attention
     disable_cache disable_cfg_parallel disable_prompt_cache enable_cache enable_cfg_parallel enable_prompt_cache
     register_modules set_ip_adapter_scale
-    set_pag_applied_layers set_progress_bar_config
+    set_pag_applied_layers set_progress_bar_config with_call_defaults
     """.split()
 )
 
