@@ -702,7 +702,7 @@ def test_the_pieces_draw_what_the_pipeline_draws(capsys, tmp_path):
     pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
     pipe.set_progress_bar_config(disable=True)
     drawn = walk.walk(pipe, steps=4, seed=3)
-    expected = pipe(walk.PROMPT, num_inference_steps=4, generator=ppsd3.TorchGenerator(3)).images[0]
+    expected = pipe(walk.PROMPT, num_inference_steps=4, guidance_scale=7.0, generator=ppsd3.TorchGenerator(3)).images[0]
     difference = np.abs(np.asarray(drawn).astype(int) - np.asarray(expected))
     assert difference.max() <= 1 and difference.mean() < 0.01
     shapes = printed(capsys)

@@ -136,16 +136,16 @@ def takes(
     Args:
         arguments: a dataclass of annotated fields.
 
-    Where ``self.call_defaults`` has an argument that is left out, its value is the default. The method's signature is
-    theirs, its docstring goes on with a list of them, and ``method.arguments`` is the class.
-    An argument that is not among them raises an :class:`UnknownArgumentError`.
+    Where ``self`` has ``call_defaults`` with an argument that is left out, its value is the default. The method's
+    signature is theirs, its docstring goes on with a list of them, and ``method.arguments`` is the class. An argument
+    that is not among them raises an :class:`UnknownArgumentError`.
     """
     kind: Any = arguments
 
     def decorate(method: Any) -> Any:
         @functools.wraps(method)
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return method(self, _bind(kind, args, kwargs, self.call_defaults))
+            return method(self, _bind(kind, args, kwargs, getattr(self, "call_defaults", {})))
 
         positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
         described = describe(kind)

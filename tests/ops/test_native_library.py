@@ -208,6 +208,7 @@ def test_without_a_compiler_the_operations_still_work(cache):
 
 @needs_kernels
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86")
+@pytest.mark.machine
 @pytest.mark.parametrize("flags", ["-march=x86-64-v3", "-march=x86-64"], ids=["AVX2", "portable"])
 def test_kernels_for_other_cpus_compute_the_same(cache, flags):
     """The tests against the references, with a library for CPUs that have less than this one may have."""

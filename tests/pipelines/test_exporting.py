@@ -10,6 +10,7 @@ import paddle
 import pytest
 from helpers import loras, markdown, tiny
 from helpers.originals import write
+from helpers.parameters import thorough
 
 import ppsd3
 from ppsd3.pipelines import exporting
@@ -60,7 +61,7 @@ def test_the_guides_program_draws_the_pipelines_picture(pipe, exported, monkeypa
     assert (exported.parent / "drawn.png").is_file()
 
 
-@pytest.mark.parametrize("kind", ["sd3.5", "lora", "on demand"])
+@pytest.mark.parametrize("kind", ["sd3.5", *thorough("lora", "on demand")])
 def test_other_pipelines(kind, tiny_checkpoint, tmp_path, monkeypatch):
     if kind == "on demand":
         pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained(tiny_checkpoint, load_components="on_demand")
@@ -122,7 +123,7 @@ def _umask():
     return umask
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError, RuntimeError])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, *thorough(OSError, RuntimeError)])
 def test_a_failure_leaves_what_was_there(pipe, exported, tmp_path, monkeypatch, failure):
     ppsd3.export_pipeline(pipe, tmp_path / "old")
     before = everything_in(tmp_path)

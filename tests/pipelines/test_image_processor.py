@@ -3,7 +3,7 @@
 import numpy as np
 import paddle
 import pytest
-from helpers.naming import steady
+from helpers.parameters import steady
 from PIL import Image
 
 from ppsd3 import VaeImageProcessor

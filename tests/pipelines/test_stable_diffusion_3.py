@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 from helpers import tiny
-from helpers.naming import steady
+from helpers.parameters import steady
 
 import ppsd3
 from ppsd3.utils.errors import InputError

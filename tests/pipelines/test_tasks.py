@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 from helpers import tiny
-from helpers.naming import steady
+from helpers.parameters import steady
 from PIL import Image
 
 import ppsd3
