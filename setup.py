@@ -67,6 +67,7 @@ setup(
             "diffusers==0.42.1",
             "transformers>=5,<6",
             "accelerate>=1",
+            "peft>=0.17,<1",
             "sentencepiece>=0.1.99",
         ],
         # Text encoders and tokenizers of PaddleNLP as components; install it with `-c constraints-paddlenlp.txt`, which
