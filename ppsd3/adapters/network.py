@@ -112,8 +112,8 @@ class LoraConfig(AdapterConfig):
     lora_bias: bool = False
     bias: str = "none"
     modules_to_save: Names | None = None
-    layers_to_transform: Any = None
-    layers_pattern: Any = None
+    layers_to_transform: list[int] | int | None = None
+    layers_pattern: Names | None = None
     fan_in_fan_out: bool = False
     task_type: Any = None
     inference_mode: bool = False
@@ -124,7 +124,7 @@ class LoraConfig(AdapterConfig):
         super().__post_init__()
         for name in ("bias", "modules_to_save", "layers_to_transform", "layers_pattern", "fan_in_fan_out"):
             value = getattr(self, name)
-            if value and value != "none":
+            if (value or type(value) is int) and value != "none":  # layers_to_transform=0 is the first layer
                 raise InputError(f"{name} is {value!r}. {elsewhere.LORA_SETTINGS[name]}")
         if self.lora_dropout and self.use_dora:
             raise InputError("use_dora=True takes the length of whole rows, so it has no lora_dropout. Leave one out.")
