@@ -403,7 +403,8 @@ class SD3LoraLoaderMixin(PipelineHost):
         known = self._adapter_names()
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise InputError(f"There is no adapter {unknown[0]!r}; this pipeline has {', '.join(known) or 'none'}.")
+            have = ", ".join(known) or "none"
+            raise InputError(f"There is no adapter {unknown[0]!r} (`adapter_names`); this pipeline has {have}.")
 
 
 def _weight_of(weight, component, networks):

@@ -388,7 +388,8 @@ def open_regular(path: str, source: str) -> IO[bytes]:
         if stat.S_ISREG(os.stat(path).st_mode):
             return open(path, "rb")
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character in the path
-        raise InputError(f"{source}: there is no such file. Check the path.") from None
+        named = source or "The image's path is empty"
+        raise InputError(f"{named}: there is no such file. Check the path.") from None
     except OSError as error:
         raise InputError(f"{source} cannot be opened: {error.strerror}. Check the path and its permissions.") from error
     raise InputError(f"{source} is a directory or a device. Name a file.")

@@ -71,7 +71,7 @@ def test_halves_of_the_guidance(tmp_path, alone):
 @pytest.mark.parametrize(
     "more, says",
     [
-        ([], "CFG parallel divides the work between 2 processes, and here are 1"),
+        ([], "(enable_cfg_parallel, --use-cfg-parallel) is for 2 processes; here are 1"),
         (["--guidance-scale", "1"], "with --guidance-scale 1.0 there is none"),
         (["--cache", "first-block"], "--cache first-block does not go with --use-cfg-parallel"),
     ],

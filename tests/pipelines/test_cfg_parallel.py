@@ -127,5 +127,5 @@ def test_it_is_off_again(pipe, monkeypatch):
 
 
 def test_two_processes_are_needed(pipe):
-    with pytest.raises(InputError, match="CFG parallel divides the work between 2 processes, and here are 1"):
+    with pytest.raises(InputError, match=r"\(enable_cfg_parallel, --use-cfg-parallel\) is for 2 processes; here are 1"):
         pipe.enable_cfg_parallel()
