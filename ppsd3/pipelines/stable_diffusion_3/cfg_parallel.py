@@ -32,8 +32,9 @@ class CFGParallel:
         self.ranks: Ranks = current_ranks()
         if self.ranks.world != 2:
             raise InputError(
-                f"CFG parallel (enable_cfg_parallel, --use-cfg-parallel) is for 2 processes; here are "
-                f"{self.ranks.world}. Start 2 by `python -m paddle.distributed.launch --nproc_per_node 2`, or leave it out."
+                "CFG parallel (enable_cfg_parallel, --use-cfg-parallel) is for 2 processes; here are "
+                f"{self.ranks.world}. Start 2 by `python -m paddle.distributed.launch --nproc_per_node 2`, or leave it "
+                "out."
             )
 
     def start(self, velocity: VelocityModel) -> Velocity:
