@@ -24,7 +24,7 @@ from ppsd3.shapes.sheet import contact_sheet
 from ppsd3.training.configuration import read_configuration
 from ppsd3.training.runs import TrainingRun
 
-DRAWING = {"guidance_scale": 3.0, "max_sequence_length": 32}  # what `shapes` is best at
+DRAWING = {"max_sequence_length": 32}  # what `shapes` was trained with
 
 
 def main():

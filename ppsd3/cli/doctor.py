@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..utils.errors import InputError
-from ..utils.files import is_interrupted, settled
+from ..utils.files import bytes_in, is_interrupted, settled
 from ..utils.temporary import find_leftovers, remove_leftovers
 
 _NEEDED = ("numpy", "pillow", "tokenizers", "safetensors", "huggingface_hub", "tqdm")
@@ -131,13 +131,8 @@ def _folder(folder, clean):
         yield Finding(path, "left by an interrupted save, removed", "note")
     for path in find_leftovers(folder):
         remedy = "cannot be removed" if clean else "`ppsd3 doctor --clean` removes it"
-        yield Finding(path, f"left by an interrupted save ({_size(path) / 1e6:.1f} MB); {remedy}", "wrong")
+        yield Finding(path, f"left by an interrupted save ({bytes_in(path) / 1e6:.1f} MB); {remedy}", "wrong")
     for name in sorted(os.listdir(folder)) if os.access(folder, os.R_OK) else ():
         if _UNLOCKED.fullmatch(name) and not name.startswith("."):
             state = "looks like what version 0.1.0 left; remove it yourself when nothing is being saved"
             yield Finding(os.path.join(folder, name), state, "note")
-
-
-def _size(path):
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names] or [path]
-    return sum(os.lstat(file).st_size for file in files if os.path.lexists(file))

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..serialization.writers import byte_size
 from ..utils.errors import InputError
+from ..utils.files import bytes_in
 from .checkpoints import Checkpoints
 from .configuration import DataOptions, TrainConfiguration
 from .data.batches import BatchPlan
@@ -195,13 +196,6 @@ def _files(run, directory):
         where = run.whole.data.cache_dir or "cache/"
         yield f"  {where}: {_size(cached)} for the first batch of {run.plan.batches_per_epoch}"
     yield f"  {result}: {_size(bytes_in(os.path.join(directory, result)))}"
-
-
-def bytes_in(path: str) -> int:
-    """Bytes of a file, or of all files below a directory; 0 if there is none."""
-    if os.path.isfile(path):
-        return os.path.getsize(path)
-    return sum(os.path.getsize(os.path.join(top, name)) for top, _, names in os.walk(path) for name in names)
 
 
 def bytes_of(tensors: Mapping[str, Any]) -> int:

@@ -605,3 +605,9 @@ def _explain(error, path, needed):
             f"{path} could not be written ({os.strerror(error.errno)}; {room}). What was there before is there still. "
             "Free some space, or choose another directory."
         ) from error
+
+
+def bytes_in(path: str) -> int:
+    """Bytes of a file, or of all files below a directory; 0 if there is none."""
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names] or [path]
+    return sum(os.lstat(file).st_size for file in files if os.path.lexists(file))
