@@ -22,11 +22,8 @@ def draw_in_halves(arguments: Any, call: dict[str, Any], pipeline_class: Any) ->
     Raises:
         InputError: there are not two processes, or options leave nothing to divide.
     """
-    if arguments.guidance_scale is not None and arguments.guidance_scale <= 1:
-        raise InputError(
-            f"--use-cfg-parallel divides guidance, and with --guidance-scale {arguments.guidance_scale} there is none. "
-            "Leave one of the two out."
-        )
+    if arguments.guidance_scale is not None:
+        _check_guidance(arguments.guidance_scale)
     if arguments.cache == "first-block":
         raise InputError(
             "--cache first-block does not go with --use-cfg-parallel. Use --cache taylor or easy, or none."
@@ -35,11 +32,20 @@ def draw_in_halves(arguments: Any, call: dict[str, Any], pipeline_class: Any) ->
 
     def load(arguments, quiet, pipeline_class):
         pipe = load_pipeline(arguments, quiet or not ranks.is_first, pipeline_class)
+        _check_guidance(pipe.with_call_defaults(call)["guidance_scale"])  # which may be the checkpoint's own
         pipe.enable_cfg_parallel()
         return pipe if ranks.is_first else _WithoutPictures(pipe)
 
     draw(arguments, call, pipeline_class, load=load, deal=range)
     ranks.wait()
+
+
+def _check_guidance(scale):
+    if scale <= 1:
+        raise InputError(
+            f"--use-cfg-parallel divides guidance, and with --guidance-scale {scale} there is none. Leave "
+            "--use-cfg-parallel out, or guide."
+        )
 
 
 class _WithoutPictures:

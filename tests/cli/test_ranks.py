@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import tiny
 
 from ppsd3.cli.main import main
 
@@ -79,3 +80,12 @@ def test_halves_of_the_guidance(tmp_path, alone):
 def test_what_cannot_be_divided(capsys, tmp_path, more, says):
     assert main(["generate", "a cat", "--use-cfg-parallel", "--output", str(tmp_path / "a.png"), *more]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_checkpoint_without_guidance_cannot_be_divided(capsys, tmp_path):
+    pipe = tiny.make_pipeline()
+    pipe.call_defaults = {"guidance_scale": 1.0}
+    pipe.save_pretrained(tmp_path / "model")
+    command = ["generate", "a cat", "--use-cfg-parallel", "--output", str(tmp_path / "a.png")]
+    assert main([*command, "--model", str(tmp_path / "model")]) == 2
+    assert "with --guidance-scale 1.0 there is none" in capsys.readouterr().err
