@@ -56,13 +56,16 @@ class Rendezvous:
         try:
             come = self._store.add(f"{_PREFIX}meetings", 1)
             while come < self.world * self._meetings:
-                if self.lost is None and self._store.add(f"{_PREFIX}left", 0):
+                has_left = self._store.add(f"{_PREFIX}left", 0) > 0
+                come = self._store.add(f"{_PREFIX}meetings", 0)  # after `left`: who has left may have come here before
+                if come >= self.world * self._meetings:
+                    break
+                if self.lost is None and has_left:
                     self.lost = "Another process has ended before its work was done"
                 if self.lost is not None:
                     raise self.error()
                 time.sleep(pause)
                 pause = min(1.0, pause + 0.05)
-                come = self._store.add(f"{_PREFIX}meetings", 0)
         except (RuntimeError, ValueError, OSError) as error:
             raise error if isinstance(error, RankLostError) else self.error() from error
 

@@ -58,6 +58,23 @@ def test_one_that_has_left_is_not_waited_for(two):
         first.meet()
 
 
+def test_one_that_came_and_left_at_once_has_come(two):
+    """The last work of both is done; the slower finds the other gone already."""
+    (first, second), store, _ = two
+    add = store.add
+
+    def add_late(key, number):
+        if key.endswith("left") and first._meetings:  # between its two questions
+            store.add = add
+            second.meet()
+            second.leave()
+        return add(key, number)
+
+    store.add = add_late
+    first.meet()
+    assert store.counters["ppsd3/left"] == 1
+
+
 def test_one_that_shows_no_sign_of_life_is_lost(two):
     (first, second), _, sent = two
     second._leaving.set()  # its thread ends, as if it were killed

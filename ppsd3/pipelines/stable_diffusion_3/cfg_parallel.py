@@ -63,10 +63,8 @@ class _DividedTransformer:
                 "rows. Use TaylorCache or EasyCache."
             )
         given = {"hidden_states": hidden_states, **arguments}
-        out = prepared.out
-        if (out[0] if isinstance(out, list) else out).shape[0] == hidden_states.shape[
-            0
-        ]:  # one prompt: there is nothing to divide
+        out = prepared.out[0] if isinstance(prepared.out, list) else prepared.out
+        if out.shape[0] == hidden_states.shape[0]:  # one prompt: there is nothing to divide
             residuals = block_controlnet_hidden_states
             return self._transformer(prepared=prepared, block_controlnet_hidden_states=residuals, **given)
         half = self._ranks.rank
