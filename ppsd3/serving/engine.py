@@ -77,15 +77,16 @@ class Engine:
 
     # What owners do
 
-    def start(self) -> Self:
-        """Starts the threads, which load the model first."""
-        self.load(self.choice)
+    def start(self) -> concurrent.futures.Future[None]:
+        """Starts the threads, which load the model first. The future has the error if it cannot be loaded."""
+        loaded = self.load(self.choice)
         for thread in self._threads:
             thread.start()
-        return self
+        return loaded
 
     def __enter__(self) -> Self:
-        return self.start()
+        self.start()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

@@ -269,7 +269,8 @@ def test_one_fault_is_one_jobs(engine, held, pipe):
 
 
 def test_closing_finishes_or_refuses(held):
-    engine = Engine(ModelChoice("tiny"), models=held.models).start()
+    engine = Engine(ModelChoice("tiny"), models=held.models)
+    engine.start()
     with held.hold():
         job = engine.submit(request())
         assert held.at_step.wait(30)
@@ -283,7 +284,8 @@ def test_closing_finishes_or_refuses(held):
     closing.join(30)
     assert not engine.ready
 
-    engine = Engine(ModelChoice("tiny"), models=held.models).start()
+    engine = Engine(ModelChoice("tiny"), models=held.models)
+    engine.start()
     jobs = [engine.submit(request(num_inference_steps=50)) for _ in range(8)]
     engine.close()
     for job in jobs:
