@@ -120,11 +120,11 @@ class Hostile:
     def _fields(self):
         r = self.random
         names = (
-            "prompt n size model seed scheduler stream partial_images output_format output_compression quality user height "
-            "width num_inference_steps guidance_scale sigmas timesteps clip_skip image mask_image generator latents "
-            "callback_on_step_end prompt_embeds joint_attention_kwargs ip_adapter_image init_images mask steps cfg_scale "
-            "batch_size n_iter sampler_name override_settings alwayson_scripts styles denoising_strength mask_blur "
-            "sd_model_checkpoint max_sequence_length skip_guidance_layers hr_scale __proto__"
+            "prompt n size model seed scheduler stream partial_images output_format output_compression quality user "
+            "height width num_inference_steps guidance_scale sigmas timesteps clip_skip image mask_image generator "
+            "latents callback_on_step_end prompt_embeds joint_attention_kwargs ip_adapter_image init_images mask steps "
+            "cfg_scale batch_size n_iter sampler_name override_settings alwayson_scripts styles denoising_strength "
+            "mask_blur sd_model_checkpoint max_sequence_length skip_guidance_layers hr_scale __proto__"
         ).split()
         fields = {"prompt": "x", "num_inference_steps": 1} if r.random() < 0.7 else {}
         fields.update({r.choice(names): self._value() for _ in range(r.randrange(1, 5))})

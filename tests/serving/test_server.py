@@ -128,7 +128,7 @@ def test_openai_edits(server, pipe):
 @pytest.mark.parametrize(
     "fields, said",
     [
-        ({"size": "4096x4096"}, "width"),
+        ({"size": "4096x4096"}, "height"),
         ({"size": "big"}, "`size`"),
         ({"n": 100}, "num_images_per_prompt"),
         ({"n": True}, "`n`"),
@@ -211,12 +211,12 @@ def test_a1111_refuses_what_it_does_not_do(server):
 def test_a1111_progress_and_interrupt(server):
     client = a1111_client(server)
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        drawing = threads.submit(client.txt2img, prompt="x", width=256, height=256, steps=30, batch_size=8)
+        drawing = threads.submit(client.txt2img, prompt="x", width=192, height=192, steps=30, batch_size=8)
         while (progress := a1111_client(server).get_progress())["state"]["sampling_step"] < 1:
             assert not drawing.done()
         assert 0 < progress["progress"] < 1
         assert progress["state"]["sampling_steps"] == 30
-        assert Image.open(io.BytesIO(base64.b64decode(progress["current_image"]))).size == (64, 64)
+        assert Image.open(io.BytesIO(base64.b64decode(progress["current_image"]))).size == (48, 48)
         client.interrupt()
         assert len(drawing.result(30).images) < 8
 
@@ -238,7 +238,7 @@ def test_keys(pipe, tmp_path, capsys):
     assert os.stat(file).st_mode & 0o77 == 0
     assert main(["serve", "--key-file", file, "--make-key", "boss"]) == 2
     assert main(["serve", "--host", "0.0.0.0"]) == 2
-    assert "needs" in capsys.readouterr().err or True
+    assert "can be reached by others" in capsys.readouterr().err
     with served(pipe, key_file=file) as server:
         body = {"prompt": "x", **STEPS}
         for wrong in (None, "", "x", made["boss"][:-1], made["boss"] + "x"):
@@ -304,7 +304,7 @@ def test_load(pipe):
 
 
 def test_clients_that_leave_free_their_places(server):
-    body = json.dumps({"prompt": "x", "size": "256x256", "num_inference_steps": 30}).encode()
+    body = json.dumps({"prompt": "x", "size": "192x192", "num_inference_steps": 30}).encode()
     head = f"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     import socket
 
@@ -322,6 +322,9 @@ def test_clients_that_leave_free_their_places(server):
 
 
 # Strangers
+
+
+CANARY_BASE64 = [base64.b64encode(bytes(i) + b"CANARY-" * 3)[4:-4] for i in range(3)]  # wherever in the file it is
 
 
 @pytest.fixture
@@ -353,7 +356,7 @@ def _hostile(server, canary, seeds, seconds):
                 b"429",
                 b"431",
             ), (seed, kind, answer[:300])
-            assert b"CANARY" not in base64.b64encode(b"") + answer, (seed, kind)
+            assert not any(shown in answer for shown in (b"CANARY", *CANARY_BASE64)), (seed, kind)
             assert took < seconds, (seed, kind, took)
             return took
 
@@ -367,10 +370,11 @@ def test_hostile_requests(server, canary):
 
 
 def test_what_is_too_large_or_too_slow(server):
-    picture = base64.b64encode(bomb()).decode()
-    status, _, answer = ask(server, "/sdapi/v1/img2img", {"init_images": [picture]})
-    assert status == 400
-    assert b"60000 x 60000" in answer
+    for side, said in ((8000, b"8000 x 8000 pixels"), (60_000, b"pixels")):
+        picture = base64.b64encode(bomb(side)).decode()
+        status, _, answer = ask(server, "/sdapi/v1/img2img", {"init_images": [picture]})
+        assert status == 400
+        assert said in answer
     big = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\n"
     assert send(server.port, big)[0][9:12] == b"413"
     chunked = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -398,3 +402,71 @@ def test_logs_have_no_prompts(server, capfd):
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
     assert {"job", "request"} <= {line["event"] for line in lines}
     assert "secret" not in json.dumps(lines)
+
+
+# At length
+
+
+@pytest.mark.slow
+def test_fifty_clients_for_five_minutes():
+    """``shapes``, as ``ppsd3 serve --at-once 2`` draws: nothing lost or twice, each picture its serial one, memory flat,
+    refusals quick, and 1.5 times the throughput of one call after the other. Prints the figures."""
+    pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
+    pipe.set_progress_bar_config(disable=True)
+    count, seconds = 40, float(os.environ.get("PPSD3_LOAD_SECONDS", "300"))
+    prompts = [f"a {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "square")]
+    serial(pipe, prompts[0], 0)
+    began = time.monotonic()
+    expected = [serial(pipe, prompts[i % 4], i, num_inference_steps=14) for i in range(count)]
+    one_at_a_time = count / (time.monotonic() - began)
+    sent, answered, refusals, memory, lock = [0], [], [], [], threading.Lock()
+
+    def client(number):
+        random = np.random.RandomState(number)
+        while time.monotonic() < end:
+            i = int(random.randint(count))
+            body = {"prompt": prompts[i % 4], "seed": i, "num_inference_steps": 14}
+            asked = time.monotonic()
+            status, headers, answer = ask(server, "/v1/images/generations", body)
+            took = time.monotonic() - asked
+            with lock:
+                sent[0] += 1
+                memory.append((time.monotonic() - began, _resident()))
+            if status == 429:
+                refusals.append(took)
+                time.sleep(min(2.0, int(headers["Retry-After"])))
+                continue
+            assert status == 200
+            assert np.array_equal(pixels(json.loads(answer)["data"][0]["b64_json"]), expected[i])
+            answered.append(i)
+
+    with served(pipe, most_waiting=24, at_once=2) as server, concurrent.futures.ThreadPoolExecutor(50) as threads:
+        began = time.monotonic()
+        end = began + seconds
+        list(threads.map(client, range(50)))
+        rate = len(answered) / (time.monotonic() - began)
+        counts = dict(server.engine.counts)
+    assert counts["done"] == counts["accepted"] == len(answered)
+    assert len(answered) + len(refusals) == sent[0]
+    late = [bytes_ for at, bytes_ in memory if at > seconds / 4]
+    p99 = float(np.quantile(refusals, 0.99)) if refusals else 0.0
+    growth = late[-1] / late[0] - 1
+    median = statistics.median(refusals or [0])
+    print(f"\n{len(answered)} answered, {len(refusals)} refused in {median * 1000:.0f} ms (p99 {p99 * 1000:.0f} ms)")
+    print(f"{rate:.2f} pictures/s, one at a time {one_at_a_time:.2f}; memory {growth:+.1%}")
+    assert p99 < 0.1
+    assert abs(growth) < 0.05
+    assert rate > 1.5 * one_at_a_time
+
+
+@pytest.mark.slow
+def test_five_thousand_hostile_requests(server, canary):
+    before = _resident()
+    slowest = _hostile(server, canary, range(1000, 6000), 5)
+    print(f"\nslowest {slowest:.1f} s, memory {_resident() / before - 1:+.1%}")
+    assert _resident() < before + (200 << 20)
+
+
+def _resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
