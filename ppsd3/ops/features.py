@@ -6,6 +6,10 @@ A feature is there, or there is a reason why it is not, which ``ppsd3 info`` pri
 from __future__ import annotations
 
 import functools
+import re
+from typing import NamedTuple
+
+import paddle
 
 from . import native, onednn
 
@@ -20,10 +24,67 @@ FUNCTIONS = {
     "pread": ("ppsd3_read_floats", "pread"),
 }
 
+# Feature -> the compute capabilities from, and up to, which a GPU has it, as Paddle's kernels are compiled.
+CAPABILITIES = {
+    "cuda": ((5, 0), (99, 0)),
+    "flash_attention": ((8, 0), (99, 0)),
+    "flash_attention_3": ((9, 0), (9, 0)),
+}
+
+
+class GPU(NamedTuple):
+    """A graphics card that Paddle can compute on."""
+
+    name: str
+    capability: tuple[int, int]  # e.g. (8, 0)
+    driver: str  # its version; "" where the system does not say
+
 
 @functools.cache
+def gpu() -> GPU | None:
+    """The card that Paddle takes first; None if there is none, or none of NVIDIA's."""
+    cuda = paddle.device.cuda
+    if not paddle.is_compiled_with_cuda() or paddle.is_compiled_with_rocm() or not cuda.device_count():
+        return None
+    return GPU(cuda.get_device_name(), tuple(cuda.get_device_capability()), _driver())
+
+
+def _driver():
+    try:
+        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
+            found = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read())
+    except OSError:
+        return ""
+    return found.group() if found else ""
+
+
 def missing(feature: str) -> str | None:
     """Why this machine lacks a feature, None if it has it. Builds the native library if it has to."""
+    return _missing_on_gpu(feature, gpu()) if feature in CAPABILITIES else _missing_on_cpu(feature)
+
+
+def _missing_on_gpu(feature, card):
+    if card is None:
+        return "there is no NVIDIA GPU for this Paddle"
+    first, last = CAPABILITIES[feature]
+    if not first <= card.capability <= last:
+        return "compute capability {}.{}; made for {}.{}".format(*card.capability, *first) + " and later" * (
+            first < last
+        )
+    if feature == "flash_attention_3" and not _has_flag("FLAGS_flash_attn_version"):
+        return "not in this Paddle"
+    return None
+
+
+def _has_flag(name):
+    try:
+        return bool(paddle.get_flags([name]))
+    except ValueError:
+        return False
+
+
+@functools.cache
+def _missing_on_cpu(feature):
     if feature == "onednn":
         return onednn.unavailable()
     library, detail = native.load()
