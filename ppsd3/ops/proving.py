@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from typing import Any, Callable, NamedTuple
@@ -108,8 +109,9 @@ def _tried(key, entry, definition, dtype, gradients, arguments, options):
 
 
 def _short(error):
-    """The line that says what is wrong: Paddle's errors end with it, after lines about where they arose."""
-    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [""])[-1][:200]
+    """The line that says what is wrong; Paddle's begins with the kind of error, among lines about where it arose."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    return next((line for line in lines if re.match(r"\(\w+\) ", line)), lines[-1])[:200]
 
 
 def _compared(entry, definition, sample, dtype):
