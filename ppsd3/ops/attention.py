@@ -73,13 +73,16 @@ def _flash_accepts(q, k, v, bias=None, causal=False, scale=None):
 
 def _flash(q, k, v, bias=None, causal=False, scale=None):
     """Paddle's flash attention, which takes a bias of the batch's size and q's dtype, or ``causal``, not both."""
-    default = q.shape[-1] ** -0.5
-    if scale is not None and scale != default:
-        q = q * (scale / default)
     if bias is not None:
         bias, causal = _with_causal(bias, causal, q, k).astype(q.dtype), False
         bias = bias.expand([shape_of(q)[0], *bias.shape[1:]])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
+    return F.scaled_dot_product_attention(_scaled(q, scale), k, v, attn_mask=bias, is_causal=causal)
+
+
+def _scaled(q, scale):
+    """``q`` for a kernel that multiplies the scores by ``d ** -0.5``."""
+    default = q.shape[-1] ** -0.5
+    return q if scale is None or scale == default else q * (scale / default)
 
 
 def _flash_3_accepts(q, k, v, bias=None, causal=False, scale=None):
@@ -89,7 +92,7 @@ def _flash_3_accepts(q, k, v, bias=None, causal=False, scale=None):
 def _flash_3(q, k, v, bias=None, causal=False, scale=None):
     """Flash attention 3, for Hopper, which Paddle computes with while a flag says so."""
     with flags(FLAGS_flash_attn_version=3):
-        return _flash(q, k, v, None, causal, scale)
+        return F.flash_attention.flash_attention(_scaled(q, scale), k, v, causal=causal)[0]
 
 
 def _memory_efficient_accepts(q, k, v, bias=None, causal=False, scale=None):

@@ -8,6 +8,7 @@ version of ppsd3, so that later processes need not try again.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -58,16 +59,17 @@ def accepts(operation: str, entry: Any, definition: Callable[..., Any]) -> Calla
     def is_proven(*arguments, **options):
         if entry.accepts is not None and not entry.accepts(*arguments, **options):
             return False
-        tensors = [x for x in arguments if isinstance(x, Tensor)] if paddle.in_dynamic_mode() else []
-        gradients = entry.gradients and tracked(*tensors)
-        dtype = str(arguments[0].dtype).split(".")[-1]
+        given = (*arguments, *options.values())
+        gradients = entry.gradients and tracked(*(x for x in given if isinstance(x, Tensor)))
+        dtype = str(given[0].dtype).split(".")[-1]
         kind = f"{dtype}, {entry.proof.kind(*arguments, **options)}" + ", gradients" * gradients
         key = _key(operation, entry.name, kind)
         found = _verdicts()
         if key not in found:
             with _trying:
                 if key not in found:
-                    found[key] = _tried(key, entry, definition, dtype, gradients, arguments, options)
+                    place = getattr(given[0], "place", None)  # a graph's tensors have none yet
+                    found[key] = _tried(key, entry, definition, dtype, place, gradients, arguments, options)
         return found[key] is None
 
     return is_proven
@@ -84,7 +86,7 @@ def _key(operation, name, kind):
     return f"{operation} | {name} | {kind}"
 
 
-def _tried(key, entry, definition, dtype, gradients, arguments, options):
+def _tried(key, entry, definition, dtype, place, gradients, arguments, options):
     """None, or why the definition computes instead."""
     rng = np.random.RandomState(0)
 
@@ -93,15 +95,17 @@ def _tried(key, entry, definition, dtype, gradients, arguments, options):
         made.stop_gradient = not gradients
         return made
 
-    with dynamic_mode(), settings.use_kernels("reference"), paddle.set_grad_enabled(gradients):
-        place = getattr(arguments[0], "place", None)
-        with paddle.amp.auto_cast(enable=False):
-            try:
-                reason = _compared(entry, definition, entry.proof.sample(tensor, *arguments, **options), dtype)
-            except Exception as error:  # noqa: BLE001 (whatever Paddle raises, the definition computes it)
-                reason = f"{type(error).__name__}: {_short(error)}"
-                if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-                    return reason  # which says nothing of the next process
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(dynamic_mode())
+        stack.enter_context(paddle.amp.auto_cast(enable=False))
+        stack.enter_context(paddle.set_grad_enabled(gradients))
+        stack.enter_context(settings.use_kernels("reference"))
+        try:
+            reason = _compared(entry, definition, entry.proof.sample(tensor, *arguments, **options), dtype)
+        except Exception as error:  # noqa: BLE001 (whatever Paddle raises, the definition computes it)
+            reason = f"{type(error).__name__}: {_short(error)}"
+            if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+                return reason  # which says nothing of the next process
     if reason is not None:
         _logger.info("Not used: %s (%s)", key, reason)
     _keep(key, reason)

@@ -59,6 +59,18 @@ class StandInGPU:
         self.forget()
 
     @staticmethod
+    def flags(patch, **values):
+        """Paddle's flags of GPUs, which a Paddle for CPUs does not have; the dict that holds them."""
+        get, put = paddle.get_flags, paddle.set_flags
+        patch.setattr(paddle, "get_flags", lambda names: {n: values[n] for n in names} if known(names) else get(names))
+        patch.setattr(paddle, "set_flags", lambda new: values.update(new) if known(new) else put(new))
+
+        def known(names):
+            return values.keys() >= set(names)
+
+        return values
+
+    @staticmethod
     def forget():
         """As a new process would start."""
         proving._verdicts.cache_clear()

@@ -118,6 +118,24 @@ def test_gradients_through_each_way(gpu):
         assert len(card.calls) == 1
 
 
+def test_flash_attention_3_by_its_flag_on_hopper_alone(gpu, monkeypatch):
+    monkeypatch.setattr(proving, "_SLOWER", 1e9)
+    flags = gpus.StandInGPU.flags(monkeypatch, FLAGS_flash_attn_version=2)
+    seen = []
+
+    def flash_attention(query, key, value, dropout=0.0, causal=False, return_softmax=False):
+        seen.append(flags["FLAGS_flash_attn_version"])
+        return gpus.in_float32(query, key, value, None, causal), None
+
+    monkeypatch.setattr(paddle.nn.functional.flash_attention, "flash_attention", flash_attention)
+    for capability, name in ((gpus.AMPERE, "flash"), ((12, 0), "flash"), (gpus.HOPPER, "flash 3")):
+        gpu(capability=capability, computes_16_bits_in="float32")
+        assert dispatch.choose("attention", *qkv()).name == name
+    same(attention(*qkv(), None, True, 1.0), reference(attention)(*qkv(), None, True, 1.0))
+    assert set(seen) == {3} and flags == {"FLAGS_flash_attn_version": 2}
+    assert dispatch.choose("attention", *qkv(), tensor(1, 1, TOKENS, TOKENS)).name == "flash"  # it takes no bias
+
+
 def test_blocks_bound_the_memory(monkeypatch):
     """Of 4,429 tokens, as of a picture of 1024x1024 and its text, never all scores of all heads."""
     monkeypatch.setattr(gpus.ATTENTION, "_MAX_SCORES", 2**12)
