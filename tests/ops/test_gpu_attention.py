@@ -81,6 +81,10 @@ class TestWays:
         shown = [line for line in dispatch.summary() if line.startswith("attention:")]
         assert "memory-efficient (float32, heads of 16: used)" in shown[0]
 
+    def test_a_device_that_is_no_gpu_has_the_blocks(self, monkeypatch):
+        monkeypatch.setattr(dispatch, "kind_of", lambda tensors: ("other", "float16"))
+        assert self.chosen(qkv()) == "in blocks"
+
     def test_the_level_reference_is_the_definition(self, gpu):
         gpu()
         with use_kernels("reference"):
