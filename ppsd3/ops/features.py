@@ -68,9 +68,8 @@ def _missing_on_gpu(feature, card):
         return "there is no NVIDIA GPU for this Paddle"
     first, last = CAPABILITIES[feature]
     if not first <= card.capability <= last:
-        return "compute capability {}.{}; made for {}.{}".format(*card.capability, *first) + " and later" * (
-            first < last
-        )
+        has, needs = (".".join(map(str, version)) for version in (card.capability, first))
+        return f"compute capability {has}; made for {needs}" + ("" if first == last else " and later")
     if feature == "flash_attention_3" and not _has_flag("FLAGS_flash_attn_version"):
         return "not in this Paddle"
     return None

@@ -41,15 +41,14 @@ _trying = threading.RLock()
 
 
 class Proof(NamedTuple):
-    """How an implementation is tried; both functions get the arguments of the call after their own.
+    """How an implementation is tried.
 
-    ``sample`` must not draw from Paddle's random numbers: ``tensor`` makes what it needs.
+    ``sample`` gets ``tensor(*shape)``, which makes one of the call's dtype and place without Paddle's random numbers,
+    and then the arguments of the call.
     """
 
-    kind: Callable[..., str]  # names what of the arguments decides between right and wrong, fast and slow
-    sample: Callable[
-        ..., list[Any]
-    ]  # (tensor, ...) -> small arguments of that kind; tensor(*shape) is of the call's dtype
+    kind: Callable[..., str]  # of a call's arguments: what decides between right and wrong, fast and slow
+    sample: Callable[..., list[Any]]  # small arguments of the same kind
     timed: bool = True  # False: it is there for less memory, not for time
 
 

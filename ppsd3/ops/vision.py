@@ -100,7 +100,7 @@ def _kind(x, weight, bias, added, stride, padding):
 
 def _sample(tensor, x, weight, bias, added, stride, padding):
     out, channels, height, width = weight.shape
-    picture, bias = tensor(1, channels, 64, 64), None if bias is None else tensor(out)
+    picture, bias = tensor(1, channels, 32, 32), None if bias is None else tensor(out)
     return [picture, tensor(out, channels, height, width), bias, None, stride, padding]
 
 
