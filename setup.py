@@ -40,6 +40,7 @@ setup(
             "py.typed",
             "**/*.json",
             "**/*.html",
+            "cli/doctor/*.png",
         ]
     },
     python_requires=">=3.9,<3.13",

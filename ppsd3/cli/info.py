@@ -19,6 +19,7 @@ from ..utils.json_files import read_json
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
 from ..utils.printable import printable
 from ..utils.recognition import explain
+from ..utils.sizes import in_words
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
 from .from_png import needs_trust
 from .png import read_settings
@@ -123,7 +124,7 @@ def _show_export(directory):
     lines = [f"{directory}: models for Paddle {index.get('paddle_version')}'s inference\n"]
     try:
         for name, model in index["models"].items():
-            lines.append(f"{name:16} {_size(os.path.getsize(os.path.join(directory, model['weights'])))}")
+            lines.append(f"{name:16} {in_words(os.path.getsize(os.path.join(directory, model['weights'])))}")
             for verb, ports in (("takes", model["inputs"]), ("gives", model["outputs"])):
                 for port in ports:
                     lines.append(f"  {verb} {port['name']:24} {port['dtype']} {port['shape']}: {port['meaning']}")
@@ -172,23 +173,23 @@ def _component_table(components):
     for part in components:
         values = _count(part.values) if part.values else ""
         dtypes = ", ".join(part.dtypes)
-        yield f"{part.name:16} {part.class_name:32} {values:>11} {_size(part.bytes_on_disk):>10}  {dtypes}"
+        yield f"{part.name:16} {part.class_name:32} {values:>11} {in_words(part.bytes_on_disk):>10}  {dtypes}"
     if len(components) == 1:
         return
     total = sum(part.values for part in components), sum(part.bytes_on_disk for part in components)
-    yield f"{'total':16} {'':32} {_count(total[0]):>11} {_size(total[1]):>10}"
+    yield f"{'total':16} {'':32} {_count(total[0]):>11} {in_words(total[1]):>10}"
 
 
 def _memory_table(components):
     """Memory of the weights, which is nearly all of it, beside what this machine has free."""
     places = _memory_places()
     without_t5 = [part for part in components if part.name != "text_encoder_3"]
-    yield f"{'weights in memory':30} " + " ".join(f"{name + ' (' + _size(free) + ')':>22}" for name, free in places)
+    yield f"{'weights in memory':30} " + " ".join(f"{name + ' (' + in_words(free) + ')':>22}" for name, free in places)
     for dtype, width in BYTES_PER_VALUE.items():
         for label, parts in (("", components), (" without T5", without_t5)):
             need = sum((part.values - part.int8_values) * width + part.int8_values for part in parts)
             verdicts = " ".join(f"{_verdict(need, dtype, *place):>22}" for place in places)
-            yield f"{dtype + label:19} {_size(need):>10} {verdicts}"
+            yield f"{dtype + label:19} {in_words(need):>10} {verdicts}"
 
 
 def _verdict(need, dtype, place, free):
@@ -231,10 +232,3 @@ def _count(number):
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
     return str(number)
-
-
-def _size(number):
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number} B"

@@ -40,7 +40,7 @@ def main(argv=None):
     try:
         with terminable():
             arguments = _parse(argv)
-            tune_process()
+            arguments.tune()
             return arguments.run(arguments) or 0
     except Terminated:
         return TERMINATED
@@ -70,9 +70,9 @@ def _parse(argv):
 
     module = importlib.import_module(f".{outer.command}", __package__)
     command = argparse.ArgumentParser(prog=f"ppsd3 {outer.command}", description=module.__doc__)
+    command.set_defaults(run=module.run, debug=False, tune=tune_process)
     module.add_arguments(command)
     command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    command.set_defaults(run=module.run, debug=False)
     arguments = command.parse_args(outer.rest)
     if getattr(arguments, "from_png", None) is None:
         return arguments

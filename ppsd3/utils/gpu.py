@@ -51,7 +51,7 @@ class GpuBuild:
     @property
     def is_too_old(self) -> bool:
         """Whether ppsd3 needs a newer one."""
-        return tuple(map(int, re.findall(r"\d+", self.version)[:3])) < OLDEST_PADDLE
+        return version_numbers(self.version) < OLDEST_PADDLE
 
     def runs_on(self, card: Card) -> bool | None:
         """Whether it has code for a card; None if that is not known."""
@@ -140,7 +140,12 @@ def loaded_cudnn() -> str | None:
     return f"{major}.{rest // 100}"
 
 
-def dotted(capability: tuple[int, int]) -> str:
+def version_numbers(version: str) -> tuple[int, ...]:
+    """``(3, 0, 0)`` of ``"3.0.0rc1"``: at most three numbers."""
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
+
+
+def dotted(capability: tuple[int, ...]) -> str:
     """``"8.6"`` for ``(8, 6)``."""
     return ".".join(map(str, capability))
 
@@ -154,6 +159,25 @@ def how_to_install(card: Card | None = None) -> str:
         f"Uninstall it and install another from Paddle's own index, as its install guide says ({INSTALL_GUIDE}), e.g. "
         f'`pip install "paddlepaddle-gpu>=3.2,<3.4" -i {where}`.'
     )
+
+
+def how_to_upgrade(old: GpuBuild) -> str:
+    """What to install in place of a Paddle that is too old, in a sentence."""
+    return how_to_install() if old.cuda else 'Run `pip install "paddlepaddle>=2.6.2,<3.4"`.'
+
+
+def require_new_enough() -> None:
+    """Refuses a Paddle that lacks what ppsd3 needs, before an import fails.
+
+    Raises:
+        InputError: it says what to install.
+    """
+    installed = build()
+    if installed.is_too_old:
+        least = dotted(OLDEST_PADDLE)
+        raise InputError(
+            f"ppsd3 needs Paddle {least}, and {installed.version} is installed. {how_to_upgrade(installed)}"
+        )
 
 
 def lacks_code(card: Card, of: GpuBuild) -> str | None:

@@ -1,5 +1,8 @@
 """What is said of builds of Paddle and of cards: which runs on which, and what to install."""
 
+import runpy
+import sys
+
 import paddle
 import pytest
 
@@ -25,7 +28,7 @@ def test_newer_cards_of_a_generation_run_older_code(capability, runs):
 
 @pytest.fixture
 def gpu_build(monkeypatch):
-    """(version, CUDA, what it has code for or None where the build cannot say, a card) -> Paddle says that of itself."""
+    """(version, CUDA, what it has code for or None where it cannot say, a card) -> Paddle says so of itself."""
 
     def pretend(version, cuda, numbers, card):
         monkeypatch.setattr(paddle, "__version__", version)
@@ -89,6 +92,15 @@ def test_a_build_for_the_cpu():
 @pytest.mark.parametrize("version, old", [("2.5.2", True), ("2.6.1", True), ("2.6.2", False), ("3.0.0rc1", False)])
 def test_versions(version, old):
     assert GpuBuild(version).is_too_old is old
+
+
+def test_a_paddle_that_is_too_old_is_named_before_an_import_fails(monkeypatch):
+    from ppsd3.utils import paddle_internals
+
+    monkeypatch.setattr(gpu, "build", lambda: GpuBuild("2.5.2"))
+    monkeypatch.setitem(sys.modules, "paddle.base", None)
+    with pytest.raises(InputError, match="needs Paddle 2.6.2, and 2.5.2 is installed. Run `pip install"):
+        runpy.run_path(paddle_internals.__file__, run_name="ppsd3.utils.paddle_internals")
 
 
 def test_cards_too_old_for_any_build_get_the_guide():
