@@ -99,7 +99,7 @@ def test_a_paddle_that_is_too_old_is_named_before_an_import_fails(monkeypatch):
 
     monkeypatch.setattr(gpu, "build", lambda: GpuBuild("2.5.2"))
     monkeypatch.setitem(sys.modules, "paddle.base", None)
-    with pytest.raises(InputError, match="needs Paddle 2.6.2, and 2.5.2 is installed. Run `pip install"):
+    with pytest.raises(InputError, match=r"needs Paddle 2\.6\.2, and 2\.5\.2 is installed\. Run `pip"):
         runpy.run_path(paddle_internals.__file__, run_name="ppsd3.utils.paddle_internals")
 
 
