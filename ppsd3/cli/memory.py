@@ -125,8 +125,8 @@ def places(memory: int | None) -> list[Place]:
     if memory is not None:
         return [*found, Place("gpu:0", memory, True, tuple(_BYTES))]
     for card in gpu.cards():
-        half = ("bfloat16",) if card.capability >= gpu.BFLOAT16 else ()
-        found.append(Place(f"gpu:{card.index}", card.memory, True, ("float32", *half, "float16")))
+        name = f"gpu:{card.index}"
+        found.append(Place(name, card.memory, True, gpu.dtypes_of(name)))
     return found
 
 

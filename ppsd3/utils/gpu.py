@@ -109,6 +109,20 @@ def _card(index):
     return Card(index, found.name, (found.major, found.minor), found.total_memory)
 
 
+def card_of(device: str) -> Card | None:
+    """The GPU of this name, "gpu" or "gpu:1"; None for another device."""
+    kind, _, index = device.partition(":")
+    return next((card for card in cards() if kind == "gpu" and card.index == int(index or 0)), None)
+
+
+def dtypes_of(device: str) -> tuple[str, ...]:
+    """What a device computes networks in: float32 alone but for GPUs, of which the older ones have no bfloat16."""
+    card = card_of(device)
+    if card is None:
+        return ("float32",)
+    return ("float32", "float16", *(("bfloat16",) if card.capability >= BFLOAT16 else ()))
+
+
 def driver() -> tuple[str | None, tuple[int, int] | None]:
     """(version of NVIDIA's driver, newest CUDA that it supports); None for what is not found."""
     version = None
@@ -194,14 +208,10 @@ def require_code(device: str) -> None:
     Raises:
         InputError: it names the card, what the build has code for, and what to install.
     """
-    kind, _, index = device.partition(":")
-    if kind != "gpu":
-        return
-    for card in cards():
-        if card.index == int(index or 0):
-            lack = lacks_code(card, build())
-            if lack is not None:
-                raise InputError(f"{lack} {how_to_install(card)} Or use 'cpu'.")
+    card = card_of(device) if device.startswith("gpu") else None
+    lack = None if card is None else lacks_code(card, build())
+    if lack is not None:
+        raise InputError(f"{lack} {how_to_install(card)} Or use 'cpu'.")
 
 
 def _build_for(capability):

@@ -241,10 +241,10 @@ def test_a_wrong_picture_and_one_that_fails(monkeypatch, capsys):
 
 
 def test_devices_of_the_picture(monkeypatch):
-    assert self_test._dtypes("cpu") == self_test._dtypes("xpu:0") == ("float32",)
+    assert gpu.dtypes_of("cpu") == gpu.dtypes_of("xpu:0") == ("float32",)
     monkeypatch.setattr(gpu, "cards", lambda: [T4, dataclasses.replace(A100, index=1)])
-    assert self_test._dtypes("gpu") == ("float32", "float16")
-    assert self_test._dtypes("gpu:1") == ("float32", "float16", "bfloat16")
+    assert gpu.dtypes_of("gpu") == ("float32", "float16")
+    assert gpu.dtypes_of("gpu:1") == ("float32", "float16", "bfloat16")
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     monkeypatch.setattr(gpu, "cards", lambda: [dataclasses.replace(H100, index=0)])
     monkeypatch.setattr(gpu, "build", lambda: FROM_PYPI)

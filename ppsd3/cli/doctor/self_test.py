@@ -46,19 +46,10 @@ def draw(device: str | None) -> Iterator[Finding]:
     before = paddle.get_device()
     try:
         paddle.set_device(name)
-        for dtype in _dtypes(name):
+        for dtype in gpu.dtypes_of(name):
             yield _compared(name, dtype)
     finally:
         paddle.set_device(before)
-
-
-def _dtypes(device):
-    """float32 alone computes on CPUs."""
-    kind, _, index = device.partition(":")
-    card = next((card for card in gpu.cards() if kind == "gpu" and card.index == int(index or 0)), None)
-    if card is None:
-        return ("float32",)
-    return ("float32", "float16", *(("bfloat16",) if card.capability >= gpu.BFLOAT16 else ()))
 
 
 def _compared(device, dtype):
