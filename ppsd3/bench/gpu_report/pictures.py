@@ -23,7 +23,7 @@ from .report import Report
 _PACKAGE = Path(__file__).parents[2]
 _PROMPTS = ("a red circle to the left of a blue square", "a green ring")
 _SCALE = 4.5
-_FEW, _MORE = 2, 6  # steps between which host reads are counted
+_FEW, _MORE = 2, 4  # steps between which host reads are counted
 _READS = ("numpy", "item", "cpu", "tolist")  # methods of a tensor that wait for its device
 
 GUIDANCES: dict[str, Callable[[], guidance.Guidance]] = {
