@@ -23,7 +23,7 @@ COMMANDS = {
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",
     "export": "a model's networks as models for Paddle Inference",
-    "doctor": "check the installation, and directories for what interrupted saves left",
+    "doctor": "check the installation and its GPUs, and directories for what interrupted saves left",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 
