@@ -24,6 +24,12 @@ def read(path):
         return json.load(file)
 
 
+@pytest.fixture(autouse=True)
+def variables(monkeypatch):
+    """What a report sets does not outlive the test."""
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+
+
 @pytest.fixture
 def report(tmp_path):
     return Report(tmp_path / "report.json", seconds=60, say=lambda line: None)
