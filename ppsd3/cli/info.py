@@ -220,7 +220,7 @@ def _advice():
     """What may make pictures on a GPU quicker, and is not done unasked."""
     from ..ops import features
 
-    if features.gpu() is not None:
+    if features.card() is not None:
         yield "up to 512x512, launching kernels takes longer than computing: pipe.compile() (docs/guide/speed.md)"
 
 

@@ -6,11 +6,10 @@ A feature is there, or there is a reason why it is not, which ``ppsd3 info`` pri
 from __future__ import annotations
 
 import functools
-import re
-from typing import NamedTuple
 
 import paddle
 
+from ..utils import gpu
 from . import native, onednn
 
 # Feature -> the native function that only a library for a CPU (or system) with it has, and its name for the user.
@@ -27,40 +26,19 @@ FUNCTIONS = {
 # Feature -> the compute capabilities from, and up to, which a GPU has it, as Paddle's kernels are compiled.
 CAPABILITIES = {
     "cuda": ((5, 0), (99, 0)),
-    "flash_attention": ((8, 0), (99, 0)),
+    "flash_attention": (gpu.FLASH_ATTENTION, (99, 0)),
     "flash_attention_3": ((9, 0), (9, 0)),
 }
 
 
-class GPU(NamedTuple):
-    """A graphics card that Paddle can compute on."""
-
-    name: str
-    capability: tuple[int, int]  # e.g. (8, 0)
-    driver: str  # its version; "" where the system does not say
-
-
-@functools.cache
-def gpu() -> GPU | None:
+def card() -> gpu.Card | None:
     """The card that Paddle takes first; None if there is none, or none of NVIDIA's."""
-    cuda = paddle.device.cuda
-    if not paddle.is_compiled_with_cuda() or paddle.is_compiled_with_rocm() or not cuda.device_count():
-        return None
-    return GPU(cuda.get_device_name(), tuple(cuda.get_device_capability()), _driver())
-
-
-def _driver():
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as file:
-            found = re.search(r"\b\d+\.\d+(\.\d+)?\b", file.read())
-    except OSError:
-        return ""
-    return found.group() if found else ""
+    return None if paddle.is_compiled_with_rocm() else next(iter(gpu.cards()), None)
 
 
 def missing(feature: str) -> str | None:
     """Why this machine lacks a feature, None if it has it. Builds the native library if it has to."""
-    return _missing_on_gpu(feature, gpu()) if feature in CAPABILITIES else _missing_on_cpu(feature)
+    return _missing_on_gpu(feature, card()) if feature in CAPABILITIES else _missing_on_cpu(feature)
 
 
 def _missing_on_gpu(feature, card):
@@ -68,8 +46,8 @@ def _missing_on_gpu(feature, card):
         return "there is no NVIDIA GPU for this Paddle"
     first, last = CAPABILITIES[feature]
     if not first <= card.capability <= last:
-        has, needs = (".".join(map(str, version)) for version in (card.capability, first))
-        return f"compute capability {has}; made for {needs}" + ("" if first == last else " and later")
+        later = "" if first == last else " and later"
+        return f"compute capability {gpu.dotted(card.capability)}; made for {gpu.dotted(first)}{later}"
     if feature == "flash_attention_3" and not _has_flag("FLAGS_flash_attn_version"):
         return "not in this Paddle"
     return None

@@ -22,6 +22,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
+from ..utils import gpu
 from ..utils.errors import PPSD3Error
 from ..utils.files import atomic_write
 from ..utils.json_files import parse_json_object
@@ -157,13 +158,9 @@ def _seconds(*functions_and_sample):
 def _machine():
     from .. import __version__
 
-    card = features.gpu()
-    return {
-        "ppsd3": __version__,
-        "paddle": paddle.__version__,
-        "card": card and card.name,
-        "driver": card and card.driver,
-    }
+    card = features.card()
+    name, driver = (None, None) if card is None else (card.name, gpu.driver()[0])
+    return {"ppsd3": __version__, "paddle": paddle.__version__, "card": name, "driver": driver}
 
 
 def _path():

@@ -11,7 +11,8 @@ import sys
 import paddle
 from paddle.nn import functional as F
 
-from ppsd3.ops import attention, dispatch, features, proving
+from ppsd3.ops import attention, dispatch, proving
+from ppsd3.utils import gpu
 
 ATTENTION = sys.modules["ppsd3.ops.attention"]  # which the function of that name hides in the package
 AMPERE, TURING, VOLTA, HOPPER = (8, 0), (7, 5), (7, 0), (9, 0)
@@ -35,12 +36,13 @@ class StandInGPU:
         if computes_16_bits_in is not None:
             self._16_bits = (getattr(paddle, computes_16_bits_in),)
         self._patch, self._tried = monkeypatch, proving._compared
-        self.card = features.GPU(name, capability, "535.104.05")
+        self.card = gpu.Card(0, name, capability, 40 * 2**30)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def __enter__(self):
         kind_of, patch = dispatch.kind_of, self._patch.setattr
-        patch(features, "gpu", lambda: self.card)
+        patch(gpu, "cards", lambda: [self.card])
+        patch(gpu, "driver", lambda: ("535.104.05", (12, 2)))
         patch(dispatch, "kind_of", lambda tensors: ("gpu", kind_of(tensors)[1]))
         patch(dispatch, "_device", lambda: "gpu")
         patch(ATTENTION, "_16_BITS", self._16_bits)

@@ -14,6 +14,7 @@ from helpers import gpus
 
 from ppsd3.ops import dispatch, features, proving
 from ppsd3.ops.dispatch import TABLE, Implementation, operation
+from ppsd3.utils import gpu
 
 X = paddle.arange(12, dtype="float32").reshape([3, 4]) / 12
 
@@ -21,7 +22,8 @@ X = paddle.arange(12, dtype="float32").reshape([3, 4]) / 12
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "gpu", lambda: features.GPU("Stand-in 40GB", (8, 0), "535.104.05"))
+    monkeypatch.setattr(gpu, "cards", lambda: [gpu.Card(0, "Stand-in 40GB", (8, 0), 40 * 2**30)])
+    monkeypatch.setattr(gpu, "driver", lambda: ("535.104.05", (12, 2)))
     gpus.StandInGPU.forget()
     yield tmp_path / "ppsd3"
     gpus.StandInGPU.forget()
@@ -134,8 +136,8 @@ def test_what_was_found_is_remembered_by_other_processes(doubled):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(features, "gpu", lambda: features.GPU("Stand-in 40GB", (8, 0), "550.54")),
-        lambda patch: patch.setattr(features, "gpu", lambda: features.GPU("Stand-in 80GB", (8, 0), "535.104.05")),
+        lambda patch: patch.setattr(gpu, "driver", lambda: ("550.54", (12, 4))),
+        lambda patch: patch.setattr(gpu, "cards", lambda: [gpu.Card(0, "Stand-in 80GB", (8, 0), 80 * 2**30)]),
         lambda patch: patch.setattr(paddle, "__version__", "9.9.9"),
         lambda patch: patch.setattr("ppsd3.__version__", "9.9.9"),
     ],
