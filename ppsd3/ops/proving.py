@@ -68,7 +68,7 @@ def accepts(operation: str, entry: Any, definition: Callable[..., Any]) -> Calla
         if key not in found:
             with _trying:
                 if key not in found:
-                    place = getattr(given[0], "place", None)  # a graph's tensors have none yet
+                    place = given[0].place if paddle.in_dynamic_mode() else None  # a graph's have none yet
                     found[key] = _tried(key, entry, definition, dtype, place, gradients, arguments, options)
         return found[key] is None
 
