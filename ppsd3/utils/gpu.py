@@ -11,6 +11,7 @@ import dataclasses
 import re
 
 import paddle
+from paddle import version as versions
 
 from .errors import InputError
 
@@ -84,11 +85,11 @@ def build() -> GpuBuild:
     version = paddle.__version__
     if not paddle.is_compiled_with_cuda():
         return GpuBuild(version)
-    cuda = str(paddle.version.cuda())
-    asked = getattr(paddle.version, "cuda_archs", None)  # came after 3.0
+    cuda = str(versions.cuda())
+    asked = getattr(versions, "cuda_archs", None)  # came after 3.0
     stated = tuple(divmod(int(number), 10) for number in (asked() if asked else None) or ())
     known = (code for (start, of), code in _CODE.items() if version.startswith(start) and cuda == of)
-    return GpuBuild(version, cuda, str(paddle.version.cudnn()), stated or next(known, None))
+    return GpuBuild(version, cuda, str(versions.cudnn()), stated or next(known, None))
 
 
 def count() -> int:

@@ -199,6 +199,13 @@ def default_gpu_generators() -> list[core.Generator]:
     return [core.default_cuda_generator(index) for index in range(paddle.device.cuda.device_count())]
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 matrix products on GPUs may round their operands to TF32, which Paddle allows at first. For the
+    whole process; without effect in builds for CPUs."""
+    if hasattr(core, "set_cublas_switch"):
+        core.set_cublas_switch(allowed)
+
+
 def is_autocasting() -> bool:
     """Whether AMP casts at present; ``paddle.amp.is_autocast_enabled`` came after 2.6. Only in dynamic mode."""
     tracer: Any = _dygraph_tracer()

@@ -48,13 +48,15 @@ def _entries(forms, dtype) -> Iterator[tuple[str, Any]]:
 
 def _entry(form, dtype):
     draw = np.random.default_rng(0)
-    q, k, v = (paddle.to_tensor(draw.standard_normal(form.shape).astype("float32") / 2) for _ in range(3))
-    bias = None if form.bias is None else paddle.to_tensor(draw.standard_normal(form.bias).astype("float32"))
-    rounded = [None if x is None else x.astype(dtype) for x in (q, k, v, bias)]
-    arguments = (*rounded, form.causal, form.scale)
+    rounded = [paddle.to_tensor(draw.standard_normal(form.shape).astype("float32") / 2).astype(dtype) for _ in "qkv"]
+    bias = None
+    if form.bias is not None:
+        bias = paddle.to_tensor(draw.standard_normal(form.bias).astype("float32")).astype(dtype)
+    q, k, v = rounded
     with paddle.no_grad():
-        taken = dispatch.choose("attention", *arguments).name
-        got = attention(*arguments).astype("float32")
-        exact = [None if x is None else x.astype("float32") for x in rounded]
-        want = dispatch.reference(attention)(*exact, form.causal, form.scale)
+        taken = dispatch.choose("attention", q, k, v, bias, form.causal, form.scale).name
+        got = attention(q, k, v, bias, form.causal, form.scale).astype("float32")
+        q, k, v = (x.astype("float32") for x in rounded)
+        bias = None if bias is None else bias.astype("float32")
+        want = dispatch.reference(attention)(q, k, v, bias, form.causal, form.scale)
     return {"by": taken, "error": float((got - want).abs().max())}

@@ -38,7 +38,9 @@ class Steps:
     def network(self) -> SD3Transformer2DModel:
         """Built where Paddle computes at present."""
         default = paddle.get_default_dtype()
-        paddle.set_default_dtype(self.dtype)  # in which weights are drawn: in float32 they might not fit
+        paddle.set_default_dtype(
+            getattr(paddle, self.dtype)
+        )  # in which weights are drawn: in float32 they might not fit
         try:
             network = SD3Transformer2DModel(**self.config)
         finally:
@@ -52,9 +54,10 @@ class Steps:
 
     def seconds(self, size: int) -> float:
         """Of one step at ``size`` pixels a side."""
-        latents = paddle.randn([1, self.config["in_channels"], size // 8, size // 8]).astype(self.dtype)
-        texts = paddle.randn([2, TEXT_TOKENS, self.config["joint_attention_dim"]]).astype(self.dtype)
-        pooled = paddle.randn([2, self.config["pooled_projection_dim"]]).astype(self.dtype)
+        dtype = getattr(paddle, self.dtype)
+        latents = paddle.randn([1, self.config["in_channels"], size // 8, size // 8]).astype(dtype)
+        texts = paddle.randn([2, TEXT_TOKENS, self.config["joint_attention_dim"]]).astype(dtype)
+        pooled = paddle.randn([2, self.config["pooled_projection_dim"]]).astype(dtype)
         timesteps = paddle.linspace(1000.0, 30.0, _WARM_UP + _TIMED)
         with paddle.no_grad():
             prepared = self.network.prepare(texts, pooled, timesteps)
