@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, cast
 
 import paddle
 import paddle.nn.functional as F
@@ -261,7 +262,8 @@ def _with_causal(bias, causal, q, k):
     """``bias``, which may be None, with what ``causal`` adds to it."""
     if not causal:
         return bias
-    hidden = causal_bias(shape_of(q)[1], shape_of(k)[1], q.dtype)
+    queries, keys = (cast("Any", shape_of(x)[1]) for x in (q, k))
+    hidden = causal_bias(queries, keys, q.dtype)
     return hidden.unsqueeze([0, 1]) if bias is None else bias + hidden
 
 

@@ -83,7 +83,7 @@ def flags(**values: Any) -> Iterator[None]:
 
 def fused(name: str) -> Callable[..., Any]:
     """A function of ``paddle.incubate.nn.functional``; AttributeError if this Paddle has none of that name."""
-    return getattr(paddle.incubate.nn.functional, name)
+    return getattr(cast(Any, paddle).incubate.nn.functional, name)
 
 
 def memory_efficient_attention(
