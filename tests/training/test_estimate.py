@@ -1,9 +1,9 @@
 """What a run will need, counted and measured, and its rehearsal, which leaves nothing behind."""
 
-import re
 import io
 import os
 import pathlib
+import re
 import sys
 
 import numpy as np
