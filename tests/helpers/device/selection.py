@@ -12,7 +12,9 @@ SUITES = ("pipelines", "models", "transformers", "loaders", "adapters")
 NOT_DEFAULT = {"parity", "slow", "gpu", "machine", "lint", "docs", "interop"}
 
 # What cannot run there, by a part of "directory/file.py::test", with the reason. Nothing else is left out.
-ELSEWHERE = {}
+ELSEWHERE = {
+    "pipelines/test_sixteen_bits.py": "emulates on the CPU what GPUs compute",
+}
 
 
 def has_tests(path):
