@@ -221,7 +221,7 @@ def _advice():
     from ..ops import features
 
     if features.card() is not None:
-        yield "up to 512x512, launching kernels takes longer than computing: pipe.compile() (docs/guide/speed.md)"
+        yield "up to 512x512, launching kernels takes longer than computing: pipe.compile() (docs/performance.md)"
 
 
 def _count(number):
