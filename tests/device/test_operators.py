@@ -68,7 +68,7 @@ def test_no_kind_is_left_out():
 def test_an_operator_without_a_kernel_is_named_with_its_place(monkeypatch):
     """``svd`` stands for one: GPUs have it in float32 alone."""
     monkeypatch.setattr(guidance.NoGuidance, "combine", lambda self, predictions, moment: _decomposed(predictions[0]))
-    with pytest.raises(AssertionError, match="svd in float16, bfloat16, called at .*denoising.py:"):
+    with pytest.raises(AssertionError, match=r"svd in float16, bfloat16, called at .*denoising\.py:"):
         assert_call_computes({**tiny.make_components()}, guidance=guidance.NoGuidance())
 
 

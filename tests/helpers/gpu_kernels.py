@@ -1,8 +1,8 @@
 """Which operators of Paddle a GPU can compute, of those that a call uses on a CPU.
 
 Paddle counts the kernels that it chooses by name and dtype (what ``paddle.amp.debugging.collect_operator_stats``
-prints). ``data/gpu_kernels_2.6.2.json`` lists what the wheel paddlepaddle-gpu 2.6.2 registers for GPUs. Calls here compute
-in float32, so what is counted with float32 has to be there in float16 and bfloat16 too, unless it is one of
+prints). ``data/gpu_kernels_2.6.2.json`` lists what the wheel paddlepaddle-gpu 2.6.2 registers for GPUs. Calls here
+compute in float32, so what is counted with float32 has to be there in float16 and bfloat16 too, unless it is one of
 :data:`IN_FLOAT32`.
 """
 
