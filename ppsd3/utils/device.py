@@ -171,22 +171,25 @@ def usable_device(device: Any) -> str:
     """Like :func:`device_name`, for a device that Paddle can compute on.
 
     Raises:
-        InputError: it is no device, or none that Paddle has.
+        InputError: it is no device, none that Paddle has, or a card that Paddle has no code for.
     """
     import paddle
+
+    from . import gpu
 
     name = device_name(device)
     if name is None:
         raise InputError(f"{device!r} is no device; use 'cpu', 'gpu' (or 'cuda') or e.g. 'gpu:1'.")
     kind, _, index = name.partition(":")
     if kind == "gpu":
-        count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+        count = gpu.count()
         if not 0 <= int(index or 0) < count:
             have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
             raise InputError(
                 f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "
                 "with a GPU, or use 'cpu'."
             )
+        gpu.require_code(name)
     elif kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
         raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. Use 'cpu'.")
     return name
@@ -198,6 +201,12 @@ def is_present_device(device: Any) -> bool:
 
     present = paddle.get_device()
     return device_name(device) in (present, present.partition(":")[0])
+
+
+def can_compute(network: Any) -> bool:
+    """Whether Paddle computes in ``network``'s dtype where its weights are: on the CPU not in 16 bits."""
+    dtype = str(getattr(network, "dtype", "")).rpartition(".")[-1]
+    return dtype not in ("float16", "bfloat16") or not network.device.is_cpu_place()
 
 
 def _custom_devices():
