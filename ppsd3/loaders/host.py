@@ -21,6 +21,10 @@ class Residency(Protocol):
         """Where offloaded networks compute; None without offloading."""
         ...
 
+    def take(self, network: Any) -> None:
+        """Moves a network, or what has been added to it, to where it is while it does not compute."""
+        ...
+
 
 class PipelineHost:
     """Base of the mixins: the components and methods of a pipeline that they use.
@@ -32,13 +36,15 @@ class PipelineHost:
     transformer: SD3Transformer2DModel | OnDemandNetwork | None
     image_encoder: SiglipVisionModel | OnDemandNetwork | None
     feature_extractor: SiglipImageProcessor | None
-    _residency: Residency
     _settings: tuple[str, ...]  # arguments of __init__ that are not components
     _optional_components: tuple[str, ...]
 
     if TYPE_CHECKING:
 
         def __init__(self, **components: Any) -> None: ...
+
+        @property
+        def _residency(self) -> Residency: ...
 
         def using(self, name: str) -> AbstractContextManager[Any]: ...
 

@@ -192,6 +192,35 @@ def usable_device(device: Any) -> str:
     return name
 
 
+def execution_device(device: Any, gpu_id: int | str | None = None) -> str:
+    """The name of the device that offloaded networks compute on: ``device``, or the GPU ``gpu_id`` (a number or a
+    name), or the one that Paddle computes on at present, or the first GPU.
+
+    Raises:
+        InputError: there is no such device, it is the CPU, or both are given.
+    """
+    import paddle
+
+    if gpu_id is not None and device is not None:
+        raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
+    asked = f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or device
+    if asked is None:
+        present = paddle.get_device()
+        asked = "gpu" if present == "cpu" else present
+    try:
+        name = usable_device(asked)
+    except InputError as error:
+        raise InputError(f"{error} {_NOTHING_TO_OFFLOAD}") from None
+    if name == "cpu":
+        raise InputError(f"device is {str(asked)!r}, where networks are already. {_NOTHING_TO_OFFLOAD}")
+    return name if ":" in name else f"{name}:0"
+
+
+_NOTHING_TO_OFFLOAD = (
+    "To save memory on a CPU load the pipeline with load_components='on_demand', and storage_dtype='float16'."
+)
+
+
 def is_present_device(device: Any) -> bool:
     """Whether ``device`` names the one that Paddle computes on at present; ``"gpu"`` names every GPU."""
     import paddle
