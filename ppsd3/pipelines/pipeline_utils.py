@@ -114,8 +114,8 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
 
         Args:
             *args: a device, a dtype or both, in any order.
-            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". Paddle computes there from now on. Of networks that
-                are offloaded, "cpu" changes nothing: they are there, and go to their device while they compute.
+            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". Paddle computes there from now on. "cpu" changes
+                nothing of networks that are offloaded: they are there, and go to their device while they compute.
             dtype: Paddle's or torch's, or its name.
             **others: keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
@@ -126,12 +126,8 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
         self._refuse_moving_on_demand("to()")
         device, dtype = read_destination([*args, device, dtype])
         if device is not None and self._residency.place is not None:
-            if device != "cpu":
-                raise InputError(
-                    f"to({device!r}): the networks are offloaded, and go to {device_name(self.device)} by themselves "
-                    "while they compute. Leave to() out, or call remove_all_hooks() before."
-                )
-            device = None
+            self._refuse_moving_offloaded(device)
+            device = None  # they are on the CPU
         if device is not None:
             paddle.device.set_device(device)
         for network in self._networks():
@@ -286,6 +282,13 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
             raise InputError(
                 f"{what} cannot move networks that are loaded on demand ({', '.join(absent)}). Give paddle_dtype to "
                 "from_pretrained; they are read to Paddle's present device."
+            )
+
+    def _refuse_moving_offloaded(self, device):
+        if device != "cpu":
+            raise InputError(
+                f"to({device!r}): the networks are offloaded, and go to {device_name(self.device)} by themselves while "
+                "they compute. Leave to() out, or call remove_all_hooks() before."
             )
 
     def _networks(self):
