@@ -229,6 +229,12 @@ def is_present_device(device: Any) -> bool:
     return device_name(device) in (present, present.partition(":")[0])
 
 
+def can_compute(network: Any) -> bool:
+    """Whether Paddle computes in ``network``'s dtype where its weights are: on the CPU not in 16 bits."""
+    dtype = str(getattr(network, "dtype", "")).rpartition(".")[-1]
+    return dtype not in ("float16", "bfloat16") or not network.device.is_cpu_place()
+
+
 def _custom_devices():
     """Kinds of devices that plugins of Paddle bring."""
     import paddle

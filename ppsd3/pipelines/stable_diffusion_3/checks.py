@@ -8,7 +8,7 @@ from typing import Optional
 import paddle
 
 from ...utils.checking import fit
-from ...utils.device import device_name
+from ...utils.device import can_compute, device_name
 from ...utils.errors import InputError
 
 
@@ -77,12 +77,11 @@ def _check_skip_layers(layers, num_layers, guidance, guided):
 def check_dtypes(components):
     """No network is in a 16-bit dtype on the CPU, where Paddle has no matrix product for it."""
     for name, part in components.items():
-        dtype = str(getattr(part, "dtype", "")).split(".")[-1]
-        if dtype in ("float16", "bfloat16") and part.device.is_cpu_place():
+        if not can_compute(part):
             raise InputError(
-                f"The `{name}` is {dtype} on the CPU, where Paddle computes in float32 only. Load with "
-                "paddle_dtype='float32' and, to hold its weights in 16 bits, storage_dtype='float16'; or call "
-                "pipe.to('float32'), or move the pipeline to a GPU."
+                f"The `{name}` is {str(part.dtype).rpartition('.')[-1]} on the CPU, where Paddle computes in float32 "
+                "only. Load with paddle_dtype='float32' and, to hold its weights in 16 bits, storage_dtype='float16'; "
+                "or call pipe.to('float32'), or move the pipeline to a GPU."
             )
 
 
