@@ -12,7 +12,15 @@ SUITES = ("pipelines", "models", "transformers", "loaders", "adapters")
 NOT_DEFAULT = {"parity", "slow", "gpu", "machine", "lint", "docs", "interop"}
 
 # What cannot run there, by a part of "directory/file.py::test", with the reason. Nothing else is left out.
-ELSEWHERE = {}
+ELSEWHERE = {
+    "test_offloading_needs_a_gpu": "there is a device to offload from: tests/device/test_offloading.py does it",
+    "pipelines/test_prefetching.py": "stand-ins make a GPU of the computer's memory",
+    "test_residency.py::test_parts_compute": "the computer's memory stands for the device, as in the next four",
+    "test_residency.py::test_offloading_begins": "see above",
+    "test_residency.py::test_an_interruption": "see above",
+    "test_residency.py::test_a_loan_that": "see above",
+    "test_residency.py::test_after_a_loan": "see above",
+}
 
 
 def has_tests(path):
