@@ -118,7 +118,8 @@ def on_the_host(tensor):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("first", ["offloading", "additions"])
-def test_what_is_added_is_offloaded_too(directory, kind, first, tmp_path):
+def test_what_is_added_is_offloaded_too(directory, kind, first):
+    paddle.set_device("cpu")
     picture = {"ip_adapter_image_embeds": paddle.ones([1, 6, ip_adapters.SIGLIP["hidden_size"]])}
 
     def add(pipe):
@@ -126,7 +127,6 @@ def test_what_is_added_is_offloaded_too(directory, kind, first, tmp_path):
         pipe.load_ip_adapter(ip_adapters.tensors(5), image_encoder_folder=None)
         pipe.load_textual_inversion(np.ones([2, 16], "float32"), token="<cat>")
 
-    paddle.set_device("cpu")
     plain = load(directory, "cpu")
     add(plain)
     expected = draw(plain, prompt="a red <cat>", **picture)
