@@ -7,6 +7,7 @@ from typing import Optional
 
 import paddle
 
+from ...ops.shapes import cast
 from ...utils.checking import fit
 from ...utils.device import can_compute, device_name
 from ...utils.errors import InputError
@@ -48,14 +49,14 @@ def check_callback_tensors(names, allowed):
 
 
 def callback_result(result, latents):
-    """What a callback returned, as a dict of tensors; its latents have the shape of ``latents``."""
+    """What a callback returned, as a dict of tensors in the dtype of ``latents``; its latents have their shape."""
     changed = fit("what the callback returned", {} if result is None else result, dict[str, Optional[paddle.Tensor]])
     if changed.get("latents", latents).shape != latents.shape:
         raise InputError(
             f"A callback returned latents of the shape {list(changed['latents'].shape)}, and this call draws "
             f"{list(latents.shape)}."
         )
-    return changed
+    return {name: None if tensor is None else cast(tensor, latents.dtype) for name, tensor in changed.items()}
 
 
 def _check_skip_layers(layers, num_layers, guidance, guided):

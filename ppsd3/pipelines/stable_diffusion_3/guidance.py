@@ -70,7 +70,7 @@ class Query:
 
 Part = Annotated[float, Range(0, 1)]  # of the steps
 Scale = Annotated[float, Range(-10_000, 10_000)]  # beyond, float32 overflows somewhere in the loop
-Predictions = list[paddle.Tensor]  # one [copies * B, C, H, W] for each query of a step
+Predictions = list[paddle.Tensor]  # one float32 [copies * B, C, H, W] for each query of a step
 
 
 class Guidance(abc.ABC):

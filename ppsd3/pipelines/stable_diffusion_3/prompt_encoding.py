@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 import paddle.nn.functional as F
 
+from ...ops.shapes import repeat_rows
 from ...transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
@@ -57,7 +58,7 @@ class TextCondition:
 
     def repeat(self, n: int) -> TextCondition:
         """Each row ``n`` times in a row: p0, p0, p1, p1 (the order of pictures for num_images_per_prompt = n)."""
-        return self if n == 1 else self._of_each(lambda part: paddle.repeat_interleave(part, n, axis=0))
+        return self if n == 1 else self._of_each(lambda part: repeat_rows(part, n))
 
     def half(self, index: int) -> TextCondition:
         """The first (0) or second (1) half of the rows; the same object at each call, so what is prepared of it once

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import paddle
 
+from ...ops.shapes import cast
 from ...utils.checking import Range, checks_arguments
 from .denoising import Velocity, VelocityModel
 from .guidance import Query
@@ -115,7 +116,7 @@ class TaylorCache(StepCache):
                 if i != j:
                     weight *= (now - other) / (time - other)
             weights.append(weight)
-        total: Any = sum(weight * value for weight, (_, value) in zip(weights, known))
+        total: Any = sum(weight * cast(value, paddle.float32) for weight, (_, value) in zip(weights, known))
         return total
 
 
@@ -138,14 +139,15 @@ class EasyCache(_ThresholdCache):
     """
 
     def answer(self, asked: Asked) -> paddle.Tensor:
-        latents, memory = asked.latents, asked.memory
+        # differences in float32, whatever the network's dtype
+        latents, memory = cast(asked.latents, paddle.float32), asked.memory
         moved = _mean(latents - memory["latents"]) if "latents" in memory else None
         memory["latents"] = latents
         if not asked.whole and "rate" in memory:
             memory["change"] += memory["rate"] * moved / memory["size"]
             if memory["change"] < self.threshold:
                 return memory["difference"] + _copies(latents, memory["difference"])
-        result = self.evaluate(asked)
+        result = cast(self.evaluate(asked), paddle.float32)
         if "result" in memory:
             since = _mean(latents - memory["evaluated at"])
             memory["rate"] = _mean(result - memory["result"]) / max(since, 1e-12)
