@@ -111,8 +111,8 @@ class OnDemandNetwork(Shared):
         finally:
             with self._lock:
                 self._users -= 1
-                if not self._users and self._network is not None:
-                    self._release(self._network)
+                if not self._users:
+                    self._release()
 
     def _read_whole(self):
         """The network with all that was done to it, and with its adapter."""
@@ -126,14 +126,14 @@ class OnDemandNetwork(Shared):
             self._attachment.enter_context(self._attached(network, self.ip_adapter))
         return network
 
-    def _release(self, network):
-        place = network.device
+    def _release(self):
         self._attachment.close()  # the adapter keeps its memory
-        for tensor in tensors_of(network, include_sublayers=True):
-            free_memory(tensor)  # whoever still refers to the network: its memory is not kept
-        self._network = None
+        network, self._network = self._network, None
+        if network is not None:
+            for tensor in tensors_of(network, include_sublayers=True):
+                free_memory(tensor)  # whoever still refers to the network: its memory is not kept
         release_freed_memory()
-        empty_cache(place)
+        empty_cache(current_place())
 
     @property
     def device(self) -> Place:

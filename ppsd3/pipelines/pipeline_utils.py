@@ -29,7 +29,16 @@ from .call_signature import Argument, describe
 from .component_classes import check_fit, index_entry
 from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
-from .residency import ModelOffload, Offload, OnDemandNetwork, Resident, SequentialOffload, is_network, residency_of
+from .residency import (
+    ModelOffload,
+    Offload,
+    OnDemandNetwork,
+    Resident,
+    SequentialOffload,
+    is_network,
+    join,
+    residency_of,
+)
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -102,6 +111,7 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
         if missing:
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
         made = cls(**parts)
+        join(made._networks())
         made._progress_bar_config = dict(pipeline._progress_bar_config)
         for name in ("_call_defaults", *cls._carried):
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))

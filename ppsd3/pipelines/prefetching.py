@@ -35,10 +35,9 @@ class Prefetcher:
         mine, user = self._thread, object()
         outer, mine.inside = mine.inside, True
         try:
-            if not outer:
-                paddle.device.current_stream(self._device).wait_stream(self._stream)
             _begin(loans, user)
             if not outer:
+                paddle.device.current_stream(self._device).wait_stream(self._stream)  # whoever has had them copied
                 self._next[mine.last] = part, loans
                 mine.last = part
                 self._drop()
@@ -55,11 +54,11 @@ class Prefetcher:
         self._stream.wait_stream(paddle.device.current_stream(self._device))
         self._thread.fetched = loans
         with paddle.device.stream_guard(self._stream):
-            _begin(loans, self._thread)
+            _begin(loans, self._thread.token)
 
     def _drop(self):
         loans, self._thread.fetched = self._thread.fetched, ()
-        _end(loans, self._thread)
+        _end(loans, self._thread.token)
 
     def forget(self) -> None:
         """Drops what this thread has not come to call."""
@@ -72,7 +71,7 @@ class _Thread(threading.local):
     """What is going on in the present thread."""
 
     def __init__(self):
-        self.inside, self.last, self.fetched = False, None, ()
+        self.token, self.inside, self.last, self.fetched = object(), False, None, ()
 
 
 def _begin(loans, user):

@@ -48,6 +48,12 @@ class Offload(Resident):
             self.take(network)
         empty_cache(place)
 
+    def resident(self, network: Any) -> AbstractContextManager[Any]:
+        return self._lent(network) if isinstance(network, nn.Layer) else super().resident(network)
+
+    def _lent(self, network: nn.Layer) -> AbstractContextManager[Any]:
+        raise NotImplementedError
+
     def take(self, network: Any) -> None:
         if isinstance(network, nn.Layer):
             bring_home(network)
@@ -56,6 +62,9 @@ class Offload(Resident):
     def let_go(self, network: nn.Layer) -> None:
         """Leaves a network in memory, as any other."""
         del network._offload
+
+    def __deepcopy__(self, memo: Any) -> Offload:
+        return self  # of a network that is copied
 
 
 class ModelOffload(Offload):
@@ -66,7 +75,7 @@ class ModelOffload(Offload):
         super().__init__(networks, place)
 
     @contextlib.contextmanager
-    def resident(self, network: Any) -> Iterator[Any]:
+    def _lent(self, network: nn.Layer) -> Iterator[Any]:
         user = object()
         try:
             with self._lock:
@@ -109,7 +118,7 @@ class SequentialOffload(Offload):
         super().let_go(network)
 
     @contextlib.contextmanager
-    def resident(self, network: Any) -> Iterator[Any]:
+    def _lent(self, network: nn.Layer) -> Iterator[Any]:
         with self._lock:
             self.take(network)
             parts = self._parts[network]
@@ -228,10 +237,18 @@ def _called_alone(layer: nn.Layer) -> Iterator[tuple[nn.Layer, list[nn.Layer]]]:
                 yield from _called_alone(part)
 
 
-def residency_of(networks: Iterable[Any]) -> Resident:
-    """What decides where these networks are."""
-    found = (getattr(network, "_offload", None) for network in networks if isinstance(network, nn.Layer))
+def residency_of(parts: Iterable[Any]) -> Resident:
+    """What decides where these networks are; other parts are left out."""
+    found = (vars(part).get("_offload") for part in parts if isinstance(part, nn.Layer))
     return next(filter(None, found), _RESIDENT)
+
+
+def join(networks: Sequence[nn.Layer]) -> None:
+    """Offloads those that are not offloaded as the others are."""
+    residency = residency_of(networks)
+    for network in networks:
+        if residency_of([network]) is not residency:
+            residency.take(network)
 
 
 _RESIDENT = Resident()

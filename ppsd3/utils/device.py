@@ -167,8 +167,8 @@ def device_name(device: Any) -> str | None:
     return kind if index is None or kind == "cpu" else f"{kind}:{index}"
 
 
-def usable_device(device: Any) -> str:
-    """Like :func:`device_name`, for a device that Paddle can compute on.
+def usable_device(device: Any, otherwise: str = "use 'cpu'") -> str:
+    """Like :func:`device_name`, for a device that Paddle can compute on; ``otherwise`` is what errors advise.
 
     Raises:
         InputError: it is no device, or none that Paddle has.
@@ -185,16 +185,16 @@ def usable_device(device: Any) -> str:
             have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
             raise InputError(
                 f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "
-                "with a GPU, or use 'cpu'."
+                f"with a GPU, or {otherwise}."
             )
-    elif kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
-        raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. Use 'cpu'.")
-    elif kind in _custom_devices() and int(index or 0):  # of a kind of which there is one, Paddle lists no number
+        return name
+    advice = otherwise[0].upper() + otherwise[1:]
+    if kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
+        raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. {advice}.")
+    if kind in _custom_devices() and int(index or 0):  # of a kind of which there is one, Paddle lists no number
         have = [one for one in paddle.device.get_available_custom_device() if one.partition(":")[0] == kind]
         if name not in have:
-            raise InputError(
-                f"The device {str(device)!r} is not here: Paddle sees {', '.join(have)}. Use one of these."
-            )
+            raise InputError(f"The device {str(device)!r} is not here: this Paddle sees {', '.join(have)}. {advice}.")
     return name
 
 
@@ -213,18 +213,13 @@ def execution_device(device: Any, gpu_id: int | str | None = None) -> str:
     if asked is None:
         present = paddle.get_device()
         asked = "gpu" if present == "cpu" else present
-    try:
-        name = usable_device(asked)
-    except InputError as error:
-        raise InputError(f"{error} {_NOTHING_TO_OFFLOAD}") from None
+    saving = (
+        "load the pipeline with load_components='on_demand' and storage_dtype='float16', which saves memory on a CPU"
+    )
+    name = usable_device(asked, saving)
     if name == "cpu":
-        raise InputError(f"device is {str(asked)!r}, where networks are already. {_NOTHING_TO_OFFLOAD}")
+        raise InputError(f"device is {str(asked)!r}, where networks are already. Name a GPU, or {saving}.")
     return name if ":" in name else f"{name}:0"
-
-
-_NOTHING_TO_OFFLOAD = (
-    "To save memory on a CPU load the pipeline with load_components='on_demand', and storage_dtype='float16'."
-)
 
 
 def is_present_device(device: Any) -> bool:

@@ -188,6 +188,7 @@ def test_controlnets_and_shared_networks(directory, kind, number):
     np.testing.assert_allclose(draw(controlled, **own), expected, atol=2e-5)
     assert not is_there(controlled) and device.device_bytes() == 0
     late = make(first, controlnet=controlnets(kind, number))  # made on the device
+    assert device.device_bytes() == 0
     np.testing.assert_allclose(draw(late, **own), expected, atol=2e-5)
     assert not is_there(late) and device.device_bytes() == 0
 

@@ -74,14 +74,14 @@ def test_the_next_part_is_copied_while_one_computes(streams):
     run("abc")
     main, side = ("main", "waits for", "side"), ("side", "waits for", "main")
     assert streams == [
-        *(main, ("main", "copies", 1), side, ("side", "copies", 2), ("main", "computes", "a")),
+        *(("main", "copies", 1), main, side, ("side", "copies", 2), ("main", "computes", "a")),
         *(main, side, ("side", "copies", 3), ("main", "computes", "b")),
         *(main, ("main", "computes", "c")),
         main,
     ]
     streams.clear()
     run("ac")  # what was foretold does not come: the first stream waits before that memory is dropped
-    assert streams[-4:] == [main, ("main", "copies", 3), ("main", "computes", "c"), main]
+    assert streams[-4:] == [("main", "copies", 3), main, ("main", "computes", "c"), main]
 
 
 def test_errors_drop_what_was_copied_ahead(streams):

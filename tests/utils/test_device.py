@@ -219,7 +219,7 @@ def test_the_device_of_offloaded_networks(two_gpus, monkeypatch):
     monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: ["npu:0", "npu:1"])
     monkeypatch.setattr(paddle, "get_device", lambda: "npu:1")
     assert device.execution_device(None) == "npu:1" and device.execution_device("npu") == "npu:0"
-    with pytest.raises(InputError, match="'npu:2' is not here: Paddle sees npu:0, npu:1"):
+    with pytest.raises(InputError, match="'npu:2' is not here: this Paddle sees npu:0, npu:1"):
         device.execution_device("npu:2")
 
 
