@@ -239,8 +239,7 @@ def _called_alone(layer: nn.Layer) -> Iterator[tuple[nn.Layer, list[nn.Layer]]]:
 
 def residency_of(parts: Iterable[Any]) -> Resident:
     """What decides where these networks are; other parts are left out."""
-    found = (vars(part).get("_offload") for part in parts if isinstance(part, nn.Layer))
-    return next(filter(None, found), _RESIDENT)
+    return next((vars(p)["_offload"] for p in parts if isinstance(p, nn.Layer) and "_offload" in vars(p)), _RESIDENT)
 
 
 def join(networks: Sequence[nn.Layer]) -> None:

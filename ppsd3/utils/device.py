@@ -209,7 +209,7 @@ def execution_device(device: Any, gpu_id: int | str | None = None) -> str:
 
     if gpu_id is not None and device is not None:
         raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
-    asked = f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or device
+    asked = f"gpu:{gpu_id}" if isinstance(gpu_id, int) else device if gpu_id is None else gpu_id
     if asked is None:
         present = paddle.get_device()
         asked = "gpu" if present == "cpu" else present
