@@ -36,15 +36,13 @@ class PipelineHost:
     transformer: SD3Transformer2DModel | OnDemandNetwork | None
     image_encoder: SiglipVisionModel | OnDemandNetwork | None
     feature_extractor: SiglipImageProcessor | None
+    _residency: Residency
     _settings: tuple[str, ...]  # arguments of __init__ that are not components
     _optional_components: tuple[str, ...]
 
     if TYPE_CHECKING:
 
         def __init__(self, **components: Any) -> None: ...
-
-        @property
-        def _residency(self) -> Residency: ...
 
         def using(self, name: str) -> AbstractContextManager[Any]: ...
 

@@ -37,6 +37,7 @@ from .residency import (
     SequentialOffload,
     is_network,
     join,
+    residency_for,
     residency_of,
 )
 
@@ -61,6 +62,7 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
         self._progress_bar_config: dict[str, Any] = {}
         check_fit(components)
         self.register_modules(**components)
+        self._residency: Resident = residency_for(self)
 
     @classmethod
     def call_arguments(cls) -> list[Argument]:
@@ -281,10 +283,6 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
             offload = residency_of([network])
             if isinstance(offload, Offload):
                 offload.let_go(network)
-
-    @property
-    def _residency(self) -> Resident:
-        return residency_of(self.components.values())
 
     def _refuse_moving_on_demand(self, what):
         absent = [name for name, part in self.components.items() if isinstance(part, OnDemandNetwork)]

@@ -1,13 +1,14 @@
 """Where networks are while they do not compute: in memory, on another device, or in their files.
 
 A pipeline takes each network for a stage of its work by ``with pipe.using(name) as network:``. What happens at either
-end is decided here and nowhere else. A network that is offloaded knows by whom, so that all pipelines that share it do.
+end is decided here and nowhere else. Pipelines that share a network agree on where it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -58,10 +59,12 @@ class Offload(Resident):
         if isinstance(network, nn.Layer):
             bring_home(network)
             network._offload = self
+            _tell_pipelines(network)
 
     def let_go(self, network: nn.Layer) -> None:
         """Leaves a network in memory, as any other."""
         del network._offload
+        _tell_pipelines(network)
 
     def __deepcopy__(self, memo: Any) -> Offload:
         return self  # of a network that is copied
@@ -222,19 +225,33 @@ def _called_alone(layer: nn.Layer) -> Iterator[tuple[nn.Layer, list[nn.Layer]]]:
     """``(layer, the layers that it brings)`` for all that may be called by itself.
 
     A block, which is an entry of a list, brings all that is in it. So does every layer in it, because some are called
-    without the block, for all steps at once. What has blocks brings only what is its own.
+    without the block, for all steps at once. What has blocks brings what is its own, and tables in its blocks, which T5
+    reads for all of them.
     """
     inner = layer.sublayers(include_self=True)
     if not any(isinstance(part, nn.LayerList) for part in inner):
         yield from ((part, part.sublayers(include_self=True)) for part in inner)
         return
-    yield layer, [layer]
+    lists = [part for part in inner if isinstance(part, nn.LayerList)]
+    yield layer, [layer, *{part for blocks in lists for part in blocks.sublayers() if isinstance(part, nn.Embedding)}]
     for child in layer.children():
         for part in child if isinstance(child, nn.LayerList) else [child]:
             if isinstance(child, nn.LayerList) and not isinstance(part, ModelMixin):
                 yield from ((some, some.sublayers(include_self=True)) for some in part.sublayers(include_self=True))
             else:
                 yield from _called_alone(part)
+
+
+def residency_for(pipeline: Any) -> Resident:
+    """What decides where the networks of a new pipeline are. Its ``_residency`` is set when this changes."""
+    _pipelines.add(pipeline)
+    return residency_of(pipeline.components.values())
+
+
+def _tell_pipelines(network):
+    for pipeline in list(_pipelines):
+        if any(part is network for part in pipeline.components.values()):
+            pipeline._residency = residency_of(pipeline.components.values())
 
 
 def residency_of(parts: Iterable[Any]) -> Resident:
@@ -251,6 +268,7 @@ def join(networks: Sequence[nn.Layer]) -> None:
 
 
 _RESIDENT = Resident()
+_pipelines: weakref.WeakSet[Any] = weakref.WeakSet()  # all that there are
 
 
 def is_network(part: Any) -> bool:

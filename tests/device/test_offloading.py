@@ -120,7 +120,7 @@ def on_the_host(tensor):
 @pytest.mark.parametrize("first", ["offloading", "additions"])
 def test_what_is_added_is_offloaded_too(directory, kind, first):
     paddle.set_device("cpu")
-    picture = {"ip_adapter_image_embeds": paddle.ones([1, 6, ip_adapters.SIGLIP["hidden_size"]])}
+    picture = {"ip_adapter_image_embeds": paddle.ones([2, 6, ip_adapters.SIGLIP["hidden_size"]])}
 
     def add(pipe):
         pipe.load_lora_weights(loras.for_pipeline(pipe))

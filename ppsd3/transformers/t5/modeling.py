@@ -155,12 +155,14 @@ class T5EncoderModel(TextEncoder):
     def _position_bias(self, length):
         """``[1, h, L, L]`` for all blocks; its table lives in block 0."""
         config = self.config
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight  # [buckets, h]
         limits = config.relative_attention_num_buckets, config.relative_attention_max_distance
         if isinstance(length, int):
             buckets = paddle.to_tensor(relative_position_buckets(length, *limits).ravel())
         else:
             buckets = _open_position_buckets(length, *limits)
-        bias = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias(buckets)  # [h, L * L]
+        # Gathering columns of the transposed table gives [h, L * L] at once; transposing [L, L, h] is slow on CPU.
+        bias = paddle.gather(table.t(), buckets, axis=1)
         return bias.reshape([1, config.num_heads, length, length])
 
 
@@ -203,14 +205,6 @@ def _padding_bias(attention_mask, ids, dtype):
         raise InputError(f"attention_mask has shape {list(mask.shape)}, input_ids has {list(ids.shape)}.")
     lowest = -1e4 if dtype == paddle.float16 else -1e30
     return ((1.0 - mask.astype("float32")) * lowest).astype(dtype).unsqueeze([1, 2])
-
-
-class _PositionBias(nn.Embedding):
-    """The bias of each head, for buckets of distances: ``[N]`` -> ``[h, N]``."""
-
-    def forward(self, x):
-        # Gathering columns of the transposed table gives [h, N] at once; transposing [L, L, h] is slow on CPU.
-        return paddle.gather(self.weight.t(), x, axis=1)
 
 
 class _Block(nn.Layer):
@@ -266,7 +260,7 @@ class _Attention(nn.Layer):
         self.v = _linear(width, inner, factor * width**-0.5)
         self.o = _linear(inner, width, factor * inner**-0.5)
         if has_position_bias:
-            self.relative_attention_bias = _PositionBias(config.relative_attention_num_buckets, config.num_heads)
+            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
             init_normal(self.relative_attention_bias.weight, factor * width**-0.5)
 
     def forward(self, x, bias):
