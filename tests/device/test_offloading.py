@@ -102,6 +102,7 @@ def test_peak_is_what_is_in_use(wide, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_peak_of_weights_in_16_bits(wide, kind, monkeypatch):
     monkeypatch.setattr(sixteen_bits, "_raised", on_the_host)
+    monkeypatch.setattr(sixteen_bits, "MOVES", set())  # without strides Paddle has fewer kernels for 16 bits
     with sixteen_bits.sixteen_bits():
         pipe = enable(load(wide, paddle_dtype="float16"), kind)
         assert pipe.dtype == pipe.transformer.proj_out.weight.dtype == paddle.float16
