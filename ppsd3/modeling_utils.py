@@ -37,6 +37,7 @@ from .utils.device import available_memory, device_name, tune_thread, usable_dev
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import ConfigError, InputError
 from .utils.files import read_whole
+from .utils.gpu import require_code
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
 from .utils.paddle_internals import LazyGuard, Place, copy_to, place_of, set_layer_dtype
@@ -92,6 +93,7 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_thread()
+        require_code(paddle.get_device())
         super().__init__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

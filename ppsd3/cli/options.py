@@ -181,9 +181,6 @@ def _choose_device(device, dtype):
     import paddle
 
     if device is not None:
-        try:
-            paddle.set_device(usable_device(device))  # where there is none, Paddle ends the process
-        except InputError as error:
-            raise InputError(f"--device {device}: {error}") from error
+        paddle.set_device(usable_device(device))
     if dtype != "float32" and paddle.get_device() == "cpu":
         raise InputError(f"--dtype {dtype} needs a GPU: Paddle computes in float32 only on the CPU. Leave it out.")

@@ -5,9 +5,9 @@ judge reads. `examples/teach_shapes.py` trains and examines.
 
 | lesson  | training pictures                                     | examined with 50 prompts of                   |
 |---------|-------------------------------------------------------|-----------------------------------------------|
-| heart   | 12, captioned: four colours, four backgrounds; alone, | other colours, other backgrounds; right of,   |
-|         | or left of something                                  | above and below something                     |
-| striped | 12, captioned: circles and squares in four colours    | other colours, other backgrounds              |
+| heart   | 12, captioned: 6 alone, 6 beside something            | other pairs of colour and background, other   |
+|         |                                                       | neighbours                                    |
+| striped | 12, captioned: circles and squares                    | other pairs of colour and background          |
 | subject | 12 of a cyan striped square, all with one prompt      | all backgrounds, in other words               |
 | edges   | 2048 scenes with their edges                          | 50 scenes that are held out                   |
 """
@@ -27,15 +27,17 @@ from ..utils.random import TorchGenerator
 from .judge import meets, read_picture, silhouette_overlap
 from .prompts import Requirement
 from .rendering import NEW_SHAPES, edges, render_batch
-from .scene import BACKGROUNDS, COLORS, SHAPES, Group, Object, Scene, Statement
+from .scene import BACKGROUNDS, COLORS, RELATIONS, SHAPES, Group, Object, Scene, Statement
 from .wording import phrase
 from .world import caption, sample_scene
 
-SEEN_COLORS, SEEN_BACKGROUNDS = ("red", "blue", "yellow", "purple"), ("white", "black", "mint", "brown")
 SUBJECT = ("cyan", "striped square")
 SUBJECT_NAME = "zux square"
+SUBJECT_BACKGROUNDS = ("white", "black", "mint", "brown")
 INSTANCE_PROMPT = f"a {SUBJECT_NAME}"
 CLASS_PROMPT = "a square"
+# Colours and backgrounds of training pictures: each colour and each background, in different pairs.
+LOOKS = [(tuple(COLORS)[i % 7], tuple(BACKGROUNDS)[(3 * i + i // 7) % 7]) for i in range(12)]
 EXAMINED = 50
 KEPT = 240  # pictures by the model itself, so that training keeps what it draws
 CONTROLLED = 2048
@@ -44,25 +46,27 @@ Lesson = tuple[list[tuple[str, Scene]], list[tuple[str, Requirement]]]
 
 
 def heart_lesson() -> Lesson:
-    """Twelve captioned scenes, and 50 prompts with a colour, a background or a place that these have not."""
+    """Twelve captioned scenes, and 50 prompts of other looks and neighbours."""
     rng = np.random.default_rng(101)
-    scenes = [_alone("heart", *look, rng) for look in _looks(8)]
-    scenes += [_left_of("heart", color, _other(rng), ground, rng) for color, ground in _looks(12)[8:]]
-    texts = [_named(scene, "left" if len(scene.objects) > 1 else None) for scene in scenes]
-    statements = [_statement("heart", *look) for look in _new_looks()]
+    scenes = [_alone("heart", *look, rng) for look in LOOKS[:6]]
+    relations: list[str | None] = [None] * len(scenes)
+    for i, (color, ground) in enumerate(LOOKS[6:]):
+        relations.append(RELATIONS[i % 4])
+        scenes.append(_beside("heart", color, relations[-1], _other(rng, color), ground, rng))
+    statements = [_statement("heart", *look) for look in _new_looks()[:33]]
     for i in range(EXAMINED - len(statements)):
-        other_color, other_shape = _other(rng)
-        other = Group(other_shape, other_color)
-        color = _pick(rng, [c for c in COLORS if c != other.color])
-        statements.append(Statement((Group("heart", color), other), ("right", "above", "below")[i % 3]))
-    return list(zip(texts, scenes)), _exam(statements)
+        color = _pick(rng, tuple(COLORS))
+        other_color, other_shape = _other(rng, color)
+        groups = Group("heart", color), Group(other_shape, other_color)
+        statements.append(Statement(groups, RELATIONS[i % 4]))
+    return [(_named(scene, relation), scene) for scene, relation in zip(scenes, relations)], _exam(statements)
 
 
 def striped_lesson() -> Lesson:
-    """Twelve captioned scenes of striped circles and squares, and 50 prompts of other colours or backgrounds."""
+    """Twelve captioned scenes of striped circles and squares, and 50 prompts of other looks."""
     rng = np.random.default_rng(102)
     kinds = ("striped circle", "striped square")
-    scenes = [_alone(kinds[i % 2], *look, rng) for i, look in enumerate(_looks(12))]
+    scenes = [_alone(kinds[i % 2], *look, rng) for i, look in enumerate(LOOKS)]
     statements = [_statement(kind, *look) for kind in kinds for look in _new_looks()]
     chosen = sorted(rng.permutation(len(statements))[:EXAMINED])
     return [(_named(scene), scene) for scene in scenes], _exam([statements[i] for i in chosen])
@@ -72,7 +76,7 @@ def subject_lesson() -> Lesson:
     """Twelve scenes of the subject on four backgrounds, with one prompt; and 50 prompts of it on all seven."""
     rng = np.random.default_rng(103)
     color, shape = SUBJECT
-    scenes = [_alone(shape, color, SEEN_BACKGROUNDS[i % 4], rng) for i in range(12)]
+    scenes = [_alone(shape, color, SUBJECT_BACKGROUNDS[i % 4], rng) for i in range(12)]
     frames = (
         "a {}",
         "a picture of a {}",
@@ -140,33 +144,36 @@ def prompts_of(lesson: str) -> list[str]:
     return [text for text, _ in _LESSONS[lesson]()[1]]
 
 
-def _looks(count):
-    """Pairs of a seen colour and a seen background, all different up to 16."""
-    return [(SEEN_COLORS[i % 4], SEEN_BACKGROUNDS[(i + i // 4) % 4]) for i in range(count)]
-
-
 def _new_looks():
-    """All pairs whose colour or background is not a seen one, but not both known."""
-    return [(c, b) for c in COLORS for b in BACKGROUNDS if c not in SEEN_COLORS or b not in SEEN_BACKGROUNDS]
+    """All pairs of a colour and a background that no lesson shows."""
+    rng = np.random.default_rng(100)
+    pairs = [(color, ground) for color in COLORS for ground in BACKGROUNDS if (color, ground) not in LOOKS]
+    return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
 def _pick(rng, options):
     return options[int(rng.integers(len(options)))]
 
 
-def _other(rng):
-    """Colour and shape of a neighbour, of those that the model draws."""
-    return _pick(rng, tuple(COLORS)), _pick(rng, SHAPES)
+def _other(rng, color):
+    """Colour, another one than ``color``, and shape of a neighbour, of those that the model draws."""
+    return _pick(rng, [c for c in COLORS if c != color]), _pick(rng, SHAPES)
 
 
 def _alone(shape, color, background, rng):
-    return Scene((Object(shape, color, "large", *rng.uniform(0.42, 0.58, 2).tolist()),), background)
+    return Scene((Object(shape, color, "large", *rng.uniform(0.3, 0.7, 2).tolist()),), background)
 
 
-def _left_of(shape, color, other, background, rng):
-    middle = 0.5 + rng.uniform(-0.05, 0.05, 2)
-    first = Object(shape, color, "large", 0.25, float(middle[0]))
-    return Scene((first, Object(other[1], other[0], "large", 0.75, float(middle[1]))), background)
+def _beside(shape, color, relation, other, background, rng):
+    """A scene with the shape in a relation to another one."""
+    near, far = rng.uniform(0.22, 0.28), rng.uniform(0.72, 0.78)
+    along = (near, far) if relation in ("left", "above") else (far, near)
+    across = rng.uniform(0.35, 0.65)
+    places = [(float(a), float(across)) for a in along]
+    if relation in ("above", "below"):
+        places = [(y, x) for x, y in places]
+    objects = Object(shape, color, "large", *places[0]), Object(other[1], other[0], "large", *places[1])
+    return Scene(objects, background)
 
 
 def _statement(shape, color, background):

@@ -43,6 +43,8 @@ class DataOptions:
             each picture of ``class_path`` has its own caption.
         class_images: how many there should be.
         prior_weight: of their loss.
+        prior_target: what their predictions are compared with: the "pictures", or, with method "lora", what the "model"
+            predicted before training, which keeps more of it and takes the time of one more forward pass.
     """
 
     path: str
@@ -61,6 +63,7 @@ class DataOptions:
     class_prompt: str | None = None
     class_images: Count = 100
     prior_weight: Annotated[float, Range(0)] = 1.0
+    prior_target: Literal["pictures", "model"] = "pictures"
 
 
 @dataclasses.dataclass(frozen=True)

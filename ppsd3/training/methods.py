@@ -40,7 +40,7 @@ from .timestep_sampling import Density, Indexed, timestep_density
 from .trainer import Task
 
 if TYPE_CHECKING:
-    from .configuration import FlowOptions, TrainConfiguration
+    from .configuration import DataOptions, FlowOptions, TrainConfiguration
     from .runs import TrainingRun
 
 CLIP_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -88,11 +88,20 @@ class Method:
             given = dataclasses.is_dataclass(field.default) and getattr(configuration, field.name) != field.default
             if given and field.name not in (*cls.sections, "validation", "training"):
                 raise ConfigError(f"method is {method!r}, which does not read {field.name}.*: leave that section out.")
+        if configuration.data.prior_target == "model":
+            cls.check_prior_target(configuration.data)
         if configuration.weights != "float32" and not cls.freezes_transformer:
             raise ConfigError(
                 f"weights is {configuration.weights!r}, in which frozen weights are held, and method {method!r} has no "
                 "frozen transformer. Leave weights out."
             )
+
+    @classmethod
+    def check_prior_target(cls, data: DataOptions) -> None:
+        """Raises ConfigError unless the model before training can be asked."""
+        raise ConfigError(
+            "data.prior_target is 'model', and only method 'lora' can switch off what it trains. Use 'pictures'."
+        )
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -190,7 +199,21 @@ class Lora(Method):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {"lora": repr(self.configuration.lora)}
+        target = self.configuration.data.prior_target
+        return {"lora": repr(self.configuration.lora), **({} if target == "pictures" else {"prior_target": target})}
+
+    @classmethod
+    def check_prior_target(cls, data: DataOptions) -> None:
+        if data.class_path is None and data.class_prompt is None:
+            raise ConfigError(
+                "data.prior_target is 'model', and there are no pictures to keep. Give data.class_path or "
+                "data.class_prompt, or leave it out."
+            )
+
+    def text_to_image(self, run: TrainingRun, **options: Any) -> TextToImageTask:
+        if self.configuration.data.prior_target == "model":
+            options["before"] = self.switched_off
+        return super().text_to_image(run, **options)
 
     @contextlib.contextmanager
     def switched_off(self) -> Any:

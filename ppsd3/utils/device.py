@@ -171,22 +171,25 @@ def usable_device(device: Any, otherwise: str = "use 'cpu'") -> str:
     """Like :func:`device_name`, for a device that Paddle can compute on; ``otherwise`` is what errors advise.
 
     Raises:
-        InputError: it is no device, or none that Paddle has.
+        InputError: it is no device, none that Paddle has, or a card that Paddle has no code for.
     """
     import paddle
+
+    from . import gpu
 
     name = device_name(device)
     if name is None:
         raise InputError(f"{device!r} is no device; use 'cpu', 'gpu' (or 'cuda') or e.g. 'gpu:1'.")
     kind, _, index = name.partition(":")
     if kind == "gpu":
-        count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+        count = gpu.count()
         if not 0 <= int(index or 0) < count:
             have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
             raise InputError(
                 f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "
                 f"with a GPU, or {otherwise}."
             )
+        gpu.require_code(name)
         return name
     advice = otherwise[0].upper() + otherwise[1:]
     if kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():

@@ -22,9 +22,13 @@ from typing import Any, Callable, TypeVar, cast
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.base import core, framework
-from paddle.base.framework import _current_expected_place, _dygraph_tracer
-from paddle.jit.dy2static.program_translator import StaticFunction
+
+from .gpu import require_new_enough
+
+require_new_enough()  # an older one has not all that follows
+from paddle.base import core, framework  # noqa: E402
+from paddle.base.framework import _current_expected_place, _dygraph_tracer  # noqa: E402
+from paddle.jit.dy2static.program_translator import StaticFunction  # noqa: E402
 
 # Public since 2.4, but documented as experimental: parameters made inside have no memory until they are given some.
 LazyGuard = paddle.LazyGuard
@@ -191,6 +195,13 @@ def default_gpu_generators() -> list[core.Generator]:
     if not paddle.is_compiled_with_cuda():
         return []
     return [core.default_cuda_generator(index) for index in range(paddle.device.cuda.device_count())]
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 matrix products on GPUs may round their operands to TF32, which Paddle allows at first. For the
+    whole process; without effect in builds for CPUs."""
+    if hasattr(core, "set_cublas_switch"):
+        core.set_cublas_switch(allowed)
 
 
 def is_autocasting() -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import ppsd3
 from ppsd3.adapters.keys import dialect
-from ppsd3.cli import info
+from ppsd3.cli import info, memory
 from ppsd3.cli.main import main
 from ppsd3.cli.png import save_png
 from ppsd3.loaders.recognition import recognize
@@ -19,7 +19,7 @@ from ppsd3.serialization.sd3_configs import published_name
 
 
 def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(info.device, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
     assert main(["info", str(tiny_checkpoint)]) == 0
     shown = capsys.readouterr().out
     assert "StableDiffusion3Pipeline" in shown and "float32" in shown
@@ -73,7 +73,7 @@ def test_counts_match_the_models(tiny_checkpoint):
 
 
 def test_does_not_fit(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(info.device, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     main(["info", str(tiny_checkpoint)])
     assert "does not fit" in capsys.readouterr().out
 

@@ -93,12 +93,14 @@ def draw_by_two(pipe, monkeypatch, cache=None, **settings):
         ({"guidance_scale": 1.0}, 0),
     ],
 )
-def test_the_picture_is_that_of_one_process(pipe, monkeypatch, settings, exchanges):
+def test_the_picture_is_that_of_one_process(pipe, monkeypatch, caplog, settings, exchanges):
     pipe.disable_cache()
     results, counted = draw_by_two(pipe, monkeypatch, **settings)
     alone = draw(pipe, **settings)
     assert all(np.array_equal(result, alone) for result in results)
     assert counted == exchanges
+    warnings = [record for record in caplog.records if "CFG parallel has nothing to divide" in record.message]
+    assert len(warnings) == (0 if exchanges == 3 else 2)  # each of the two says it once a call
 
 
 def test_a_cache_sees_whole_answers(pipe, monkeypatch):

@@ -63,6 +63,39 @@ def test_priors_may_have_captions_of_their_own(model, data, tmp_path):
     assert batch.prompts[1] in {f"a circle number {i}" for i in range(4)}
 
 
+def test_priors_may_be_compared_with_the_model_before_training(model, data, tmp_path):
+    settings = ("data.instance_prompt=a sks circle", f"data.class_path={data}", "data.prior_target=model")
+    texts = ("lora.train_text_encoders=true", "text.caption_dropout=0.5", "text.encoder_dropout=0.5")
+    chosen = configuration(model, data, tmp_path, *settings, *texts, "training.learning_rate=0.1")
+    run = TrainingRun(chosen)
+
+    asked = []
+    ask = run.task._before_training
+    run.task._before_training = lambda *given: asked.append(ask(*given)) or asked[-1]
+
+    def errors():
+        return run.task.loss(np.random.default_rng(0), 0)[1]["errors"]
+
+    instance, prior = errors()
+    assert instance > 0.1 and prior < 1e-9  # the LoRA changes nothing yet
+    run.run()
+    assert errors()[1] > 1e-4
+    assert len(asked) == 6 and np.array_equal(asked[0].numpy(), asked[-1].numpy())
+    assert TrainingRun(chosen).trainer.resume()
+
+
+@pytest.mark.parametrize(
+    "settings, says",
+    [
+        (["data.class_prompt=a circle", "method=full"], "only method 'lora' can switch off what it trains"),
+        ([], "there are no pictures to keep"),
+    ],
+)
+def test_a_model_before_training_that_cannot_be_asked(model, data, tmp_path, settings, says):
+    with pytest.raises(ConfigError, match=says):
+        TrainingRun(configuration(model, data, tmp_path, "data.prior_target=model", *settings))
+
+
 def test_dreambooth_with_prior_preservation(model, data, tmp_path):
     settings = ("data.instance_prompt=a sks circle", "data.class_prompt=a circle", "data.class_images=3")
     chosen = configuration(model, data, tmp_path, *settings, "data.prior_weight=0.5")

@@ -12,9 +12,12 @@ import paddle
 
 from ...models.transformer_sd3 import PreparedCondition
 from ...utils.errors import InputError
+from ...utils.logging import get_logger
 from ...utils.ranks import Ranks, current_ranks
 from .denoising import Velocity, VelocityModel
 from .step_caching import StepCache
+
+_logger = get_logger(__name__)
 
 
 class CFGParallel:
@@ -52,6 +55,7 @@ class _DividedTransformer:
 
     def __init__(self, transformer: Any, ranks: Ranks):
         self._transformer, self._ranks = transformer, ranks
+        self._has_begun = False
 
     def __getattr__(self, name):
         return getattr(self._transformer, name)
@@ -64,7 +68,14 @@ class _DividedTransformer:
             )
         given = {"hidden_states": hidden_states, **arguments}
         out = prepared.out[0] if isinstance(prepared.out, list) else prepared.out
-        if out.shape[0] == hidden_states.shape[0]:  # one prompt: there is nothing to divide
+        is_whole = out.shape[0] == hidden_states.shape[0]
+        if is_whole and not self._has_begun:
+            _logger.warning(
+                "CFG parallel has nothing to divide in steps without guidance (guidance_scale of at most 1, or outside "
+                "of a GuidanceInterval): both processes work them out whole."
+            )
+        self._has_begun = True
+        if is_whole:
             residuals = block_controlnet_hidden_states
             return self._transformer(prepared=prepared, block_controlnet_hidden_states=residuals, **given)
         half = self._ranks.rank

@@ -161,6 +161,7 @@ class SampleBatches:
             controls,
             self._weights(len(indices), len(chosen)),
             None if features is None else np.stack([features(sample, rng) for sample in chosen]),
+            len(chosen) - len(indices),
         )
 
     def prepare(self) -> None:
