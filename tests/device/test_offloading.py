@@ -1,5 +1,7 @@
 """Offloading on the test device: what is there, at most and afterwards, and the pictures of the CPU."""
 
+import gc
+
 import numpy as np
 import paddle
 import pytest
@@ -20,6 +22,12 @@ def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("offloading") / "saved"
     tiny.make_pipeline(**tiny.SD35).save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left():
+    """Of the networks of other tests, which refer to themselves in circles."""
+    gc.collect()
 
 
 def load(directory, on=device.NAME, **options):
