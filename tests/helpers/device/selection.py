@@ -18,6 +18,7 @@ NO_GRADIENTS = re.compile(r"\.backward\(|\bgradients\(|optimizer")  # Paddle's c
 NO_GRAPHS = re.compile(r"\.compile\(|to_static|jit\.")  # a graph has no way back to the CPU for each operation
 # By its "directory/file.py", or "directory/file.py::test":
 _NO_TENSORS = "texts, names, files or refusals, which no device touches"
+_MEMORY = "the computer's memory stands for the device; device/test_offloading.py is its like"
 ELSEWHERE = {
     "pipelines/test_arguments.py": _NO_TENSORS,
     "pipelines/test_call_defaults.py": _NO_TENSORS,
@@ -32,6 +33,13 @@ ELSEWHERE = {
     "loaders/test_strange_files.py": _NO_TENSORS,
     "pipelines/test_exporting.py": "graphs",
     "pipelines/test_sixteen_bits.py": "emulates on the CPU what GPUs compute",
+    "pipelines/test_prefetching.py": _MEMORY,
+    "pipelines/test_residency.py::test_parts_compute_with_what_they_have_on_loan": _MEMORY,
+    "pipelines/test_residency.py::test_offloading_begins_and_ends": _MEMORY,
+    "pipelines/test_residency.py::test_an_interruption_gives_the_loan_back": _MEMORY,
+    "pipelines/test_residency.py::test_a_loan_that_cannot_begin_is_none": _MEMORY,
+    "pipelines/test_residency.py::test_after_a_loan_tensors_have_their_own_memory_again": _MEMORY,
+    "pipelines/test_every_pipeline.py::test_offloading_needs_a_gpu": "there is a device to offload from",
 }
 
 
