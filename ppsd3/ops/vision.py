@@ -175,7 +175,7 @@ def _group_norm_silu(x, weight, bias, norm):
 
 def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """``silu(norm(x))``: what precedes every 3x3 convolution of the autoencoder."""
-    return _group_norm_silu(x, norm.weight, norm.bias, norm)
+    return F.silu(norm(x)) if has_hooks(norm) else _group_norm_silu(x, norm.weight, norm.bias, norm)
 
 
 def _by_gemm(x):
@@ -226,7 +226,7 @@ def linear_channels_first(x: Tensor, layer: nn.Layer) -> Tensor:
 
     A plain ``ops.Linear`` needs no transpose; any other (in int8, with adapters) is called as it is.
     """
-    if type(layer) is Linear:
+    if type(layer) is Linear and not has_hooks(layer):
         return _linear_channels_first(x, layer.weight, layer.bias)
     return layer(x.transpose([0, 2, 1])).transpose([0, 2, 1])
 

@@ -13,6 +13,7 @@ interpreters of programs and the random streams belong to the process.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import itertools
 import os
@@ -128,9 +129,47 @@ def current_place() -> core.Place:
     return place
 
 
-def copy_to(tensor: paddle.Tensor, place: core.Place) -> paddle.Tensor:
-    """A copy of ``tensor`` on ``place``, complete on return; ``Tensor.to`` costs a parse of the device's name."""
-    return tensor._copy_to(place, True)
+def place_of(device: str) -> core.Place:
+    """The place that Paddle calls ``device``, of the type of ``Tensor.place``: ``paddle.CUDAPlace(0)`` and its like are
+    of types of their own before Paddle 3."""
+    kind, _, index = device.partition(":")
+    make = {"cpu": lambda _: paddle.CPUPlace(), "gpu": paddle.CUDAPlace, "xpu": paddle.XPUPlace}.get(kind)
+    place = core.Place()
+    place.set_place(paddle.CustomPlace(kind, int(index or 0)) if make is None else make(int(index or 0)))
+    return place
+
+
+def copy_to(tensor: paddle.Tensor, place: core.Place, blocking: bool = True) -> paddle.Tensor:
+    """A copy of ``tensor`` on ``place``; ``Tensor.to`` costs a parse of the device's name.
+
+    It is complete on return, or, unless ``blocking``, in the order of the device's present stream.
+    """
+    return tensor._copy_to(place, blocking)
+
+
+def in_pinned_memory(tensor: paddle.Tensor) -> paddle.Tensor:
+    """A CPU tensor with the values of ``tensor`` in page-locked memory, which a GPU can read while both compute.
+
+    What ``Tensor.pin_memory`` gives is of a place of its own, for which Paddle has no kernels.
+    """
+    if not tensor.size:
+        return tensor
+    pinned = tensor.pin_memory()
+    memory: Any = (ctypes.c_uint8 * (int(pinned.size) * pinned.element_size())).from_address(pinned.data_ptr())
+    memory.owner = pinned  # kept as long as an array is over it
+    kind = str(pinned.dtype).rpartition(".")[2]
+    array = np.frombuffer(memory, "uint16" if kind == "bfloat16" else kind)
+    return tensor_over(array.reshape(pinned.shape))
+
+
+def empty_cache(place: core.Place) -> None:
+    """Gives back to the device what Paddle keeps of memory that was freed there."""
+    if place.is_gpu_place():
+        paddle.device.cuda.empty_cache()
+    elif place.is_custom_place() and hasattr(core, "device_empty_cache"):  # Paddle 3
+        core.device_empty_cache()
+    elif place.is_xpu_place() and hasattr(paddle.device.xpu, "empty_cache"):
+        paddle.device.xpu.empty_cache()
 
 
 def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
@@ -213,8 +252,9 @@ def is_autocasting() -> bool:
 
 
 def has_hooks(layer: nn.Layer) -> bool:
-    """Whether ``layer`` has forward hooks, for which ``Layer`` has no public method."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+    """Whether a call of ``layer`` does more than its class says: forward hooks, for which ``Layer`` has no public
+    method, or a ``forward`` of its own."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
 
 
 def set_layer_dtype(layer: nn.Layer, dtype: Any) -> None:

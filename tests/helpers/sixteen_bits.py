@@ -106,7 +106,7 @@ def _emulated(name, kernel, note):
             arguments = [arguments[0], *(_rounded(limit, half) for limit in arguments[1:])]
         raised = _each(arguments, _raised)
         options = {key: _each(value, _raised) for key, value in options.items()}
-        lowered = _each(kernel(*raised, **options), lambda x: cast(x, half) if x.dtype == paddle.float32 else x)
+        lowered = _each(kernel(*raised, **options), lambda x: _lowered(x, half) if x.dtype == paddle.float32 else x)
         if name.endswith("_") and isinstance(arguments[0], paddle.Tensor):  # in place
             _C_ops.assign_out_(lowered, arguments[0])
             return arguments[0]
@@ -119,9 +119,13 @@ def _rounding(kernel):
     """Casts that round to nearest, which Paddle's on the CPU do not on every version."""
 
     def compute(x, dtype):
-        return cast(x, dtype) if dtype in HALF and x.dtype in FLOATING else kernel(x, dtype)
+        return _lowered(x, dtype) if dtype in HALF and x.dtype in FLOATING else kernel(x, dtype)
 
     return compute
+
+
+def _lowered(x, dtype):
+    return cast(x if x.place.is_cpu_place() else x.cpu(), dtype)  # of a device, it would be cast by what calls this
 
 
 def _raised(x):
