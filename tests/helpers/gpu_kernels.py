@@ -21,8 +21,8 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 # Operators that get float32 tensors whatever the dtype of the networks, and where.
 IN_FLOAT32 = {}
-# Names in Paddle 3 of what the list calls otherwise.
-RENAMED = {"cast": "transfer_dtype", "reshape": "reshape2"}
+# Names in Paddle 3 of what the list calls otherwise; 2.6 divided by a number as it multiplied.
+RENAMED = {"cast": "transfer_dtype", "reshape": "reshape2", "div_scale": "scale"}
 
 
 @functools.cache
