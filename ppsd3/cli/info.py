@@ -211,8 +211,17 @@ def _machine():
             f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})",
             "what computes an operation: the first of these that takes its arguments",
             *(f"  {line}" for line in dispatch.summary()),
+            *_advice(),
         ]
     )
+
+
+def _advice():
+    """What may make pictures on a GPU quicker, and is not done unasked."""
+    from ..ops import features
+
+    if features.card() is not None:
+        yield "up to 512x512, launching kernels takes longer than computing: pipe.compile() (docs/performance.md)"
 
 
 def _count(number):

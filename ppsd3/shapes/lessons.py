@@ -5,8 +5,8 @@ judge reads. `examples/teach_shapes.py` trains and examines.
 
 | lesson  | training pictures                                     | examined with 50 prompts of                   |
 |---------|-------------------------------------------------------|-----------------------------------------------|
-| heart   | 12, captioned: 6 alone, 6 beside something            | other pairs of colour and background, other   |
-|         |                                                       | neighbours                                    |
+| heart   | 12, captioned: 7 alone, 5 beside something            | all 37 other pairs of colour and background;  |
+|         |                                                       | 13 other neighbours                           |
 | striped | 12, captioned: circles and squares                    | other pairs of colour and background          |
 | subject | 12 of a cyan striped square, all with one prompt      | all backgrounds, in other words               |
 | edges   | 2048 scenes with their edges                          | 50 scenes that are held out                   |
@@ -39,7 +39,8 @@ CLASS_PROMPT = "a square"
 # Colours and backgrounds of training pictures: each colour and each background, in different pairs.
 LOOKS = [(tuple(COLORS)[i % 7], tuple(BACKGROUNDS)[(3 * i + i // 7) % 7]) for i in range(12)]
 EXAMINED = 50
-KEPT = 240  # pictures by the model itself, so that training keeps what it draws
+KEPT = 960  # pictures by the model itself, so that training keeps what it draws
+MARGIN = 8  # pixels of background on two sides of a picture, so that a random crop moves what it shows
 CONTROLLED = 2048
 
 Lesson = tuple[list[tuple[str, Scene]], list[tuple[str, Requirement]]]
@@ -48,12 +49,12 @@ Lesson = tuple[list[tuple[str, Scene]], list[tuple[str, Requirement]]]
 def heart_lesson() -> Lesson:
     """Twelve captioned scenes, and 50 prompts of other looks and neighbours."""
     rng = np.random.default_rng(101)
-    scenes = [_alone("heart", *look, rng) for look in LOOKS[:6]]
+    scenes = [_alone("heart", *look, rng) for look in LOOKS[:7]]
     relations: list[str | None] = [None] * len(scenes)
-    for i, (color, ground) in enumerate(LOOKS[6:]):
+    for i, (color, ground) in enumerate(LOOKS[7:]):
         relations.append(RELATIONS[i % 4])
         scenes.append(_beside("heart", color, relations[-1], _other(rng, color), ground, rng))
-    statements = [_statement("heart", *look) for look in _new_looks()[:33]]
+    statements = [_statement("heart", *look) for look in _new_looks()]
     for i in range(EXAMINED - len(statements)):
         color = _pick(rng, tuple(COLORS))
         other_color, other_shape = _other(rng, color)
@@ -190,17 +191,30 @@ def _exam(statements):
 
 
 def write_lesson(scenes: Sequence[tuple[str, Scene]], folder: str, with_edges: bool = False) -> None:
-    """Renders captioned scenes into a folder that ``ppsd3 train`` reads: pictures and ``metadata.jsonl``."""
+    """Renders captioned scenes into a folder that ``ppsd3 train`` reads: pictures and ``metadata.jsonl``.
+
+    Pictures without edges have a margin, where nothing of a scene can be cut off by it.
+    """
     os.makedirs(folder, exist_ok=True)
     pictures, rows = render_batch([scene for _, scene in scenes]), []
     outlines = edges(pictures) if with_edges else [None] * len(pictures)
-    for i, ((text, _), picture, outline) in enumerate(zip(scenes, pictures, outlines)):
+    for i, ((text, scene), picture, outline) in enumerate(zip(scenes, pictures, outlines)):
         rows.append({"file_name": f"{i:05}.png", "text": text})
-        Image.fromarray(picture).save(os.path.join(folder, f"{i:05}.png"))
+        shown = picture if with_edges else _with_margin(picture, scene, i)
+        Image.fromarray(shown).save(os.path.join(folder, f"{i:05}.png"))
         if outline is not None:
             rows[-1]["edges"] = f"edges-{i:05}.png"
             Image.fromarray(outline).save(os.path.join(folder, f"edges-{i:05}.png"))
     _write_table(folder, rows)
+
+
+def _with_margin(picture, scene, index):
+    """``picture`` with background on two sides: across the line of its two objects, or taking turns."""
+    places = np.array([[thing.y, thing.x] for thing in scene.objects])
+    axis = int(np.argmin(np.ptp(places, axis=0))) if len(places) > 1 else index % 2
+    width = [(0, 0)] * 3
+    width[axis] = (MARGIN, MARGIN)
+    return np.pad(picture, width, mode="edge")
 
 
 def _write_table(folder, rows):

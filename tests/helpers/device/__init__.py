@@ -18,6 +18,7 @@ A test that needs a process of its own hands code to ``device.run``. Paddle 3 or
 as it is imported are set by :func:`load`, so nothing here imports Paddle or ppsd3 before.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import functools
@@ -29,6 +30,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 import warnings
 
 NAME = "test_device"
@@ -101,9 +103,34 @@ def host_reads():
     return _counters().reads
 
 
+@contextlib.contextmanager
+def watched_reads():
+    """A list to which each of :func:`host_reads` adds its place: the innermost line of the package, ``"file:line"``."""
+    places = []
+    kind = ctypes.CFUNCTYPE(None)
+    callback = kind(lambda: places.append(_place_in_the_package()))
+    pointer = ctypes.c_void_p.in_dll(_plugin(), "test_device_on_read")
+    pointer.value = ctypes.cast(callback, ctypes.c_void_p).value
+    try:
+        yield places
+    finally:
+        pointer.value = None
+
+
+def _place_in_the_package():
+    frames = [frame for frame, _ in traceback.walk_stack(None) if f"{os.sep}ppsd3{os.sep}" in frame.f_code.co_filename]
+    if not frames:
+        return "outside of the package"
+    return f"{frames[0].f_code.co_filename.rpartition(f'{os.sep}ppsd3{os.sep}')[2]}:{frames[0].f_lineno}"
+
+
 @functools.cache
+def _plugin():
+    return ctypes.CDLL(str(library()))
+
+
 def _counters():
-    return Counters.in_dll(ctypes.CDLL(str(library())), "test_device_counters")
+    return Counters.in_dll(_plugin(), "test_device_counters")
 
 
 @functools.cache

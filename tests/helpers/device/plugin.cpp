@@ -28,6 +28,9 @@ struct Counters {
 };
 extern "C" __attribute__((visibility("default"))) Counters test_device_counters;
 Counters test_device_counters{};
+// Called at each read, if tests have set it.
+extern "C" __attribute__((visibility("default"))) void (*test_device_on_read)();
+void (*test_device_on_read)() = nullptr;
 
 namespace {
 
@@ -89,10 +92,16 @@ C_Status to_device(const C_Device, void* to, const void* from, size_t bytes) {
 }
 
 C_Status to_host(const C_Device, void* to, const void* from, size_t bytes) {
-    std::lock_guard<std::mutex> guard(mutex);
-    test_device_counters.copies_to_host++;
-    test_device_counters.reads += !copies_for_an_operation();
-    return copy(to, from, bytes);
+    bool read;
+    {
+        std::lock_guard<std::mutex> guard(mutex);
+        read = !copies_for_an_operation();
+        test_device_counters.copies_to_host++;
+        test_device_counters.reads += read;
+        copy(to, from, bytes);
+    }
+    if (read && test_device_on_read) test_device_on_read();  // it waits for Python, whose threads may wait for the mutex
+    return C_SUCCESS;
 }
 
 C_Status within(const C_Device, void* to, const void* from, size_t bytes) {
