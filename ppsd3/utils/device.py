@@ -195,7 +195,7 @@ def usable_device(device: Any, otherwise: str = "use 'cpu'") -> str:
     if kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
         raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. {advice}.")
     if kind in _custom_devices() and int(index or 0):  # of a kind of which there is one, Paddle lists no number
-        have = [one for one in paddle.device.get_available_custom_device() if one.partition(":")[0] == kind]
+        have = [one for one in paddle.device.get_available_custom_device() or () if one.partition(":")[0] == kind]
         if name not in have:
             raise InputError(f"The device {str(device)!r} is not here: this Paddle sees {', '.join(have)}. {advice}.")
     return name
