@@ -17,7 +17,7 @@ class TextEncoder(Encoder):
             raise InputError(f"input_ids has shape {list(ids.shape)}; it should be [batch, tokens].")
         ids = ids.astype("int64")
         if paddle.in_dynamic_mode() and ids.shape[0] * ids.shape[1] > 0:
-            low, high = int(ids.min()), int(ids.max())
+            low, high = paddle.stack([ids.min(), ids.max()]).tolist()  # one read of the device
             if low < 0 or high >= self.config.vocab_size:
                 raise InputError(
                     f"input_ids reach from {low} to {high}, but {type(self).__name__} knows ids 0 to "

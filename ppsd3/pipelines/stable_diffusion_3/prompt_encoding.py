@@ -273,8 +273,8 @@ def encode_clip(encoders, suffix, tokens, sizes, skips):
         first += size
     features = paddle.concat(features) if len(features) > 1 else features[0]
     pooled = output.text_embeds[: first * tokens.chunks : tokens.chunks]  # of each prompt's first row
-    name = "text_encoder" + suffix
-    return tuple(check_finite(made, name).astype(encoders.dtype) for made in (features, pooled))
+    check_finite(features, "text_encoder" + suffix, pooled)
+    return features.astype(encoders.dtype), pooled.astype(encoders.dtype)
 
 
 def _weighted(encoders, states, tokens, first, size):
