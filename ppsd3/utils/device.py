@@ -217,7 +217,7 @@ def execution_device(device: Any, gpu_id: int | str | None = None) -> str:
         present = paddle.get_device()
         asked = "gpu" if present == "cpu" else present
     saving = (
-        "load the pipeline with load_components='on_demand' and storage_dtype='float16', which saves memory on a CPU"
+        "load the pipeline with load_components='on_demand' and storage_dtype='float16', which saves memory on CPUs"
     )
     name = usable_device(asked, saving)
     if name == "cpu":
