@@ -168,9 +168,16 @@ def _path():
     return os.path.join(cache_directory(), f"fast-ways-{digest}.json")
 
 
-@functools.cache
 def _verdicts() -> dict[str, str | None]:
     """Key -> None, or why not: what this process and those before it have found."""
+    if not _known.cache_info().currsize:
+        with _trying:  # of threads that come first together, each would have its own
+            _known()
+    return _known()
+
+
+@functools.cache
+def _known() -> dict[str, str | None]:
     return _kept()
 
 

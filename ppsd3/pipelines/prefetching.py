@@ -70,8 +70,10 @@ class Prefetcher:
 class _Thread(threading.local):
     """What is going on in the present thread."""
 
-    def __init__(self):
-        self.token, self.inside, self.last, self.fetched = object(), False, None, ()
+    def __init__(self) -> None:
+        self.token, self.inside = object(), False
+        self.last: Hashable = None  # the part that was called
+        self.fetched: Sequence[Loan] = ()
 
 
 def _begin(loans, user):

@@ -195,7 +195,7 @@ def usable_device(device: Any, otherwise: str = "use 'cpu'") -> str:
     if kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
         raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. {advice}.")
     if kind in _custom_devices() and int(index or 0):  # of a kind of which there is one, Paddle lists no number
-        have = [one for one in paddle.device.get_available_custom_device() if one.partition(":")[0] == kind]
+        have = [one for one in paddle.device.get_available_custom_device() or () if one.partition(":")[0] == kind]
         if name not in have:
             raise InputError(f"The device {str(device)!r} is not here: this Paddle sees {', '.join(have)}. {advice}.")
     return name
@@ -217,7 +217,7 @@ def execution_device(device: Any, gpu_id: int | str | None = None) -> str:
         present = paddle.get_device()
         asked = "gpu" if present == "cpu" else present
     saving = (
-        "load the pipeline with load_components='on_demand' and storage_dtype='float16', which saves memory on a CPU"
+        "load the pipeline with load_components='on_demand' and storage_dtype='float16', which saves memory on CPUs"
     )
     name = usable_device(asked, saving)
     if name == "cpu":

@@ -176,7 +176,9 @@ def test_what_was_fused_before_leaves_the_device_too(directory):
 
 
 def controlnets(kind, number):
-    nets = [tiny.randomize(ppsd3.SD3ControlNetModel(**{**tiny.TRANSFORMER, "num_layers": 2}), n) for n in range(number)]
+    nets = [
+        tiny.randomize(ppsd3.SD3ControlNetModel(**{**tiny.TRANSFORMER, "num_layers": 2}), n, 0.5) for n in range(number)
+    ]
     for net in nets:
         net.eval()
     return nets if number > 1 else nets[0]
@@ -291,7 +293,7 @@ def test_inputs_of_any_device(directory, way):
     assert str(pipe.device) == f"Place({PLACE})" and paddle.get_device() == PLACE
     for place in (paddle.CPUPlace(), paddle.CustomPlace(device.NAME, 0)):
         for got, wanted in zip(all_of(pipe, place), expected):
-            np.testing.assert_allclose(got, wanted, atol=2e-5)
+            np.testing.assert_allclose(got, wanted, atol=1e-4)  # latents are up to 10
 
 
 def test_on_demand_keeps_nothing_there(wide):

@@ -75,7 +75,7 @@ class StandInGPU:
     @staticmethod
     def forget():
         """As a new process would start."""
-        proving._verdicts.cache_clear()
+        proving._known.cache_clear()
         for row in dispatch.TABLE.values():
             row._candidates = {}
 
