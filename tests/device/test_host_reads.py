@@ -79,7 +79,8 @@ def test_an_image_prompt(tmp_path):
     pipe = tiny.make_pipeline()
     pipe.load_ip_adapter(ip_adapters.write(tmp_path / "adapter", tiny.TRANSFORMER["num_layers"]))
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype="uint8"))
-    assert_call_reads_little(pipe, ip_adapter_image=picture)
+    for image in (picture, pipe.feature_extractor(picture).pixel_values):
+        assert_call_reads_little(pipe, ip_adapter_image=image)
 
 
 def test_int8():

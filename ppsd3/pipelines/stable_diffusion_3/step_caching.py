@@ -141,7 +141,7 @@ class EasyCache(_ThresholdCache):
     def answer(self, asked: Asked) -> paddle.Tensor:
         # differences in float32, whatever the network's dtype
         latents, memory = cast(asked.latents, paddle.float32), asked.memory
-        before, memory["latents"] = memory.get("latents"), latents
+        before, memory["latents"] = memory.get("latents", latents), latents
         if not asked.whole and "rise" in memory:
             moved, since, rise, size = _read(_mean(latents - before), memory["since"], memory["rise"], memory["size"])
             memory["change"] += rise / max(since, 1e-12) * moved / max(size, 1e-12)
