@@ -16,5 +16,5 @@ def assert_few_reads(draw, per_step=0):
         found.append(collections.Counter(places))
     growing = {place: count - found[0][place] for place, count in found[1].items() if count > found[0][place]}
     assert sum(growing.values()) <= 4 * per_step, f"reads in four steps: {growing}"
-    fixed = {place: count - growing.get(place, 0) for place, count in found[0].items()}
+    fixed = {place: max(0, count - growing.get(place, 0)) for place, count in found[0].items()}  # a cache warms up
     assert 1 <= sum(fixed.values()) <= MOST_PER_CALL, f"reads in a call, beside those of steps: {fixed}"
