@@ -5,6 +5,8 @@ import concurrent.futures
 import io
 import json
 import os
+import statistics
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -409,8 +411,8 @@ def test_logs_have_no_prompts(server, capfd):
 
 @pytest.mark.slow
 def test_fifty_clients_for_five_minutes():
-    """``shapes``, as ``ppsd3 serve --at-once 2`` draws: nothing lost or twice, each picture its serial one, memory flat,
-    refusals quick, and 1.5 times the throughput of one call after the other. Prints the figures."""
+    """``shapes``, as ``ppsd3 serve --at-once 2`` draws: nothing lost or twice, each picture its serial one, memory
+    flat, refusals quick, and 1.5 times the throughput of one call after the other. Prints the figures."""
     pipe = ppsd3.StableDiffusion3Pipeline.from_pretrained("shapes")
     pipe.set_progress_bar_config(disable=True)
     count, seconds = 40, float(os.environ.get("PPSD3_LOAD_SECONDS", "300"))
