@@ -213,6 +213,6 @@ def _mask(content):
     from PIL import ImageOps
 
     alpha = decode_picture(content, "mask", 4).getchannel("A")
-    if min(alpha.getdata()) > 127:
+    if not any(alpha.histogram()[:128]):
         raise InputError("`mask` has no transparent part, which is what would be drawn anew.")
     return ImageOps.invert(alpha)
