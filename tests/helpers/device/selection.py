@@ -23,6 +23,9 @@ _NO_TENSORS = "texts, names, files or refusals, which no device touches"
 _MEMORY = "the computer's memory stands for the device; device/test_offloading.py is its like"
 _LONG = "takes longest; device/test_host_reads.py or the concerns of every pipeline draw the same on the device"
 _IN_16_BITS = "says what CPUs refuse in 16 bits"
+# Paddle copies to and from a plug-in's device through a thread pool that it makes anew for each copy (phi's
+# CallbackManager); once in many thousands of copies by several threads the process ends there. GPUs have no such pool.
+_THREADS = "threads draw at once"
 ELSEWHERE = {
     "pipelines/test_arguments.py": _NO_TENSORS,
     "pipelines/test_call_defaults.py": _NO_TENSORS,
@@ -39,7 +42,10 @@ ELSEWHERE = {
     "pipelines/test_guidance.py": _LONG,
     "pipelines/test_step_caching.py": _LONG,
     "pipelines/test_tasks.py": _LONG,
-    "pipelines/test_threads.py": "calls at once: there, int8 layers of two threads end the process, not explained yet",
+    "pipelines/test_threads.py": _THREADS,
+    "pipelines/test_cfg_parallel.py": _THREADS,
+    "pipelines/test_prompt_cache.py::test_threads_share_a_small_cache": _THREADS,
+    "models/test_threads.py": _THREADS,
     "pipelines/test_stable_diffusion_3.py::test_sixteen_bits_need_a_gpu": _IN_16_BITS,
     "transformers/test_clip_modeling.py::test_16_bit_weights_on_the_cpu_give_a_clear_error": _IN_16_BITS,
     "transformers/test_t5_modeling.py::test_only_float16_keeps_islands": _IN_16_BITS,
