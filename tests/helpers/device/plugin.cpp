@@ -100,7 +100,8 @@ C_Status to_host(const C_Device, void* to, const void* from, size_t bytes) {
         test_device_counters.reads += read;
         copy(to, from, bytes);
     }
-    if (read && test_device_on_read) test_device_on_read();  // it waits for Python, whose threads may wait for the mutex
+    if (read && test_device_on_read)
+        test_device_on_read();  // it waits for Python, whose threads may wait for the mutex
     return C_SUCCESS;
 }
 
