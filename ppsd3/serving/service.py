@@ -167,6 +167,7 @@ class Service:
         """
         left = asyncio.ensure_future(_left(request))
         drawn = asyncio.wrap_future(job.future)
+        drawn.add_done_callback(lambda future: future.cancelled() or future.exception())  # asyncio logs what nobody takes
         try:
             await asyncio.wait({left, drawn}, return_when=asyncio.FIRST_COMPLETED)
             if not drawn.done():
