@@ -95,12 +95,12 @@ class Service:
     def reload(self) -> None:
         """Reads the keys and loads the model again; what waits is drawn by the new one. If the keys cannot be read the
         old ones stay. The log has what became of it."""
-        try:
-            self.read_keys()
-        except PPSD3Error as error:
-            self.log(event="keys", kept=len(self.keys), text=str(error))
-        else:
-            self.log(event="keys", read=len(self.keys))
+        if self.key_file is not None:
+            try:
+                self.read_keys()
+                self.log(event="keys", read=len(self.keys))
+            except PPSD3Error as error:
+                self.log(event="keys", kept=len(self.keys), text=str(error))
         self.engine.load(self.engine.choice).add_done_callback(self._log_load)
 
     def _log_load(self, loaded):
