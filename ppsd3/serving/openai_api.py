@@ -82,9 +82,8 @@ def add_routes(app: Any, service: Service) -> None:
             if value is not None and not isinstance(value, str):
                 raise InputError(f"`{name}` is a {type(value).__name__}; it is a text.")
         seed = None if seed is None else _whole("seed", seed)
-        job = await asyncio.to_thread(
-            service.submit, key, task, asked.fields, seed, scheduler, model, bool(asked.partial_images)
-        )
+        values = key, task, asked.fields, seed, scheduler, model, bool(asked.partial_images)
+        job = service.submit(*values) if model is None else await asyncio.to_thread(service.submit, *values)
         job.future.add_done_callback(lambda future: service.log_job(job, key))
 
         async def encoded(index, picture):

@@ -7,7 +7,6 @@ import ipaddress
 import math
 import signal
 import socket
-import sys
 import threading
 import time
 from typing import Any
@@ -21,7 +20,6 @@ from .service import LEFT, HTTPError, Service, http_error
 MOST_BODY_BYTES = 32 << 20
 MOST_CONNECTIONS = 1000
 _ANSWER_SECONDS = 10  # for the answers, after the engine has stopped
-_SWITCH_SECONDS = 0.0005  # threads that draw give Python's lock up after these, so that answers need not wait for 5 ms
 _QUIET = ("/health", "/ready", "/metrics")  # not logged: machines ask every few seconds
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -216,7 +214,6 @@ def serve(service: Service, host: str, port: int, grace: float) -> None:
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
     )
     server = Server(config)
-    sys.setswitchinterval(_SWITCH_SECONDS)
     with listen(host, port) as listening:
         if hasattr(signal, "SIGHUP"):  # in a thread of its own: a handler may interrupt the owner of a lock
             signal.signal(signal.SIGHUP, lambda number, frame: threading.Thread(target=service.reload).start())
