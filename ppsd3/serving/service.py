@@ -140,8 +140,8 @@ class Service:
         model: str | None = None,
         previews: bool = False,
     ) -> Job:
-        """A job of ``key``. Reads the disk for the list of models if ``model`` is named: not for the event loop's thread.
-        Without one it takes less time there than the way to another thread, which threads that draw delay.
+        """A job of ``key``. Reads the disk for the list of models if ``model`` is named: not for the thread of the
+        loop. Without one it takes less time there than the way to another thread, which those that draw delay.
 
         Raises:
             HTTPError, PPSD3Error: it is refused; see :func:`http_error`.
