@@ -1,5 +1,7 @@
 """Draw pictures from a prompt and a picture that guides them (a ControlNet), as PNG files that hold the settings."""
 
+from typing import Any
+
 from ..utils.errors import InputError
 from .drawing import add_drawing_arguments, draw, prepare_call
 from .options import load_pipeline
@@ -55,21 +57,31 @@ def run(arguments):
     draw(arguments, call, classes[task], "control", more, load=_load)
 
 
-def _load(arguments, quiet, pipeline_class):
+def load_controlnets(arguments: Any) -> Any:
+    """The ControlNet that ``arguments.controlnet`` names, in ``arguments.dtype``; a list if there are several."""
     from ..models import SD3ControlNetModel
-    from ..pipelines import SD3CannyImageProcessor, VaeImageProcessor
 
-    options = {"paddle_dtype": arguments.dtype, "storage_dtype": "float16" if arguments.on_demand else None}
+    options: dict[str, Any] = {
+        "paddle_dtype": arguments.dtype,
+        "storage_dtype": "float16" if arguments.on_demand else None,
+    }
     nets = [
         SD3ControlNetModel.from_single_file(model, **options)
         if model.endswith(".safetensors")
         else SD3ControlNetModel.from_pretrained(model, **options)
         for model in arguments.controlnet
     ]
-    pipe = load_pipeline(arguments, quiet, pipeline_class, controlnet=nets[0] if len(nets) == 1 else nets)
+    return nets[0] if len(nets) == 1 else nets
+
+
+def _load(arguments, quiet, pipeline_class):
+    from ..pipelines import SD3CannyImageProcessor, VaeImageProcessor
+
+    nets = load_controlnets(arguments)
+    pipe = load_pipeline(arguments, quiet, pipeline_class, controlnet=nets)
     classes = {"plain": VaeImageProcessor, "canny-8b": SD3CannyImageProcessor}
     pipe.control_image_processor = [
-        classes[name](**pipe.image_processor.config) for name in _processors(arguments, len(nets))
+        classes[name](**pipe.image_processor.config) for name in _processors(arguments, len(arguments.controlnet))
     ]
     return pipe
 
