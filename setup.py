@@ -61,6 +61,10 @@ setup(
         "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5", "matplotlib>=3.6"],
         # Models by "modelscope:org/name".
         "modelscope": [MODELSCOPE],
+        # `ppsd3 webui`; Gradio 6 has no release for Python 3.9.
+        "webui": ["gradio>=6.20,<7; python_version >= '3.10'"],
+        # What drives the page in its tests: a browser comes from the system (Chromium), the rules of axe with the package.
+        "browser": ["playwright>=1.50", "axe-playwright-python>=0.1.4"],
         # What the parity tests compare with.
         "parity": [
             "torch>=2.4",

@@ -22,8 +22,8 @@ _MOST_BODY = MOST_UPLOAD + (1 << 20)  # of one request: a file and what surround
 # Everything comes from the page's own address; Gradio compiles templates, and shows data: and blob: pictures.
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; "
-    "frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+    "connect-src 'self' data: blob:; frame-ancestors 'none'; base-uri 'self'; form-action 'self'"
 )
 _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
@@ -137,7 +137,7 @@ def make_app(studio: Studio, uploads: str, password: str | None = None, is_local
 
     Args:
         studio: draws.
-        uploads: directory for uploads and what Gradio keeps; set before Gradio is imported, see :func:`private_uploads`.
+        uploads: directory for uploads and what Gradio keeps, of :func:`private_uploads`.
         password: that a browser has to know; None for none.
         is_local: whether the machine may be called by its own names only.
 
@@ -250,7 +250,7 @@ header.top nav a[aria-current] { font-weight: bold; text-decoration: none; }
 .status .previews { display: flex; flex-wrap: wrap; gap: 0.5rem; }
 .status .previews img { width: 12rem; max-width: 100%; }
 .status.failed { border-left: 4px solid #b91c1c; padding: 0.5rem 0.75rem; overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; }
+.figures { display: grid; grid-template-columns: repeat(var(--columns), minmax(4rem, 16rem)); gap: 0.5rem; }
 .figures figure { margin: 0; }
 .figures img { width: 100%; }
 .figures figcaption { white-space: pre-line; font-size: 0.85rem; }

@@ -12,8 +12,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..cli.options import CACHES, SCHEDULERS
 from ..cli.from_png import NOTES, SAFE
+from ..cli.options import CACHES, SCHEDULERS
 from ..cli.png import output_files, read_settings, save_png
 from ..serving import TASKS, Cancelled, Catalog, DrawRequest, Engine, Job, ModelChoice, make_request
 from ..utils.errors import InputError, PPSD3Error
@@ -136,9 +136,9 @@ class Drawing:
         over: whether all is done, saved or stopped.
     """
 
-    def __init__(self, jobs: Sequence[Job], labels: Sequence[str]) -> None:
+    def __init__(self, jobs: Sequence[Job], labels: Sequence[str], columns: int = 1) -> None:
         self.id = secrets.token_urlsafe(16)
-        self.jobs, self.labels = list(jobs), list(labels)
+        self.jobs, self.labels, self.columns = list(jobs), list(labels), columns
         self.files: list[list[str]] = [[] for _ in jobs]
         self.error: Exception | None = None
         self.over = False
@@ -225,7 +225,7 @@ class Studio:
             changes["controlnet"] = (nets[form.controlnet],)
         return self.catalog.choice(form.model or None, **changes)
 
-    def draw(self, forms: Sequence[Form], labels: Sequence[str] = ("",)) -> Drawing:
+    def draw(self, forms: Sequence[Form], labels: Sequence[str] = ("",), columns: int = 1) -> Drawing:
         """Submits a request for each form, all of them checked before.
 
         Raises:
@@ -243,7 +243,7 @@ class Studio:
             for job in jobs:
                 job.cancel()
             raise
-        drawing = Drawing(jobs, labels)
+        drawing = Drawing(jobs, labels, columns)
         with self._lock:
             self._drawings[drawing.id] = drawing
             while len(self._drawings) > _MOST_REMEMBERED:

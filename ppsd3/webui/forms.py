@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 from ..cli.options import CACHES, SCHEDULERS
 from .drawing import MOST_LORAS, Form, Studio, task_fields
@@ -10,15 +10,12 @@ from .fields import COMMON, Field, guidances
 from .pictures import painted_mask
 from .wording import Words
 
-if TYPE_CHECKING:
-    from gradio.components import Component
-
 _PICTURES = ("picture", "picture or pictures")
 _TALL = ("prompt", "negative_prompt")
 _MOST_CHARACTERS = 10_000
 _SEED = Field("seed", "whole", Optional[int], None, "a whole number")
 _STEPS = {"whole": 1, "number": 0.1}  # of the arrows beside a number
-_SIDE = 384  # pixels, of a picture in a form
+_SIDE = 280  # pixels, of a picture in a form
 
 
 def component_of(field: Field, words: Words, **options: Any) -> Any:
@@ -37,7 +34,7 @@ def component_of(field: Field, words: Words, **options: Any) -> Any:
     if field.kind in ("whole", "number") and default is not None:  # Gradio shows an empty number as 0
         return gr.Number(default, precision=0 if field.kind == "whole" else None, step=_STEPS[field.kind], **shared)
     if field.of_checkpoint:
-        shared["placeholder"] = words("the model's own")
+        shared["placeholder"] = words("auto")
     lines = 2 if field.name in _TALL else 1
     return gr.Textbox(field.shown(default), lines=lines, max_lines=8, max_length=_MOST_CHARACTERS, **shared)
 
@@ -115,7 +112,7 @@ class TaskForm:
                 eraser=gr.Eraser(default_size=16),
                 transforms=(),
                 layers=False,
-                height=_SIDE,
+                height=400,
                 elem_id="editor",
             )
             gr.Markdown(words("Paint over what should change, or give a mask below."))

@@ -30,6 +30,7 @@ TABS = {
 }
 _TASKS = ("generate", "img2img", "inpaint", "control")
 _SENT = {"img2img": "image", "inpaint": "editor", "control": "source"}  # tab -> the part that takes a picture
+_SEND = {"img2img": "Send to image to image", "inpaint": "Send to inpainting", "control": "Send to ControlNet"}
 _INTERVAL = 0.1  # seconds between two looks at a drawing
 _MOST_SHOWN = 60
 _MOST_SEED = 2**32
@@ -122,7 +123,7 @@ class Page:
                 again = gr.Button(words("Use this seed again"), size="sm", elem_id=f"{task}-again")
         parts = {**self.model.parts, **form.parts}
         events = [draw.click, form.parts["prompt"].submit]
-        self._connect_drawing(task, parts, events, cancel, lambda values: ([read_form(task, values)], [""]))
+        self._connect_drawing(task, parts, events, cancel, lambda values: ([read_form(task, values)], [""], 1))
         again.click(
             lambda saved: self._last_seed(saved, task), self.saved, form.parts["seed"], api_visibility="private"
         )
@@ -175,7 +176,7 @@ class Page:
         fields = {field.name: field for field in task_fields("generate")}
         with gr.Row():
             for side in ("Left", "Right"):
-                with gr.Column(min_width=280), gr.Group():
+                with gr.Column(min_width=280):
                     gr.Markdown(f"### {words(side)}")
                     for name in names:
                         sides[f"{side}.{name}"] = self._override(name, fields, same, f"{side.lower()}-{name}")
@@ -191,7 +192,7 @@ class Page:
                     value = values[f"{side}.{name}"]
                     form = form if value in (None, "") else form.changed(name, value)
                 both.append(form)
-            return both, [words("Left"), words("Right")]
+            return both, [words("Left"), words("Right")], 2
 
         parts = {**self.model.parts, **self.forms["generate"].parts, **sides}
         self._connect_drawing("compare", parts, [draw.click], cancel, forms)
@@ -216,6 +217,11 @@ class Page:
         choices = [(words.label(field), name) for name, field in fields.items()]
         choices += [(words("Sampler"), "scheduler"), (words("Step cache"), "cache"), (words("Checkpoint"), "model")]
         choices.append((words("Seed"), "seed"))
+        names = {name: label for label, name in choices}
+
+        def said(name, value):
+            return "" if value is None else f"{names[name]}: {value}"
+
         parts: dict[str, Any] = {}
         with gr.Row():
             for axis, name, example in (("X", "num_inference_steps", "4; 8"), ("Y", "guidance_scale", "1; 3")):
@@ -240,10 +246,8 @@ class Page:
                 read = [fields[name].read(v) if name in fields else _plain(name, v) for v in given] or [None]
                 axes.append([(name, value) for value in read])
             cells = [(x, y) for y in axes[1] for x in axes[0]]
-            return (
-                [_with(_with(base, *x), *y) for x, y in cells],
-                [f"{_label(*x)}\n{_label(*y)}" for x, y in cells],
-            )
+            labels = [f"{said(*x)}\n{said(*y)}".strip() for x, y in cells]
+            return [_with(_with(base, *x), *y) for x, y in cells], labels, len(axes[0])
 
         self._connect_drawing(
             "grid", {**self.model.parts, **self.forms["generate"].parts, **parts}, [draw.click], cancel, forms
@@ -301,7 +305,7 @@ class Page:
             try:
                 drawing = await asyncio.to_thread(lambda: self.studio.draw(*forms(values)))
             except (PPSD3Error, OSError) as error:
-                yield self._failed(error), gr.skip(), gr.skip()
+                yield self._failed(error), gr.skip(), saved  # gr.skip() would be stored as it is
                 return
             saved = dict(saved or {})
             saved["drawings"] = {**saved.get("drawings", {}), tab: drawing.id}
@@ -310,7 +314,7 @@ class Page:
                 saved["forms"] = {**saved.get("forms", {}), tab: plain_values(of_tab, values)}
             yield self._progress(drawing), gr.skip(), saved
             async for shown in self._follow(tab, drawing):
-                yield (*shown, gr.skip())
+                yield (*shown, saved)
 
         for event in events:
             event(
@@ -395,7 +399,7 @@ class Page:
         cells = [
             (label, self._address(files[0]) if files else None) for label, files in zip(drawing.labels, drawing.files)
         ]
-        return _figures_html(cells)
+        return _figures_html(cells, drawing.columns)
 
     def _address(self, file: str) -> str:
         """Where the browser finds a file of the output directory."""
@@ -425,9 +429,7 @@ class Page:
             with gr.Row(elem_id=f"{tab}-send", elem_classes="send") as row:
                 for target, part in _SENT.items():
                     button = gr.Button(
-                        words(
-                            f"Send to {TABS[target][0].lower() + TABS[target][1:] if target != 'control' else 'ControlNet'}"
-                        ),
+                        words(_SEND[target]),
                         size="sm",
                         elem_id=f"{tab}-to-{target}",
                     )
@@ -547,10 +549,6 @@ def _plain(name: str, value: str) -> Any:
         raise InputError(f"The seed {value[:100]!r} is no whole number. Give whole numbers.") from error
 
 
-def _label(name: str, value: Any) -> str:
-    return "" if value is None else f"{name.replace('_', ' ')}: {value}"
-
-
 def _without_path(error: Exception, path: str) -> Exception:
     return type(error)(str(error).replace(path, "The file")) if isinstance(error, InputError) else error
 
@@ -572,13 +570,13 @@ def _status_html(text: str, progress: float | None = None, previews: Sequence[tu
     return f'<div class="status"><p {role}>{html.escape(text)}</p>{bar}<div class="previews">{images}</div></div>'
 
 
-def _figures_html(cells: Sequence[tuple[str, str | None]]) -> str:
-    figures = "".join(
-        f"<figure>{f'<img src={chr(34)}{html.escape(address)}{chr(34)} alt={chr(34)}{html.escape(label)}{chr(34)}>' if address else ''}"
-        f"<figcaption>{html.escape(label)}</figcaption></figure>"
-        for label, address in cells
-    )
-    return f'<div class="figures">{figures}</div>'
+def _figures_html(cells: Sequence[tuple[str, str | None]], columns: int) -> str:
+    figures = []
+    for label, address in cells:
+        text = html.escape(label)
+        image = "" if address is None else f'<img src="{html.escape(address)}" alt="{text}">'
+        figures.append(f"<figure>{image}<figcaption>{text}</figcaption></figure>")
+    return f'<div class="figures" style="--columns: {columns}">{"".join(figures)}</div>'
 
 
 _SWITCH_THEME = """() => {

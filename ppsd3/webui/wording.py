@@ -25,6 +25,7 @@ CHINESE = {
     ),
     "Sampler": "采样器",
     "the model's own": "模型自带",
+    "auto": "自动",
     "Step cache": "步缓存",
     "Evaluates the transformer at fewer steps.": "在更少的步上计算 transformer。",
     "none": "无",
