@@ -224,6 +224,9 @@ def _head(language: str) -> str:
 for (const name of ["language", "languages"])
     Object.defineProperty(navigator, name, {{ get: () => name === "language" ? "{language}" : ["{language}"] }});
 document.documentElement.lang = "{language}";
+// Gradio's empty frames have a label and no role, which no screen reader expects.
+new MutationObserver(() => document.querySelectorAll("div.empty[aria-label]:not([role])").forEach(
+    (frame) => frame.setAttribute("role", "img"))).observe(document, {{ childList: true, subtree: true }});
 const theme = localStorage.getItem("ppsd3-theme");
 if (theme) addEventListener("DOMContentLoaded", () => {{
     const set = () => document.body.classList.toggle("dark", theme === "dark");
@@ -255,6 +258,7 @@ header.top nav a[aria-current] { font-weight: bold; text-decoration: none; }
 .figures img { width: 100%; }
 .figures figcaption { white-space: pre-line; font-size: 0.85rem; }
 .gradio-container { padding: 0.5rem !important; }
+.wrap .or { color: inherit !important; }
 :focus-visible { outline: 2px solid #2563eb !important; outline-offset: 2px; }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
 """

@@ -94,7 +94,7 @@ def form_of_png(path: str) -> tuple[Form, list[str]]:
             form = form.changed(name, declared[name].read(_within(name, value)))
         elif name == "seed" and isinstance(value, int):
             form = form.changed(name, _within(name, value))
-        elif (name, value) in _FORM_SETTINGS:
+        elif isinstance(value, (str, bool)) and (name, value) in _FORM_SETTINGS:
             form = form.changed(*_FORM_SETTINGS[name, value])
         else:
             unused.append(name)

@@ -15,6 +15,8 @@ _TALL = ("prompt", "negative_prompt")
 _MOST_CHARACTERS = 10_000
 _SEED = Field("seed", "whole", Optional[int], None, "a whole number")
 _STEPS = {"whole": 1, "number": 0.1}  # of the arrows beside a number
+_PAINT = "#e6007e"  # on a mask; shown whatever the picture's colours
+_STROKES = 16  # of the brush at first, side by side on a picture
 _SIDE = 280  # pixels, of a picture in a form
 
 
@@ -37,6 +39,13 @@ def component_of(field: Field, words: Words, **options: Any) -> Any:
         shared["placeholder"] = words("auto")
     lines = 2 if field.name in _TALL else 1
     return gr.Textbox(field.shown(default), lines=lines, max_lines=8, max_length=_MOST_CHARACTERS, **shared)
+
+
+def brush_for(size: tuple[int, int]) -> Any:
+    """A brush for masks on a picture of this size in pixels."""
+    import gradio as gr
+
+    return gr.Brush(default_size=max(2, max(size) // _STROKES), colors=[_PAINT], color_mode="fixed")
 
 
 class ModelForm:
@@ -106,9 +115,9 @@ class TaskForm:
             common = [field for field in common if field.name not in ("image", "mask_image")]
             self.parts["editor"] = gr.ImageEditor(
                 type="pil",
-                label=words("Draw white where it should be drawn anew"),
+                label=words("Picture"),
                 sources=["upload", "clipboard"],
-                brush=gr.Brush(default_size=16, colors=["#ffffff"], color_mode="fixed"),
+                brush=brush_for((512, 512)),
                 eraser=gr.Eraser(default_size=16),
                 transforms=(),
                 layers=False,

@@ -11,11 +11,13 @@ import urllib.parse
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from PIL import Image
+
 from ..cli.png import describe, read_settings
 from ..utils.errors import InputError, PPSD3Error
 from ..utils.logging import get_logger
 from .drawing import Drawing, Form, Studio, form_of_png, task_fields
-from .forms import ModelForm, TaskForm, plain_values, read_form, shown_form
+from .forms import ModelForm, TaskForm, brush_for, plain_values, read_form, shown_form
 from .pictures import PREPROCESSORS, preprocess
 from .wording import LANGUAGES, Words
 
@@ -129,6 +131,15 @@ class Page:
         )
         if task == "control":
             self._connect_preprocessor(form)
+        if task == "inpaint":
+            editor = form.parts["editor"]
+            editor.upload(
+                lambda edited: gr.ImageEditor(brush=brush_for(edited["background"].size)),
+                editor,
+                editor,
+                show_progress="hidden",
+                api_visibility="private",
+            )
 
     def _control_source(self):
         import gradio as gr
@@ -450,8 +461,12 @@ class Page:
             file = chosen if tab == "gallery" else self._first_file(saved, tab)
             if file is None:
                 return gr.skip(), gr.skip()
-            value = {"background": file, "layers": [], "composite": file} if target == "inpaint" else file
-            return value, gr.Tabs(selected=target)
+            if target != "inpaint":
+                return file, gr.Tabs(selected=target)
+            with Image.open(file) as picture:
+                brush = brush_for(picture.size)
+            value = {"background": file, "layers": [], "composite": file}
+            return gr.ImageEditor(value, brush=brush), gr.Tabs(selected=target)
 
         button.click(send, [self.saved, self.chosen], [part, self.tabs], api_visibility="private")
 

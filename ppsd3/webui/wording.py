@@ -53,7 +53,6 @@ CHINESE = {
     "Pictures": "图像",
     "Picture to begin with": "起始图像",
     "Picture": "图像",
-    "Draw white where it should be drawn anew": "在要重绘的地方涂抹",
     "Paint over what should change, or give a mask below.": "涂抹要改变的部分，或在下方提供蒙版。",
     "ControlNet model": "ControlNet 模型",
     "Preprocessor": "预处理",
