@@ -95,7 +95,10 @@ class Guard:
             return 403, "Another site may not use this page."
         if self._password is not None and not self._is_known(headers.get(b"authorization", b"")):
             return 401, "A password is needed."
-        if int(headers.get(b"content-length", b"0") or 0) > _MOST_BODY:
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            return 400, "The length of the body is no number."
+        if int(length[:20]) > _MOST_BODY:
             return 413, f"A file may have {MOST_UPLOAD:,} bytes."
         found = _FILE.search(scope["path"])
         if found and not self._may_be_read(found.group(1)):
