@@ -40,6 +40,7 @@ setup(
             "py.typed",
             "**/*.json",
             "**/*.html",
+            "cli/doctor/*.png",
         ]
     },
     python_requires=">=3.9,<3.13",
@@ -47,7 +48,8 @@ setup(
     extras_require={
         # Never a hard requirement: installing the CPU wheel over a GPU one breaks it.
         "cpu": ["paddlepaddle>=2.6.2,<3.4"],
-        "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4"],
+        # Of PyPI, where 2.6.2 is the newest; docs/gpu.md says where the others are. It imports setuptools.
+        "gpu": ["paddlepaddle-gpu>=2.6.2,<3.4", "setuptools; python_version >= '3.12'"],
         "test": [
             "pytest>=7",
             "pytest-xdist>=3.5",

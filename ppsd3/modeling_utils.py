@@ -16,7 +16,7 @@ from .compilation import ForwardReplaceable
 from .configuration_utils import ConfigMixin, naming
 from .layerwise_casting import cast_layers_, check_storage_dtype, held_weights, storage_dtype_of
 from .ops import CastingLinear, QuantizedLinear
-from .ops.adapted import checkpoint_tensors, is_attached
+from .ops.adapted import checkpoint_tensors, is_attached, set_aside
 from .quantization import (
     CONFIG_KEY,
     QuantizableModel,
@@ -37,9 +37,10 @@ from .utils.device import available_memory, device_name, tune_thread, usable_dev
 from .utils.elsewhere import METHODS, NoAttributeError
 from .utils.errors import ConfigError, InputError
 from .utils.files import read_whole
+from .utils.gpu import require_code
 from .utils.hub import resolve_checkpoint, resolve_file
 from .utils.keywords import LOADING, MOVING, SAVING, SWITCHES, takes_keywords_of
-from .utils.paddle_internals import LazyGuard, Place, set_layer_dtype
+from .utils.paddle_internals import LazyGuard, Place, copy_to, place_of, set_layer_dtype
 from .utils.recognition import explaining
 from .utils.threads import Shared, changes_networks, process_wide, works_with_networks
 from .utils.types import Dtype, Names, PathLike
@@ -88,9 +89,11 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
     _tied_keys: dict[str, str] = {}
     gradient_checkpointing: bool = False
     _components: tuple[str, ...] = ()
+    _execution_place: Place | None = None  # of a model whose layers are brought to a device one by one
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         tune_thread()
+        require_code(paddle.get_device())
         super().__init__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -462,8 +465,8 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
 
     @property
     def device(self) -> Place:
-        """Place of the first parameter."""
-        return next(iter(self.parameters())).place
+        """Where the model computes: the place of its first parameter, or the one to which its layers are brought."""
+        return self._execution_place or next(iter(self.parameters())).place
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Number of scalars in the weights, those stored in int8 or 16 bits included; or in trainable parameters."""
@@ -492,6 +495,8 @@ class ModelMixin(Shared, ForwardReplaceable, AttentionSwitches, PeftAdapterMixin
             self._cast(dtype)
         if device is not None:
             super().to(device=device, blocking=blocking)
+            for tensor in set_aside(self):
+                put(tensor, copy_to(tensor.detach(), place_of(device)))
         return self
 
     def _cast(self, dtype: paddle.dtype) -> None:

@@ -14,6 +14,7 @@ its own. A wrapped layer gets its tokens as a plain tensor (:func:`ppsd3.ops.sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from paddle import nn
@@ -136,6 +137,13 @@ def prepare_for_loading(model: QuantizableModel, config: Any, checkpoint: Tensor
 
 def _is_int8_linear(layer: nn.Layer | None, weight: str, checkpoint: TensorSource) -> bool:
     return type(layer) is Linear and weight in checkpoint.keys() and checkpoint.info(weight).dtype == "int8"
+
+
+def takes_int8(kind: type[QuantizableModel], name: str, shape: Sequence[int]) -> bool:
+    """Whether :func:`quantize_` would hold the tensor of this name and shape in int8, in a ``kind``."""
+    layer, _, tensor = name.rpartition(".")
+    modules = (*kind._quantizable_modules, *kind._weight_only_modules)
+    return tensor == "weight" and len(shape) == 2 and _is_in(layer, modules)
 
 
 def _class_of(model: QuantizableModel, name: str) -> type[QuantizedLinear]:

@@ -3,6 +3,7 @@
 Weights are not loaded: all is read from headers and names. Without a checkpoint: what this machine computes with.
 """
 
+import dataclasses
 import os
 import shlex
 from collections import Counter
@@ -12,18 +13,17 @@ from ..loaders.recognition import Component, recognize
 from ..pipelines.component_classes import component_class
 from ..pipelines.exporting import INDEX as EXPORT_INDEX
 from ..serialization import Checkpoint
-from ..utils import device
 from ..utils.errors import CheckpointError, CheckpointFormatError, ConfigError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
 from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
 from ..utils.printable import printable
 from ..utils.recognition import explain
+from ..utils.sizes import in_words, parse_size
 from ..utils.weight_names import PICKLE_SUFFIXES, available_variants
 from .from_png import needs_trust
+from .memory import choose, places, table
 from .png import read_settings
-
-BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def add_arguments(parser):
@@ -34,12 +34,15 @@ def add_arguments(parser):
         help="directory, hub id or bundled model (shapes); or a file: networks, a LoRA, a learnt word, a picture",
     )
     parser.add_argument("--variant", help="which weight files, e.g. fp16 (default: the only ones there are)")
+    parser.add_argument("--memory", metavar="SIZE", help="what would fit a GPU of this size, e.g. 12GB")
 
 
 def run(arguments):
     if arguments.checkpoint is None:
         if arguments.variant is not None:
             raise InputError("--variant chooses among a checkpoint's files, and no checkpoint is named. Name it first.")
+        if arguments.memory is not None:
+            raise InputError("--memory says what of a checkpoint fits, and none is named. Name it first.")
         return print(_machine())
     if _is_file(arguments.checkpoint) and arguments.variant is not None:
         raise InputError("--variant chooses among the files of a directory; this is one file. Leave it out.")
@@ -55,10 +58,10 @@ def run(arguments):
 
 def _show_checkpoint(arguments):
     if _is_file(arguments.checkpoint):
-        return _show_file(arguments.checkpoint)
+        return _show_file(arguments.checkpoint, arguments.memory)
     directory = resolve_checkpoint(arguments.checkpoint, variant=arguments.variant)
     if not os.path.isfile(os.path.join(directory, INDEX_NAME)):
-        return _show_directory(directory, arguments.variant)
+        return _show_directory(directory, arguments.variant, arguments.memory)
     index = read_pipeline_index(directory)
     components = [
         read_component(directory, name, entry[1], arguments.variant)
@@ -67,7 +70,7 @@ def _show_checkpoint(arguments):
     ]
     print(printable(f"{index.get('_class_name')} in {directory}") + "\n")
     print("\n".join(map(printable, _component_table(components))) + "\n")
-    print("\n".join(_memory_table(components)) + "\n")
+    print("\n".join(_memory(components, arguments.memory, arguments.checkpoint)) + "\n")
     print(_machine())
 
 
@@ -75,18 +78,18 @@ def _is_file(name):
     return os.path.isfile(os.path.expanduser(name)) or name.lower().endswith((".safetensors", *PICKLE_SUFFIXES))
 
 
-def _show_file(name):
+def _show_file(name, memory):
     if name.lower().endswith(".png"):
         return _show_picture(name)
-    _show(recognize(resolve_file(name)))
+    _show(recognize(resolve_file(name)), memory)
 
 
-def _show(found):
+def _show(found, memory):
     print(printable(f"{found.path}: {found.what}") + "\n")
     print("\n".join(map(printable, _component_table(found.components))) + "\n")
     print("\n".join(map(printable, found.facts)) + "\n")
     if found.is_network:
-        print("\n".join(_memory_table(found.components)) + "\n")
+        print("\n".join(_memory(found.components, memory)) + "\n")
     print("load it:\n  " + "\n  ".join(map(printable, found.load)))
 
 
@@ -100,7 +103,7 @@ def _show_picture(name):
         print(f"with --trust-png if its {', '.join(map(printable, used))} may be used, or with these options given")
 
 
-def _show_directory(directory, variant):
+def _show_directory(directory, variant, memory):
     """A directory that is no pipeline: one component, files of weights, or models for Paddle Inference."""
     if os.path.isfile(os.path.join(directory, EXPORT_INDEX)):
         return _show_export(directory)
@@ -114,7 +117,7 @@ def _show_directory(directory, variant):
             "file. Check the path."
         )
     for name in files:
-        _show(recognize(os.path.join(directory, name)))
+        _show(recognize(os.path.join(directory, name)), memory)
         print()
 
 
@@ -123,7 +126,7 @@ def _show_export(directory):
     lines = [f"{directory}: models for Paddle {index.get('paddle_version')}'s inference\n"]
     try:
         for name, model in index["models"].items():
-            lines.append(f"{name:16} {_size(os.path.getsize(os.path.join(directory, model['weights'])))}")
+            lines.append(f"{name:16} {in_words(os.path.getsize(os.path.join(directory, model['weights'])))}")
             for verb, ports in (("takes", model["inputs"]), ("gives", model["outputs"])):
                 for port in ports:
                     lines.append(f"  {verb} {port['name']:24} {port['dtype']} {port['shape']}: {port['meaning']}")
@@ -158,13 +161,14 @@ def read_component(directory, name, class_name, variant=None):
     """What the files of one component say; weights are counted from their headers."""
     folder = os.path.join(directory, name)
     on_disk = sum(os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder))
-    weights_name = getattr(component_class(name, class_name, directory), "weights_name", None)
+    kind = component_class(name, class_name, directory)
+    weights_name = getattr(kind, "weights_name", None)
     if weights_name is None:
         return Component(name, class_name, 0, Counter(), on_disk)
     variants = available_variants(os.listdir(folder))
     chosen = variants[0] if variant is None and len(variants) == 1 else variant
     checkpoint = Checkpoint.open(folder, weights_name, chosen)
-    return Component.of(name, class_name, checkpoint, on_disk)
+    return dataclasses.replace(Component.of(name, kind, checkpoint, on_disk), class_name=class_name)
 
 
 def _component_table(components):
@@ -172,40 +176,25 @@ def _component_table(components):
     for part in components:
         values = _count(part.values) if part.values else ""
         dtypes = ", ".join(part.dtypes)
-        yield f"{part.name:16} {part.class_name:32} {values:>11} {_size(part.bytes_on_disk):>10}  {dtypes}"
+        yield f"{part.name:16} {part.class_name:32} {values:>11} {in_words(part.bytes_on_disk):>10}  {dtypes}"
     if len(components) == 1:
         return
     total = sum(part.values for part in components), sum(part.bytes_on_disk for part in components)
-    yield f"{'total':16} {'':32} {_count(total[0]):>11} {_size(total[1]):>10}"
+    yield f"{'total':16} {'':32} {_count(total[0]):>11} {in_words(total[1]):>10}"
 
 
-def _memory_table(components):
-    """Memory of the weights, which is nearly all of it, beside what this machine has free."""
-    places = _memory_places()
-    without_t5 = [part for part in components if part.name != "text_encoder_3"]
-    yield f"{'weights in memory':30} " + " ".join(f"{name + ' (' + _size(free) + ')':>22}" for name, free in places)
-    for dtype, width in BYTES_PER_VALUE.items():
-        for label, parts in (("", components), (" without T5", without_t5)):
-            need = sum((part.values - part.int8_values) * width + part.int8_values for part in parts)
-            verdicts = " ".join(f"{_verdict(need, dtype, *place):>22}" for place in places)
-            yield f"{dtype + label:19} {_size(need):>10} {verdicts}"
-
-
-def _verdict(need, dtype, place, free):
-    if not place.startswith("gpu") and dtype != "float32":
-        return "needs a GPU"  # Paddle has no 16-bit matrix product for the CPU
-    return "fits" if need < free else "does not fit"
-
-
-def _memory_places():
-    """[(name, bytes)]: what the main memory has free, and all that each GPU has."""
-    import paddle
-
-    places = [("CPU", device.available_memory())]
-    if paddle.is_compiled_with_cuda():
-        for i in range(paddle.device.cuda.device_count()):
-            places.append((f"gpu:{i}", paddle.device.cuda.get_device_properties(i).total_memory))
-    return places
+def _memory(components, memory, source=None):
+    """What fits where, and what to call for ``source``, a pipeline's checkpoint."""
+    among = places(parse_size(memory, "--memory") if memory is not None else None)
+    yield from table(components, among)
+    if source is None:
+        return
+    choice = choose(components, among, source)
+    if choice is None:
+        yield f"\nno way leaves room for a picture of 1024x1024 on {among[-1].name}; draw smaller ones"
+    else:
+        yield f"\nuse on {among[-1].name}, for {choice.reason}:"
+        yield from (f"  {line}" for line in choice.lines)
 
 
 def _machine():
@@ -222,8 +211,17 @@ def _machine():
             f"native CPU kernels: {'in use' if in_use else 'not in use'} ({detail})",
             "what computes an operation: the first of these that takes its arguments",
             *(f"  {line}" for line in dispatch.summary()),
+            *_advice(),
         ]
     )
+
+
+def _advice():
+    """What may make pictures on a GPU quicker, and is not done unasked."""
+    from ..ops import features
+
+    if features.card() is not None:
+        yield "up to 512x512, launching kernels takes longer than computing: pipe.compile() (docs/performance.md)"
 
 
 def _count(number):
@@ -231,10 +229,3 @@ def _count(number):
         if number >= scale:
             return f"{number / scale:.2f} {unit}"
     return str(number)
-
-
-def _size(number):
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= scale:
-            return f"{number / scale:.1f} {unit}"
-    return f"{number} B"

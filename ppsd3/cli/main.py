@@ -24,7 +24,7 @@ COMMANDS = {
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",
     "export": "a model's networks as models for Paddle Inference",
-    "doctor": "check the installation, and directories for what interrupted saves left",
+    "doctor": "check the installation and its GPUs, and directories for what interrupted saves left",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 
@@ -41,7 +41,7 @@ def main(argv=None):
     try:
         with terminable():
             arguments = _parse(argv)
-            tune_process()
+            arguments.tune()
             return arguments.run(arguments) or 0
     except Terminated:
         return TERMINATED
@@ -71,9 +71,9 @@ def _parse(argv):
 
     module = importlib.import_module(f".{outer.command}", __package__)
     command = argparse.ArgumentParser(prog=f"ppsd3 {outer.command}", description=module.__doc__)
+    command.set_defaults(run=module.run, debug=False, tune=tune_process)
     module.add_arguments(command)
     command.add_argument("--debug", action="store_true", help="show the whole traceback of an error")
-    command.set_defaults(run=module.run, debug=False)
     arguments = command.parse_args(outer.rest)
     if getattr(arguments, "from_png", None) is None:
         return arguments

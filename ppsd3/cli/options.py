@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any
 
+from ..utils.device import usable_device
 from ..utils.errors import InputError
 from ..utils.samplers import explain_option
 
@@ -180,9 +181,6 @@ def _choose_device(device, dtype):
     import paddle
 
     if device is not None:
-        try:
-            paddle.set_device(device)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise InputError(f"--device {device}: {error} Use cpu, or install paddlepaddle-gpu for gpu.") from error
+        paddle.set_device(usable_device(device))
     if dtype != "float32" and paddle.get_device() == "cpu":
         raise InputError(f"--dtype {dtype} needs a GPU: Paddle computes in float32 only on the CPU. Leave it out.")

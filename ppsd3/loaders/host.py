@@ -21,6 +21,10 @@ class Residency(Protocol):
         """Where offloaded networks compute; None without offloading."""
         ...
 
+    def take(self, network: Any) -> None:
+        """Moves a network, or what has been added to it, to where it is while it does not compute."""
+        ...
+
 
 class PipelineHost:
     """Base of the mixins: the components and methods of a pipeline that they use.

@@ -60,11 +60,10 @@ class SD3IPAdapterMixin(PipelineHost):
             CheckpointNotFoundError: no such file, or no image encoder.
             CheckpointFormatError: a pickle (``ip-adapter.bin``), or not an IP-adapter of SD3.
             WeightMismatchError: one for another transformer.
-            InputError: networks are offloaded already, or the image encoder cannot be looked for.
+            InputError: the image encoder cannot be looked for.
         """
         if self.transformer is None:
             raise InputError("The pipeline has no `transformer` to load an IP-adapter into. Load it too.")
-        self._refuse_offloaded()
         given = pretrained_model_name_or_path_or_dict
         if isinstance(given, dict):
             source = _TensorDict(given)
@@ -78,6 +77,7 @@ class SD3IPAdapterMixin(PipelineHost):
         with Changing(self, "load_ip_adapter"):
             self._set_ip_adapter(adapter)
             self._set(made)
+            self._residency.take(self.transformer)
 
     def _set_ip_adapter(self, adapter: adapters.IPAdapter | None) -> None:
         assert self.transformer is not None
@@ -125,9 +125,7 @@ class SD3IPAdapterMixin(PipelineHost):
 
         Raises:
             CheckpointNotFoundError, CheckpointFormatError, ConfigError, WeightMismatchError: as ``from_pretrained``.
-            InputError: networks are offloaded already.
         """
-        self._refuse_offloaded()
         made = self._read_image_encoder(pretrained_model_name_or_path, subfolder or "", hub_options)
         with Changing(self, "load_image_encoder"):
             self._set(made)
@@ -144,10 +142,7 @@ class SD3IPAdapterMixin(PipelineHost):
     def _set(self, components):
         for name, part in components.items():
             setattr(self, name, part)
-
-    def _refuse_offloaded(self):
-        if self._residency.place is not None:
-            raise InputError("Networks are offloaded already. Load the IP-adapter before enabling that.")
+            self._residency.take(part)
 
     @checks_arguments
     def set_ip_adapter_scale(self, scale: float | list[float] | tuple[float, ...]) -> None:

@@ -90,12 +90,12 @@ class SD3LoraLoaderMixin(PipelineHost):
             lost = [*lost, *beside]
             if lost:
                 _logger.warning("%s: %d keys have no layer here and were left out, e.g. %s.", path, len(lost), lost[0])
-            if hotswap:
-                for name, network in networks.items():
+            for name, network in networks.items():
+                if hotswap:
                     adapted.swap(network, adapter_name, found.get(name, {}))
-                return
-            for name, adapters in found.items():
-                adapted.attach(networks[name], adapter_name, adapters)
+                elif name in found:
+                    adapted.attach(network, adapter_name, found[name])
+                self._residency.take(network)
 
     def _bundled_words(self, tensors, path, strict):
         """(tensors of the adapter, word -> its embeddings by encoder, keys left out): OneTrainer writes words that were

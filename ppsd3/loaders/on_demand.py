@@ -20,9 +20,10 @@ from ..quantization import CONFIG_KEY
 from ..serialization.tensors import floating_dtype
 from ..utils.device import release_freed_memory
 from ..utils.errors import InputError
-from ..utils.paddle_internals import Place, current_place, free_memory
+from ..utils.paddle_internals import Place, current_place, empty_cache, free_memory
 from ..utils.threads import Shared, changes_networks
 from ..utils.types import Dtype, PathLike
+from .loan import bring_home, on_loan, tensors_of
 
 
 class OnDemandNetwork(Shared):
@@ -84,12 +85,14 @@ class OnDemandNetwork(Shared):
 
     @changes_networks
     def keep_attached(self, adapter: nn.Layer | None, attached: Callable[..., AbstractContextManager[Any]]) -> None:
-        """Attaches an adapter that stays in memory, whenever the network is read.
+        """Attaches an adapter that stays in the computer's memory, whenever the network is read.
 
         Args:
             adapter: becomes ``ip_adapter``; None removes it.
             attached: ``(network, adapter)`` -> context manager within which the network has the adapter.
         """
+        if adapter is not None:
+            bring_home(adapter)
         self.ip_adapter, self._attached = adapter, attached
 
     @contextlib.contextmanager
@@ -108,8 +111,8 @@ class OnDemandNetwork(Shared):
         finally:
             with self._lock:
                 self._users -= 1
-                if not self._users and self._network is not None:
-                    self._release(self._network)
+                if not self._users:
+                    self._release()
 
     def _read_whole(self):
         """The network with all that was done to it, and with its adapter."""
@@ -117,15 +120,20 @@ class OnDemandNetwork(Shared):
         for method, options in self._calls.items():
             getattr(network, method)(**options)
         if self.ip_adapter is not None:
+            if not current_place().is_cpu_place():
+                tensors = tensors_of(self.ip_adapter, include_sublayers=True)
+                self._attachment.enter_context(on_loan(tensors, current_place()))
             self._attachment.enter_context(self._attached(network, self.ip_adapter))
         return network
 
-    def _release(self, network):
+    def _release(self):
         self._attachment.close()  # the adapter keeps its memory
-        for tensor in tensors_of(network, include_sublayers=True):
-            free_memory(tensor)  # whoever still refers to the network: its memory is not kept
-        self._network = None
+        network, self._network = self._network, None
+        if network is not None:
+            for tensor in tensors_of(network, include_sublayers=True):
+                free_memory(tensor)  # whoever still refers to the network: its memory is not kept
         release_freed_memory()
+        empty_cache(current_place())
 
     @property
     def device(self) -> Place:
@@ -171,15 +179,6 @@ def check_load_components(value: str) -> None:
 
 def _from_pretrained(class_: type[ModelMixin], directory: str, name: str, options: Mapping[str, Any]) -> ModelMixin:
     return class_.from_pretrained(directory, subfolder=name, **options)
-
-
-def tensors_of(layer: nn.Layer, include_sublayers: bool) -> list[paddle.Tensor]:
-    """Parameters and buffers, each once."""
-    found = [
-        *layer.parameters(include_sublayers=include_sublayers),
-        *layer.buffers(include_sublayers=include_sublayers),
-    ]
-    return list({id(tensor): tensor for tensor in found}.values())
 
 
 def _as_text(value):

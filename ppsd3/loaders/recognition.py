@@ -17,8 +17,9 @@ from typing import Any
 from ..adapters.files import layout_of_file
 from ..adapters.keys import ModuleNames, adapter_kind, bundled_word, dialect, split_key
 from ..adapters.network import adaptable_layers
-from ..modeling_utils import to_be_filled
+from ..modeling_utils import ModelMixin, to_be_filled
 from ..models import SD3Transformer2DModel
+from ..quantization import takes_int8
 from ..serialization import SafetensorsFile, SingleFile
 from ..serialization.sd3_configs import infer_config, published_name
 from ..serialization.source import TensorSource, explain_source
@@ -29,6 +30,7 @@ from .single_file import NETWORKS
 from .textual_inversion import KEYS
 
 _SHOWN = 3
+_BLOCK = re.compile(r".*?\.\d+\.")  # of a name: the entry of a list that holds it
 
 
 @dataclasses.dataclass
@@ -38,6 +40,8 @@ class Component:
     Attributes:
         values: number of scalars in the weights, ``int8_values`` of them in int8.
         dtypes: name of a dtype -> number of tensors.
+        quantizable: how many of the scalars int8 would take, with T5's table of positions, which it leaves.
+        largest_block: most scalars of a block, or of what is in none.
     """
 
     name: str
@@ -46,19 +50,30 @@ class Component:
     dtypes: collections.Counter[str]
     bytes_on_disk: int
     int8_values: int = 0
+    quantizable: int = 0
+    largest_block: int = 0
 
     @classmethod
-    def of(cls, name: str, class_name: str, source: TensorSource, bytes_on_disk: int | None = None) -> Component:
-        """Counted from the headers of ``source``."""
-        infos = [source.info(tensor) for tensor in source.keys()]
-        sizes = [math.prod(info.shape) for info in infos]
+    def of(
+        cls, name: str, kind: type[ModelMixin] | str, source: TensorSource, bytes_on_disk: int | None = None
+    ) -> Component:
+        """Counted from the headers of ``source``; ``kind`` is a network's class, or "" for an adapter."""
+        infos = {key: source.info(key) for key in source.keys()}
+        sizes = {key: math.prod(info.shape) for key, info in infos.items()}
+        blocks: collections.Counter[str] = collections.Counter()
+        for key, count in sizes.items():
+            block = _BLOCK.match(key)
+            blocks[block[0] if block else key.rpartition(".")[0]] += count
+        quantized = () if isinstance(kind, str) else [key for key, i in infos.items() if takes_int8(kind, key, i.shape)]
         return cls(
             name,
-            class_name,
-            sum(sizes),
-            collections.Counter(info.dtype for info in infos),
-            sum(info.nbytes for info in infos) if bytes_on_disk is None else bytes_on_disk,
-            sum(size for size, info in zip(sizes, infos) if info.dtype == "int8"),
+            kind if isinstance(kind, str) else kind.__name__,
+            sum(sizes.values()),
+            collections.Counter(info.dtype for info in infos.values()),
+            sum(info.nbytes for info in infos.values()) if bytes_on_disk is None else bytes_on_disk,
+            sum(size for key, size in sizes.items() if infos[key].dtype == "int8"),
+            sum(sizes[key] for key in quantized),
+            max(blocks.values(), default=0),
         )
 
 
@@ -107,7 +122,7 @@ def recognize(path: PathLike) -> Recognized:
 def _networks(file: SingleFile, tensors: SafetensorsFile) -> Recognized:
     facts, components = [], []
     for name, source in file.sources.items():
-        components.append(Component.of(name, NETWORKS[name].__name__, source))
+        components.append(Component.of(name, NETWORKS[name], source))
         try:
             config = file.configs.get(name) or infer_config(name, source)
         except CheckpointFormatError as error:  # of no published size: a directory with its configuration is needed

@@ -213,8 +213,6 @@ class TextualInversionLoaderMixin(PipelineHost):
             chosen = found
         if not chosen:
             raise InputError("The pipeline has no CLIP tower that could learn a word. Load it with its text encoders.")
-        if self._residency.place is not None:
-            raise InputError("The networks are offloaded already. Load and unload words before offloading.")
         for name in chosen:
             self._check_tokenizer(name)
         return chosen

@@ -324,7 +324,9 @@ class CombinedTimestepTextProjEmbeddings(nn.Layer):
     def of_steps(self, timesteps: paddle.Tensor, pooled_projection: paddle.Tensor) -> paddle.Tensor:
         """Each of the ``timesteps [T]`` with all of ``pooled_projection [B, P]``: [T, B, D]."""
         steps, rows = timesteps.shape[0], pooled_projection.shape[0]
-        temb = self(timesteps.repeat_interleave(rows), paddle.concat([pooled_projection] * steps))
+        temb = self(
+            timesteps.reshape([-1, 1]).expand([steps, rows]).flatten(), paddle.concat([pooled_projection] * steps)
+        )
         return temb.reshape([steps, rows, -1])
 
 

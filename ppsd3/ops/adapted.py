@@ -24,7 +24,7 @@ from paddle import Tensor, nn
 
 from ..utils.contexts import held
 from ..utils.errors import InputError
-from ..utils.paddle_internals import no_grad, share_memory
+from ..utils.paddle_internals import no_grad, share_memory, without_memory
 
 # Factors of the strengths in layers, for the call that runs in this context: each thread has its own.
 _scales: ContextVar[Mapping[AdaptedLayer, float]] = ContextVar("adapter_scales", default=MappingProxyType({}))
@@ -204,10 +204,11 @@ class AdaptedWeights(AdaptedLayer):
 
 
 def _with_weights(layer, weight, bias):
-    """A layer of the same kind and settings as ``layer``, with other weights and without its hooks."""
+    """A layer of the same kind and settings as ``layer``, with other weights and without what runs around its call."""
     other = object.__new__(type(layer))
     hooks = {name: type(hooks)() for name, hooks in vars(layer).items() if name.endswith("_hooks")}
     vars(other).update(vars(layer), **hooks, _parameters={}, weight=weight, bias=bias)
+    vars(other).pop("forward", None)
     return other
 
 
@@ -321,6 +322,12 @@ def put_values(slot: Tensor, values: Tensor) -> None:
 
 def alias(tensor: Tensor) -> Tensor:
     """Another tensor over the same memory, which keeps it when ``tensor`` is given other memory."""
-    other = paddle.empty(tensor.shape, tensor.dtype)
+    other = without_memory(tensor.shape)
     share_memory(tensor, other)
     return other
+
+
+def set_aside(network: nn.Layer) -> list[Tensor]:
+    """The weights that fused layers of ``network`` have without their adapters, for :meth:`AdaptedLayer.unfuse`."""
+    fused = [layer._without for layer in network.sublayers() if isinstance(layer, AdaptedLayer) and layer._without]
+    return [tensor for weights, bias in fused for tensor in (*weights.values(), bias) if tensor is not None]

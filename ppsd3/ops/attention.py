@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any, cast
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from . import onednn
+from ..utils.paddle_internals import flags, memory_efficient_attention
+from . import onednn, proving
 from .dispatch import Implementation, native, onednn as by_onednn, operation, reference
 from .native import attention as kernels
-from .shapes import shape_of
+from .shapes import shape_of, tracked
+
+_16_BITS = (paddle.float16, paddle.bfloat16)
+_MAX_SCORES = 2**25  # numbers: 128 MB in float32, of each of the few that a block of queries needs at once
 
 
 def _heads_split(q, k, v, bias=None, causal=False, scale=None):
@@ -36,14 +41,91 @@ def _softmax(x):
     return F.softmax(x, axis=-1)
 
 
-def _fused(q, k, v, bias=None, causal=False, scale=None):
-    """Paddle's ``scaled_dot_product_attention`` (flash attention on GPU)."""
+def _in_blocks(q, k, v, bias=None, causal=False, scale=None):
+    """The definition for some queries at a time, so that without gradients memory grows with S, not with S * S."""
+    scale, bias = q.shape[-1] ** -0.5 if scale is None else scale, _with_causal(bias, causal, q, k)
+    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q * scale, k, v))  # [B, h, S, d]
+
+    def attend(q, bias):
+        return paddle.matmul(F.softmax(_masked(paddle.matmul(q, k, transpose_y=True), bias, False), axis=-1), v)
+
+    batch, heads, queries, _ = q.shape
+    rows = max(1, _MAX_SCORES // max(1, batch * heads * k.shape[2]))
+    if rows >= queries or not paddle.in_dynamic_mode():  # a static graph cannot count its blocks
+        return attend(q, bias).transpose([0, 2, 1, 3])
+    blocks = [slice(start, start + rows) for start in range(0, queries, rows)]
+    outputs = [attend(q[:, :, some], None if bias is None else bias[:, :, some]) for some in blocks]
+    return paddle.concat(outputs, axis=2).transpose([0, 2, 1, 3])
+
+
+# What Paddle's kernels for GPUs take, read from their sources (2.6.2 to 3.3.1). Neither gives a bias its gradient.
+
+
+def _one_dtype(q, k, v):
+    return q.dtype == k.dtype == v.dtype
+
+
+def _flash_accepts(q, k, v, bias=None, causal=False, scale=None):
+    """16 bits, heads of a multiple of 8 up to 256, and a square of scores if causal."""
+    in_16_bits = _one_dtype(q, k, v) and q.dtype in _16_BITS
+    square = not causal or q.shape[1] == k.shape[1]
+    return in_16_bits and q.shape[-1] <= 256 and q.shape[-1] % 8 == 0 and square and not tracked(bias)
+
+
+def _flash(q, k, v, bias=None, causal=False, scale=None):
+    """Paddle's flash attention, which takes a bias of the batch's size and q's dtype, or ``causal``, not both."""
+    if bias is not None:
+        bias, causal = _with_causal(bias, causal, q, k).astype(q.dtype), False
+        bias = bias.expand([shape_of(q)[0], *bias.shape[1:]])
+    return F.scaled_dot_product_attention(_scaled(q, scale), k, v, attn_mask=bias, is_causal=causal)
+
+
+def _scaled(q, scale):
+    """``q`` for a kernel that multiplies the scores by ``d ** -0.5``."""
     default = q.shape[-1] ** -0.5
-    if scale is not None and scale != default:
-        q = q * (scale / default)
-    if bias is not None and causal:
-        bias, causal = bias + causal_bias(q.shape[1], k.shape[1], bias.dtype), False
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal)
+    return q if scale is None or scale == default else q * (scale / default)
+
+
+def _flash_3_accepts(q, k, v, bias=None, causal=False, scale=None):
+    return bias is None and _flash_accepts(q, k, v, bias, causal, scale)
+
+
+def _flash_3(q, k, v, bias=None, causal=False, scale=None):
+    """Flash attention 3, for Hopper, which Paddle computes with while a flag says so."""
+    with flags(FLAGS_flash_attn_version=3):
+        return F.flash_attention.flash_attention(_scaled(q, scale), k, v, causal=causal)[0]
+
+
+def _memory_efficient_accepts(q, k, v, bias=None, causal=False, scale=None):
+    """Any width; of a bias, rows that are aligned."""
+    square = not causal or q.shape[1] == k.shape[1]
+    bias_fits = bias is None or (paddle.in_dynamic_mode() and bias.shape[-1] % 8 == 0 and not tracked(bias))
+    return _one_dtype(q, k, v) and square and bias_fits
+
+
+def _memory_efficient(q, k, v, bias=None, causal=False, scale=None):
+    """Paddle's memory-efficient attention, whose bias has one row and head for all, or every one."""
+    if bias is not None:
+        bias, causal = _with_causal(bias, causal, q, k).astype(q.dtype), False
+        if bias.shape[:2] != [1, 1]:
+            bias = bias.expand([q.shape[0], q.shape[2], *bias.shape[2:]])
+    scale = float(q.shape[-1] ** -0.5 if scale is None else scale)
+    return memory_efficient_attention(q, k, v, bias, causal, scale, training=tracked(q, k, v))
+
+
+def _kind(q, k, v, bias=None, causal=False, scale=None):
+    of_heads = "" if bias is None else ", bias" if bias.shape[1] == 1 else ", bias of heads"
+    return f"heads of {q.shape[-1]}{of_heads}" + ", causal" * causal
+
+
+def _sample(tensor, q, k, v, bias=None, causal=False, scale=None):
+    heads, width, tokens = 4, q.shape[-1], 128
+    if bias is not None:
+        bias = tensor(1, heads if bias.shape[1] > 1 else 1, tokens, tokens).detach()
+    return [*(tensor(2, tokens, heads, width) for _ in range(3)), bias, causal, scale]
+
+
+_PROOF = proving.Proof(_kind, _sample, timed=False)
 
 
 def _pays_on_tiles(q, k, v, bias=None, causal=False, scale=None):
@@ -60,8 +142,30 @@ def _pays_on_tiles(q, k, v, bias=None, causal=False, scale=None):
         pays=_pays_on_tiles,
     ),
     native(kernels.attention, accepts=kernels.accepts),
-    Implementation("fused", "paddle", _fused, "gpu"),
-    Implementation("heads split", "paddle", _heads_split),
+    Implementation(
+        "flash 3",
+        "paddle",
+        _flash_3,
+        "gpu",
+        features=("flash_attention_3",),
+        graphs=False,
+        accepts=_flash_3_accepts,
+        proof=_PROOF._replace(timed=True),
+    ),
+    Implementation(
+        "flash", "paddle", _flash, "gpu", features=("flash_attention",), accepts=_flash_accepts, proof=_PROOF
+    ),
+    Implementation(
+        "memory-efficient",
+        "paddle",
+        _memory_efficient,
+        "gpu",
+        features=("cuda",),
+        accepts=_memory_efficient_accepts,
+        proof=_PROOF,
+    ),
+    Implementation("heads split", "paddle", _heads_split, "cpu"),
+    Implementation("in blocks", "paddle", _in_blocks),
     deciding=4,
 )
 def attention(
@@ -152,6 +256,15 @@ def mask_bias(mask: Tensor, dtype: paddle.dtype) -> Tensor:
     if paddle.is_floating_point(mask):
         return mask.astype(dtype)
     return ((mask.astype("float32") == 0).astype("float32") * _lowest(dtype)).astype(dtype)
+
+
+def _with_causal(bias, causal, q, k):
+    """``bias``, which may be None, with what ``causal`` adds to it."""
+    if not causal:
+        return bias
+    queries, keys = (cast("Any", shape_of(x)[1]) for x in (q, k))
+    hidden = causal_bias(queries, keys, q.dtype)
+    return hidden.unsqueeze([0, 1]) if bias is None else bias + hidden
 
 
 def _lowest(dtype):

@@ -17,10 +17,11 @@ from paddle import Tensor
 
 from ..utils.errors import ConfigError
 from ..utils.paddle_internals import is_autocasting
-from . import features, settings
+from . import features, proving, settings
 from .shapes import tracked
 
 TABLE: dict[str, Row] = {}  # name of an operation -> its row
+FLOATS = ("float16", "bfloat16", "float32")
 OPEN, GRAPH = "open", "static graph"  # in place of a dtype
 _float32 = paddle.float32
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -44,6 +45,7 @@ class Implementation(NamedTuple):
     graphs: bool = True  # whether it works in static graphs, where sizes are open
     accepts: Callable[..., bool] | None = None  # whether it can compute these arguments; None for all
     pays: Callable[..., bool] | None = None  # whether it is measured to be the fastest for them; None for all
+    proof: proving.Proof | None = None  # how it is tried where it is first to compute; None needs no trial
 
     def serves(self, dtype: str | None) -> bool:
         """Whether it is made for a dtype, or what :func:`kind_of` says in its place; None is any."""
@@ -51,7 +53,7 @@ class Implementation(NamedTuple):
 
     def serves_all(self) -> bool:
         """Whether it takes every call that comes to it."""
-        return self.gradients and self.accepts is None and self.pays is None
+        return self.gradients and self.accepts is None and self.pays is None and self.proof is None
 
     def obstacle(self, state: settings.Settings) -> str | None:
         """Why settings or the machine do not allow it; None if they do."""
@@ -148,10 +150,15 @@ class Row:
         found = []
         for chosen, obstacle in self.considered(state, place, dtype):
             if obstacle is None:
-                found.append(chosen)
+                found.append(chosen if chosen.proof is None else self._tried(chosen))
                 if chosen.serves_all():
                     break  # what comes later is not asked for, nor are its features looked for
         return tuple(found)
+
+    def _tried(self, chosen):
+        """An implementation that accepts what it has proven to compute as the definition does."""
+        accepts = proving.accepts(self.name, chosen, self.implementations[-1].function)
+        return chosen._replace(accepts=accepts)
 
 
 def kind_of(tensors: Iterable[Tensor | None]) -> tuple[str, str]:
@@ -219,7 +226,7 @@ def summary() -> list[str]:
             if obstacle is not None:
                 refused.setdefault(obstacle, []).append(chosen.name)
             else:
-                taken.append(chosen.name)
+                taken.append(chosen.name + ("" if chosen.proof is None else f" ({proving.told(name, chosen.name)})"))
                 if chosen.serves_all() and not chosen.dtypes:
                     break
         reasons = "; ".join(f"{reason}: {', '.join(names)}" for reason, names in refused.items())

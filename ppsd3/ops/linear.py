@@ -6,12 +6,15 @@ saved from it without a transpose. ``paddle.nn.Linear`` keeps ``[in, out]``.
 
 from __future__ import annotations
 
+import math
+
 import paddle
 from paddle import Tensor, nn
 
-from ..utils.paddle_internals import has_hooks
+from ..utils.paddle_internals import fused, has_hooks
+from . import proving
 from .activations import gelu
-from .dispatch import native, operation
+from .dispatch import FLOATS, Implementation, native, operation
 from .native import linear as kernels
 from .quantized import QuantizedLinear, quantized_linear
 
@@ -48,7 +51,46 @@ class Linear(nn.Layer):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-@operation(native(kernels.linear), deciding=3)
+_FEW, _WIDE = 16, 2048  # rows of modulation or pooled text; the largest width of a trial
+
+
+def _has_bias(x, weight, bias=None):
+    return bias is not None
+
+
+def _rows(x):
+    return math.prod(x.shape[:-1])
+
+
+def _kind(x, weight, bias=None):
+    aligned = all(size % 8 == 0 for size in weight.shape)
+    return ("few rows" if _rows(x) <= _FEW else "many rows") + ("" if aligned else ", of unaligned widths")
+
+
+def _sample(tensor, x, weight, bias=None):
+    out_features, in_features = (size if size <= _WIDE else _WIDE + size % 8 for size in weight.shape)
+    rows = min(_rows(x), _FEW) if _rows(x) <= _FEW else 64 * _FEW
+    return [tensor(1, rows, in_features), tensor(out_features, in_features), tensor(out_features)]
+
+
+_PROOF = proving.Proof(_kind, _sample)
+
+
+def _with_bias(x, weight, bias=None):
+    """cuBLAS's product with the bias in its epilogue."""
+    return fused("fused_matmul_bias")(x, weight, bias, transpose_y=True)
+
+
+def _with_bias_and_gelu(x, weight, bias):
+    """The same with GELU, which in cuBLAS is the tanh approximation."""
+    return fused("fused_linear_activation")(x, weight, bias, trans_y=True, activation="gelu")
+
+
+def _epilogue(function, **more):
+    return Implementation("fused epilogue", "paddle", function, "gpu", FLOATS, gradients=False, proof=_PROOF, **more)
+
+
+@operation(native(kernels.linear), _epilogue(_with_bias, accepts=_has_bias), deciding=3)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x W^T + b``.
 
@@ -58,7 +100,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias
 
 
-@operation(native(kernels.linear_gelu), deciding=3)
+@operation(native(kernels.linear_gelu), _epilogue(_with_bias_and_gelu), deciding=3)
 def _linear_gelu(x, weight, bias):
     return gelu(linear(x, weight, bias))
 

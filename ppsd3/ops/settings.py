@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..utils.contexts import held
 from ..utils.errors import ConfigError
+from ..utils.paddle_internals import allow_tf32
 
 LEVELS = ("reference", "paddle", "onednn", "native")  # each may use those before it too
 PRECISIONS = ("highest", "high", "strassen", "medium")
@@ -109,8 +110,12 @@ class use_native(_Change):
 
 
 class float32_matmul_precision(_Change):
-    """How exactly native linear layers and attention multiply float32, from the call on; as a context manager, until
-    its end.
+    """How exactly float32 is multiplied by native linear layers and attention on CPUs, and by matrix products on GPUs,
+    from the call on; as a context manager, until its end.
+
+    On GPUs from Ampere on, "highest" is float32 as it is, and everything else lets cuBLAS round operands to TF32, as
+    torch's "high" does. That holds for the whole process, also in a ``with`` block. Convolutions may use TF32 in any
+    case, which is torch's default too; the environment variable ``NVIDIA_TF32_OVERRIDE=0`` keeps it from everything.
 
     Args:
         precision: the names are torch's (``torch.set_float32_matmul_precision``).
@@ -132,3 +137,12 @@ class float32_matmul_precision(_Change):
         if precision not in PRECISIONS:
             raise ConfigError(f"precision={precision!r} is not known. Choose one of {PRECISIONS}.")
         super().__init__(precision=precision)
+        _tell_gpus()
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)
+        _tell_gpus()
+
+
+def _tell_gpus():
+    allow_tf32(current().precision != "highest")

@@ -1,4 +1,4 @@
-"""Sizes and kinds of tensors, for code that also runs in static graphs, where sizes are open."""
+"""Sizes and dtypes of tensors, for code that also runs in static graphs, where sizes are open."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ def shape_of(x):
 def sizes_of(x: paddle.Tensor) -> list[Any]:
     """The sizes of ``x``, each an int where it is known, or in a static graph a tensor of one int where it is open."""
     return [size if size >= 0 else paddle.shape(x)[axis] for axis, size in enumerate(x.shape)]
+
+
+def cast(x: paddle.Tensor, dtype: Any) -> paddle.Tensor:
+    """``x`` in ``dtype``, without a copy if it is so already."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
+def repeat_rows(x: paddle.Tensor, n: int) -> paddle.Tensor:
+    """Each row of ``x [B, ...]`` ``n`` times in a row: p0, p0, p1, p1. Paddle 2.6 has no ``repeat_interleave`` for
+    float16 on GPUs."""
+    return x if n == 1 else paddle.stack([x] * n, axis=1).flatten(0, 1)
 
 
 def tracked(*tensors):

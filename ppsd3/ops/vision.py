@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ..utils.paddle_internals import has_hooks
-from . import onednn
+from ..utils.paddle_internals import flags, has_hooks
+from . import onednn, proving
 from .adapted import AdaptedWeights, base_of
-from .dispatch import Implementation, native, onednn as by_onednn, operation
+from .dispatch import FLOATS, Implementation, native, onednn as by_onednn, operation
 from .linear import Linear
 from .native import convolution as kernels, norms
 
@@ -76,11 +77,48 @@ def _is_wide(x, weight, bias, added, stride, padding):
     return direct and weight.shape[0] * weight.shape[1] >= _WIDE
 
 
+_met: set[tuple[Any, ...]] = set()  # sizes of convolutions on a GPU
+
+
+def _are_met_again(x, weight, bias, added, stride, padding):
+    """Whether these sizes come at least a second time, so that a search is likely to pay."""
+    sizes = (x.dtype, *x.shape, *weight.shape, stride, *padding)
+    return sizes in _met or bool(_met.add(sizes))
+
+
+def _searched(x, weight, bias, added, stride, padding):
+    """With cuDNN's search for the fastest algorithm, which Paddle keeps for each size."""
+    with flags(FLAGS_cudnn_exhaustive_search=True):
+        y = F.conv2d(x, weight, bias, stride, list(padding))
+    return y if added is None else y + added
+
+
+def _kind(x, weight, bias, added, stride, padding):
+    out, channels, height, width = weight.shape
+    return f"{channels} to {out} channels, {height}x{width}, stride {stride}"
+
+
+def _sample(tensor, x, weight, bias, added, stride, padding):
+    out, channels, height, width = weight.shape
+    picture, bias = tensor(1, channels, 32, 32), None if bias is None else tensor(out)
+    return [picture, tensor(out, channels, height, width), bias, None, stride, padding]
+
+
 @operation(
     by_onednn(_by_onednn, "onednn, wide", accepts=_has_bias, pays=_is_wide),
     native(partial(kernels.conv2d, prefix="amx_"), "amx", ("amx",), accepts=_is_same_3x3),
     native(kernels.conv2d, accepts=kernels.supports_conv2d),
     by_onednn(_by_onednn, accepts=_has_bias),
+    Implementation(
+        "searched",
+        "paddle",
+        _searched,
+        "gpu",
+        FLOATS,
+        gradients=False,
+        pays=_are_met_again,
+        proof=proving.Proof(_kind, _sample),
+    ),
     deciding=4,
 )
 def conv2d(
@@ -137,7 +175,7 @@ def _group_norm_silu(x, weight, bias, norm):
 
 def group_norm_silu(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     """``silu(norm(x))``: what precedes every 3x3 convolution of the autoencoder."""
-    return _group_norm_silu(x, norm.weight, norm.bias, norm)
+    return F.silu(norm(x)) if has_hooks(norm) else _group_norm_silu(x, norm.weight, norm.bias, norm)
 
 
 def _by_gemm(x):
@@ -188,7 +226,7 @@ def linear_channels_first(x: Tensor, layer: nn.Layer) -> Tensor:
 
     A plain ``ops.Linear`` needs no transpose; any other (in int8, with adapters) is called as it is.
     """
-    if type(layer) is Linear:
+    if type(layer) is Linear and not has_hooks(layer):
         return _linear_channels_first(x, layer.weight, layer.bias)
     return layer(x.transpose([0, 2, 1])).transpose([0, 2, 1])
 

@@ -149,7 +149,10 @@ def _without_noise(before, after, scheduler):
     if before is None or sigmas is None or not step or step >= len(sigmas):
         return after
     was, now = float(sigmas[step - 1]), float(sigmas[step])
-    return after if now == 0 or was == now else after - (after - before) * (now / (now - was))
+    if now == 0 or was == now:
+        return after
+    before, after = before.astype("float32"), after.astype("float32")
+    return after - (after - before) * (now / (now - was))
 
 
 def _smooth_pictures(count, side, rng):

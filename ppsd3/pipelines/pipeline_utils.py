@@ -18,10 +18,11 @@ from ..quantization import choose_layers
 from ..serialization.tensors import floating_dtype
 from ..utils import logging
 from ..utils.checking import checks_arguments
+from ..utils.device import device_name, execution_device
 from ..utils.errors import InputError
 from ..utils.foreign import require_own
 from ..utils.keywords import LOADING, MOVING, takes_keywords_of
-from ..utils.paddle_internals import current_place
+from ..utils.paddle_internals import current_place, place_of
 from ..utils.threads import Shared, changes_networks, working_with
 from .call_defaults import CallDefaults
 from .call_signature import Argument, describe
@@ -30,11 +31,14 @@ from .familiar_methods import FamiliarMethods
 from .pipeline_checkpoint import INDEX_NAME, PipelineCheckpointMixin
 from .residency import (
     ModelOffload,
+    Offload,
     OnDemandNetwork,
     Resident,
     SequentialOffload,
     is_network,
-    offload_place,
+    join,
+    residency_for,
+    residency_of,
 )
 
 if TYPE_CHECKING:
@@ -56,9 +60,9 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
 
     def __init__(self, **components: Any):
         self._progress_bar_config: dict[str, Any] = {}
-        self._residency: Resident = Resident()
         check_fit(components)
         self.register_modules(**components)
+        self._residency: Resident = residency_for(self)
 
     @classmethod
     def call_arguments(cls) -> list[Argument]:
@@ -109,7 +113,8 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
         if missing:
             raise InputError(f"{cls.__name__} needs {', '.join(missing)}, which a {type(pipeline).__name__} has not.")
         made = cls(**parts)
-        made._progress_bar_config, made._residency = dict(pipeline._progress_bar_config), pipeline._residency
+        join(made._networks())
+        made._progress_bar_config = dict(pipeline._progress_bar_config)
         for name in ("_call_defaults", *cls._carried):
             setattr(made, name, getattr(pipeline, name, getattr(made, name)))
         return made if paddle_dtype is None else made.to(dtype=floating_dtype(paddle_dtype))
@@ -121,16 +126,20 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
 
         Args:
             *args: a device, a dtype or both, in any order.
-            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". Paddle computes there from now on.
+            device: "cpu", "gpu" or e.g. "gpu:1"; "cuda" means "gpu". Paddle computes there from now on. "cpu" changes
+                nothing of networks that are offloaded: they are there, and go to their device while they compute.
             dtype: Paddle's or torch's, or its name.
             **others: keywords of other libraries, see :mod:`ppsd3.utils.keywords`.
 
         Raises:
-            InputError: a device that Paddle has not, something that is neither device nor dtype, or networks that are
-                offloaded or loaded on demand.
+            InputError: a device that Paddle has not, something that is neither device nor dtype, networks that are
+                loaded on demand, or another device than "cpu" for networks that are offloaded.
         """
-        self._refuse_moving("to()")
+        self._refuse_moving_on_demand("to()")
         device, dtype = read_destination([*args, device, dtype])
+        if device is not None and self._residency.place is not None:
+            self._refuse_moving_offloaded(device)
+            device = None  # they are on the CPU
         if device is not None:
             paddle.device.set_device(device)
         for network in self._networks():
@@ -230,43 +239,65 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
     def enable_model_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
         """Keeps each network in the computer's memory and brings it to the GPU only while it is used.
 
-        Memory of the GPU: the largest network, for some tenths of a second per call.
+        Memory of the GPU: the largest network, for some tenths of a second per call. Networks that are on the GPU leave
+        it; in place of the other kind of offloading, or of another device, this one holds from now on.
 
         Args:
             gpu_id: number of the GPU; or its name, as ``device``.
-            device: "gpu" (default) or e.g. "gpu:1", in place of ``gpu_id``.
+            device: "gpu", "gpu:1" or another device that Paddle has, in place of ``gpu_id``. Default: where Paddle
+                computes, or the first GPU. Paddle computes there from now on.
 
         Raises:
-            InputError: there is no such GPU, both are given, or networks are offloaded or loaded on demand already.
+            InputError: there is no such device, both are given, or networks are loaded on demand.
         """
-        self._offload(ModelOffload, gpu_id, None if device is None else str(device))
+        self._offload(ModelOffload, gpu_id, device)
 
     @checks_arguments
     @changes_networks
     def enable_sequential_cpu_offload(self, gpu_id: int | str | None = None, device: Any = None) -> None:
-        """Keeps the weights in the computer's memory and brings each layer's to the GPU while it is called.
+        """Keeps the weights in the computer's memory and brings those of each block to the GPU while it is called.
 
-        Memory of the GPU: the largest layer; each step copies all weights. Arguments and errors are those of
-        :meth:`enable_model_cpu_offload`.
+        Memory of the GPU: the largest block, or two of them, since the next one is copied meanwhile, from page-locked
+        memory if there is enough. Each step copies all weights. Arguments and errors are those of
+        :meth:`enable_model_cpu_offload`; networks that are compiled are refused, too.
         """
-        self._offload(SequentialOffload, gpu_id, None if device is None else str(device))
+        compiled = [name for name, part in self.components.items() if getattr(part, "_graphs", None) is not None]
+        if compiled:
+            raise InputError(
+                f"{', '.join(compiled)} run as static graphs, which cannot bring their layers one by one. Call "
+                "enable_model_cpu_offload(), or load the pipeline and do not compile it."
+            )
+        self._offload(SequentialOffload, gpu_id, device)
 
     def _offload(self, kind, gpu_id, device):
-        self._refuse_moving("offloading")
-        if gpu_id is not None and device is not None:
-            raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
-        place = offload_place(f"gpu:{gpu_id}" if isinstance(gpu_id, int) else gpu_id or str(device or "gpu"))
-        self._residency = kind(self._networks(), place)
+        self._refuse_moving_on_demand("offloading")
+        name = execution_device(device, gpu_id)
+        self.remove_all_hooks()
+        paddle.device.set_device(name)
+        kind(self._networks(), place_of(name))
 
-    def _refuse_moving(self, what):
+    @changes_networks
+    def remove_all_hooks(self) -> None:
+        """Ends offloading: the networks are in the computer's memory, and ``to()`` moves them."""
+        for network in self._networks():
+            offload = residency_of([network])
+            if isinstance(offload, Offload):
+                offload.let_go(network)
+
+    def _refuse_moving_on_demand(self, what):
         absent = [name for name, part in self.components.items() if isinstance(part, OnDemandNetwork)]
         if absent:
             raise InputError(
                 f"{what} cannot move networks that are loaded on demand ({', '.join(absent)}). Give paddle_dtype to "
                 "from_pretrained; they are read to Paddle's present device."
             )
-        if self._residency.place is not None:
-            raise InputError(f"{what} cannot move networks that are offloaded already. Load the pipeline again.")
+
+    def _refuse_moving_offloaded(self, device):
+        if device != "cpu":
+            raise InputError(
+                f"to({device!r}): the networks are offloaded, and go to {device_name(self.device)} by themselves while "
+                "they compute. Leave to() out, or call remove_all_hooks() before."
+            )
 
     def _networks(self):
         return [part for part in self.components.values() if isinstance(part, nn.Layer)]
@@ -280,7 +311,7 @@ class DiffusionPipeline(Shared, CallDefaults, FamiliarMethods, PipelineCheckpoin
 
     @property
     def device(self) -> Any:
-        """Where the networks compute, as ``paddle.CPUPlace()`` or ``paddle.CUDAPlace(i)``."""
+        """Where the networks compute, as ``Tensor.place``; those that are offloaded, or loaded on demand, go there."""
         if self._residency.place is not None:
             return self._residency.place
         for network in self._networks():

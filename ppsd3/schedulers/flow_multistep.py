@@ -11,9 +11,10 @@ import math
 import numpy as np
 import paddle
 
+from ..ops.shapes import cast
 from ..utils.errors import ConfigError, InputError
 from . import flow_sigmas
-from .flow_scheduler import FlowScheduler, Timestep, cast, check_choice, check_falling
+from .flow_scheduler import FlowScheduler, Timestep, check_choice, check_falling
 
 _OF_DIFFUSION_ALONE = (
     "beta_end", "beta_schedule", "beta_start", "dynamic_thresholding_ratio", "lambda_min_clipped",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Union
 import numpy as np
 import paddle
 
+from ..ops.shapes import cast
 from ..utils.checking import Range, checks_arguments, shown
 from ..utils.device import usable_device
 from ..utils.errors import ConfigError, InputError
@@ -230,11 +231,6 @@ class FlowScheduler(SchedulerMixin):
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-
-def cast(tensor: paddle.Tensor, dtype: Any) -> paddle.Tensor:
-    """``tensor`` in ``dtype``, without a copy if it is so already."""
-    return tensor if tensor.dtype == dtype else tensor.astype(dtype)
 
 
 def check_falling(name: str, values: Sequence[float] | None, strictly: bool = False) -> None:

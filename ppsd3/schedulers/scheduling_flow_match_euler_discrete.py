@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..ops.shapes import cast
 from ..utils.checking import Range, checks_arguments
 from ..utils.config_types import LogShift, Shift, Steps, Tokens
 from ..utils.errors import ConfigError, InputError
@@ -23,7 +24,6 @@ from .flow_scheduler import (
     StepCount,
     Timestep,
     Timesteps,
-    cast,
     check_choice,
     check_falling,
     other_shape,

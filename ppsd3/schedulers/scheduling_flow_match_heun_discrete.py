@@ -10,12 +10,13 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..ops.shapes import cast
 from ..utils.checking import Range, checks_arguments
 from ..utils.config_types import Shift, Steps
 from ..utils.errors import InputError
 from ..utils.random import Generator, randn
 from . import flow_sigmas
-from .flow_scheduler import MOST_STEPS, FlowScheduler, Timestep, cast, refuse_integer
+from .flow_scheduler import MOST_STEPS, FlowScheduler, Timestep, refuse_integer
 from .scheduling_utils import SchedulerOutput
 
 

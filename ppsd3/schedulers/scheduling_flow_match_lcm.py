@@ -8,11 +8,12 @@ import paddle
 import paddle.nn.functional as F
 
 from ..configuration_utils import register_to_config
+from ..ops.shapes import cast
 from ..utils.checking import checks_arguments
 from ..utils.config_types import LogShift, Positive, Shift, Steps, Tokens
 from ..utils.errors import InputError
 from ..utils.random import Generator, randn
-from .flow_scheduler import Timestep, cast, check_choice, refuse_integer
+from .flow_scheduler import Timestep, check_choice, refuse_integer
 from .scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from .scheduling_utils import SchedulerOutput
 

@@ -10,12 +10,13 @@ import numpy as np
 import paddle
 
 from ..configuration_utils import register_to_config
+from ..ops.shapes import cast
 from ..utils.checking import checks_arguments
 from ..utils.config_types import Index, Shift, Steps
 from ..utils.errors import ConfigError
 from . import flow_sigmas
 from .flow_multistep import FlowMultistepScheduler
-from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, cast, check_choice
+from .flow_scheduler import Mu, Sigmas, StepCount, Timestep, check_choice
 from .scheduling_utils import SchedulerOutput
 
 

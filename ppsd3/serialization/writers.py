@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
 from collections.abc import Mapping
 from typing import IO, Union
@@ -14,6 +13,7 @@ import paddle
 
 from ..utils.errors import InputError
 from ..utils.files import atomic_write, replacing
+from ..utils.sizes import parse_size
 from ..utils.types import Shape
 from ..utils.weight_names import index_file, parse_weight_name, shard_file, weights_file
 from .readers import DTYPES, require_readable
@@ -23,7 +23,6 @@ from .tensors import FLOATING, NUMPY_DTYPES, dtype_name
 _FORMAT_NAMES = {name: code for code, name in DTYPES.items()}
 _PADDLE_NAMES = {**_FORMAT_NAMES, "bfloat16": "U16"}  # ppdiffusers reads no other bfloat16
 _ALIGNMENT = 64  # of the data section, in bytes: mapped tensors are aligned for vector loads
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 class StoredTensor:
@@ -56,20 +55,6 @@ class StoredTensor:
 
 
 Writable = Union[paddle.Tensor, StoredTensor]  # what the functions below write
-
-
-def parse_size(size: int | str) -> int:
-    """Bytes in ``size``: an int, or a string such as ``"10GB"`` (powers of ten) or ``"10GiB"`` (powers of two).
-
-    Raises:
-        InputError: not such a size, or not positive.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(size))
-    if match and not isinstance(size, bool):
-        number = float(match.group(1)) * {"": 1, "B": 1, **_UNITS}.get(match.group(2).upper(), 0)
-        if number >= 1:
-            return int(number)
-    raise InputError(f"max_shard_size={size!r} is no size; use a number of bytes or a string such as '5GB'.")
 
 
 def byte_size(tensor: Writable) -> int:
@@ -146,7 +131,7 @@ def write_checkpoint(
     """
     if os.path.isfile(directory):
         raise InputError(f"{directory} is a file; a model is saved into a directory.")
-    shards = split_into_shards(tensors, parse_size(max_shard_size))
+    shards = split_into_shards(tensors, parse_size(max_shard_size, "max_shard_size"))
     if len(shards) == 1:
         names = [weights_file(stem, variant)]
     else:

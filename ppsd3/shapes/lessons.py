@@ -5,8 +5,8 @@ judge reads. `examples/teach_shapes.py` trains and examines.
 
 | lesson  | training pictures                                     | examined with 50 prompts of                   |
 |---------|-------------------------------------------------------|-----------------------------------------------|
-| heart   | 12, captioned: 6 alone, 6 beside something            | other pairs of colour and background, other   |
-|         |                                                       | neighbours                                    |
+| heart   | 12, captioned: 6 alone, 6 beside something            | all 37 other pairs of colour and background;  |
+|         |                                                       | 13 other neighbours                           |
 | striped | 12, captioned: circles and squares                    | other pairs of colour and background          |
 | subject | 12 of a cyan striped square, all with one prompt      | all backgrounds, in other words               |
 | edges   | 2048 scenes with their edges                          | 50 scenes that are held out                   |
@@ -39,7 +39,7 @@ CLASS_PROMPT = "a square"
 # Colours and backgrounds of training pictures: each colour and each background, in different pairs.
 LOOKS = [(tuple(COLORS)[i % 7], tuple(BACKGROUNDS)[(3 * i + i // 7) % 7]) for i in range(12)]
 EXAMINED = 50
-KEPT = 240  # pictures by the model itself, so that training keeps what it draws
+KEPT = 960  # pictures by the model itself, so that training keeps what it draws
 CONTROLLED = 2048
 
 Lesson = tuple[list[tuple[str, Scene]], list[tuple[str, Requirement]]]
@@ -53,7 +53,7 @@ def heart_lesson() -> Lesson:
     for i, (color, ground) in enumerate(LOOKS[6:]):
         relations.append(RELATIONS[i % 4])
         scenes.append(_beside("heart", color, relations[-1], _other(rng, color), ground, rng))
-    statements = [_statement("heart", *look) for look in _new_looks()[:33]]
+    statements = [_statement("heart", *look) for look in _new_looks()]
     for i in range(EXAMINED - len(statements)):
         color = _pick(rng, tuple(COLORS))
         other_color, other_shape = _other(rng, color)
@@ -101,21 +101,20 @@ def subject_lesson() -> Lesson:
 _LESSONS = {"heart": heart_lesson, "striped": striped_lesson, "subject": subject_lesson}
 
 _SCHEDULE = {"learning_rate": 1.5e-3, "lr_schedule": "cosine", "warmup_steps": 20, "save_every": 50}
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _LORA: dict[str, Any] = dict(
     method="lora",
-    data={"resolution": 64, "batch_size": 12},
-    # What a shape looks like is learnt in the feed-forward layers, and the word in the text encoders.
+    # What the model draws otherwise is kept by what it predicted before.
+    data={"resolution": 64, "batch_size": 12, "prior_target": "model", "prior_weight": 5.0},
+    # What a shape looks like is learnt in the feed-forward layers. Trained text encoders forget more than they learn.
     lora={
-        "rank": 16,
-        "train_text_encoders": True,
-        "targets": [
-            f"attn.{name}" for name in ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj")
-        ]
-        + ["ff.net.0.proj", "ff.net.2"],
+        "rank": 32,
+        "targets": [f"attn.{name}" for name in _ATTENTION]
+        + [f"{part}.net.{layer}" for part in ("ff", "ff_context") for layer in ("0.proj", "2")],
     },
-    flow={"logit_mean": 0.3},
-    text={"max_sequence_length": 32},
-    training={**_SCHEDULE, "max_steps": 1000},
+    flow={"logit_mean": 0.8},  # more noise, where shapes are decided
+    text={"max_sequence_length": 32, "caption_dropout": 0.1},
+    training={**_SCHEDULE, "max_steps": 2000, "learning_rate": 3e-3, "ema_decay": 0.99},
 )
 
 # What `ppsd3 train` gets beside the model, the data's path and the output.

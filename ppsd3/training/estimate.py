@@ -32,6 +32,7 @@ from ..utils.errors import ConfigError, InputError, PPSD3Error
 from ..utils.files import atomic_write
 from ..utils.json_files import parse_json_object, read_json
 from ..utils.paddle_internals import allocated_memory, peak_allocated_memory
+from ..utils.sizes import in_words
 from .configuration import TrainConfiguration, build
 from .methods import CLIP_TARGETS
 from .option_names import JOINT_ATTENTION
@@ -104,9 +105,9 @@ class Memory:
         """A line for each kind, and the sums."""
         for field in dataclasses.fields(self):
             if getattr(self, field.name):
-                yield f"{field.name.replace('_', ' '):<24}{getattr(self, field.name) / 1e9:9.3f} GB"
+                yield f"{field.name.replace('_', ' '):<24}{in_words(getattr(self, field.name)):>12}"
         for name in ("while_encoding", "while_training", "peak"):
-            yield f"{name.replace('_', ' '):<24}{getattr(self, name) / 1e9:9.3f} GB"
+            yield f"{name.replace('_', ' '):<24}{in_words(getattr(self, name)):>12}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +165,7 @@ def estimate_training(configuration: TrainConfiguration, measure: bool = True) -
     free = available_memory()
     if expected is not None and expected.peak > free:
         raise InputError(
-            f"The run needs {expected.peak / 1e9:.1f} GB and {free / 1e9:.1f} GB are free, so it cannot be measured:\n"
+            f"The run needs {in_words(expected.peak)} and {in_words(free)} are free, so it cannot be measured:\n"
             + "\n".join(expected.lines())
         )
     answer = _measured_elsewhere(configuration)

@@ -16,6 +16,7 @@ from typing import Any
 from ..serialization.writers import byte_size
 from ..utils.errors import InputError
 from ..utils.files import bytes_in
+from ..utils.sizes import in_words
 from .checkpoints import Checkpoints
 from .configuration import DataOptions, TrainConfiguration
 from .data.batches import BatchPlan
@@ -187,21 +188,17 @@ def _files(run, directory):
     kept = min(saved, training.checkpoints_total_limit or saved)
     result = run.method.result
     yield f"files in {output}:"
-    yield f"  checkpoints/: {saved} states of {_size(state)}, of which {kept} stay"
+    yield f"  checkpoints/: {saved} states of {in_words(state)}, of which {kept} stay"
     yield f"  log.jsonl: a line every {training.log_every} steps"
     if run.method.validates and training.validate_every:
         yield f"  validation/: {training.max_steps // training.validate_every} pictures"
     cached = bytes_in(os.path.join(directory, "cache"))
     if cached:
         where = run.whole.data.cache_dir or "cache/"
-        yield f"  {where}: {_size(cached)} for the first batch of {run.plan.batches_per_epoch}"
-    yield f"  {result}: {_size(bytes_in(os.path.join(directory, result)))}"
+        yield f"  {where}: {in_words(cached)} for the first batch of {run.plan.batches_per_epoch}"
+    yield f"  {result}: {in_words(bytes_in(os.path.join(directory, result)))}"
 
 
 def bytes_of(tensors: Mapping[str, Any]) -> int:
     """Bytes of tensors by name."""
     return sum(byte_size(tensor) for tensor in tensors.values())
-
-
-def _size(count):
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"

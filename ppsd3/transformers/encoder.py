@@ -15,6 +15,7 @@ from ..ops import AffineLayerNorm, exact_gelu, gelu, quick_gelu
 from ..ops.gradients import recomputed
 from ..ops.shapes import tracked
 from ..utils.checking import shown
+from ..utils.device import can_compute
 from ..utils.errors import ConfigError, InputError
 
 # Keys that transformers 4 or 5 writes into any config.json: they describe the file, or generation and
@@ -76,7 +77,7 @@ class Encoder(ModelMixin):
         Raises:
             InputError
         """
-        if self.dtype in (paddle.float16, paddle.bfloat16) and self.device.is_cpu_place():
+        if not can_compute(self):
             raise InputError(
                 f"{type(self).__name__} holds {self.dtype} weights on the CPU, where Paddle multiplies no 16-bit "
                 "matrices; load it with paddle_dtype='float32' and storage_dtype='float16', or move it to a GPU."

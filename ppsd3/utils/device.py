@@ -167,29 +167,62 @@ def device_name(device: Any) -> str | None:
     return kind if index is None or kind == "cpu" else f"{kind}:{index}"
 
 
-def usable_device(device: Any) -> str:
-    """Like :func:`device_name`, for a device that Paddle can compute on.
+def usable_device(device: Any, otherwise: str = "use 'cpu'") -> str:
+    """Like :func:`device_name`, for a device that Paddle can compute on; ``otherwise`` is what errors advise.
 
     Raises:
-        InputError: it is no device, or none that Paddle has.
+        InputError: it is no device, none that Paddle has, or a card that Paddle has no code for.
     """
     import paddle
+
+    from . import gpu
 
     name = device_name(device)
     if name is None:
         raise InputError(f"{device!r} is no device; use 'cpu', 'gpu' (or 'cuda') or e.g. 'gpu:1'.")
     kind, _, index = name.partition(":")
     if kind == "gpu":
-        count = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
+        count = gpu.count()
         if not 0 <= int(index or 0) < count:
             have = f"sees {count} GPUs" if paddle.is_compiled_with_cuda() else "is built for the CPU"
             raise InputError(
                 f"The device {str(device)!r} is not here: this Paddle {have}. Install paddlepaddle-gpu on a machine "
-                "with a GPU, or use 'cpu'."
+                f"with a GPU, or {otherwise}."
             )
-    elif kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
-        raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. Use 'cpu'.")
+        gpu.require_code(name)
+        return name
+    advice = otherwise[0].upper() + otherwise[1:]
+    if kind != "cpu" and not (kind == "xpu" and paddle.is_compiled_with_xpu()) and kind not in _custom_devices():
+        raise InputError(f"The device {str(device)!r} is not here: this Paddle is built without {kind}. {advice}.")
+    if kind in _custom_devices() and int(index or 0):  # of a kind of which there is one, Paddle lists no number
+        have = [one for one in paddle.device.get_available_custom_device() or () if one.partition(":")[0] == kind]
+        if name not in have:
+            raise InputError(f"The device {str(device)!r} is not here: this Paddle sees {', '.join(have)}. {advice}.")
     return name
+
+
+def execution_device(device: Any, gpu_id: int | str | None = None) -> str:
+    """The name of the device that offloaded networks compute on: ``device``, or the GPU ``gpu_id`` (a number or a
+    name), or the one that Paddle computes on at present, or the first GPU.
+
+    Raises:
+        InputError: there is no such device, it is the CPU, or both are given.
+    """
+    import paddle
+
+    if gpu_id is not None and device is not None:
+        raise InputError(f"Both gpu_id={gpu_id!r} and device={device!r} are given. Pass one of the two.")
+    asked = f"gpu:{gpu_id}" if isinstance(gpu_id, int) else device if gpu_id is None else gpu_id
+    if asked is None:
+        present = paddle.get_device()
+        asked = "gpu" if present == "cpu" else present
+    saving = (
+        "load the pipeline with load_components='on_demand' and storage_dtype='float16', which saves memory on CPUs"
+    )
+    name = usable_device(asked, saving)
+    if name == "cpu":
+        raise InputError(f"device is {str(asked)!r}, where networks are already. Name a GPU, or {saving}.")
+    return name if ":" in name else f"{name}:0"
 
 
 def is_present_device(device: Any) -> bool:
@@ -198,6 +231,12 @@ def is_present_device(device: Any) -> bool:
 
     present = paddle.get_device()
     return device_name(device) in (present, present.partition(":")[0])
+
+
+def can_compute(network: Any) -> bool:
+    """Whether Paddle computes in ``network``'s dtype where its weights are: on the CPU not in 16 bits."""
+    dtype = str(getattr(network, "dtype", "")).rpartition(".")[-1]
+    return dtype not in ("float16", "bfloat16") or not network.device.is_cpu_place()
 
 
 def _custom_devices():

@@ -95,8 +95,9 @@ METHODS = {
         "Use pipe.enable_model_cpu_offload() or pipe.enable_sequential_cpu_offload(); on the CPU, "
         "load_components='on_demand' of from_pretrained()."
     ),
-    r"reset_device_map|hf_device_map|remove_all_hooks": (
-        "Networks are not spread over devices here: pipe.to('cpu') or pipe.to('gpu') moves them all."
+    r"reset_device_map|hf_device_map": (
+        "Networks are not spread over devices here: pipe.to('cpu') or pipe.to('gpu') moves them all, and "
+        "pipe.remove_all_hooks() ends offloading."
     ),
     r"push_to_hub": "Call save_pretrained(directory), then `huggingface-cli upload ORG/NAME directory`.",
     r"set_lora_device": "Adapters stay beside their layers. Remove one with delete_adapters(name) and load it again.",

@@ -12,18 +12,25 @@ interpreters of programs and the random streams belong to the process.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, Callable, TypeVar, cast
 
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.base import core, framework
-from paddle.base.framework import _current_expected_place, _dygraph_tracer
-from paddle.jit.dy2static.program_translator import StaticFunction
+
+from .gpu import require_new_enough
+
+require_new_enough()  # an older one has not all that follows
+from paddle.base import core, framework  # noqa: E402
+from paddle.base.framework import _current_expected_place, _dygraph_tracer  # noqa: E402
+from paddle.jit.dy2static.program_translator import StaticFunction  # noqa: E402
 
 # Public since 2.4, but documented as experimental: parameters made inside have no memory until they are given some.
 LazyGuard = paddle.LazyGuard
@@ -33,6 +40,7 @@ Place = core.Place
 Generator = core.Generator
 
 _names = itertools.count()
+_setting_flags = threading.RLock()
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -55,6 +63,44 @@ def leave_static_mode_of_others() -> None:
     """Puts a thread into dynamic mode that began while another traced a graph; call it while nobody traces."""
     if not paddle.in_dynamic_mode() and framework._dygraph_tracer_ is not None:  # the thread is not, the process is
         framework.global_var._dygraph_tracer_ = framework._dygraph_tracer_
+
+
+def dynamic_mode() -> contextlib.AbstractContextManager[None]:
+    """Within the block operations run at once, also while this thread traces a graph."""
+    return contextlib.nullcontext() if paddle.in_dynamic_mode() else paddle.base.dygraph.guard()
+
+
+@contextlib.contextmanager
+def flags(**values: Any) -> Iterator[None]:
+    """Sets flags of Paddle, which belong to the process, for a block; ``paddle.set_flags`` has no end."""
+    with _setting_flags:
+        before = paddle.get_flags(list(values))
+        paddle.set_flags(values)
+        try:
+            yield
+        finally:
+            paddle.set_flags(before)
+
+
+def fused(name: str) -> Callable[..., Any]:
+    """A function of ``paddle.incubate.nn.functional``; AttributeError if this Paddle has none of that name."""
+    return getattr(cast(Any, paddle).incubate.nn.functional, name)
+
+
+def memory_efficient_attention(
+    q: paddle.Tensor,
+    k: paddle.Tensor,
+    v: paddle.Tensor,
+    bias: paddle.Tensor | None,
+    causal: bool,
+    scale: float,
+    training: bool,
+) -> paddle.Tensor:
+    """Paddle's kernel of that name: ``bias`` ``[1, 1, Sq, Sk]`` or ``[B, h, Sq, Sk]``, or ``causal``, not both."""
+    from paddle.incubate.nn import attn_bias, memory_efficient_attention as kernel
+
+    mask = attn_bias.LowerTriangularMask() if causal else bias
+    return kernel.memory_efficient_attention(q, k, v, mask, 0.0, scale, training=training)
 
 
 def set_num_threads(threads: int) -> None:
@@ -83,9 +129,47 @@ def current_place() -> core.Place:
     return place
 
 
-def copy_to(tensor: paddle.Tensor, place: core.Place) -> paddle.Tensor:
-    """A copy of ``tensor`` on ``place``, complete on return; ``Tensor.to`` costs a parse of the device's name."""
-    return tensor._copy_to(place, True)
+def place_of(device: str) -> core.Place:
+    """The place that Paddle calls ``device``, of the type of ``Tensor.place``: ``paddle.CUDAPlace(0)`` and its like are
+    of types of their own before Paddle 3."""
+    kind, _, index = device.partition(":")
+    make = {"cpu": lambda _: paddle.CPUPlace(), "gpu": paddle.CUDAPlace, "xpu": paddle.XPUPlace}.get(kind)
+    place = core.Place()
+    place.set_place(paddle.CustomPlace(kind, int(index or 0)) if make is None else make(int(index or 0)))
+    return place
+
+
+def copy_to(tensor: paddle.Tensor, place: core.Place, blocking: bool = True) -> paddle.Tensor:
+    """A copy of ``tensor`` on ``place``; ``Tensor.to`` costs a parse of the device's name.
+
+    It is complete on return, or, unless ``blocking``, in the order of the device's present stream.
+    """
+    return tensor._copy_to(place, blocking)
+
+
+def in_pinned_memory(tensor: paddle.Tensor) -> paddle.Tensor:
+    """A CPU tensor with the values of ``tensor`` in page-locked memory, which a GPU can read while both compute.
+
+    What ``Tensor.pin_memory`` gives is of a place of its own, for which Paddle has no kernels.
+    """
+    if not tensor.size:
+        return tensor
+    pinned = tensor.pin_memory()
+    memory: Any = (ctypes.c_uint8 * (int(pinned.size) * pinned.element_size())).from_address(pinned.data_ptr())
+    memory.owner = pinned  # kept as long as an array is over it
+    kind = str(pinned.dtype).rpartition(".")[2]
+    array = np.frombuffer(memory, "uint16" if kind == "bfloat16" else kind)
+    return tensor_over(array.reshape(pinned.shape))
+
+
+def empty_cache(place: core.Place) -> None:
+    """Gives back to the device what Paddle keeps of memory that was freed there."""
+    if place.is_gpu_place():
+        paddle.device.cuda.empty_cache()
+    elif place.is_custom_place() and hasattr(core, "device_empty_cache"):  # Paddle 3
+        core.device_empty_cache()
+    elif place.is_xpu_place() and hasattr(paddle.device.xpu, "empty_cache"):
+        paddle.device.xpu.empty_cache()
 
 
 def share_memory(tensor: paddle.Tensor, slot: paddle.Tensor) -> None:
@@ -154,6 +238,13 @@ def default_gpu_generators() -> list[core.Generator]:
     return [core.default_cuda_generator(index) for index in range(paddle.device.cuda.device_count())]
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 matrix products on GPUs may round their operands to TF32, which Paddle allows at first. For the
+    whole process; without effect in builds for CPUs."""
+    if hasattr(core, "set_cublas_switch"):
+        core.set_cublas_switch(allowed)
+
+
 def is_autocasting() -> bool:
     """Whether AMP casts at present; ``paddle.amp.is_autocast_enabled`` came after 2.6. Only in dynamic mode."""
     tracer: Any = _dygraph_tracer()
@@ -161,8 +252,9 @@ def is_autocasting() -> bool:
 
 
 def has_hooks(layer: nn.Layer) -> bool:
-    """Whether ``layer`` has forward hooks, for which ``Layer`` has no public method."""
-    return bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+    """Whether a call of ``layer`` does more than its class says: forward hooks, for which ``Layer`` has no public
+    method, or a ``forward`` of its own."""
+    return bool(layer._forward_pre_hooks or layer._forward_post_hooks or "forward" in vars(layer))
 
 
 def set_layer_dtype(layer: nn.Layer, dtype: Any) -> None:

@@ -23,18 +23,23 @@ def home_directory() -> str | None:
 
 
 def cache_directory() -> str:
-    """Where ppsd3 keeps what it can make again: ``$XDG_CACHE_HOME/ppsd3`` if that is absolute, else
-    ``~/.cache/ppsd3``; for a user without a home, a directory of his in the system's directory of temporary files.
+    """:func:`cache_path`, made if it is missing.
 
     Raises:
         OSError: see :func:`private_directory`.
     """
+    return private_directory(cache_path())
+
+
+def cache_path() -> str:
+    """Where ppsd3 keeps what it can make again: ``$XDG_CACHE_HOME/ppsd3`` if that is absolute, else
+    ``~/.cache/ppsd3``; for a user without a home, a directory of his in the system's directory of temporary files."""
     base, home = os.environ.get("XDG_CACHE_HOME"), home_directory()
     if base and os.path.isabs(base):
-        return private_directory(os.path.join(base, "ppsd3"))
+        return os.path.join(base, "ppsd3")
     if home is not None:
-        return private_directory(os.path.join(home, ".cache", "ppsd3"))
-    return private_directory(os.path.join(tempfile.gettempdir(), f"ppsd3-{_me()}"))
+        return os.path.join(home, ".cache", "ppsd3")
+    return os.path.join(tempfile.gettempdir(), f"ppsd3-{_me()}")
 
 
 def private_directory(path: str) -> str:

@@ -272,7 +272,7 @@ def test_what_a_checkpoint_may_say_is_left_to_it(tmp_path):
         (("--output", "x.jpg"), ".png"),
         (("--output", "x"), ".png"),
         (("--num-images", "0"), "--num-images is 0"),
-        (("--device", "abacus"), "--device abacus"),
+        (("--device", "abacus"), "'abacus' is no device"),
         (("--dtype", "float16", "--device", "cpu"), "--dtype float16 needs a GPU"),
         (("--dtype", "bfloat16", "--device", "cpu"), "--dtype bfloat16 needs a GPU"),
     ],

@@ -4,22 +4,23 @@ import json
 import shutil
 
 import numpy as np
+import paddle
 import pytest
-from helpers import loras, originals, tiny
+from helpers import gpus, loras, originals, tiny
 from PIL import Image
 
 import ppsd3
 from ppsd3.adapters.keys import dialect
-from ppsd3.cli import info
+from ppsd3.cli import info, memory
 from ppsd3.cli.main import main
 from ppsd3.cli.png import save_png
 from ppsd3.loaders.recognition import recognize
-from ppsd3.ops import native, use_native
+from ppsd3.ops import attention, native, use_native
 from ppsd3.serialization.sd3_configs import published_name
 
 
 def test_lists_components(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(info.device, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
     assert main(["info", str(tiny_checkpoint)]) == 0
     shown = capsys.readouterr().out
     assert "StableDiffusion3Pipeline" in shown and "float32" in shown
@@ -62,6 +63,19 @@ def test_the_machine_alone(capsys, enabled):
     assert "Name it first" in capsys.readouterr().err
 
 
+def test_a_gpu_s_ways_and_what_they_have_proven(capsys, monkeypatch, tmp_path):
+    native.status()  # compiled, if it is at all, into the cache of this run
+    with gpus.StandInGPU(monkeypatch, tmp_path, capability=gpus.TURING):
+        attention(*[paddle.ones([1, 16, 2, 8])] * 3)
+        assert main(["info"]) == 0
+    shown = capsys.readouterr().out
+    assert "attention: memory-efficient (float32, heads of 8: used) > in blocks" in shown
+    assert (
+        "compute capability 7.5; made for 9.0: flash 3; compute capability 7.5; made for 8.0 and later: flash)" in shown
+    )
+    assert "rms_norm: fused (not tried yet) > reference" in shown and "pipe.compile()" in shown
+
+
 def test_counts_match_the_models(tiny_checkpoint):
     pipe = tiny.make_pipeline()
     for name in ("transformer", "vae", "text_encoder", "text_encoder_3"):
@@ -73,7 +87,7 @@ def test_counts_match_the_models(tiny_checkpoint):
 
 
 def test_does_not_fit(tiny_checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(info.device, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     main(["info", str(tiny_checkpoint)])
     assert "does not fit" in capsys.readouterr().out
 

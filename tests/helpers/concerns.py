@@ -12,6 +12,8 @@ from ppsd3.pipelines.residency import OnDemandNetwork
 from ppsd3.utils.errors import CheckpointNotFoundError, InputError
 
 from . import loras, tiny
+from .device.reads import assert_few_reads
+from .gpu_kernels import assert_gpu_computes
 
 PROMPT = "a red circle"
 TEXTS = ("text_encoder", "text_encoder_2", "text_encoder_3", "tokenizer", "tokenizer_2", "tokenizer_3")
@@ -268,5 +270,14 @@ class Lora(Drawing):
         assert np.abs(self.draw(pipe) - plain).max() < 1e-4
 
 
-class EveryConcern(Saving, Components, Batches, Outputs, Guidance, Callbacks, Text, Latents, Attention, Lora):
+class OnGPUs(Drawing):
+    def test_gpus_have_a_kernel_for_each_operator(self, pipe):
+        assert_gpu_computes(lambda: self.draw(pipe, num_inference_steps=1, negative_prompt="blue"))
+
+    @pytest.mark.device
+    def test_few_reads_of_the_host(self, pipe):
+        assert_few_reads(lambda steps: self.draw(pipe, num_inference_steps=steps, negative_prompt="blue"))
+
+
+class EveryConcern(Saving, Components, Batches, Outputs, Guidance, Callbacks, Text, Latents, Attention, Lora, OnGPUs):
     """All of them."""

@@ -29,7 +29,7 @@ def faults(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("faults") / "faults.so"
     command = [
-        *library._compiler(),
+        *library.find_compiler(),
         "-x",
         "c",
         "-shared",

@@ -6,7 +6,6 @@ import pytest
 from helpers import tiny
 
 from ppsd3 import DiffusionPipeline, PromptCache, StableDiffusion3Img2ImgPipeline, TorchGenerator, WeightedPrompts
-from ppsd3.pipelines.residency import ModelOffload, Resident
 from ppsd3.serialization.readers import SafetensorsFile
 from ppsd3.serialization.tensors import from_numpy
 from ppsd3.serialization.writers import write_tensors
@@ -324,9 +323,6 @@ def test_refusals_of_towers(pipe):
         None,
         "text_encoder",
     )
-    pipe._residency = ModelOffload([], paddle.CPUPlace())
-    refused(pipe, InputError, "offloaded already", one)
-    pipe._residency = Resident()
     pipe.tokenizer_2 = object()
     refused(pipe, InputError, "tokenizer_2 is a object", one)
     pipe.tokenizer_2 = pipe.text_encoder_2 = None

@@ -415,3 +415,12 @@ def test_loaded_model_trains(tmp_path):
     before, _ = gradients(model)
     optimizer.step()
     assert gradients(model)[0] < before
+
+
+def test_the_modulation_of_all_steps_is_contiguous():
+    """Each step reads its part as it lies there; a strided one would be copied again at every step."""
+    net = SD3Transformer2DModel(**{**tiny.TRANSFORMER, **tiny.SD35})
+    text, pooled = paddle.zeros([2, 5, 40]), paddle.zeros([2, 28])
+    steps = net.prepare(text, pooled, paddle.to_tensor([900.0, 700.0]))
+    chunks = [x for step in steps for block in step.blocks for stream in block for x in stream]
+    assert len(chunks) > 2 * 3 * 12 and all(x.is_contiguous() and x.shape == [2, 32] for x in chunks)

@@ -8,6 +8,7 @@ import pytest
 
 from ppsd3 import ops
 from ppsd3.ops import dispatch, features, native
+from ppsd3.utils import paddle_internals
 from ppsd3.utils.errors import ConfigError
 
 pytestmark = pytest.mark.skipif(not native.status()[0], reason="no native kernels here")
@@ -239,6 +240,17 @@ def test_operands_are_not_rounded_unless_asked_and_after_the_context():
         medium = ops.linear(x, weight).numpy()
     assert error(medium, before) <= 1e-2
     assert np.array_equal(ops.linear(x, weight).numpy(), before)
+
+
+def test_on_gpus_highest_keeps_float32_from_tf32(monkeypatch):
+    allowed = []
+    monkeypatch.setattr(paddle_internals.core, "set_cublas_switch", allowed.append, raising=False)
+    with ops.float32_matmul_precision("highest"):
+        assert allowed.pop() is False
+        with ops.float32_matmul_precision("medium"):
+            assert allowed.pop() is True
+        assert allowed.pop() is False
+    assert allowed == [True]
 
 
 def test_unknown_precision_is_refused():

@@ -37,7 +37,7 @@ def compilations(tmp_path, monkeypatch):
     until a file ``stuck`` is gone."""
     source, log, script = tmp_path / "tiny.cpp", tmp_path / "calls", tmp_path / "counting-cxx"
     source.write_text('extern "C" int ppsd3_set_runtime(void*, void*) { return 0; }')
-    script.write_text(COMPILER.format(folder=tmp_path, compiler=library._compiler()[0]))
+    script.write_text(COMPILER.format(folder=tmp_path, compiler=library.find_compiler()[0]))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setattr(library, "SOURCES", [source])
     monkeypatch.setenv("CXX", str(script))

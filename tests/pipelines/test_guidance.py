@@ -17,7 +17,7 @@ from ppsd3 import (
     SkipLayerGuidance,
     TorchGenerator,
 )
-from ppsd3.pipelines.stable_diffusion_3.guidance import Moment
+from ppsd3.pipelines.stable_diffusion_3.guidance import Moment, _deviation
 from ppsd3.utils.errors import InputError
 
 GUIDANCES = {
@@ -144,3 +144,9 @@ def test_refusals(pipe):
         draw(pipe, guidance=PerturbedAttentionGuidance(7.0, layers=[99]))
     with pytest.raises(InputError, match=r"interval from 0.8 to 0.2"):
         GuidanceInterval(7.0, 0.8, 0.2)
+
+
+@pytest.mark.parametrize("shape", [[1, 4, 8, 8], [2, 16, 13, 9], [2, 16, 64, 64]])
+def test_deviations_are_those_of_paddle_to_the_last_bit(shape):
+    x = 3 * paddle.randn(shape) + 0.5
+    assert np.array_equal(_deviation(x).numpy(), x.std(axis=[1, 2, 3], keepdim=True).numpy())

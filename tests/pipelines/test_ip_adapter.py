@@ -281,6 +281,10 @@ REFUSED = {
     "both": ({"ip_adapter_image": picture(), "ip_adapter_image_embeds": paddle.zeros([2, 16, 24])}, "Both"),
     "no picture": ({"ip_adapter_image": 1}, "`ip_adapter_image` is"),
     "pixels of another size": ({"ip_adapter_image": paddle.zeros([1, 3, 20, 20])}, r"takes \[B, 3, 28, 28\]"),
+    "pixels that are not finite": (
+        {"ip_adapter_image": paddle.full([1, 3, 28, 28], np.nan)},
+        "`ip_adapter_image` holds NaN",
+    ),
     "an array": ({"ip_adapter_image_embeds": np.zeros([16, 24])}, r"\[B, T, 24\]"),
     "features of another rank": ({"ip_adapter_image_embeds": paddle.zeros([16, 24])}, r"\[B, T, 24\]"),
     "features of another width": ({"ip_adapter_image_embeds": paddle.zeros([2, 16, 23])}, r"\[B, T, 24\]"),

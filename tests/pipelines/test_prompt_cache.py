@@ -113,6 +113,9 @@ def test_numbers_that_are_none_name_the_component(pipe, name):
             weight.set_value(paddle.full_like(weight, float("nan")))
     with pytest.raises(NotFiniteError, match=f"The {name} gave"):
         draw(pipe)
+    if name != "vae":
+        with pytest.raises(NotFiniteError, match=f"The {name} gave"):
+            draw(pipe, output_type="latent")
 
 
 def test_threads_share_a_small_cache(pipe):

@@ -1,5 +1,6 @@
 """Networks on demand and on loan: the same picture, nothing left behind, and clear refusals."""
 
+import copy
 import gc
 import os
 
@@ -10,10 +11,13 @@ from helpers import tiny
 
 import ppsd3
 from ppsd3 import StableDiffusion3Pipeline, TorchGenerator
+from ppsd3.loaders import loan as loan_module
+from ppsd3.loaders.loan import Loan
 from ppsd3.loaders.single_file import NETWORKS
 from ppsd3.pipelines import residency
-from ppsd3.pipelines.residency import Loan, ModelOffload, OnDemandNetwork, SequentialOffload
+from ppsd3.pipelines.residency import ModelOffload, OnDemandNetwork, SequentialOffload
 from ppsd3.utils.errors import CheckpointNotFoundError, InputError
+from ppsd3.utils.paddle_internals import copy_to, place_of
 
 
 @pytest.fixture(scope="module")
@@ -166,35 +170,105 @@ class PoisonedLoan(Loan):
         self.values = [tensor.numpy() for tensor in tensors]
         self.end()
 
-    def begin(self, user=None):
+    def begin(self, user=None, blocking=True):
         type(self).begun += 1
-        super().begin(user)
-        for tensor, value in zip(self.tensors, self.values):
+        first = not self.users
+        super().begin(user, blocking)
+        for tensor, value in zip(self.tensors, self.values if first else ()):
             tensor.set_value(value)
 
     def end(self, user=None):
         super().end(user)
-        for tensor in self.tensors:
-            tensor.set_value(paddle.full_like(tensor, float("nan")))
+        if not self.users:
+            for tensor in self.tensors:
+                tensor.set_value(paddle.full_like(tensor, float("nan")))
+
+
+def test_parts_compute_with_what_they_have_on_loan(directory, monkeypatch):
+    expected = draw(load(directory))
+    pipe = load(directory)
+    monkeypatch.setattr(residency, "Loan", PoisonedLoan)
+    PoisonedLoan.begun = 0
+    SequentialOffload(pipe._networks(), place_of("cpu"))
+    np.testing.assert_allclose(draw(pipe), expected, atol=1e-5)
+    assert PoisonedLoan.begun > 30
 
 
 @pytest.mark.parametrize("kind", [ModelOffload, SequentialOffload])
-def test_offloaded_networks_compute_with_what_they_have_on_loan(directory, monkeypatch, kind):
-    expected = draw(load(directory))
-    pipe = load(directory)
-    if kind is SequentialOffload:
-        monkeypatch.setattr(residency, "_SMALL", 2500)
-        monkeypatch.setattr(residency, "Loan", PoisonedLoan)
-    PoisonedLoan.begun = 0
-    pipe._residency = kind(pipe._networks(), paddle.CPUPlace())
+def test_offloading_begins_and_ends(directory, kind):
+    expected, pipe = draw(load(directory)), load(directory)
+    there = pipe.transformer.proj_out.weight.data_ptr()
+    kind(pipe._networks(), place_of("cpu"))
+    sharing = [StableDiffusion3Pipeline.from_pipe(pipe), StableDiffusion3Pipeline(**pipe.components)]
+    assert pipe._residency.place is not None and all(other._residency is pipe._residency for other in sharing)
+    np.testing.assert_allclose(draw(sharing[0]), expected, atol=1e-5)
+    assert pipe.transformer.proj_out.weight.data_ptr() == there
+    with pytest.raises(InputError, match=r"cpu by themselves.*remove_all_hooks"):
+        sharing[1]._refuse_moving_offloaded("gpu")
+    assert pipe.to("cpu", dtype="float32") is pipe and pipe._residency.place is not None
+    sharing[0].remove_all_hooks()
+    assert all(other._residency.place is None for other in [pipe, *sharing])
+    assert not any("forward" in vars(layer) for layer in pipe.transformer.sublayers(include_self=True))
+    assert pipe.transformer.proj_out.weight.data_ptr() == there
+    pipe.remove_all_hooks()  # changes nothing
     assert np.array_equal(draw(pipe), expected)
-    assert kind is ModelOffload or PoisonedLoan.begun > 30
+
+
+@pytest.mark.parametrize("kind", [ModelOffload, SequentialOffload])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_an_interruption_gives_the_loan_back(directory, kind, error):
+    pipe = load(directory)
+    parameters = pipe.transformer.parameters()
+    homes = [parameter.data_ptr() for parameter in parameters]
+    kind(pipe._networks(), place_of("cpu"))
+    block = pipe.transformer.transformer_blocks[1]
+    norm_forward, seen = block.norm2.forward, []
+
+    def fail(*inputs):
+        seen.extend(p.data_ptr() != home for p, home in zip(parameters, homes))
+        raise error
+
+    block.norm2.forward = fail
+    with pytest.raises(error):
+        draw(pipe)
+    assert any(seen) and all(seen) == (kind is ModelOffload)
+    assert [parameter.data_ptr() for parameter in parameters] == homes
+    if kind is SequentialOffload:  # outside of a pipeline's call, too
+        with pytest.raises(error):
+            block.norm2(paddle.ones([1, 32]))
+        tokens = paddle.ones([1, 4, 32])
+        with pytest.raises(error):
+            block(tokens, tokens, paddle.ones([1, 32]))
+        assert [parameter.data_ptr() for parameter in parameters] == homes
+    block.norm2.forward = norm_forward
+    np.testing.assert_allclose(draw(pipe), draw(load(directory)), atol=1e-5)
+
+
+def test_a_loan_that_cannot_begin_is_none(monkeypatch):
+    layer = paddle.nn.Linear(3, 3)
+    before, copies = [p.data_ptr() for p in layer.parameters()], []
+
+    def fail_at_the_second(tensor, place, blocking):
+        copies.append(tensor)
+        if len(copies) == 2:
+            raise MemoryError("the device is full")
+        return copy_to(tensor, place, blocking)
+
+    monkeypatch.setattr(loan_module, "copy_to", fail_at_the_second)
+    loan = Loan(layer.parameters(), place_of("cpu"))
+    with pytest.raises(MemoryError):
+        loan.begin()
+    assert [p.data_ptr() for p in layer.parameters()] == before and not loan.users
+    loan.begin()
+    assert [p.data_ptr() for p in layer.parameters()] != before
+    loan.end_all()
+    assert [p.data_ptr() for p in layer.parameters()] == before
 
 
 def test_after_a_loan_tensors_have_their_own_memory_again():
     layer = paddle.nn.Linear(3, 3)
     before, value = layer.weight.data_ptr(), layer.weight.numpy()
-    loan = Loan([layer.weight], paddle.CPUPlace())
+    loan = Loan([layer.weight], place_of("cpu"))
     loan.begin()
     assert layer.weight.data_ptr() != before and (layer.weight.numpy() == value).all()
     loan.begin("another")
@@ -202,3 +276,15 @@ def test_after_a_loan_tensors_have_their_own_memory_again():
     assert layer.weight.data_ptr() != before
     loan.end("another")
     assert layer.weight.data_ptr() == before
+
+
+def test_sequential_offloading_is_not_for_graphs_and_copies(directory):
+    pipe = load(directory).compile("transformer")
+    with pytest.raises(InputError, match="transformer run as static graphs"):
+        pipe.enable_sequential_cpu_offload()
+    pipe = load(directory)
+    SequentialOffload(pipe._networks(), place_of("cpu"))
+    with pytest.raises(InputError, match="cannot be copied"):
+        copy.deepcopy(pipe.transformer)
+    with pytest.raises(InputError, match="static graph cannot bring"):
+        draw(pipe.compile("transformer"))

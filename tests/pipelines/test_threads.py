@@ -25,6 +25,7 @@ from ppsd3 import (
     ops,
 )
 from ppsd3.pipelines.residency import ModelOffload, SequentialOffload
+from ppsd3.utils.paddle_internals import place_of
 
 SIDE = tiny.SIDE
 
@@ -48,8 +49,8 @@ def pipelines_of_their_own(directory):
     on_demand = ppsd3.StableDiffusion3Pipeline.from_pretrained(directory, load_components="on_demand")
     on_demand.load_ip_adapter(ip_adapters.tensors(3), image_encoder_folder=None)
     offloaded, sequential = tiny.make_pipeline(), tiny.make_pipeline()
-    offloaded._residency = ModelOffload(offloaded._networks(), paddle.CPUPlace())
-    sequential._residency = SequentialOffload(sequential._networks(), paddle.CPUPlace())
+    ModelOffload(offloaded._networks(), place_of("cpu"))
+    SequentialOffload(sequential._networks(), place_of("cpu"))
     return {
         "adapted": adapted,
         "on demand": on_demand,
@@ -265,6 +266,7 @@ def test_threads_that_begin_while_a_graph_is_traced(tmp_path):
     code = """
 import sys, threading
 import numpy as np
+import paddle
 from helpers import tiny
 import ppsd3
 from ppsd3 import TorchGenerator

@@ -137,7 +137,8 @@ def test_learnt_lora_draws_the_same_in_diffusers(tmp_path):
         **settings,
         "model": "shapes",
         "output": str(tmp_path),
-        "data": {**settings["data"], "path": str(tmp_path / "data")},
+        "data": {**settings["data"], "path": str(tmp_path / "data"), "prior_target": "pictures"},
+        "lora": {**settings["lora"], "train_text_encoders": True},
         "training": {"max_steps": 4, "learning_rate": 1e-2},
     }
     path = TrainingRun(build(TrainConfiguration, chosen, "the test")).run()

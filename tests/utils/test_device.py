@@ -9,9 +9,12 @@ import sys
 import numpy as np
 import paddle
 import pytest
+from helpers import tiny
 
+from ppsd3.cli import options
 from ppsd3.utils import device
 from ppsd3.utils.errors import InputError
+from ppsd3.utils.random import randn_tensor
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: x\nflags\t\t: {}\nbugs\t\t: y\n"
@@ -197,3 +200,45 @@ def test_devices_that_are_not_here(two_gpus):
 def test_the_present_device(two_gpus):
     assert all(map(device.is_present_device, ("cuda", "gpu", "cuda:1", 1)))
     assert not any(map(device.is_present_device, ("cuda:0", "cpu", 0, "balanced", None)))
+
+
+def test_the_device_of_offloaded_networks(two_gpus, monkeypatch):
+    for given, name in (((None,), "gpu:1"), (("cuda",), "gpu:0"), (("gpu:1",), "gpu:1"), ((None, 1), "gpu:1")):
+        assert device.execution_device(*given) == name
+    assert device.execution_device(None, "cuda:1") == "gpu:1"
+    for given, message in (
+        (("cpu",), "where networks are already"),
+        (("gpu", 1), "one of the two"),
+        ((None, 7), "gpu:7"),
+    ):
+        with pytest.raises(InputError, match=message):
+            device.execution_device(*given)
+    monkeypatch.setattr(paddle, "get_device", lambda: "cpu")
+    assert device.execution_device(None) == "gpu:0"
+    monkeypatch.setattr(paddle.device, "get_all_custom_device_type", lambda: ["npu"])
+    monkeypatch.setattr(paddle.device, "get_available_custom_device", lambda: ["npu:0", "npu:1"])
+    monkeypatch.setattr(paddle, "get_device", lambda: "npu:1")
+    assert device.execution_device(None) == "npu:1" and device.execution_device("npu") == "npu:0"
+    with pytest.raises(InputError, match="'npu:2' is not here: this Paddle sees npu:0, npu:1"):
+        device.execution_device("npu:2")
+
+
+def test_a_build_for_gpus_without_one(monkeypatch):
+    """Paddle ends the process where a GPU is named that it does not see."""
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 0)
+    for owner, name in ((paddle, "set_device"), (paddle.device, "set_device"), (paddle, "CUDAPlace")):
+        monkeypatch.setattr(owner, name, lambda *_: os._exit(3))
+    pipe = tiny.make_pipeline()
+    for ask in (
+        lambda: pipe.to("gpu"),
+        lambda: pipe.to("cuda:0"),
+        lambda: pipe.transformer.to("gpu"),
+        pipe.enable_model_cpu_offload,
+        lambda: pipe.enable_sequential_cpu_offload(0),
+        lambda: randn_tensor([2], device="gpu"),
+        lambda: options._choose_device("gpu", "float32"),
+    ):
+        with pytest.raises(InputError, match="this Paddle sees 0 GPUs"):
+            ask()
+    assert paddle.get_device() == "cpu" and pipe.device.is_cpu_place()

@@ -1,6 +1,7 @@
 """Private parts of Paddle are named in ``ppsd3/utils/paddle_internals.py`` alone, and do there what it says."""
 
 import ast
+import gc
 import pathlib
 import threading
 
@@ -99,6 +100,36 @@ def test_places():
     copy = internals.copy_to(tensor, place)
     copy[0] = 9
     assert tensor.tolist() == [0, 1, 2] and copy.tolist() == [9, 1, 2]
+
+
+def test_places_by_their_names(monkeypatch):
+    monkeypatch.setattr(paddle, "CUDAPlace", lambda index: paddle.CPUPlace())  # another type than Place before Paddle 3
+    monkeypatch.setattr(paddle, "CustomPlace", lambda kind, index: paddle.CPUPlace())
+    for name in ("cpu", "gpu:0", "npu:1"):
+        place = internals.place_of(name)
+        assert isinstance(place, internals.Place) and place.is_cpu_place()
+        assert internals.copy_to(paddle.arange(3), place, blocking=False).tolist() == [0, 1, 2]
+    internals.empty_cache(internals.place_of("cpu"))  # nothing to do
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])
+def test_pinned_memory(monkeypatch, dtype):
+    """``Tensor.pin_memory`` is documented to give a copy in page-locked memory, at an address of the host."""
+
+    def pin_memory(self):
+        pinned.append(internals.copy_to(self, self.place))
+        return pinned[0]
+
+    monkeypatch.setattr(paddle.Tensor, "pin_memory", pin_memory)
+    tensor, pinned = paddle.to_tensor(np.arange(6).reshape(2, 3)).astype(dtype), []
+    copy = internals.in_pinned_memory(tensor)
+    assert copy.data_ptr() == pinned[0].data_ptr() != tensor.data_ptr()
+    pinned.clear()
+    gc.collect()
+    [paddle.full([2, 3], 7, "int32") for _ in range(50)]  # would be written where it was
+    assert copy.place.is_cpu_place() and copy.dtype == tensor.dtype and copy.shape == [2, 3]
+    assert copy.astype("float32").flatten().tolist() == list(range(6))
+    assert internals.in_pinned_memory(paddle.empty([0])).shape == [0]
 
 
 def test_memory_is_shared_and_freed():

@@ -187,6 +187,7 @@ PIPELINE = {
     "load_lora_weights": lambda pipe, lora: pipe.load_lora_weights(lora),
     "load_textual_inversion": lambda pipe, _: pipe.load_textual_inversion(np.ones([1, 16], "float32"), token="<cat>"),
     "quantize": lambda pipe, _: pipe.quantize("int8"),
+    "remove_all_hooks": lambda pipe, _: pipe.remove_all_hooks(),
     "set_adapters": lambda pipe, _: pipe.set_adapters("first", 0.5),
     "to": lambda pipe, _: pipe.to("cpu"),
     "unfuse_lora": lambda pipe, _: pipe.unfuse_lora(),

@@ -59,11 +59,30 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         return None, str(error)
 
 
+def inspect() -> tuple[str, str]:
+    """("whole", "damaged" or "absent", path) of the library that is in the cache; nothing is built or loaded.
+
+    Raises:
+        OSError: the cache cannot be used.
+    """
+    path = os.path.join(_directory(), NAME)
+    if not os.path.lexists(path):
+        return "absent", path
+    return ("whole" if _is_whole(path) else "damaged"), path
+
+
+def _is_whole(path):
+    """The hash is compared first: mapping a truncated library would kill the process with a bus error."""
+    try:
+        return read_own_file(_digest_of(path)) == _sha256(read_own_file(path))
+    except FileNotFoundError:
+        return False
+
+
 def _cached():
     try:
         path = os.path.join(private_directory(_directory()), NAME)
-        # the hash comes first: mapping a truncated library would kill the process with a bus error
-        if read_own_file(_digest_of(path)) == _sha256(read_own_file(path)):
+        if _is_whole(path):
             os.utime(os.path.dirname(path))
             return ctypes.CDLL(path), path
     except OSError as error:
@@ -157,7 +176,7 @@ def _process_lock(path, seconds=BUILD_SECONDS):
 
 
 def _compile(target):
-    compiler, cores = _compiler(), usable_cores()
+    compiler, cores = find_compiler(), usable_cores()
     logger.warning("Compiling CPU kernels, once, about %d s (into %s)", max(5, 15 // cores), target.parent.parent)
     objects = [target.with_name(source.stem + ".o") for source in SOURCES]
     for flags in (_target_flags(), ()):  # a compiler that does not know this CPU still builds for the baseline
@@ -180,8 +199,12 @@ def _failure(command):
     return None if result.returncode == 0 else result.stderr.strip()[-500:] or f"status {result.returncode}"
 
 
-def _compiler():
-    """The command of ``$CXX``, or of the first compiler on the path."""
+def find_compiler() -> list[str]:
+    """The command of ``$CXX``, or of the first compiler on the path.
+
+    Raises:
+        Unavailable: there is none.
+    """
     named = os.environ.get("CXX", "").split()
     if named and shutil.which(named[0]):
         return named

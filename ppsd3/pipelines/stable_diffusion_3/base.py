@@ -9,6 +9,7 @@ import paddle
 
 from ...loaders import SD3IPAdapterMixin, SD3LoraLoaderMixin, TextualInversionLoaderMixin
 from ...models import AutoencoderKL, SD3Transformer2DModel
+from ...ops.shapes import repeat_rows
 from ...schedulers import FlowMatchEulerDiscreteScheduler
 from ...transformers import (
     CLIPTextModelWithProjection,
@@ -238,7 +239,7 @@ class StableDiffusion3Base(
             self, ip_adapter_image, ip_adapter_image_embeds, do_classifier_free_guidance
         )
         rows = [half for half in (negative, positive) if half is not None]
-        return paddle.concat([half.repeat_interleave(num_images_per_prompt, axis=0) for half in rows])
+        return paddle.concat([repeat_rows(half, num_images_per_prompt) for half in rows])
 
     @checks_arguments
     def enable_cache(self, cache: StepCache) -> None:

@@ -110,10 +110,13 @@ class Call:
             self._denoise(start, state)
 
         # 5. Latents -> picture.
-        images = check_finite(state.latents, "transformer")
-        if arguments.output_type != "latent":
+        images = state.latents
+        if arguments.output_type == "latent":
+            check_finite(("transformer", images))
+        else:
             with pipe.using("vae") as vae:
-                images = check_finite(decode_latents(vae, images), "vae")
+                images = decode_latents(vae, images)
+            check_finite(("transformer", state.latents), ("vae", images))
             images = self.task.finish(self, pipe.image_processor.postprocess(images, arguments.output_type))
         output = StableDiffusion3PipelineOutput(images=images)
         return output if arguments.return_dict else (images,)  # type: ignore[return-value]

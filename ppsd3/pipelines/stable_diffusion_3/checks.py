@@ -7,8 +7,9 @@ from typing import Optional
 
 import paddle
 
+from ...ops.shapes import cast
 from ...utils.checking import fit
-from ...utils.device import device_name
+from ...utils.device import can_compute, device_name
 from ...utils.errors import InputError
 
 
@@ -48,14 +49,14 @@ def check_callback_tensors(names, allowed):
 
 
 def callback_result(result, latents):
-    """What a callback returned, as a dict of tensors; its latents have the shape of ``latents``."""
+    """What a callback returned, as a dict of tensors in the dtype of ``latents``; its latents have their shape."""
     changed = fit("what the callback returned", {} if result is None else result, dict[str, Optional[paddle.Tensor]])
     if changed.get("latents", latents).shape != latents.shape:
         raise InputError(
             f"A callback returned latents of the shape {list(changed['latents'].shape)}, and this call draws "
             f"{list(latents.shape)}."
         )
-    return changed
+    return {name: None if tensor is None else cast(tensor, latents.dtype) for name, tensor in changed.items()}
 
 
 def _check_skip_layers(layers, num_layers, guidance, guided):
@@ -77,12 +78,11 @@ def _check_skip_layers(layers, num_layers, guidance, guided):
 def check_dtypes(components):
     """No network is in a 16-bit dtype on the CPU, where Paddle has no matrix product for it."""
     for name, part in components.items():
-        dtype = str(getattr(part, "dtype", "")).split(".")[-1]
-        if dtype in ("float16", "bfloat16") and part.device.is_cpu_place():
+        if not can_compute(part):
             raise InputError(
-                f"The `{name}` is {dtype} on the CPU, where Paddle computes in float32 only. Load with "
-                "paddle_dtype='float32' and, to hold its weights in 16 bits, storage_dtype='float16'; or call "
-                "pipe.to('float32'), or move the pipeline to a GPU."
+                f"The `{name}` is {str(part.dtype).rpartition('.')[-1]} on the CPU, where Paddle computes in float32 "
+                "only. Load with paddle_dtype='float32' and, to hold its weights in 16 bits, storage_dtype='float16'; "
+                "or call pipe.to('float32'), or move the pipeline to a GPU."
             )
 
 

@@ -11,6 +11,7 @@ import paddle.nn.functional as F
 
 from ...models import SD3ControlNetModel, SD3MultiControlNetModel, SD3Transformer2DModel
 from ...models.controlnet_sd3 import add_residuals
+from ...ops.shapes import cast
 from ...utils.errors import InputError
 from ...utils.images import read_pictures
 from ..call_signature import Numbers, Pictures, PicturesOfEach
@@ -65,36 +66,41 @@ class Controls:
             timesteps: [n] fp32, of the whole loop.
         """
         nets = controlnet.nets if isinstance(controlnet, SD3MultiControlNetModel) else [controlnet]
+        dtypes = [net.dtype for net in nets]  # which may be others than the transformer's
         guided = [
-            (part, net, PreparedSteps(_preparation(net, part.pooled), timesteps)) for part, net in zip(self.parts, nets)
+            (part, net, dtype, cast(part.hint, dtype), PreparedSteps(_preparation(net, dtype, part.pooled), timesteps))
+            for part, net, dtype in zip(self.parts, nets, dtypes)
         ]
 
         def residuals(latents, read, step, condition):
             return add_residuals(
-                net(
-                    latents if net.pos_embed is not None else transformer.pos_embed(read),
-                    part.hint,
-                    part.scale,
-                    prepared=prepared(condition, step),
-                    return_dict=False,
-                )[0]
-                for part, net, prepared in guided
+                [
+                    cast(residual, latents.dtype)
+                    for residual in net(
+                        cast(latents if net.pos_embed is not None else transformer.pos_embed(read), dtype),
+                        hint,
+                        part.scale,
+                        prepared=prepared(condition, step),
+                        return_dict=False,
+                    )[0]
+                ]
+                for part, net, dtype, hint, prepared in guided
                 if part.acts(step, len(timesteps))
             )
 
         return residuals
 
 
-def _preparation(net, given):
+def _preparation(net, dtype, given):
     """How ``net`` prepares a condition: with the pooled text that it was trained with."""
 
     def prepare(condition, timesteps):
-        pooled = condition.pooled
+        embeds, pooled = cast(condition.embeds, dtype), cast(condition.pooled, dtype)
         if net.config.force_zeros_for_pooled_projection:
             pooled = paddle.zeros_like(pooled)
         elif given is not None:
-            pooled = _rows(given, pooled.shape[0])
-        return net.prepare(None if net.context_embedder is None else condition.embeds, pooled, timesteps)
+            pooled = _rows(cast(given, dtype), pooled.shape[0])
+        return net.prepare(None if net.context_embedder is None else embeds, pooled, timesteps)
 
     return prepare
 

@@ -13,6 +13,7 @@ from typing import Any, Callable, Optional
 import paddle
 
 from ...models import SD3Transformer2DModel
+from ...ops.shapes import cast
 from ...utils.errors import InputError
 from .arguments import CallArguments, Generator
 from .guidance import Guidance, Moment, Query, perturbed_processors
@@ -143,8 +144,9 @@ def denoise(
     for step, timestep in enumerate(timesteps):
         moment = Moment(step, len(timesteps), timestep, memory)
         queries = state.guidance.queries(state.condition, moment)
-        predictions = [velocity(state.latents, step, query) for query in queries]
-        prediction = state.guidance.combine(predictions, moment)
+        # float32, since sums over a picture are beyond float16
+        predictions = [cast(velocity(state.latents, step, query), paddle.float32) for query in queries]
+        prediction = cast(state.guidance.combine(predictions, moment), state.latents.dtype)
         latents = scheduler.step(prediction, timestep, state.latents, return_dict=False, **draws)[0]
         state.latents = after_step(latents, step)
         yield step, timestep, state

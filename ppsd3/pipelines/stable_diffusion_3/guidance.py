@@ -11,6 +11,7 @@ in ``moment.memory_of(self)``, which belongs to the call.
 
 import abc
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Callable, Optional, Union
@@ -70,7 +71,7 @@ class Query:
 
 Part = Annotated[float, Range(0, 1)]  # of the steps
 Scale = Annotated[float, Range(-10_000, 10_000)]  # beyond, float32 overflows somewhere in the loop
-Predictions = list[paddle.Tensor]  # one [copies * B, C, H, W] for each query of a step
+Predictions = list[paddle.Tensor]  # one float32 [copies * B, C, H, W] for each query of a step
 
 
 class Guidance(abc.ABC):
@@ -327,9 +328,7 @@ class GuidanceRescale(WrappedGuidance):
 
     def combine(self, predictions: Predictions, moment: Moment) -> paddle.Tensor:
         guided, positive = self.base.combine(predictions, moment), self.base.positive(predictions, moment)
-        axes = list(range(1, guided.ndim))
-        spread = guided.std(axis=axes, keepdim=True).clip(min=1e-12)  # 0 where a guidance stands still
-        ratio = positive.std(axis=axes, keepdim=True) / spread
+        ratio = _deviation(positive) / _deviation(guided).clip(min=1e-12)  # 0 where a guidance stands still
         return guided * (self.factor * ratio + (1 - self.factor))
 
 
@@ -487,6 +486,12 @@ def perturbed_processors(
 def _row_sum(x):
     """Sum over all axes but the first, which stay: [B, 1, 1, 1]."""
     return x.sum(axis=list(range(1, x.ndim)), keepdim=True)
+
+
+def _deviation(x):
+    """``x.std`` of each row to the last bit, [B, 1, 1, 1]; Paddle's reads the device to see whether it can divide."""
+    deviations = x - x.mean(axis=list(range(1, x.ndim)), keepdim=True)
+    return paddle.sqrt(_row_sum(paddle.pow(deviations, 2)) / paddle.full([], math.prod(x.shape[1:]) - 1, x.dtype))
 
 
 def _is_in(name, layer):

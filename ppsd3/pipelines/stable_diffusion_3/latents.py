@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import paddle
 
 from ...models import AutoencoderKL
+from ...ops.shapes import cast, repeat_rows
 from ...utils.errors import InputError
 from ...utils.random import randn
 from .arguments import Generator, Tensor
@@ -40,8 +41,11 @@ def prepare_latents(shape: list[int], dtype: Any, generator: Generator = None, l
 
 
 def decode_latents(vae: AutoencoderKL, latents: paddle.Tensor) -> paddle.Tensor:
-    """latents [B, C, H, W] as the transformer knows them -> picture [B, 3, 8H, 8W] in about [-1, 1]."""
-    return vae.decode(vae.unscale_latents(latents), return_dict=False)[0]
+    """latents [B, C, H, W] as the transformer knows them -> picture [B, 3, 8H, 8W] in about [-1, 1].
+
+    The VAE may have another dtype than the transformer.
+    """
+    return vae.decode(vae.unscale_latents(cast(latents, vae.dtype)), return_dict=False)[0]
 
 
 def encode_picture(call: Call, pixels: paddle.Tensor) -> paddle.Tensor:
@@ -104,4 +108,4 @@ def match_batch(rows: paddle.Tensor, call: Call, name: str) -> paddle.Tensor:
             f"`{name}` holds {given} pictures, but there are {prompts} prompts with {each} pictures each. Pass 1, "
             f"{prompts} or {call.batch}."
         )
-    return paddle.repeat_interleave(rows, call.batch // given, axis=0)
+    return repeat_rows(rows, call.batch // given)

@@ -174,9 +174,11 @@ def _key(reading, texts, clip_skip):
 def reading_of(encoders: TextEncoders) -> str:
     """All that a condition depends on but its text, as a short string."""
     digest = hashlib.sha256()
-    for suffix in ("", "_2", "_3"):
-        tower, tokenizer = (getattr(encoders, name + suffix) for name in ("text_encoder", "tokenizer"))
-        digest.update(fingerprint(tower))
+    suffixes = ("", "_2", "_3")
+    towers = [getattr(encoders, f"text_encoder{suffix}") for suffix in suffixes]
+    for suffix, tower, mark in zip(suffixes, towers, _fingerprints(towers)):
+        tokenizer = getattr(encoders, f"tokenizer{suffix}")
+        digest.update(mark)
         digest.update(repr(None if tokenizer is None else tokenizer(["a b", "<s> ü"]).input_ids).encode())
         digest.update(_added(tower, tokenizer))
     digest.update(repr((encoders.joint_attention_dim, encoders.pooled_projection_dim)).encode())
@@ -197,13 +199,30 @@ def _added(tower, tokenizer):
 
 def fingerprint(network: Any) -> bytes:
     """Bytes that change with the weights of ``network``, its layers and their settings."""
-    if network is None:
-        return b"absent"
-    if isinstance(network, OnDemandNetwork):
-        return network.fingerprint()
-    digest = hashlib.sha256(repr(network).encode())
-    for name, tensor in network.state_dict().items():
-        flat = tensor.detach().reshape([-1])
-        some = flat[:: max(1, flat.shape[0] // _SAMPLES)]
-        digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode() + some.astype("float32").numpy().tobytes())
-    return digest.digest()
+    return _fingerprints([network])[0]
+
+
+def _fingerprints(networks: list[Any]) -> list[bytes]:
+    """The :func:`fingerprint` of each; of all together a device is read once, as each read waits for its work."""
+    states = {n: n.state_dict() for n in networks if n is not None and not isinstance(n, OnDemandNetwork)}
+    samples = iter(_samples([tensor for state in states.values() for tensor in state.values()]))
+    found = {None: b"absent", **{n: n.fingerprint() for n in networks if isinstance(n, OnDemandNetwork)}}
+    for network, state in states.items():
+        digest = hashlib.sha256(repr(network).encode())
+        for name, tensor in state.items():
+            digest.update(f"{name} {tensor.shape} {tensor.dtype}".encode() + next(samples).tobytes())
+        found[network] = digest.digest()
+    return [found[network] for network in networks]
+
+
+def _samples(tensors: list[paddle.Tensor]) -> list[np.ndarray]:
+    """Some numbers of each tensor, float32."""
+    flat = [tensor.detach().reshape([-1]) for tensor in tensors]
+    some = [x[:: max(1, x.shape[0] // _SAMPLES)].astype("float32") for x in flat]
+    found: list[Any] = [None] * len(some)
+    for place in {str(x.place) for x in some}:  # several, where networks are offloaded
+        there = [i for i, x in enumerate(some) if str(x.place) == place]
+        ends = np.cumsum([some[i].shape[0] for i in there])
+        for i, numbers in zip(there, np.split(paddle.concat([some[i] for i in there]).numpy(), ends[:-1])):
+            found[i] = numbers
+    return found

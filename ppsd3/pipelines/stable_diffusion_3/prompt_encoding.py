@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.nn.functional as F
 
+from ...ops.shapes import repeat_rows
 from ...transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 from ...utils.errors import InputError
 from ...utils.finite import check_finite
@@ -57,7 +59,7 @@ class TextCondition:
 
     def repeat(self, n: int) -> TextCondition:
         """Each row ``n`` times in a row: p0, p0, p1, p1 (the order of pictures for num_images_per_prompt = n)."""
-        return self if n == 1 else self._of_each(lambda part: paddle.repeat_interleave(part, n, axis=0))
+        return self if n == 1 else self._of_each(lambda part: repeat_rows(part, n))
 
     def half(self, index: int) -> TextCondition:
         """The first (0) or second (1) half of the rows; the same object at each call, so what is prepared of it once
@@ -233,6 +235,8 @@ def encode_prompts(
         for suffix, tokens in zip(("", "_2"), clip_tokens)
     ]
     t5 = encode_t5(encoders, [r.prompt_3 for r in requests], max_sequence_length)
+    made = zip(("text_encoder", "text_encoder_2", "text_encoder_3"), (*clip, [t5]))
+    check_finite(*((name, part) for name, parts in made for part in parts or ()))
     features, pooled = _join_clip(clip, encoders, sum(sizes))
     if features.shape[-1] > encoders.joint_attention_dim or pooled.shape[-1] != encoders.pooled_projection_dim:
         raise _other_widths(encoders, features, pooled)
@@ -265,15 +269,13 @@ def encode_clip(encoders, suffix, tokens, sizes, skips):
         return None
     with encoders.tower("text_encoder" + suffix) as encoder:
         output = encoder(tokens.rows(), output_hidden_states=True)
-    features, first = [], 0
-    for size, skip in zip(sizes, skips):
+    features = []
+    for first, size, skip in zip(itertools.accumulate(sizes, initial=0), sizes, skips):
         # hidden_states counts the embeddings and stops before final_layer_norm: [-2] is the layer before the last.
         features.append(_weighted(encoders, output.hidden_states[-2 - skip], tokens, first, size))
-        first += size
     features = paddle.concat(features) if len(features) > 1 else features[0]
-    pooled = output.text_embeds[: first * tokens.chunks : tokens.chunks]  # of each prompt's first row
-    name = "text_encoder" + suffix
-    return tuple(check_finite(made, name).astype(encoders.dtype) for made in (features, pooled))
+    pooled = output.text_embeds[: sum(sizes) * tokens.chunks : tokens.chunks]  # of each prompt's first row
+    return features.astype(encoders.dtype), pooled.astype(encoders.dtype)
 
 
 def _weighted(encoders, states, tokens, first, size):
@@ -320,7 +322,7 @@ def encode_t5(encoders, prompts, max_sequence_length):
     if tokens is None:
         return paddle.zeros([count, max_sequence_length, encoders.joint_attention_dim], encoders.dtype)
     with encoders.tower("text_encoder_3") as encoder:
-        states = check_finite(encoder(tokens.rows())[0], "text_encoder_3")
+        states = encoder(tokens.rows())[0]
     return _weighted(encoders, states, tokens, 0, count).astype(encoders.dtype)
 
 

@@ -58,7 +58,7 @@ class PromptTokens:
         rows = self.ids.reshape(-1, self.ids.shape[-1])
         if self.weights is not None and self.empty is not None:
             rows = np.concatenate([rows, self.empty[None]])
-        return paddle.to_tensor(rows, dtype="int64")
+        return paddle.to_tensor(rows, dtype="int64", place=paddle.CPUPlace())  # where the tower checks them
 
 
 class PromptReader:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import paddle
 
+from ...ops.shapes import cast
 from ...utils.checking import Range, checks_arguments
 from .denoising import Velocity, VelocityModel
 from .guidance import Query
@@ -115,7 +116,7 @@ class TaylorCache(StepCache):
                 if i != j:
                     weight *= (now - other) / (time - other)
             weights.append(weight)
-        total: Any = sum(weight * value for weight, (_, value) in zip(weights, known))
+        total: Any = sum(weight * cast(value, paddle.float32) for weight, (_, value) in zip(weights, known))
         return total
 
 
@@ -138,18 +139,19 @@ class EasyCache(_ThresholdCache):
     """
 
     def answer(self, asked: Asked) -> paddle.Tensor:
-        latents, memory = asked.latents, asked.memory
-        moved = _mean(latents - memory["latents"]) if "latents" in memory else None
-        memory["latents"] = latents
-        if not asked.whole and "rate" in memory:
-            memory["change"] += memory["rate"] * moved / memory["size"]
+        # differences in float32, whatever the network's dtype
+        latents, memory = cast(asked.latents, paddle.float32), asked.memory
+        before, memory["latents"] = memory.get("latents", latents), latents
+        if not asked.whole and "rise" in memory:
+            moved, since, rise, size = _read(_mean(latents - before), memory["since"], memory["rise"], memory["size"])
+            memory["change"] += rise / max(since, 1e-12) * moved / max(size, 1e-12)
             if memory["change"] < self.threshold:
                 return memory["difference"] + _copies(latents, memory["difference"])
-        result = self.evaluate(asked)
+        result = cast(self.evaluate(asked), paddle.float32)
         if "result" in memory:
-            since = _mean(latents - memory["evaluated at"])
-            memory["rate"] = _mean(result - memory["result"]) / max(since, 1e-12)
-        memory.update({"result": result, "evaluated at": latents, "size": max(_mean(result), 1e-12), "change": 0.0})
+            memory["since"] = _mean(latents - memory["evaluated at"])
+            memory["rise"] = _mean(result - memory["result"])
+        memory.update({"result": result, "evaluated at": latents, "size": _mean(result), "change": 0.0})
         memory["difference"] = result - _copies(latents, result)
         return result
 
@@ -170,21 +172,27 @@ class FirstBlockCache(_ThresholdCache):
             context, after = blocks[0](hidden_states, context)
             first = after - hidden_states
             if not asked.whole and "rest" in memory:
-                change = _mean(first - memory["first"]) / max(_mean(memory["first"]), 1e-12)
-                if change < self.threshold:
+                change, size = _read(_mean(first - memory["first"]), memory["size"])
+                if change / max(size, 1e-12) < self.threshold:
                     return after + memory["rest"]
             self._counts[1] += 1
             result = after
             for block in blocks[1:]:
                 context, result = block(result, context)
-            memory.update({"first": first, "rest": result - after})
+            memory.update({"first": first, "size": _mean(first), "rest": result - after})
             return result
 
         return asked.velocity(asked.latents, asked.step, asked.query, run_blocks=run)
 
 
 def _mean(tensor):
-    return float(tensor.astype("float32").abs().mean())
+    """Mean magnitude, where the tensor is: [] fp32."""
+    return tensor.astype("float32").abs().mean()
+
+
+def _read(*numbers):
+    """Tensors of one number as floats, in one read of the device."""
+    return map(float, paddle.stack(numbers).numpy())
 
 
 def _copies(latents, result):

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import paddle
 
+from ...ops.shapes import repeat_rows
 from ...serialization.tensors import floating_dtype
 from ...utils.checking import checks_arguments
 from ...utils.errors import InputError
@@ -61,8 +62,7 @@ class TowerEncoding:
         if tokens is None:
             raise InputError(f"The pipeline has no `text_encoder{suffix}`. Load it, or use encode_prompt without it.")
         features, pooled = cast(Any, encode_clip(encoders, suffix, tokens, [len(texts)], [clip_skip or 0]))
-        repeats = num_images_per_prompt
-        return features.repeat_interleave(repeats, axis=0), pooled.repeat_interleave(repeats, axis=0)
+        return repeat_rows(features, num_images_per_prompt), repeat_rows(pooled, num_images_per_prompt)
 
     @works_with_networks
     @no_grad
@@ -89,7 +89,7 @@ class TowerEncoding:
         rows = encode_t5(encoders, [texts], max_sequence_length).astype(
             encoders.dtype if dtype is None else floating_dtype(dtype, "dtype")
         )
-        return rows.repeat_interleave(num_images_per_prompt, axis=0)
+        return repeat_rows(rows, num_images_per_prompt)
 
     def _texts_for_tower(self, prompt: Texts, device: Any):
         checks.check_device(device, self.device)  # type: ignore[attr-defined]
