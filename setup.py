@@ -61,6 +61,8 @@ setup(
         ],
         # `ppsd3 train`: its configuration, data sets of Hugging Face and WebDataset, VisualDL's logs.
         "train": ["pyyaml>=6", "datasets>=3", "webdataset>=0.2.100", "visualdl>=2.5", "matplotlib>=3.6"],
+        # `ppsd3 serve`.
+        "server": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18", "prometheus-client>=0.20"],
         # Models by "modelscope:org/name".
         "modelscope": [MODELSCOPE],
         # `ppsd3 webui`; Gradio 6 has no release for Python 3.9.

@@ -20,6 +20,7 @@ COMMANDS = {
     "control": "draw pictures guided by a picture, through a ControlNet",
     "webui": "a page in the browser to draw with",
     "train": "fine-tune a model, or train a LoRA, a ControlNet, an IP-adapter or a word",
+    "serve": "an HTTP server with OpenAI's images API and A1111's",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
     "convert": "a checkpoint from one layout or dtype to another",

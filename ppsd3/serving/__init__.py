@@ -1,4 +1,4 @@
-"""What a server and a web page draw with: models, checked requests, and a queue that one thread works off.
+"""What a server and a web page draw with: models, checked requests, and a queue.
 
 ::
 

@@ -1,4 +1,4 @@
-"""The engine: a bounded queue of jobs, one loaded model, and the thread that draws."""
+"""The engine: a bounded queue of jobs, one loaded model, and the threads that draw."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from ..utils.device import share_cores
 from ..utils.errors import InputError
 from ..utils.logging import get_logger
 from ..utils.random import TorchGenerator
@@ -31,17 +32,20 @@ class _Stopped(Exception):
 
 
 class Engine:
-    """Draws what is submitted, one call of a pipeline at a time. Every method may be called from any thread.
+    """Draws what is submitted. Every method may be called from any thread.
 
-    A call draws pictures of several jobs together where each comes out as alone, to the last bit (measured on CPUs with
-    float32: ``tests/serving/test_engine.py``). A job that is cancelled, or out of time, is over at once; the call ends
-    after the present step if nobody waits for any of its pictures.
+    Each picture is the one that it is alone, to the last bit, also where several calls run at once. Pictures that one
+    call draws together differ by rounding, as matrix products of other sizes are summed in another order, so that is
+    not done unasked. A job that is cancelled, or out of time, is over at once; its call ends after the present step,
+    unless somebody waits for another of its pictures.
 
     Args:
         choice: the model that requests without one get.
         limits: of each request; its ``seconds`` are those of a job.
         most_waiting: pictures that wait or are drawn; what comes on top is refused with :class:`QueueFull`.
-        most_in_call: pictures that one call draws. 1 draws each alone.
+        at_once: calls that run at once, each on its part of the CPU's cores: small pictures, which leave cores idle,
+            take less time together; each call has its own activations in memory.
+        most_in_call: pictures that one call draws: of requests that differ in their texts and seeds alone, or of one.
         models: what loads and holds the model.
     """
 
@@ -50,39 +54,46 @@ class Engine:
         choice: ModelChoice | None = None,
         limits: Limits = Limits(),  # noqa: B008 (frozen)
         most_waiting: int = 64,
-        most_in_call: int = 4,
+        at_once: int = 1,
+        most_in_call: int = 1,
         models: Models | None = None,
     ):
-        if most_waiting < 1 or most_in_call < 1:
-            raise InputError("`most_waiting` and `most_in_call` are at least 1.")
+        if min(most_waiting, at_once, most_in_call) < 1:
+            raise InputError("`most_waiting`, `at_once` and `most_in_call` are at least 1.")
         self.choice = ModelChoice() if choice is None else choice
-        self.limits, self.most_waiting, self.most_in_call = limits, most_waiting, most_in_call
+        self.limits, self.most_waiting = limits, most_waiting
+        self.at_once, self.most_in_call = at_once, most_in_call
         self.counts: collections.Counter[str] = collections.Counter()  # jobs by how they ended; pictures, calls, steps
         self._models = Models() if models is None else models
         self._turn = threading.Condition()
         self._rows: list[Row] = []  # that wait or are drawn, in the order of their jobs
         self._loads: collections.deque[tuple[ModelChoice, concurrent.futures.Future[None]]] = collections.deque()
         self._closing = False
+        self._busy = 0  # threads that draw or load
+        self._present: ModelChoice | None = None  # what is loaded, or is being loaded
+        self._loading = threading.Lock()
         self._speed: float | None = None  # seconds for a step of a picture, one pixel of it
-        self._thread = threading.Thread(target=self._work, name="ppsd3-engine", daemon=True)
+        self._threads = [threading.Thread(target=self._work, name=f"ppsd3-{i}", daemon=True) for i in range(at_once)]
 
     # What owners do
 
-    def start(self) -> Self:
-        """Starts the thread, which loads the model first."""
-        self.load(self.choice)
-        self._thread.start()
-        return self
+    def start(self) -> concurrent.futures.Future[None]:
+        """Starts the threads, which load the model first. The future has the error if it cannot be loaded."""
+        loaded = self.load(self.choice)
+        for thread in self._threads:
+            thread.start()
+        return loaded
 
     def __enter__(self) -> Self:
-        return self.start()
+        self.start()
+        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self, seconds: float = 0.0) -> None:
         """Refuses what comes from now on, gives what was accepted ``seconds`` to finish, and stops the rest after the
-        present step. Returns when the thread has ended."""
+        present step. Returns when the threads have ended."""
         with self._turn:
             self._closing = True
             self._turn.notify_all()
@@ -92,8 +103,9 @@ class Engine:
             job.stop(ShuttingDown("The server stopped before this was drawn. Ask again."))
         while self._loads:
             self._loads.popleft()[1].set_exception(ShuttingDown("The server stopped before the model was loaded."))
-        if self._thread.is_alive():
-            self._thread.join()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def submit(
         self, request: DrawRequest, priority: int = 0, seconds: float | None = None, previews: bool = False
@@ -151,7 +163,7 @@ class Engine:
     @property
     def ready(self) -> bool:
         """Whether a model is loaded and requests are accepted."""
-        return not self._closing and self._models.choice is not None and self._thread.is_alive()
+        return not self._closing and self._models.choice is not None
 
     @property
     def closing(self) -> bool:
@@ -167,7 +179,7 @@ class Engine:
         """Whole seconds, at least 1, until what is in the queue now should be half done."""
         with self._turn:
             work = sum(self._work_of(row) for row in self._rows)
-        return min(_MOST_RETRY, max(1, math.ceil(work * (self._speed or 0.0) / 2)))
+        return min(_MOST_RETRY, max(1, math.ceil(work * (self._speed or 0.0) / 2 / self.at_once)))
 
     def seconds_left(self, job: Job) -> float | None:
         """An estimate from the calls so far: until ``job`` is done; None before the first."""
@@ -175,40 +187,51 @@ class Engine:
             return None
         with self._turn:
             ordered = sorted(self._rows, key=_order)
-            last = max((i for i, row in enumerate(ordered) if row.job is job), default=-1)
-            return self._speed * sum(self._work_of(row) for row in ordered[: last + 1])
+            last = max((i for i, row in enumerate(ordered) if row.job is job), default=0)
+            return self._speed * sum(self._work_of(row) for row in ordered[: last + 1]) / min(self.at_once, last + 1)
 
-    # The thread
+    # The threads
 
     def _work(self):
-        while True:
+        share_cores(self.at_once)
+        while (task := self._await_task()) is not None:
+            task()
             with self._turn:
-                self._turn.wait_for(lambda: self._rows or self._loads or self._closing)
-                load = self._loads.popleft() if self._loads else None
-                rows = self._next() if load is None else []
-                done = self._closing and not self._rows
-            if load is not None:
-                self._load(*load)
-            elif rows:
-                self._draw(rows, self._choice_of(rows[0]))
-                self._forget(rows)
-            elif done:
-                return
+                self._busy -= 1
+                self._turn.notify_all()
             self._expire()
 
-    def _next(self):
-        """The rows of the next call, marked."""
-        waiting = sorted((row for row in self._rows if not row.job.over), key=_order)
+    def _await_task(self):
+        """What to do next, once there is something; None when all is done."""
+        with self._turn:
+            while (task := self._task()) is None:
+                if self._closing and not self._rows and not self._loads:
+                    return None
+                self._turn.wait()
+            self._busy += 1
+            return task
+
+    def _task(self):
+        """The first thing that may begin now. Another model is loaded when no call runs."""
+        if self._loads:
+            if self._busy:
+                return None
+            choice, future = self._loads.popleft()
+            self._present = choice
+            return lambda: self._load(choice, future)
+        waiting = sorted((row for row in self._rows if row.state == "waiting"), key=_order)
         if not waiting:
-            self._rows.clear()
-            self._turn.notify_all()
-            return []
+            return None
+        choice = self._choice_of(waiting[0])
+        if choice != self._present and self._busy:
+            return None
+        self._present = choice
         key = self._key_of(waiting[0])
         # the others with its key, whichever job they are of: they cost the first one little
         rows = [row for row in waiting if self._key_of(row) == key][: self._most_of(waiting[0])]
         for row in rows:
             row.state, row.job.began = "drawing", row.job.began or time.monotonic()
-        return rows
+        return lambda: (self._draw(rows, choice), self._forget(rows))
 
     def _choice_of(self, row):
         return row.job.request.choice or self.choice
@@ -224,9 +247,10 @@ class Engine:
         task, scheduler = requests[0].task, requests[0].scheduler
         began, watch = time.monotonic(), _Watch(self, rows)
         try:
-            pipe = self._models.pipeline(choice, task, scheduler)
-            if any(row.job.wants_previews for row in rows):
-                watch.preview = self._models.preview
+            with self._loading:
+                pipe = self._models.pipeline(choice, task, scheduler)
+                if any(row.job.wants_previews for row in rows):
+                    watch.preview = self._models.preview
             call = call_of(requests)
             seeds = [row.job.request.seeds[row.index] for row in rows]
             began = time.monotonic()
@@ -255,8 +279,9 @@ class Engine:
 
     def _load(self, choice, future):
         try:
-            self._models.forget()
-            self._models.pipeline(choice, "generate")
+            with self._loading:
+                self._models.forget()
+                self._models.pipeline(choice, "generate")
             self.choice = choice
             future.set_result(None)
         except Exception as error:  # noqa: BLE001 (the future has it)

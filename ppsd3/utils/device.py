@@ -67,6 +67,15 @@ def tune_thread() -> None:
         _tune_new_thread()
 
 
+def share_cores(calls: int) -> None:
+    """Gives the present thread, one of ``calls`` that draw at once, its part of the process's CPU threads."""
+    from .paddle_internals import set_num_threads
+
+    tune_thread()
+    if _threads is not None:
+        set_num_threads(max(1, _threads // calls))
+
+
 def _tune_new_thread():
     from .paddle_internals import leave_static_mode_of_others, set_num_threads
     from .threads import process_wide
