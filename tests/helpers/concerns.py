@@ -84,7 +84,7 @@ class Components(Drawing):
 
     def test_to(self, pipe):
         """Every network changes its dtype where it is, and back, without a loss on the way through float64."""
-        expected = self.draw(pipe)
+        expected, home = self.draw(pipe), pipe.device
 
         def dtypes():
             networks = (part for part in pipe.components.values() if isinstance(part, paddle.nn.Layer))
@@ -94,7 +94,7 @@ class Components(Drawing):
             assert pipe.to("cpu", "float64") is pipe
             assert dtypes() == {paddle.float64} and pipe.device.is_cpu_place()
         finally:
-            pipe.to("float32")
+            pipe.to(home, "float32")
         assert dtypes() == {paddle.float32}
         assert np.array_equal(self.draw(pipe), expected)
 

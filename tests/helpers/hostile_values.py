@@ -23,6 +23,7 @@ import ppsd3
 from ppsd3.utils.errors import PPSD3Error
 
 from . import tiny
+from .tiny import picture
 
 
 class Strange:
@@ -178,13 +179,8 @@ def run(some):
 # What is tried
 
 
-def picture(seed=0):
-    """An RGB picture of the tiny pipeline's size."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype="uint8"))
-
-
 def mask():
-    """Its mask."""
+    """The mask of a picture."""
     array = np.zeros((tiny.SIDE, tiny.SIDE), "uint8")
     array[10:40, 10:40] = 255
     return Image.fromarray(array)

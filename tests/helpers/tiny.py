@@ -170,3 +170,19 @@ def make_pipeline(seed=0, **transformer):
     pipe = StableDiffusion3Pipeline(**make_components(seed, **transformer))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def picture(seed=0):
+    """An RGB picture of the pipeline's size."""
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype="uint8"))
+
+
+def mask():
+    """A mask of that size: a white square."""
+    from PIL import Image
+
+    array = np.zeros((SIDE, SIDE), "uint8")
+    array[10:50, 10:50] = 255
+    return Image.fromarray(array)

@@ -1,24 +1,12 @@
 """The concerns of ``helpers.concerns`` over every pipeline."""
 
-import numpy as np
 import pytest
 from helpers import tiny
 from helpers.concerns import EveryConcern
-from PIL import Image
+from helpers.tiny import mask, picture
 
 import ppsd3
 from ppsd3.pipelines.component_classes import PIPELINE_CLASSES
-
-
-def picture(seed=0):
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype="uint8"))
-
-
-def mask():
-    array = np.zeros((tiny.SIDE, tiny.SIDE), "uint8")
-    array[10:50, 10:50] = 255
-    return Image.fromarray(array)
 
 
 def controlnet(**config):

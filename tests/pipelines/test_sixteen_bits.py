@@ -11,7 +11,7 @@ import paddle
 import pytest
 from helpers import ip_adapters, tiny
 from helpers.sixteen_bits import sixteen_bits
-from PIL import Image
+from helpers.tiny import mask, picture
 from safetensors.numpy import save_file
 
 import ppsd3
@@ -67,17 +67,6 @@ SAMPLERS = {
     "UniPC": UniPCMultistepScheduler(flow_shift=3.0),
 }
 CACHES = {"Taylor": TaylorCache(2, warmup=1), "Easy": EasyCache(5.0, warmup=2), "first block": FirstBlockCache(5.0, 2)}
-
-
-def picture(seed=0):
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (tiny.SIDE, tiny.SIDE, 3), dtype="uint8"))
-
-
-def mask():
-    array = np.zeros((tiny.SIDE, tiny.SIDE), "uint8")
-    array[10:50, 10:50] = 255
-    return Image.fromarray(array)
 
 
 def controlnet(dtype, **config):
