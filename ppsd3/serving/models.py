@@ -206,7 +206,7 @@ class Models:
     def _change_loras(self, choice):
         from ..cli.options import load_loras
 
-        if self.choice.lora:
+        if self.choice is not None and self.choice.lora:
             self._base.unload_lora_weights()
         load_loras(self._base, choice.lora)
 

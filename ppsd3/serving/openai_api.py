@@ -127,7 +127,7 @@ def add_routes(app: Any, service: Service) -> None:
             if error is not None:
                 yield f"event: error\ndata: {json.dumps(http_error(error).body)}\n\n"
                 return
-            usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+            usage: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
             usage["input_tokens_details"] = {"image_tokens": 0, "text_tokens": 0}  # nothing is counted in tokens here
             for index, picture in enumerate(job.result()):
                 yield event("completed", picture, await encoded(index, picture), usage=usage)
@@ -213,6 +213,6 @@ def _mask(content):
     from PIL import ImageOps
 
     alpha = decode_picture(content, "mask", 4).getchannel("A")
-    if alpha.getextrema()[0] > 127:
+    if not any(alpha.histogram()[:128]):
         raise InputError("`mask` has no transparent part, which is what would be drawn anew.")
     return ImageOps.invert(alpha)
