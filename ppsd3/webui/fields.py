@@ -103,12 +103,12 @@ def _group(arguments: type, name: str) -> str:
 @functools.cache
 def guidances() -> dict[str, tuple[Field, ...]]:
     """Name of each guidance of ppsd3 that is more than a scale -> what its constructor takes beside the scale."""
-    import ppsd3
+    from ..pipelines.stable_diffusion_3 import guidance
 
     found = {}
-    for name in ppsd3.__all__:
-        value = getattr(ppsd3, name)
-        if inspect.isclass(value) and issubclass(value, ppsd3.Guidance) and not inspect.isabstract(value):
+    for name, value in vars(guidance).items():
+        is_public = inspect.isclass(value) and not name.startswith("_")
+        if is_public and issubclass(value, guidance.Guidance) and not inspect.isabstract(value):
             taken = _constructor_fields(value)
             if taken:
                 found[name] = taken
@@ -151,7 +151,7 @@ def make_guidance(name: str, scale: float, values: dict[str, Any]) -> Any:
     Raises:
         InputError: there is no such guidance, or it refuses a value.
     """
-    import ppsd3
+    from ..pipelines.stable_diffusion_3 import guidance
 
     if not name:
         return None
@@ -161,4 +161,4 @@ def make_guidance(name: str, scale: float, values: dict[str, Any]) -> Any:
     missing = [field.name for field in guidances()[name] if read[field.name] is None and field.default is None]
     if "layers" in missing:
         raise InputError(f"{name} needs `layers`, the layers to leave out. Give their numbers, e.g. 7 8 9.")
-    return getattr(ppsd3, name)(scale, **{key: value for key, value in read.items() if value is not None})
+    return getattr(guidance, name)(scale, **{key: value for key, value in read.items() if value is not None})
