@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
+import socket
 import threading
+import time
 import webbrowser
+from concurrent.futures import Future, wait
 from typing import Any
 
 from ..utils.errors import InputError
@@ -13,6 +15,8 @@ from .options import DEFAULT_MODEL, DTYPES
 
 _PASSWORD = "PPSD3_PASSWORD"
 _LOCAL = "127.0.0.1"
+_MOST_PORT = 65535
+_SOON = 5  # seconds in which most models are loaded, or known to be none
 
 
 def add_arguments(parser: Any) -> None:
@@ -47,21 +51,55 @@ def run(arguments: Any) -> None:
         raise InputError(f"--models {arguments.models} is no directory. Name one that holds checkpoints.")
     from ..webui.app import import_gradio, make_app, private_uploads
 
-    with private_uploads() as uploads:
+    with private_uploads() as uploads, _listening(arguments.listen or _LOCAL, arguments.port) as listening:
         import_gradio()
         import uvicorn
 
         from ..serving import Catalog, Engine, ModelChoice
+        from ..serving.guard import guarded_protocol
         from ..webui.drawing import Studio
+        from ..webui.pictures import accept_only_pictures
 
+        accept_only_pictures()
         choice = ModelChoice(arguments.model, dtype=arguments.dtype, device=arguments.device)
-        with Engine(choice, most_waiting=arguments.most_waiting) as engine:
-            studio = Studio(engine, Catalog(choice, arguments.models), arguments.output)
-            app = make_app(studio, uploads, password, is_local=arguments.listen is None)
-            host = arguments.listen or _LOCAL
-            server = uvicorn.Server(uvicorn.Config(app, host, arguments.port, log_level="warning", access_log=False))
-            _announce(server, host, arguments.open)
-            server.run()
+        engine = Engine(choice, most_waiting=arguments.most_waiting)
+        studio = Studio(engine, Catalog(choice, arguments.models), arguments.output)
+        app = make_app(studio, uploads, password, is_local=arguments.listen is None)
+        config = uvicorn.Config(
+            app,
+            http=guarded_protocol(),
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,  # a page that is open would hold the process
+        )
+        server = uvicorn.Server(config)
+        loaded = engine.start()
+        loaded.add_done_callback(lambda done: setattr(server, "should_exit", done.exception() is not None))
+        _announce(server, loaded, listening, arguments.open)
+        try:
+            server.run([listening])
+        finally:
+            engine.close()
+        loaded.result(0)  # why the page ended, if it was for want of a model
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; of IPv6 if the address is."""
+    if not 0 <= port <= _MOST_PORT:
+        raise InputError(f"--port {port} is no port. Give 1 to {_MOST_PORT}, or 0 for any that is free.")
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror as error:
+        raise InputError(f"--listen {host} is no address of this machine: {error.strerror}. Give another.") from error
+    except OSError as error:
+        raise InputError(
+            f"The page cannot listen at {host}, port {port}: {os.strerror(error.errno or 0)}. Give another --port, 0 for "
+            "any that is free, or another --listen."
+        ) from error
 
 
 def _password(arguments: Any) -> str | None:
@@ -79,18 +117,18 @@ def _password(arguments: Any) -> str | None:
     return password
 
 
-def _announce(server: Any, host: str, opens: bool) -> None:
-    """Prints the address when the server has begun, and opens it in the browser."""
+def _announce(server: Any, loaded: Future[None], listening: socket.socket, opens: bool) -> None:
+    """Prints the address when the server has begun, and opens it in the browser; not if there is no such model."""
+    host, port = listening.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
     def announce() -> None:
         while not server.started and not server.should_exit:
-            threading.Event().wait(0.05)
-        if server.should_exit:
-            return
-        port = server.servers[0].sockets[0].getsockname()[1]
-        address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-        print(address, file=sys.stdout, flush=True)
-        if opens:
-            webbrowser.open(address)
+            time.sleep(0.05)
+        wait([loaded], _SOON)
+        if server.started and not server.should_exit:
+            print(address, flush=True)
+            if opens:
+                webbrowser.open(address)
 
     threading.Thread(target=announce, name="ppsd3-announce", daemon=True).start()

@@ -34,6 +34,7 @@ _TASKS = ("generate", "img2img", "inpaint", "control")
 _SENT = {"img2img": "image", "inpaint": "editor", "control": "source"}  # tab -> the part that takes a picture
 _SEND = {"img2img": "Send to image to image", "inpaint": "Send to inpainting", "control": "Send to ControlNet"}
 _INTERVAL = 0.1  # seconds between two looks at a drawing
+_UPLOADS = (3600, 86400)  # seconds between two looks for old uploads, and when one is old
 _MOST_SHOWN = 60
 _MOST_SEED = 2**32
 
@@ -58,7 +59,8 @@ class Page:
         self.forms: dict[str, TaskForm] = {}
         self.outputs: dict[str, tuple[Any, Any]] = {}  # tab -> its status and its result
         words = self.words
-        with gr.Blocks(title=f"ppsd3: {words('Stable Diffusion 3 on PaddlePaddle')}", analytics_enabled=False) as page:
+        title = f"ppsd3: {words('Stable Diffusion 3 on PaddlePaddle')}"
+        with gr.Blocks(title=title, analytics_enabled=False, delete_cache=_UPLOADS) as page:
             self.saved = gr.BrowserState({}, storage_key="ppsd3", secret="ppsd3")
             self._header()
             with gr.Accordion(words("Model"), open=False):
@@ -306,12 +308,12 @@ class Page:
     # What happens
 
     def _connect_drawing(self, tab, parts, events, cancel, forms):
+        import gradio as gr
+
         names, (status, result) = list(parts), self.outputs[tab]
         of_tab = self.forms[tab].parts if tab in self.forms else {}
 
         async def draw(saved, *held) -> AsyncIterator[Any]:
-            import gradio as gr
-
             values = dict(zip(names, held))
             try:
                 drawing = await asyncio.to_thread(lambda: self.studio.draw(*forms(values)))
@@ -327,15 +329,16 @@ class Page:
             async for shown in self._follow(tab, drawing):
                 yield (*shown, saved)
 
-        for event in events:
-            event(
-                draw,
-                [self.saved, *parts.values()],
-                [status, result, self.saved],
-                show_progress="hidden",
-                concurrency_limit=None,
-                api_visibility="private",
-            )
+        gr.on(
+            events,
+            draw,
+            [self.saved, *parts.values()],
+            [status, result, self.saved],
+            show_progress="hidden",
+            concurrency_limit=None,
+            trigger_mode="once",  # a second click waits for the end of the first, or for Cancel
+            api_visibility="private",
+        )
         cancel.click(lambda saved: self._cancel(saved, tab), self.saved, None, queue=False, api_visibility="private")
 
     async def _follow(self, tab: str, drawing: Drawing) -> AsyncIterator[tuple[Any, Any]]:

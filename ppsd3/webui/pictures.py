@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from ..utils.errors import InputError
+from ..utils.images import FORMATS
 
 _LOW, _HIGH = 40, 100  # gradients below and above which Canny's method drops and keeps an edge, of 8-bit greys
 _MOST_PIXELS = 4096 * 4096
@@ -65,6 +67,15 @@ PREPROCESSORS = {
     "inverted": lambda picture: ImageOps.invert(picture.convert("RGB")),
     "soft": lambda picture: picture.convert("RGB").filter(ImageFilter.GaussianBlur(max(picture.size) / 64)),
 }
+
+
+def accept_only_pictures() -> None:
+    """Makes PIL in this process, which opens what people upload, refuse files that are not of ppsd3's formats and those
+    of more than 4096 x 4096 pixels, before it decodes them."""
+    Image.init()
+    Image.ID[:] = [name for name in Image.ID if name in FORMATS]
+    Image.MAX_IMAGE_PIXELS = _MOST_PIXELS
+    warnings.simplefilter("error", Image.DecompressionBombWarning)  # PIL's error begins at twice as many
 
 
 def preprocess(name: str, picture: Image.Image | None) -> Image.Image | None:
