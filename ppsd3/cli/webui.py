@@ -97,8 +97,8 @@ def _listening(host: str, port: int) -> socket.socket:
         raise InputError(f"--listen {host} is no address of this machine: {error.strerror}. Give another.") from error
     except OSError as error:
         raise InputError(
-            f"The page cannot listen at {host}, port {port}: {os.strerror(error.errno or 0)}. Give another --port, 0 for "
-            "any that is free, or another --listen."
+            f"The page cannot listen at {host}, port {port}: {os.strerror(error.errno or 0)}. Give another --port, 0 "
+            "for any that is free, or another --listen."
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import json
 import os
 import re
 import tempfile
@@ -77,25 +78,34 @@ class Guard:
                 return {"type": "http.disconnect"}
             return message
 
+        passed_on = limited
+        if not _header(scope, b"content-type").startswith("multipart/form-data"):
+            body = await _read(limited)
+            if body is None:
+                return
+            if not self._names_own_files(body):
+                await _answer(send, 400, "This body is not one that the page sends.")
+                return
+            passed_on = _replayed(body, limited)
+
         async def with_headers(message: _Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
-        await self.app(scope, limited, with_headers)
+        await self.app(scope, passed_on, with_headers)
 
     def _refusal(self, scope: Any) -> tuple[int, str] | None:
         """(status, text), or None if the request may pass."""
-        headers = {name.lower(): value for name, value in scope["headers"]}
-        host = headers.get(b"host", b"").decode("latin-1")
+        host = _header(scope, b"host")
         if self.hosts is not None and _host_name(host) not in self.hosts:
             return 403, "This page is for the machine that it runs on."
-        origin = headers.get(b"origin", b"").decode("latin-1")
+        origin = _header(scope, b"origin")
         if origin and urllib.parse.urlsplit(origin).netloc != host:
             return 403, "Another site may not use this page."
-        if self._password is not None and not self._is_known(headers.get(b"authorization", b"")):
+        if self._password is not None and not self._is_known(_header(scope, b"authorization")):
             return 401, "A password is needed."
-        length = headers.get(b"content-length", b"0")
+        length = _header(scope, b"content-length") or "0"
         if not length.isdigit():
             return 400, "The length of the body is no number."
         if int(length[:20]) > _MOST_BODY:
@@ -105,22 +115,71 @@ class Guard:
             return 403, "This file is not served."
         return None
 
-    def _is_known(self, header: bytes) -> bool:
-        kind, _, encoded = header.partition(b" ")
+    def _is_known(self, header: str) -> bool:
+        kind, _, encoded = header.partition(" ")
         try:
             given = base64.b64decode(encoded, validate=True).partition(b":")[2]
         except ValueError:
             given = b""
         assert self._password is not None
-        return hmac.compare_digest(given, self._password) and kind.lower() == b"basic"
+        return hmac.compare_digest(given, self._password) and kind.lower() == "basic"
+
+    def _names_own_files(self, body: bytes) -> bool:
+        """Whether a body in JSON names files that may be served, and no other ones. Gradio does not look at them in a
+        page that another application mounts, and copies whatever file an event names to where it serves it from."""
+        try:
+            left = [json.loads(body or b"null")]
+        except (ValueError, RecursionError):
+            return False
+        while left:
+            value = left.pop()
+            if isinstance(value, dict):
+                path = value.get("path")
+                if path and not (isinstance(path, str) and os.path.isabs(path) and self._may_be_read(path)):
+                    return False
+                left += value.values()
+            elif isinstance(value, list):
+                left += value
+        return True
 
     def _may_be_read(self, path: str) -> bool:
+        if "\0" in path:
+            return False
         real = os.path.realpath(path if path.startswith("/") or os.path.isabs(path) else "/" + path)
         return any(os.path.commonpath([real, d]) == d for d in self.directories if _same_drive(real, d))
 
 
 def _same_drive(a: str, b: str) -> bool:
     return os.path.splitdrive(a)[0] == os.path.splitdrive(b)[0]
+
+
+def _header(scope: Any, name: bytes) -> str:
+    """The first header of this name, which Starlette takes as well; "" without one."""
+    return next((value for key, value in scope["headers"] if key.lower() == name), b"").decode("latin-1")
+
+
+async def _read(receive: _Receive) -> bytes | None:
+    """The whole body; None if the client leaves."""
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: _Receive) -> _Receive:
+    """``receive`` for whoever comes next, to whom the body that was read comes again."""
+    left = [body]
+
+    async def replayed() -> _Message:
+        if left:
+            return {"type": "http.request", "body": left.pop(), "more_body": False}
+        return await receive()
+
+    return replayed
 
 
 def _host_name(host: str) -> str:
@@ -169,7 +228,7 @@ def make_app(studio: Studio, uploads: str, password: str | None = None, is_local
             path=f"/{language}",
             allowed_paths=[studio.output],
             max_file_size=MOST_UPLOAD,
-            show_error=True,  # why an upload is refused
+            show_error=False,
             footer_links=[],
             theme=_theme(gradio),
             css=_CSS,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Optional
 
+from PIL import Image
+
 from ..cli.options import CACHES, SCHEDULERS
 from .drawing import MOST_LORAS, Form, Studio, task_fields
 from .fields import COMMON, Field, guidances
@@ -28,7 +30,7 @@ def component_of(field: Field, words: Words, **options: Any) -> Any:
     meaning = words.meaning(field)
     if field.kind in _PICTURES:
         mode = "L" if "mask" in field.name else "RGB"
-        return gr.Image(type="pil", image_mode=mode, sources=["upload", "clipboard"], height=_SIDE, **shared)
+        return picture_input(words, image_mode=mode, height=_SIDE, **shared)
     shared["info"] = meaning
     default = None if field.of_checkpoint else field.default
     if field.kind == "flag":
@@ -39,6 +41,25 @@ def component_of(field: Field, words: Words, **options: Any) -> Any:
         shared["placeholder"] = words("auto")
     lines = 2 if field.name in _TALL else 1
     return gr.Textbox(field.shown(default), lines=lines, max_lines=8, max_length=_MOST_CHARACTERS, **shared)
+
+
+def picture_input(words: Words, **options: Any) -> Any:
+    """A component that takes a picture, and is emptied, with a word why, if an upload is none."""
+    import gradio as gr
+
+    component = gr.Image(type="pil", sources=["upload", "clipboard"], **options)
+
+    def check(upload: Any) -> Any:
+        try:
+            with Image.open(upload["path"]) as picture:
+                picture.load()
+        except Exception:  # noqa: BLE001 (whatever PIL raises for a stranger's bytes)
+            gr.Warning(words("This is no picture, a damaged one, or one of more than 4096 x 4096 pixels."))
+            return None
+        return gr.skip()
+
+    component.upload(check, component, component, preprocess=False, show_progress="hidden", api_visibility="private")
+    return component
 
 
 def brush_for(size: tuple[int, int]) -> Any:

@@ -17,7 +17,7 @@ from ..cli.png import describe, read_settings
 from ..utils.errors import InputError, PPSD3Error
 from ..utils.logging import get_logger
 from .drawing import Drawing, Form, Studio, form_of_png, task_fields
-from .forms import ModelForm, TaskForm, brush_for, plain_values, read_form, shown_form
+from .forms import ModelForm, TaskForm, brush_for, picture_input, plain_values, read_form, shown_form
 from .pictures import PREPROCESSORS, preprocess
 from .wording import LANGUAGES, Words
 
@@ -149,9 +149,7 @@ class Page:
         words, parts = self.words, {}
         nets = list(self.studio.controlnets())
         parts["controlnet"] = gr.Dropdown(nets, value=nets[0], label=words("ControlNet model"))
-        parts["source"] = gr.Image(
-            type="pil", image_mode="RGB", sources=["upload", "clipboard"], label=words("Picture"), elem_id="source"
-        )
+        parts["source"] = picture_input(words, image_mode="RGB", label=words("Picture"), elem_id="source")
         parts["preprocessor"] = gr.Dropdown(
             [(words(name), name) for name in PREPROCESSORS],
             value="as it is",

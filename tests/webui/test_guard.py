@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 
 import pytest
 
@@ -23,7 +24,7 @@ async def page(scope, receive, send):
 
 
 def ask(guard, path="/", body=(b"",), **headers):
-    """(status, headers) of the answer; None if there is none."""
+    """(status, headers, body) of the answer; None if there is none."""
     sent, parts = [], list(body)
 
     async def receive():
@@ -35,7 +36,7 @@ def ask(guard, path="/", body=(b"",), **headers):
     named = {"host": "127.0.0.1:7860", **headers}
     raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in named.items()]
     asyncio.run(guard({"type": "http", "path": path, "headers": raw}, receive, send))
-    return (sent[0]["status"], dict(sent[0]["headers"])) if sent else None
+    return (sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"]) if sent else None
 
 
 @pytest.fixture
@@ -79,11 +80,34 @@ def test_files_outside_are_not_served(local, tmp_path):
         assert ask(local, path)[0] == 403, path
 
 
+def test_events_may_not_name_other_files(local, tmp_path):
+    """A mounted Gradio page would copy the file to where it serves it from."""
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "out" / "link").symlink_to(tmp_path / "secret")
+
+    def event(path):
+        body = json.dumps({"data": ["a", [{"value": {"path": path, "meta": {"_type": "gradio.FileData"}}}]]}).encode()
+        return ask(local, body=[body[:9], body[9:]], content_type="application/json")[0]
+
+    assert event(f"{tmp_path}/out/a.png") == event(None) == 200
+    for path in (f"{tmp_path}/secret", f"{tmp_path}/out/../secret", f"{tmp_path}/out/link", "a.png", ["/etc/passwd"], 7,
+                 "http://elsewhere.example/a.png", "file:///etc/passwd", f"{tmp_path}/out/\0"):  # fmt: skip
+        assert event(path) == 400, path
+    assert ask(local, body=[b"[" * 100_000], content_type="application/json")[0] == 400
+    assert ask(local, body=[b"path=/etc/passwd"], content_type="text/plain")[0] == 400
+
+
+def test_the_body_that_was_looked_at_comes_whole(local):
+    body = json.dumps({"data": "x" * 5000}).encode()
+    assert ask(local, body=[body[:2000], body[2000:]])[2] == str(len(body)).encode()
+
+
 def test_large_bodies_are_refused_however_they_come(local):
     assert ask(local, content_length=str(2 * MOST_UPLOAD))[0] == 413
     assert ask(local, content_length="x")[0] == 400
-    assert ask(local, body=[b"0" * (1 << 20)] * 30) is None  # it stops reading
-    assert ask(local, body=[b"0" * (1 << 20)] * 2)[0] == 200
+    for kind in ("multipart/form-data; boundary=x", "application/json"):
+        assert ask(local, body=[b"1" * (1 << 20)] * 30, content_type=kind) is None  # it stops reading
+    assert ask(local, body=[b"0" * (1 << 20)] * 2, content_type="multipart/form-data; boundary=x")[0] == 200
 
 
 def test_a_password_is_asked_for(tmp_path):
