@@ -37,7 +37,7 @@ def component_of(field: Field, words: Words, **options: Any) -> Any:
         return gr.Checkbox(bool(default), **shared)
     if field.kind in ("whole", "number") and default is not None:  # Gradio shows an empty number as 0
         return gr.Number(default, precision=0 if field.kind == "whole" else None, step=_STEPS[field.kind], **shared)
-    if field.of_checkpoint:
+    if field.of_checkpoint or field.kind in ("whole", "number"):
         shared["placeholder"] = words("auto")
     lines = 2 if field.name in _TALL else 1
     return gr.Textbox(field.shown(default), lines=lines, max_lines=8, max_length=_MOST_CHARACTERS, **shared)

@@ -35,6 +35,7 @@ _SENT = {"img2img": "image", "inpaint": "editor", "control": "source"}  # tab ->
 _SEND = {"img2img": "Send to image to image", "inpaint": "Send to inpainting", "control": "Send to ControlNet"}
 _INTERVAL = 0.1  # seconds between two looks at a drawing
 _UPLOADS = (3600, 86400)  # seconds between two looks for old uploads, and when one is old
+_BUTTONS = ["download", "fullscreen"]  # of pictures: without the one that shares them on the internet
 _MOST_SHOWN = 60
 _MOST_SEED = 2**32
 
@@ -122,6 +123,7 @@ class Page:
                     object_fit="contain",
                     elem_id=f"{task}-result",
                     interactive=False,
+                    buttons=_BUTTONS,
                 )
                 self.outputs[task] = status, result
                 again = gr.Button(words("Use this seed again"), size="sm", elem_id=f"{task}-again")
@@ -277,7 +279,12 @@ class Page:
         gr.Markdown(f"{words('Output directory')}: `{self.studio.output}`")
         refresh = gr.Button(words("Refresh"), size="sm", elem_id="refresh")
         self.gallery = gr.Gallery(
-            label=words("Gallery"), columns=4, object_fit="contain", interactive=False, elem_id="gallery"
+            label=words("Gallery"),
+            columns=4,
+            object_fit="contain",
+            interactive=False,
+            buttons=_BUTTONS,
+            elem_id="gallery",
         )
         self.chosen = gr.State(None)  # the file that is selected
         self.gallery_settings = gr.Textbox(

@@ -182,6 +182,16 @@ def test_a_png_with_impossible_settings_is_refused(new_tab, tmp_path):
     assert field(tab, "generate", "prompt").input_value() == ""
 
 
+def test_an_upload_that_is_no_picture_is_refused(new_tab, tmp_path):
+    tab = new_tab("zh")
+    open_tab_of(tab, "ControlNet")
+    tab.locator("#source").wait_for()
+    (tmp_path / "none.png").write_text("hello")
+    tab.set_input_files("#source input[type=file]", tmp_path / "none.png")
+    tab.get_by_text("这不是图像").first.wait_for()
+    assert tab.locator("#source img").count() == 0
+
+
 def test_the_language_changes_and_the_form_stays(new_tab):
     tab = new_tab()
     ask(tab, prompt="a red circle", num_inference_steps=FEW)
@@ -307,6 +317,12 @@ def test_nothing_else_is_served(new_tab, served):
         assert get(served_at + path).status == 403, path
         assert get(served_at + path.replace("/", "%2F")).status in (403, 404), path
     assert get(served.address, headers={"Host": "evil.example"}).status == 403
+    event = {
+        "fn_index": 0,
+        "session_hash": "x",
+        "data": [{"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}],
+    }
+    assert tab.request.post(f"{served.address}en/gradio_api/queue/join", data=event).status == 400
     refused = tab.request.post(
         f"{served.address}en/gradio_api/upload",
         multipart={"files": {"name": "large.png", "mimeType": "image/png", "buffer": b"0" * 22_000_000}},
