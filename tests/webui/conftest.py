@@ -53,12 +53,18 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def chromium():
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     with sync_playwright() as playwright:
         # the system's browser where there is one, else Playwright's own
         found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        except Error as error:
+            pytest.fail(
+                "There is no Chromium that starts. Install Debian's packages chromium and fonts-noto-cjk, or run "
+                f"`playwright install chromium`. ({error})"
+            )
         yield browser
         browser.close()
 
