@@ -53,7 +53,6 @@ def run(arguments):
     engine = Engine(choice, Limits(**given), waiting, arguments.at_once, arguments.batch)
     service = Service(engine, Catalog(choice, arguments.models), arguments.key_file, arguments.log_prompts)
     try:
-        engine.start().result()
         serve(service, arguments.host, arguments.port, arguments.grace)
     finally:
         engine.close()

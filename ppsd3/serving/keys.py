@@ -101,6 +101,7 @@ def _read(line, source):
     wrong = [name for name, value in values.items() if name not in kinds or not isinstance(value, kinds[name])]
     limits = values.get("limits", {})
     wrong += [n for n, v in limits.items() if n not in _LIMITS or not isinstance(v, (int, float))]
-    if wrong or len(values.get("sha256", "")) != 64:
-        raise InputError(f"{source}: {(wrong or ['sha256'])[0]!r} is not as `ppsd3 serve --make-key` writes it.")
+    wrong += [name for name, length in (("name", 1), ("sha256", 64)) if len(str(values.get(name, ""))) < length]
+    if wrong:
+        raise InputError(f"{source}: {wrong[0]!r} is not as `ppsd3 serve --make-key` writes it.")
     return Key(**values)

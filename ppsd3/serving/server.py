@@ -4,7 +4,10 @@
 import asyncio
 import contextlib
 import ipaddress
+import math
 import signal
+import socket
+import threading
 import time
 from typing import Any
 
@@ -16,6 +19,7 @@ from .service import LEFT, HTTPError, Service, http_error
 
 MOST_BODY_BYTES = 32 << 20
 MOST_CONNECTIONS = 1000
+_ANSWER_SECONDS = 10  # for the answers, after the engine has stopped
 _QUIET = ("/health", "/ready", "/metrics")  # not logged: machines ask every few seconds
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -98,8 +102,7 @@ class _Watched:
         except ClientDisconnect:
             status = status or LEFT
         except Exception as error:  # noqa: BLE001 (whatever it is, the client gets an answer, and the log its kind)
-            if http_error(error).status >= 500:
-                self.service.log_error(error)
+            self.service.log_error(error)
             if not status:
                 await (await self.answer(None, error))(scope, receive, sending)
         took = time.monotonic() - began
@@ -153,27 +156,70 @@ def check_packages() -> None:
         raise InputError(f"{missing[0]} is not installed. Install the server: pip install 'ppsd3[server]'.")
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: the address is not one of this machine's, the port is taken, or not allowed.
+    """
+    if not 0 <= port < 1 << 16:
+        raise InputError(f"--port {port} is no port. They are from 0, any that is free, to 65535.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS)
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]
+        raise InputError(
+            f"Cannot listen on {host}, port {port}: {reason}. Choose others by --host and --port."
+        ) from None
+
+
 def serve(service: Service, host: str, port: int, grace: float) -> None:
-    """Serves until SIGINT or SIGTERM, then gives what was accepted ``grace`` seconds. SIGHUP reloads."""
+    """Serves until SIGINT or SIGTERM, then gives what was accepted ``grace`` seconds and refuses the rest. SIGHUP
+    reloads. Requests that come while the model is loaded wait for it.
+
+    Raises:
+        InputError: it cannot listen.
+        PPSD3Error: the model cannot be loaded.
+    """
     import uvicorn
 
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets=None):  # type: ignore[no-untyped-def]
+            """What is left after ``grace`` is answered by 503, not cut."""
+            closing = asyncio.ensure_future(asyncio.to_thread(service.engine.close, grace))
+            await super().shutdown(sockets)
+            await closing
+
+    def on_load(loaded):
+        if loaded.exception() is None:
+            service.log(event="ready", model=service.catalog.name_of(service.engine.choice))
+        else:
+            server.should_exit = True
+
     check_address(host, service.key_file)
+    if grace < 0:
+        raise InputError(f"--grace {grace:g} is less than 0.")
     config = uvicorn.Config(
         make_app(service),
-        host=host,
-        port=port,
         http=guarded_protocol(),
         ws="none",
-        log_level="warning",
+        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=10,
-        timeout_graceful_shutdown=max(1, int(grace)),
+        timeout_graceful_shutdown=math.ceil(grace) + _ANSWER_SECONDS,
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
     )
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda number, frame: service.reload())
-    service.log(event="listening", address=f"http://{host}:{port}", version=__version__)
-    uvicorn.Server(config).run()
+    server = Server(config)
+    with listen(host, port) as listening:
+        if hasattr(signal, "SIGHUP"):  # in a thread of its own: a handler may interrupt the owner of a lock
+            signal.signal(signal.SIGHUP, lambda number, frame: threading.Thread(target=service.reload).start())
+        service.log(event="listening", address=f"http://{host}:{listening.getsockname()[1]}", version=__version__)
+        loaded = service.engine.start()
+        loaded.add_done_callback(on_load)
+        server.run(sockets=[listening])
+    if server.should_exit and loaded.done():
+        loaded.result()

@@ -93,9 +93,19 @@ class Service:
             self.keys = read_keys(self.key_file)
 
     def reload(self) -> None:
-        """Reads the keys and loads the model again; what waits is drawn by the new one."""
-        self.read_keys()
-        self.engine.load(self.engine.choice)
+        """Reads the keys and loads the model again; what waits is drawn by the new one. If the keys cannot be read the
+        old ones stay. The log has what became of it."""
+        if self.key_file is not None:
+            try:
+                self.read_keys()
+                self.log(event="keys", read=len(self.keys))
+            except PPSD3Error as error:
+                self.log(event="keys", kept=len(self.keys), text=str(error))
+        self.engine.load(self.engine.choice).add_done_callback(self._log_load)
+
+    def _log_load(self, loaded):
+        error = loaded.exception()
+        self.log(event="model", loaded=error is None, text=None if error is None else str(error))
 
     def key_of(self, headers: Mapping[str, str]) -> Key:
         """Who asks: by ``Authorization: Bearer KEY``, as OpenAI's clients do, or by a password, as A1111's do.
@@ -167,6 +177,9 @@ class Service:
         """
         left = asyncio.ensure_future(_left(request))
         drawn = asyncio.wrap_future(job.future)
+        drawn.add_done_callback(
+            lambda future: future.cancelled() or future.exception()
+        )  # asyncio logs what nobody takes
         try:
             await asyncio.wait({left, drawn}, return_when=asyncio.FIRST_COMPLETED)
             if not drawn.done():
@@ -182,7 +195,10 @@ class Service:
         print(json.dumps({"time": round(time.time(), 3), **facts}, ensure_ascii=True), file=sys.stderr, flush=True)
 
     def log_error(self, error: BaseException) -> None:
-        """The kind and place of a defect; its message, which may quote a prompt, only if the service logs prompts."""
+        """The kind and place of a defect, or why there is no model; the message, which may quote a prompt, only if the
+        service logs prompts. Of what the client is to mend there is no more than the line of its request."""
+        if http_error(error).code not in ("internal_error", "model_not_loaded"):
+            return
         frames = traceback.extract_tb(error.__traceback__)[-5:]
         where = [f"{os.path.basename(frame.filename)}:{frame.lineno}" for frame in frames]
         text = str(error)[:1000] if self.log_prompts else None
@@ -192,7 +208,7 @@ class Service:
         """What became of a job. Prompts are in it only if the service was told so."""
         texts = {"prompt": job.request.arguments.get("prompt")} if self.log_prompts else {}
         error = None if job.future.cancelled() else job.future.exception()
-        if error is not None and http_error(error).status >= 500:
+        if error is not None:
             self.log_error(error)
         ended = job.ended or time.monotonic()
         waited = (job.began or ended) - job.accepted

@@ -5,11 +5,16 @@ import concurrent.futures
 import io
 import json
 import os
+import signal
 import statistics
+import subprocess
+import sys
 import threading
 import time
+import types
 import urllib.error
 import urllib.request
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -20,6 +25,8 @@ from PIL import Image
 import ppsd3
 from ppsd3.cli.main import main
 from ppsd3.cli.png import SETTINGS_KEY
+from ppsd3.serving.server import listen
+from ppsd3.utils.errors import InputError
 
 pytestmark = pytest.mark.server
 
@@ -260,6 +267,23 @@ def test_keys(pipe, tmp_path, capsys):
         assert ask(server, "/health")[0] == ask(server, "/ready")[0] == ask(server, "/metrics")[0] == 200
 
 
+def test_keys_that_cannot_be_read_again_leave_the_old_ones(pipe, tmp_path, capfd):
+    from ppsd3.serving import keys
+
+    file = tmp_path / "keys"
+    old = keys.make_key(str(file), "old")
+    with served(pipe, key_file=str(file)) as server:
+        for broken in (b"{", b"\xff\xfe", json.dumps({"sha256": "a" * 64}).encode(), None):
+            file.unlink() if broken is None else file.write_bytes(broken)
+            server.service.reload()
+            lines = [json.loads(line) for line in capfd.readouterr().err.splitlines() if '"keys"' in line]
+            assert [line["kept"] for line in lines] == [1]
+            assert ask(server, "/v1/models", key=old)[0] == 200
+        new = keys.make_key(str(file), "new")
+        server.service.reload()
+        assert [ask(server, "/v1/models", key=key)[0] for key in (old, new)] == [401, 200]
+
+
 def test_every_stored_hash_is_compared_whatever_is_given(tmp_path, monkeypatch):
     """The same work for a key that is right, nearly right and wrong: nothing stops at the first difference."""
     from ppsd3.serving import keys
@@ -273,6 +297,54 @@ def test_every_stored_hash_is_compared_whatever_is_given(tmp_path, monkeypatch):
         compared.clear()
         keys.find_key(stored, given)
         assert compared == [(64, 64)] * 5
+
+
+# The process
+
+
+def test_signals(tiny_checkpoint):
+    """SIGHUP loads again; SIGTERM lets what was accepted end, and the port is one server's."""
+    command = [sys.executable, "-m", "ppsd3", "serve", "--model", str(tiny_checkpoint), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            events = (json.loads(line) for line in process.stderr if line.startswith("{"))
+            first = next(events)
+            assert first["event"] == "listening"
+            address = first["address"]
+            with pytest.raises(InputError, match="Address already in use"):
+                listen("127.0.0.1", int(address.rpartition(":")[2]))
+            assert next(events)["event"] == "ready"
+            process.send_signal(signal.SIGHUP)
+            assert next(events) == {"time": ANY, "event": "model", "loaded": True}
+            with concurrent.futures.ThreadPoolExecutor(1) as threads:
+                server = types.SimpleNamespace(url=address)
+                body = {"prompt": "x", "num_inference_steps": 20, "size": "192x192"}
+                drawn = threads.submit(ask, server, "/v1/images/generations", body)
+                while json.loads(ask(server, "/ready")[2])["waiting"] == 0:
+                    assert not drawn.done()
+                process.terminate()
+                assert drawn.result(60)[0] == 200
+            assert process.wait(60) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--port", "99999"], "is no port"),
+        (["--host", "nohost.invalid", "--key-file", "KEYS"], "Cannot listen on nohost.invalid"),
+        (["--grace", "-1"], "--grace"),
+        (["--model", "/none"], "no directory /none"),
+    ],
+)
+def test_what_cannot_be_served(options, said, tmp_path, capfd):
+    (tmp_path / "KEYS").write_text("")
+    options = [str(tmp_path / option) if option == "KEYS" else option for option in options]
+    assert main(["serve", *(["--port", "0"] if "--port" not in options else []), *options]) == 2
+    errors = capfd.readouterr().err
+    assert said in errors
+    assert "Traceback" not in errors
 
 
 # Load, and clients that leave
