@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
+import signal
+import sys
 import threading
 import time
 import webbrowser
@@ -15,7 +16,6 @@ from .options import DEFAULT_MODEL, DTYPES
 
 _PASSWORD = "PPSD3_PASSWORD"
 _LOCAL = "127.0.0.1"
-_MOST_PORT = 65535
 _SOON = 5  # seconds in which most models are loaded, or known to be none
 
 
@@ -49,9 +49,10 @@ def run(arguments: Any) -> None:
         )
     if arguments.models is not None and not os.path.isdir(arguments.models):
         raise InputError(f"--models {arguments.models} is no directory. Name one that holds checkpoints.")
+    from ..serving.server import listen
     from ..webui.app import import_gradio, make_app, private_uploads
 
-    with private_uploads() as uploads, _listening(arguments.listen or _LOCAL, arguments.port) as listening:
+    with private_uploads() as uploads, listen(arguments.listen or _LOCAL, arguments.port, "--listen") as listening:
         import_gradio()
         import uvicorn
 
@@ -79,27 +80,13 @@ def run(arguments: Any) -> None:
         loaded = engine.start()
         loaded.add_done_callback(lambda done: setattr(server, "should_exit", done.exception() is not None))
         _announce(server, loaded, listening, arguments.open)
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # after uvicorn's, to clean up
         try:
             server.run([listening])
         finally:
             engine.close()
-        loaded.result(0)  # why the page ended, if it was for want of a model
-
-
-def _listening(host: str, port: int) -> socket.socket:
-    """A socket that listens there; of IPv6 if the address is."""
-    if not 0 <= port <= _MOST_PORT:
-        raise InputError(f"--port {port} is no port. Give 1 to {_MOST_PORT}, or 0 for any that is free.")
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family)
-    except socket.gaierror as error:
-        raise InputError(f"--listen {host} is no address of this machine: {error.strerror}. Give another.") from error
-    except OSError as error:
-        raise InputError(
-            f"The page cannot listen at {host}, port {port}: {os.strerror(error.errno or 0)}. Give another --port, 0 "
-            "for any that is free, or another --listen."
-        ) from error
+        if loaded.done():
+            loaded.result()  # why the page ended, if it was for want of a model
 
 
 def _password(arguments: Any) -> str | None:
@@ -117,7 +104,7 @@ def _password(arguments: Any) -> str | None:
     return password
 
 
-def _announce(server: Any, loaded: Future[None], listening: socket.socket, opens: bool) -> None:
+def _announce(server: Any, loaded: Future[None], listening: Any, opens: bool) -> None:
     """Prints the address when the server has begun, and opens it in the browser; not if there is no such model."""
     host, port = listening.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}/"

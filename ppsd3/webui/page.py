@@ -35,7 +35,7 @@ _SENT = {"img2img": "image", "inpaint": "editor", "control": "source"}  # tab ->
 _SEND = {"img2img": "Send to image to image", "inpaint": "Send to inpainting", "control": "Send to ControlNet"}
 _INTERVAL = 0.1  # seconds between two looks at a drawing
 _UPLOADS = (3600, 86400)  # seconds between two looks for old uploads, and when one is old
-_BUTTONS = ["download", "fullscreen"]  # of pictures: without the one that shares them on the internet
+_BUTTONS: Any = ["download", "fullscreen"]  # of pictures: without the one that shares them on the internet
 _MOST_SHOWN = 60
 _MOST_SEED = 2**32
 
@@ -457,7 +457,7 @@ class Page:
 
     def _place(self, row, tab):
         """Moves the row of buttons into its tab, which stands before the tabs that it sends to."""
-        column = self.gallery.parent if tab == "gallery" else self.outputs[tab][1].parent
+        column: Any = self.gallery.parent if tab == "gallery" else self.outputs[tab][1].parent
         row.parent.children.remove(row)
         column.add(row)
         row.parent = column
@@ -473,7 +473,7 @@ class Page:
                 return file, gr.Tabs(selected=target)
             with Image.open(file) as picture:
                 brush = brush_for(picture.size)
-            value = {"background": file, "layers": [], "composite": file}
+            value: Any = {"background": file, "layers": [], "composite": file}
             return gr.ImageEditor(value, brush=brush), gr.Tabs(selected=target)
 
         button.click(send, [self.saved, self.chosen], [part, self.tabs], api_visibility="private")
