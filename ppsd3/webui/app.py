@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hmac
-import json
 import os
 import re
 import tempfile
@@ -13,6 +12,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from ..utils.errors import InputError
+from ..utils.json_files import parse_json
 from .drawing import Studio
 from .page import Page
 from .wording import LANGUAGES
@@ -128,8 +128,8 @@ class Guard:
         """Whether a body in JSON names files that may be served, and no other ones. Gradio does not look at them in a
         page that another application mounts, and copies whatever file an event names to where it serves it from."""
         try:
-            left = [json.loads(body or b"null")]
-        except (ValueError, RecursionError):
+            left = [parse_json(body, "the body", InputError)] if body else []
+        except InputError:
             return False
         while left:
             value = left.pop()
