@@ -65,6 +65,10 @@ setup(
         "server": ["fastapi>=0.115", "uvicorn>=0.30", "python-multipart>=0.0.18", "prometheus-client>=0.20"],
         # Models by "modelscope:org/name".
         "modelscope": [MODELSCOPE],
+        # `ppsd3 webui`; Gradio 6 has no release for Python 3.9.
+        "webui": ["gradio>=6.20,<7; python_version >= '3.10'"],
+        # What drives the page in its tests. Chromium comes from the system, axe's rules come with the package.
+        "browser": ["playwright>=1.50", "axe-playwright-python>=0.1.4"],
         # What the parity tests compare with.
         "parity": [
             "torch>=2.4",

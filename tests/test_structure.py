@@ -22,7 +22,7 @@ LAYERS = (
     ("pipelines", "callbacks", "image_processor"),
     ("training", "evaluation", "shapes", "training_utils", "optimization"),
     ("bench",),
-    ("cli", "serving", "__main__"),
+    ("cli", "serving", "webui", "__main__"),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 SEPARATE = ("models", "transformers", "schedulers")

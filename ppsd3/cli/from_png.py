@@ -58,7 +58,7 @@ SAFE: dict[str, tuple[float, float] | None] = {
     "prompt_weighting": None,
 }
 
-_NOTES = ("command", "ppsd3_version")  # settings that are no options
+NOTES = ("command", "ppsd3_version")  # settings that are no options
 _MOST_VALUES = 1000  # of one option
 
 # Command -> names of settings in PNG files of version 0.1 -> what they are called now.
@@ -96,7 +96,7 @@ def take_settings(parser: argparse.ArgumentParser, rest: list[str], command: str
     settings = {
         name: value
         for name, value in _settings(path, command).items()
-        if name not in given and name not in _NOTES and not (name in options and value == options[name].default)
+        if name not in given and name not in NOTES and not (name in options and value == options[name].default)
     }
     unknown = [name for name in settings if name not in options]
     if unknown:
@@ -116,7 +116,7 @@ def needs_trust(settings: dict[str, Any]) -> list[str]:
     return [
         name
         for name, value in settings.items()
-        if name not in SAFE and name not in _NOTES and (name, value) != ("model", DEFAULT_MODEL)
+        if name not in SAFE and name not in NOTES and (name, value) != ("model", DEFAULT_MODEL)
     ]
 
 

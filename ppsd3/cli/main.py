@@ -18,6 +18,7 @@ COMMANDS = {
     "img2img": "draw pictures from a prompt and a picture",
     "inpaint": "draw a marked part of a picture anew",
     "control": "draw pictures guided by a picture, through a ControlNet",
+    "webui": "a page in the browser to draw with",
     "train": "fine-tune a model, or train a LoRA, a ControlNet, an IP-adapter or a word",
     "serve": "an HTTP server with OpenAI's images API and A1111's",
     "evaluate": "score how well a model follows prompts",

@@ -80,7 +80,8 @@ class DrawRequest:
         """Equal for requests whose pictures one call may draw, each to the last bit as alone; ``choice`` is the model
         that is used. Pictures to begin with, step caches (which look at a whole batch) and weighted prompts (which
         differ in length) are drawn alone."""
-        if self.task != "generate" or choice.cache is not None or choice.prompt_weighting:
+        alone = choice.cache is not None or choice.prompt_weighting or "guidance" in self.arguments
+        if self.task != "generate" or alone:
             return id(self)
         shared = {name: value for name, value in self.arguments.items() if name not in _texts("generate")}
         if any(name.startswith("ip_adapter") for name in shared):
@@ -92,8 +93,8 @@ class DrawRequest:
         it: plain values. Pictures to begin with are not in it."""
         from .. import __version__
 
-        pictures = {a.name for a in call_arguments_of(self.task) if a.kind in _PICTURES}
-        plain = {name: value for name, value in self.arguments.items() if name not in pictures}
+        plain_names = {a.name for a in call_arguments_of(self.task) if a.kind not in _PICTURES}
+        plain = {name: value for name, value in self.arguments.items() if name in plain_names}
         model = {} if self.choice is None else self.choice.settings()
         scheduler = {} if self.scheduler is None else {"scheduler": self.scheduler}
         more = {"seed": self.seeds[index], "command": self.task, "ppsd3_version": __version__}

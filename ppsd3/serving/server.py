@@ -156,8 +156,8 @@ def check_packages() -> None:
         raise InputError(f"{missing[0]} is not installed. Install the server: pip install 'ppsd3[server]'.")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens.
+def listen(host: str, port: int, option: str = "--host") -> socket.socket:
+    """A socket that listens; ``option`` is what errors call the one that names the host.
 
     Raises:
         InputError: the address is not one of this machine's, the port is taken, or not allowed.
@@ -170,7 +170,7 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = str(getattr(error, "strerror", None) or error).partition(" (")[0]
         raise InputError(
-            f"Cannot listen on {host}, port {port}: {reason}. Choose others by --host and --port."
+            f"Cannot listen on {host}, port {port}: {reason}. Choose others by {option} and --port."
         ) from None
 
 
