@@ -331,7 +331,7 @@ class Page:
             if tab in self.forms:
                 saved["forms"] = {**saved.get("forms", {}), tab: plain_values(of_tab, values)}
             yield self._progress(drawing), gr.skip(), saved
-            async for shown in self._follow(tab, drawing):
+            async for shown in self.follow(tab, drawing):
                 yield (*shown, saved)
 
         gr.on(
@@ -346,7 +346,7 @@ class Page:
         )
         cancel.click(lambda saved: self._cancel(saved, tab), self.saved, None, queue=False, api_visibility="private")
 
-    async def _follow(self, tab: str, drawing: Drawing) -> AsyncIterator[tuple[Any, Any]]:
+    async def follow(self, tab: str, drawing: Drawing) -> AsyncIterator[tuple[Any, Any]]:
         """(status, result) at each change until the drawing is over."""
         import gradio as gr
 
@@ -538,7 +538,7 @@ class Page:
             if drawing is None:
                 yield gr.skip(), gr.skip()
                 return
-            async for shown in self._follow(tab, drawing):
+            async for shown in self.follow(tab, drawing):
                 yield shown
 
         page.load(
