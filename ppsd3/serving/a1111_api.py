@@ -85,7 +85,11 @@ def add_routes(app: Any, service: Service) -> None:
         key = service.key_of(request.headers)
         asked = dict(fields)
         override = fields.pop("override_settings", None) or {}
+        if not isinstance(override, dict):
+            raise InputError(f"`override_settings` is a {type(override).__name__}; it is an object of options.")
         seed, model = fields.pop("seed", None), override.pop("sd_model_checkpoint", None)
+        if not isinstance(model, (str, type(None))):
+            raise InputError(f"`sd_model_checkpoint` is a {type(model).__name__}; it is a model's name.")
         scheduler = _sampler(fields)
         _refuse(override, "override_settings.")
         values.update(_values(fields))

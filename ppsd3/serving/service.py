@@ -193,7 +193,8 @@ class Service:
     def log(self, **facts: Any) -> None:
         """One line of JSON to the standard error stream."""
         facts = {name: value for name, value in facts.items() if value is not None}
-        print(json.dumps({"time": round(time.time(), 3), **facts}, ensure_ascii=True), file=sys.stderr, flush=True)
+        line = json.dumps({"time": round(time.time(), 3), **facts}, ensure_ascii=True)
+        print(line + "\n", end="", file=sys.stderr, flush=True)  # at once: threads log, too
 
     def log_error(self, error: BaseException) -> None:
         """The kind and place of a defect, or why there is no model; the message, which may quote a prompt, only if the

@@ -215,6 +215,8 @@ def test_a1111_refuses_what_it_does_not_do(server):
     for fields in ({"enable_hr": True}, {"restore_faces": True}, {"styles": ["x"]}, {"sampler_name": "Euler a"}):
         with pytest.raises(RuntimeError, match=r"(?s)400"):
             client.txt2img(prompt="x", width=64, height=64, **fields)
+    for wrong in ("x", [1], 3, {"sd_model_checkpoint": [1]}):
+        assert ask(server, "/sdapi/v1/txt2img", {"prompt": "x", "override_settings": wrong})[0] == 400
 
 
 def test_a1111_progress_and_interrupt(server):
