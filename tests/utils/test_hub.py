@@ -81,7 +81,9 @@ class TestLocal:
         assert resolve_checkpoint("~/sd3") == str(tmp_path / "sd3")
 
     @pytest.mark.parametrize("path", ["./no", "/none/at/all", "a/b/c", "none", "../a", "a\\b", "a/", "", "~/no"])
-    def test_paths_never_reach_the_hub(self, path, monkeypatch):
+    def test_paths_never_reach_the_hub(self, path, monkeypatch, tmp_path):
+        (tmp_path / "empty").mkdir()
+        monkeypatch.chdir(tmp_path / "empty")
         monkeypatch.setattr(hub, "_fetch", lambda *args: pytest.fail("the hub was asked"))
         with pytest.raises(CheckpointNotFoundError, match="Check the path") as caught:
             resolve_checkpoint(path)
