@@ -43,7 +43,7 @@ setup(
             "cli/doctor/*.png",
         ]
     },
-    python_requires=">=3.9,<3.13",
+    python_requires=">=3.9,<3.14",
     install_requires=requirements("requirements.txt"),
     extras_require={
         # Never a hard requirement: installing the CPU wheel over a GPU one breaks it.
@@ -94,8 +94,8 @@ setup(
     },
     entry_points={"console_scripts": ["ppsd3=ppsd3.cli.main:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(9, 14)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )
