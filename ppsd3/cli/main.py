@@ -29,6 +29,21 @@ COMMANDS = {
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
 
+FIRST_STEPS = """\
+Stable Diffusion 3 and 3.5 on PaddlePaddle. To begin with, nothing to download:
+
+  ppsd3 generate "a red circle to the left of a blue square"   draws with the bundled model
+  ppsd3 webui --open                                           the same in the browser; needs "ppsd3[webui]"
+  ppsd3 info                                                   what this machine computes with
+  ppsd3 doctor                                                 what is amiss, and what to do about it
+
+With weights in diffusers format, on disk or by their id on the hub:
+
+  ppsd3 info path/to/sd3                                       whether they fit, and how
+  ppsd3 generate "a cat" --model path/to/sd3
+
+`ppsd3 --help` lists all commands, `ppsd3 COMMAND --help` explains one."""
+
 USAGE_ERROR = 2  # what argparse exits with, too
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and + SIGTERM, as shells have it
 
@@ -40,6 +55,9 @@ def main(argv=None):
         sys.excepthook = guarded_streams()(sys.__excepthook__)
     arguments = None
     try:
+        if not (sys.argv[1:] if argv is None else argv):
+            print(FIRST_STEPS)
+            return 0
         with terminable():
             arguments = _parse(argv)
             arguments.tune()

@@ -1,6 +1,7 @@
 """The program as a whole: help, version, and how errors look."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,15 @@ def test_every_command_has_a_module_and_a_summary(capsys):
         main(["--help"])
     shown = capsys.readouterr().out
     assert all(f"{name} " in shown and summary in shown for name, summary in program.COMMANDS.items())
+
+
+def test_alone_it_says_what_to_begin_with(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ppsd3"])
+    for arguments in ([], None):
+        assert main(arguments) == 0
+        shown = capsys.readouterr().out
+        named = set(re.findall(r"^  ppsd3 (\w+)", shown, re.MULTILINE))
+        assert {"generate", "doctor"} <= named <= program.COMMANDS.keys()
 
 
 def test_unknown_command(capsys):
