@@ -14,6 +14,7 @@ from .from_png import take_settings
 # Command -> what it does. Each is a module of that name beside this one, imported only when it is called, with
 # `add_arguments(parser)` and `run(arguments) -> exit code or None`. Its docstring is the command's description.
 COMMANDS = {
+    "intro": "what to begin with, as without a command",
     "generate": "draw pictures from a prompt",
     "img2img": "draw pictures from a prompt and a picture",
     "inpaint": "draw a marked part of a picture anew",
@@ -23,26 +24,12 @@ COMMANDS = {
     "serve": "an HTTP server with OpenAI's images API and A1111's",
     "evaluate": "score how well a model follows prompts",
     "bench": "measure speed and memory beside diffusers and OpenVINO",
+    "models": "list, download, check and remove models",
     "convert": "a checkpoint from one layout or dtype to another",
     "export": "a model's networks as models for Paddle Inference",
     "doctor": "check the installation and its GPUs, and directories for what interrupted saves left",
     "info": "what a checkpoint holds, and whether it fits this machine",
 }
-
-FIRST_STEPS = """\
-Stable Diffusion 3 and 3.5 on PaddlePaddle. To begin with, nothing to download:
-
-  ppsd3 generate "a red circle to the left of a blue square"   draws with the bundled model
-  ppsd3 webui --open                                           the same in the browser; needs "ppsd3[webui]"
-  ppsd3 info                                                   what this machine computes with
-  ppsd3 doctor                                                 what is amiss, and what to do about it
-
-With weights in diffusers format, on disk or by their id on the hub:
-
-  ppsd3 info path/to/sd3                                       whether they fit, and how
-  ppsd3 generate "a cat" --model path/to/sd3
-
-`ppsd3 --help` lists all commands, `ppsd3 COMMAND --help` explains one."""
 
 USAGE_ERROR = 2  # what argparse exits with, too
 INTERRUPTED, TERMINATED = 130, 143  # 128 + SIGINT and + SIGTERM, as shells have it
@@ -55,9 +42,6 @@ def main(argv=None):
         sys.excepthook = guarded_streams()(sys.__excepthook__)
     arguments = None
     try:
-        if not (sys.argv[1:] if argv is None else argv):
-            print(FIRST_STEPS)
-            return 0
         with terminable():
             arguments = _parse(argv)
             arguments.tune()
@@ -84,7 +68,7 @@ def _parse(argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"ppsd3 {__version__}")
-    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
+    parser.add_argument("command", metavar="COMMAND", nargs="?", default="intro", choices=COMMANDS, help="see below")
     parser.add_argument("rest", metavar="...", nargs=argparse.REMAINDER, help="the command's own arguments")
     outer = parser.parse_args(argv)
 

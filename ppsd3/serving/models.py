@@ -8,10 +8,10 @@ import os
 from typing import Any
 
 from ..utils.errors import InputError, PPSD3Error
+from ..utils.hub_cache import cached_ids
 from ..utils.pipeline_index import PIPELINE_INDEX
 from .requests import TASKS
 
-_PIPELINE = "StableDiffusion3"
 _MOST_ENTRIES = 10_000  # of directories and files that are looked at
 
 
@@ -107,7 +107,7 @@ class Catalog:
             paths.update({name: path for name, path in self._entries() if os.path.isdir(path)})
             paths.update({name: path for name, path in self._files() if not _is_lora(path)})
         if self.hub_cache:
-            paths.update({name: name for name in _cached_ids()})
+            paths.update({name: name for name in cached_ids()})
         return paths
 
     def _files(self):
@@ -231,25 +231,3 @@ def _is_lora(path):
         return not recognize(path).is_network
     except PPSD3Error:
         return False
-
-
-def _cached_ids():
-    """Ids of the pipelines of Stable Diffusion 3 in the cache of the Hugging Face hub."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    from ..utils.pipeline_index import read_pipeline_index
-
-    found = []
-    for folder in sorted(os.listdir(HF_HUB_CACHE)) if os.path.isdir(HF_HUB_CACHE) else ():
-        snapshots = os.path.join(HF_HUB_CACHE, folder, "snapshots")
-        if not folder.startswith("models--") or not os.path.isdir(snapshots):
-            continue
-        for snapshot in os.listdir(snapshots):
-            try:
-                index = read_pipeline_index(os.path.join(snapshots, snapshot))
-            except (PPSD3Error, OSError):
-                continue
-            if str(index.get("_class_name", "")).startswith(_PIPELINE):
-                found.append(folder[len("models--") :].replace("--", "/", 1))
-                break
-    return found
