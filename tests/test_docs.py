@@ -23,7 +23,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "examples").glob("*.md"), *DOCS.rgl
 NOT_RUN = 7  # Python blocks that need a GPU or another library: no more than these
 PAGE_LENGTH = range(60, 121)
 # Commands that only have to be understood: they take minutes, or a GPU.
-LONG = ("bench", "samplers", "gpu", "serve", "webui")
+LONG = ("bench", "samplers", "gpu", "serve", "webui", "download", "remove")
 # What makes the code quick: steps of a call, and what is appended to a command.
 STEPS = 3
 QUICK = {command: ["--steps", str(STEPS)] for command in ("generate", "img2img", "inpaint", "control")}
