@@ -16,7 +16,7 @@ from ..serialization import Checkpoint
 from ..utils.errors import CheckpointError, CheckpointFormatError, ConfigError, InputError
 from ..utils.hub import resolve_checkpoint, resolve_file
 from ..utils.json_files import read_json
-from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, SETTINGS, named_class, read_pipeline_index
+from ..utils.pipeline_index import PIPELINE_INDEX as INDEX_NAME, named_class, present_components, read_pipeline_index
 from ..utils.printable import printable
 from ..utils.recognition import explain
 from ..utils.sizes import in_words, parse_size
@@ -64,9 +64,8 @@ def _show_checkpoint(arguments):
         return _show_directory(directory, arguments.variant, arguments.memory)
     index = read_pipeline_index(directory)
     components = [
-        read_component(directory, name, entry[1], arguments.variant)
-        for name, entry in index.items()
-        if isinstance(entry, list) and name not in SETTINGS and not name.startswith("_") and entry[1] is not None
+        read_component(directory, name, class_name, arguments.variant)
+        for name, class_name in present_components(index).items()
     ]
     print(printable(f"{index.get('_class_name')} in {directory}") + "\n")
     print("\n".join(map(printable, _component_table(components))) + "\n")

@@ -12,7 +12,7 @@ from ..utils.files import bytes_in
 from ..utils.hub import BUNDLED, resolve_checkpoint
 from ..utils.hub_cache import cache_directory, cached_models, remove_cached
 from ..utils.json_files import MOST_BYTES_OF_VOCABULARY, read_json
-from ..utils.pipeline_index import PIPELINE_INDEX, SETTINGS, read_pipeline_index
+from ..utils.pipeline_index import PIPELINE_INDEX, present_components, read_pipeline_index
 from ..utils.printable import printable
 from ..utils.sizes import in_words
 from .info import read_component
@@ -65,11 +65,9 @@ def _check(arguments):
             f"{directory} has no {PIPELINE_INDEX}: it is no pipeline. `ppsd3 info {arguments.model}` says what it is."
         )
     faults = []
-    for name, entry in read_pipeline_index(directory).items():
-        if name.startswith("_") or name in SETTINGS or not isinstance(entry, list) or entry[1] is None:
-            continue
+    for name, class_name in present_components(read_pipeline_index(directory)).items():
         try:
-            part = read_component(directory, name, entry[1], arguments.variant)
+            part = read_component(directory, name, class_name, arguments.variant)
             for path in _files(os.path.join(directory, name)):
                 if path.endswith(".json"):
                     read_json(path, f"a file of {name}", MOST_BYTES_OF_VOCABULARY)

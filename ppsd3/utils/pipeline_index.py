@@ -39,6 +39,12 @@ def read_pipeline_index(directory: PathLike) -> dict[str, Any]:
     return index
 
 
+def present_components(index: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> class name of the components of an index, without those that are absent."""
+    entries = {name: e for name, e in index.items() if isinstance(e, list) and not name.startswith("_")}
+    return {name: entry[1] for name, entry in entries.items() if name not in SETTINGS and entry[1] is not None}
+
+
 def not_a_component(path: PathLike, name: str, entry: Any) -> ConfigError:
     """The error about an entry of the index at ``path`` that should be a pair."""
     return ConfigError(
